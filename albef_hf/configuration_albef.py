@@ -1,0 +1,149 @@
+"""Configuration of ALBEF models: architecture only, training settings live with the training loop."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class AlbefVisionConfig(PreTrainedConfig):
+    """Architecture of the image encoder; the defaults are ViT-B/16 at 256 pixels, as in the paper's pretraining.
+
+    Args:
+        hidden_size: Width of the image tokens.
+        num_hidden_layers: Number of transformer layers.
+        num_attention_heads: Number of attention heads; must divide `hidden_size`.
+        intermediate_size: Width of the feed-forward layers.
+        image_size: Height and width of the input pictures in pixels; a multiple of `patch_size`.
+        patch_size: Height and width of a patch in pixels.
+        num_channels: Number of colour channels.
+        hidden_act: Activation of the feed-forward layers.
+        layer_norm_eps: Epsilon of the layer norms (1e-6 in the original's `models/vit.py`).
+        attention_probs_dropout_prob: Dropout of the attention probabilities; the original uses none in the ViT.
+        initializer_range: Standard deviation of freshly initialised weights.
+    """
+
+    model_type = "albef_vision_model"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    image_size: int = 256
+    patch_size: int = 16
+    num_channels: int = 3
+    hidden_act: str = "gelu"
+    layer_norm_eps: float | int = 1e-6
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float | int = 0.02
+
+    def validate_patches(self) -> None:
+        """Check that patches tile the picture."""
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}); "
+                f"the nearest smaller one is {self.image_size - self.image_size % self.patch_size}."
+            )
+
+    def validate_heads(self) -> None:
+        """Check that the heads share the width evenly."""
+        _check_heads(self)
+
+
+@strict
+class AlbefTextConfig(PreTrainedConfig):
+    """Architecture of the text encoder and of the multimodal encoder, which are the two halves of one BERT.
+
+    Args:
+        vocab_size: Number of tokens; must cover every id that the tokenizer can emit.
+        hidden_size: Width of the text tokens.
+        num_hidden_layers: Layers of the text encoder (BERT-base: layers 0 to 5).
+        num_multimodal_layers: Layers of the multimodal encoder (BERT-base: layers 6 to 11), each with cross-attention.
+        num_attention_heads: Number of attention heads; must divide `hidden_size`.
+        intermediate_size: Width of the feed-forward layers.
+        encoder_hidden_size: Width of the image tokens that cross-attention reads; `AlbefConfig` sets it.
+        hidden_act: Activation of the feed-forward layers.
+        hidden_dropout_prob: Dropout of embeddings and layer outputs.
+        attention_probs_dropout_prob: Dropout of the attention probabilities.
+        max_position_embeddings: Longest text in tokens.
+        type_vocab_size: Rows of the token-type table; ALBEF always adds row 0.
+        layer_norm_eps: Epsilon of the layer norms (1e-12, as in BERT).
+        pad_token_id: Id of the padding token.
+        initializer_range: Standard deviation of freshly initialised weights.
+    """
+
+    model_type = "albef_text_model"
+    base_config_key = "text_config"
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 6
+    num_multimodal_layers: int = 6
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    encoder_hidden_size: int = 768
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float | int = 1e-12
+    pad_token_id: int | None = 0
+    initializer_range: float | int = 0.02
+
+    def validate_heads(self) -> None:
+        """Check that the heads share the width evenly."""
+        _check_heads(self)
+
+
+@strict
+class AlbefConfig(PreTrainedConfig):
+    """Architecture of an ALBEF model; the defaults are the paper's: ViT-B/16, BERT-base, a joint space of 256.
+
+    Args:
+        vision_config: An `AlbefVisionConfig` or the dictionary of one.
+        text_config: An `AlbefTextConfig` or the dictionary of one.
+        projection_dim: Width of the space in which images and texts are contrasted.
+        initial_temperature: Starting value of the learned temperature of the contrastive loss.
+        tie_word_embeddings: Whether the masked-language head shares the word embeddings, as in BERT.
+        initializer_range: Standard deviation of freshly initialised heads.
+
+    Example:
+        ```python
+        >>> from albef_hf import AlbefConfig
+        >>> AlbefConfig(vision_config={"image_size": 384}).vision_config.image_size
+        384
+
+        ```
+    """
+
+    model_type = "albef"
+    sub_configs = {"vision_config": AlbefVisionConfig, "text_config": AlbefTextConfig}
+    # transformers 5.23 reads this name, 5.17 the one above.
+    sub_configs_defaults = {"vision_config": AlbefVisionConfig, "text_config": AlbefTextConfig}
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    projection_dim: int = 256
+    initial_temperature: float | int = 0.07
+    tie_word_embeddings: bool = True
+    initializer_range: float | int = 0.02
+
+    def __post_init__(self, **kwargs):
+        if not isinstance(self.vision_config, PreTrainedConfig):
+            self.vision_config = AlbefVisionConfig(**(self.vision_config or {}))
+        if not isinstance(self.text_config, PreTrainedConfig):
+            self.text_config = AlbefTextConfig(**(self.text_config or {}))
+        self.text_config.encoder_hidden_size = self.vision_config.hidden_size
+        super().__post_init__(**kwargs)
+
+
+def _check_heads(config: AlbefVisionConfig | AlbefTextConfig) -> None:
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"hidden_size ({config.hidden_size}) must be a multiple of "
+            f"num_attention_heads ({config.num_attention_heads})."
+        )
+
+
+__all__ = ["AlbefConfig", "AlbefTextConfig", "AlbefVisionConfig"]

@@ -1,0 +1,137 @@
+"""The momentum teacher: an exponential moving average of the student, and queues of the features it has computed.
+
+Section 3.4 of the paper; `_momentum_update` and `_dequeue_and_enqueue` in the original's `models/model_pretrain.py`.
+"""
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.hub import cached_file
+
+MOMENTUM_FILE = "momentum.safetensors"
+
+
+class FeatureQueue(nn.Module):
+    """The most recent image and text features, as further keys of the contrastive loss (MoCo, arXiv 1911.05722).
+
+    Starts with random unit vectors, as the original does.
+
+    Args:
+        size: Number of pairs kept; 0 keeps none.
+        dim: Width of a feature.
+    """
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.register_buffer("image_features", F.normalize(torch.randn(size, dim), dim=-1))
+        self.register_buffer("text_features", F.normalize(torch.randn(size, dim), dim=-1))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def enqueue(self, image_features: torch.Tensor, text_features: torch.Tensor) -> None:
+        """Replace the oldest pairs by (batch, dim) new ones, of any number, wrapping round at the end."""
+        size = len(self.image_features)
+        if size == 0:
+            return
+        image_features, text_features = image_features[-size:], text_features[-size:]
+        rows = (self.pointer + torch.arange(len(image_features), device=self.pointer.device)) % size
+        self.image_features.index_copy_(0, rows, image_features.to(self.image_features.dtype))
+        self.text_features.index_copy_(0, rows, text_features.to(self.text_features.dtype))
+        self.pointer.copy_((self.pointer + len(rows)) % size)
+
+
+class MomentumTeacher(nn.Module):
+    """A slow copy of a student that softens its targets and fills the queues of its contrastive loss.
+
+    The teacher is in training mode like the student, its dropout active, as in the original; `teacher.eval()` turns
+    that off. Call it with the student's batch, and after every optimizer step call `enqueue` and `update`.
+
+    Args:
+        student: A head with `get_teacher_outputs`; it is copied in float32, since an average with momentum 0.995 would
+            never move in bfloat16.
+        momentum: Share of itself that the teacher keeps at an update; the paper's 0.995.
+        queue_size: Pairs in the queue; the paper's 65,536.
+
+    Example:
+        ```python
+        teacher = MomentumTeacher(student)
+        targets = teacher(**batch)
+        loss = student(**batch, teacher_outputs=targets, alpha=0.4).loss
+        loss.backward()
+        optimizer.step()
+        student.clamp_temperature()
+        teacher.enqueue(targets.image_embeds, targets.text_embeds)
+        teacher.update(student)
+        ```
+    """
+
+    def __init__(self, student: PreTrainedModel, momentum: float = 0.995, queue_size: int = 65536):
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum is a share between 0 and 1, not {momentum}; the paper's is 0.995.")
+        self.momentum = momentum
+        self.model = copy.deepcopy(student).to(torch.promote_types(student.dtype, torch.float32))
+        self.model.requires_grad_(False).train()
+        self.queue = FeatureQueue(queue_size, student.config.projection_dim)
+
+    @torch.no_grad()
+    def forward(self, **batch: torch.Tensor) -> ModelOutput:
+        """The teacher's features and logits for a batch, with the queues as they stand; see `AlbefTeacherOutput`."""
+        outputs = self.model.get_teacher_outputs(**batch)
+        outputs.image_queue, outputs.text_queue = self.queue.image_features, self.queue.text_features
+        return outputs
+
+    @torch.no_grad()
+    def enqueue(self, image_features: torch.Tensor, text_features: torch.Tensor) -> None:
+        """Add (batch, projection) features, of all processes, to the queues."""
+        self.queue.enqueue(image_features, text_features)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """Move towards the student: teacher = momentum * teacher + (1 - momentum) * student (section 3.4)."""
+        teacher_weights = list(self.model.parameters())
+        student_weights = [
+            weight.to(own.dtype) for weight, own in zip(student.parameters(), teacher_weights, strict=True)
+        ]
+        torch._foreach_lerp_(teacher_weights, student_weights, 1 - self.momentum)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write weights, queues and pointer to `momentum.safetensors`, beside the student's `model.safetensors`."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_model(self, str(Path(folder) / MOMENTUM_FILE), metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike, student: PreTrainedModel, momentum: float = 0.995, queue_size: int = 65536
+    ) -> "MomentumTeacher":
+        """Read `momentum.safetensors` of a folder or Hub repository.
+
+        Args:
+            name: Folder or Hub repository that `save_pretrained` has written to.
+            student: The student from the same place.
+            momentum: As in the constructor.
+            queue_size: As in the constructor; must be that of the saved queues.
+
+        Raises:
+            ValueError: If the file belongs to another architecture or queue size.
+        """
+        teacher = cls(student, momentum, queue_size)
+        path = cached_file(str(name), MOMENTUM_FILE)
+        try:
+            load_model(teacher, path)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path} does not fit the student and a queue of {queue_size} pairs: {error}. "
+                "Give the queue_size it was saved with, or start a new teacher with MomentumTeacher(student)."
+            ) from error
+        return teacher
+
+
+__all__ = ["FeatureQueue", "MomentumTeacher"]
