@@ -9,3 +9,21 @@ from .modeling_albef import (
     AlbefVisionModel,
 )
 from .momentum import FeatureQueue, MomentumTeacher
+from .processing_albef import AlbefProcessor, clean_caption
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlbefConfig",
+    "AlbefForPreTraining",
+    "AlbefModel",
+    "AlbefMultimodalModel",
+    "AlbefProcessor",
+    "AlbefTextConfig",
+    "AlbefTextModel",
+    "AlbefVisionConfig",
+    "AlbefVisionModel",
+    "FeatureQueue",
+    "MomentumTeacher",
+    "clean_caption",
+]

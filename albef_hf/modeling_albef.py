@@ -110,9 +110,9 @@ class AlbefForPreTrainingOutput(ModelOutput):
     text_embeds: torch.Tensor | None = None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Layers
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def eager_attention_forward(
@@ -338,9 +338,9 @@ def interpolate_position_embeddings(positions: torch.Tensor, grid: tuple[int, in
     return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Encoders
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class AlbefPreTrainedModel(PreTrainedModel):
@@ -581,9 +581,9 @@ class AlbefModel(AlbefPreTrainedModel):
         )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Heads and losses
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def distilled_cross_entropy(
@@ -822,7 +822,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         if labels is None:
             return self._predict(input_ids, pixel_values, attention_mask, **kwargs)
         if mlm_input_ids is None:
-            raise ValueError("labels came without mlm_input_ids: collate the batch with albef_hf.PretrainingCollator.")
+            raise ValueError("labels came without mlm_input_ids: collate with albef_hf.data.PretrainingCollator.")
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         images, texts, masked_texts = self._encode(input_ids, pixel_values, attention_mask, mlm_input_ids)
         image_embeds = self.contrastive_head.project_image(images)
@@ -917,8 +917,8 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         Args:
             vision: Hub name or folder of a ViT or DeiT; None starts the image encoder fresh.
             text: Hub name or folder of a BERT; None starts the text side fresh.
-            vision_config: Settings to change in the image encoder, such as `{"image_size": 384}`; the learned positions
-                are interpolated.
+            vision_config: Settings to change in the image encoder, such as `{"image_size": 384}`, to which the learned
+                positions are interpolated.
             text_config: Settings to change on the text side, such as `{"num_hidden_layers": 3}`.
             config_kwargs: Further settings of `AlbefConfig`.
 
@@ -946,9 +946,9 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         return model
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 # Pretrained ViT, DeiT and BERT
-# ----------------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------------------------------
 
 # Names of transformers' ViT, DeiT and BERT, old and new (they moved between 5.17 and 5.23), to those of this file.
 # Order matters: attention first, so that what is left of `output` belongs to the feed-forward part.

@@ -1,0 +1,74 @@
+"""Where pairs come from: the original's JSON lists, and anything that `datasets.load_dataset` reads."""
+
+import json
+from pathlib import Path
+
+import datasets
+from transformers import BertTokenizer
+
+
+def embedded_tokenizer() -> BertTokenizer:
+    """The tokenizer of BERT-base uncased, from the vocabulary that comes with this package."""
+    return BertTokenizer.from_pretrained(Path(__file__).parent / "bert-base-uncased-vocab")
+
+
+def read_annotations(files: list[str]) -> datasets.Dataset:
+    """Read JSON lists of the original's format into one dataset with the columns `image` and `caption`.
+
+    Args:
+        files: Each holds a list of `{"image": path, "caption": text or list of texts}`; other keys are left out.
+
+    Raises:
+        ValueError: If a file is not such a list.
+    """
+    images: list[str] = []
+    captions: list[list[str]] = []
+    for file in files:
+        try:
+            rows = json.loads(Path(file).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{file} cannot be read as a JSON list of pairs: {error}.") from error
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f'{file} is not a list of {{"image": path, "caption": text or list of texts}}.')
+        for row in rows:
+            if "image" not in row or "caption" not in row:
+                raise ValueError(f'{file}: a row has {sorted(row)}, but needs "image" and "caption".')
+            texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
+            images.append(row["image"] if isinstance(row["image"], str) else None)
+            captions.append([text for text in texts if isinstance(text, str)])
+    text = datasets.Value("string")
+    features = datasets.Features({"image": text, "caption": datasets.List(text)})
+    return datasets.Dataset.from_dict({"image": images, "caption": captions}, features=features)
+
+
+def load_hub_rows(
+    name: str,
+    config_name: str | None,
+    data_files: list[str] | None,
+    split: str,
+    streaming: bool,
+    image_column: str,
+    caption_column: str,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Load a dataset by name and check its columns; pictures stay encoded, so that a broken one harms nobody else.
+
+    Args:
+        name: What `datasets.load_dataset` takes: a Hub name, a folder, `imagefolder`, `parquet`, `webdataset`, ...
+        config_name: Name of a configuration of the dataset.
+        data_files: Files to read, for the packaged formats.
+        split: Such as `train` or `train[:90%]`.
+        streaming: Read on the fly instead of downloading first.
+        image_column: Name of the picture's column.
+        caption_column: Name of the caption's column.
+
+    Raises:
+        ValueError: If a column does not exist.
+    """
+    rows = datasets.load_dataset(name, config_name, data_files=data_files, split=split, streaming=streaming)
+    columns = rows.column_names or list(next(iter(rows)))
+    for option, column in (("image_column", image_column), ("caption_column", caption_column)):
+        if column not in columns:
+            raise ValueError(f"{name} has no column {column!r}; set {option} to one of {', '.join(columns)}.")
+    if rows.features is None or isinstance(rows.features[image_column], datasets.Image):
+        rows = rows.cast_column(image_column, datasets.Image(decode=False))
+    return rows

@@ -1,0 +1,76 @@
+"""Options of the scripts: one dataclass each, from the command line and a YAML file."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+Options = TypeVar("Options")
+
+
+def option(default: Any, description: str) -> Any:
+    """A field of an options dataclass; the description is what `--help` says of it."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata={"help": description})
+    return dataclasses.field(default=default, metadata={"help": description})
+
+
+def parse_options(kind: type[Options], description: str, arguments: list[str]) -> Options:
+    """Read options; the command line wins over the YAML file given by `--config`.
+
+    A mistyped option ends the program with an error that names the nearest right one.
+
+    Args:
+        kind: A dataclass whose fields are made by `option`.
+        description: First lines of `--help`.
+        arguments: The command line without the program's name.
+    """
+    config_parser = argparse.ArgumentParser(add_help=False)
+    config_parser.add_argument("--config", help="YAML file of options; the command line wins over it")
+    parser = HfArgumentParser(kind, description=description, parents=[config_parser], allow_abbrev=False)
+    known, arguments = config_parser.parse_known_args(arguments)
+    try:
+        recipe = _yaml_arguments(known.config) if known.config else []
+        values, unknown = parser.parse_known_args(recipe + arguments)
+        if unknown:
+            parser.error(_nearest_option(unknown[0], kind))
+        chosen = {field.name: getattr(values, field.name) for field in dataclasses.fields(kind)}
+        return kind(**chosen)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def save_options(options: Any, path: Path) -> None:
+    """Write options as YAML that `--config` reads."""
+    path.write_text(yaml.safe_dump(dataclasses.asdict(options), sort_keys=False), encoding="utf-8")
+
+
+def _yaml_arguments(path: str) -> list[str]:
+    """The content of a YAML file as a command line, so that both are checked by the same parser."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path} must hold lines of `option: value`.")
+    arguments = []
+    for name, value in content.items():
+        if value is None or value == []:
+            continue
+        values = value if isinstance(value, list) else [value]
+        arguments += [f"--{name}", *(json.dumps(v) if isinstance(v, (dict, bool)) else str(v) for v in values)]
+    return arguments
+
+
+def _nearest_option(argument: str, kind: type) -> str:
+    name = re.sub(r"=.*", "", argument).lstrip("-").replace("-", "_")
+    names = [field.name for field in dataclasses.fields(kind)]
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"; did you mean --{nearest[0]}?" if nearest else "; --help lists all options."
+    return f"there is no option {argument}{hint}" if argument.startswith("-") else f"{argument} belongs to no option"

@@ -1,0 +1,121 @@
+"""Processor of ALBEF: pictures to pixels, captions to tokens, cleaned and tokenized as the original does."""
+
+import re
+
+from tokenizers.processors import TemplateProcessing
+from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import ProcessingKwargs, Unpack
+
+DELETED_CHARACTERS = re.compile(r"""[,.'!?"()*#:;~]""")
+
+
+def clean_caption(caption: str, max_words: int = 30) -> str:
+    """Lower-case a caption, strip its punctuation and cut it (`pre_caption` in the original's `dataset/utils.py`).
+
+    Args:
+        caption: Any text; characters that cannot be encoded (lone surrogates) become question marks and go too.
+        max_words: Words kept.
+
+    Example:
+        ```python
+        >>> clean_caption("Two dogs (brown/white) play: fetch!")
+        'two dogs brown white play fetch'
+
+        ```
+    """
+    caption = caption.encode("utf-8", errors="replace").decode("utf-8")
+    caption = DELETED_CHARACTERS.sub("", caption.lower()).replace("-", " ").replace("/", " ")
+    caption = re.sub(r"\s{2,}", " ", caption.replace("<person>", "person"))
+    return " ".join(caption.rstrip("\n").strip(" ").split(" ")[:max_words])
+
+
+def without_separator(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """The same vocabulary in a tokenizer that emits `[CLS] x` and no `[SEP]`, as the original's does.
+
+    It is not a `BertTokenizer`, since that class puts its `[SEP]` back whenever it is loaded.
+    """
+    backend = tokenizer.backend_tokenizer
+    cls, sep = (tokenizer.cls_token, tokenizer.cls_token_id), (tokenizer.sep_token, tokenizer.sep_token_id)
+    backend.post_processor = TemplateProcessing(
+        single=f"{cls[0]} $A", pair=f"{cls[0]} $A {sep[0]} $B:1 {sep[0]}:1", special_tokens=[cls, sep]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=True,
+        **tokenizer.special_tokens_map,
+    )
+
+
+class AlbefProcessorKwargs(ProcessingKwargs, total=False):
+    """Settings of a call; transformers 5.17 reads the defaults here, 5.23 on the processor."""
+
+    # A "[SEP]" that somebody writes in a caption is five characters of text, not a separator.
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True, "max_length": 30, "split_special_tokens": True}}
+
+
+class AlbefProcessor(ProcessorMixin):
+    """Prepares pictures and captions for ALBEF models.
+
+    Pictures are resized to a square (bicubic) and normalised by CLIP's mean and deviation; captions are cleaned,
+    cut to 30 words, tokenized without `[SEP]`, padded to the longest and truncated to 30 tokens.
+
+    Args:
+        image_processor: Such as `BlipImageProcessor(size={"height": 256, "width": 256})`, whose settings are ALBEF's.
+        tokenizer: A BERT tokenizer; its `[SEP]` is dropped.
+        max_words: Words of a caption that are kept.
+
+    Example:
+        ```python
+        processor = AlbefProcessor.from_pretrained("you/albef")
+        inputs = processor(images=picture, text=["a dog in the snow", "a red car"], return_tensors="pt")
+        ```
+    """
+
+    text_kwargs = AlbefProcessorKwargs._defaults["text_kwargs"]
+    valid_processor_kwargs = AlbefProcessorKwargs
+
+    def __init__(self, image_processor, tokenizer, max_words: int = 30, **kwargs):
+        self.max_words = max_words
+        super().__init__(image_processor, without_separator(tokenizer), **kwargs)
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        **kwargs: Unpack[AlbefProcessorKwargs],
+    ) -> BatchFeature:
+        """Prepare pictures, texts, or both.
+
+        Args:
+            images: A picture or a list of them.
+            text: A caption or a list of them; an empty one is valid and becomes `[CLS]` alone.
+            kwargs: Settings of the tokenizer and image processor, such as `return_tensors="pt"`.
+
+        Returns:
+            `pixel_values` (batch, 3, height, width), `input_ids` and `attention_mask` (batch, tokens).
+
+        Raises:
+            ValueError: If there is neither a picture nor a text, or a text is not a string.
+        """
+        if images is None and text is None:
+            raise ValueError("Nothing to process: give images, text, or both.")
+        if text is not None:
+            text = self._clean(text)
+        return super().__call__(images=images, text=text, **kwargs)
+
+    def _clean(self, text: str | list[str]) -> str | list[str]:
+        if isinstance(text, str):
+            return clean_caption(text, self.max_words)
+        if not isinstance(text, (list, tuple)) or not all(isinstance(caption, str) for caption in text):
+            raise ValueError("text must be a string or a list of strings, one caption each.")
+        return [clean_caption(caption, self.max_words) for caption in text]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what the processor returns."""
+        return ["pixel_values", "input_ids", "attention_mask"]
+
+
+__all__ = ["AlbefProcessor", "clean_caption"]

@@ -1,0 +1,323 @@
+"""The training loop: student, momentum teacher and optimizer on Accelerate, one step after the other."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import TorchDynamoPlugin
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
+
+from .data.pairs import Issue
+from .momentum import MomentumTeacher
+from .options import option
+from .run_log import RunLog
+
+METRICS = ("loss", "loss_itc", "loss_itm", "loss_mlm", "info_nce")
+
+
+@dataclass
+class TrainingOptions:
+    """How to train; the defaults are the paper's pretraining."""
+
+    output_dir: str = option("runs/albef", "folder for the model, the log and the curves")
+    seed: int = option(42, "seed of weights, data order, augmentation and masking")
+    epochs: int = option(30, "passes over the data")
+    max_steps: int = option(0, "optimizer steps, instead of epochs; required for streams")
+    batch_size: int = option(64, "pairs per process and forward pass; the paper has 64 on each of 8 GPUs")
+    gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
+    learning_rate: float = option(1e-4, "highest learning rate; it is not scaled with the batch size")
+    min_learning_rate: float = option(1e-5, "learning rate at the end of the cosine")
+    warmup_steps: int = option(1000, "steps of linear warm-up")
+    weight_decay: float = option(0.02, "AdamW's weight decay; biases and layer norms have none")
+    max_grad_norm: float = option(0.0, "clip gradients to this norm; 0 leaves them as they are, like the original")
+    alpha: float = option(0.4, "share of the teacher in the targets; 0 turns distillation off")
+    alpha_ramp_steps: int = option(-1, "steps in which alpha grows from 0 to its value; -1: the first epoch")
+    momentum: float = option(0.995, "share of itself that the teacher keeps at each step")
+    queue_size: int = option(65536, "pairs in the teacher's queue")
+    teacher_dropout: bool = option(True, "leave the teacher's dropout on, like the original")
+    mixed_precision: str = option("no", "no, bf16 or fp16; `accelerate launch` may set it too")
+    attention: str = option("sdpa", "sdpa, eager or flash_attention_2; with bf16 on a CPU, eager is the fastest")
+    gradient_checkpointing: bool = option(False, "recompute activations instead of storing them")
+    torch_compile: bool = option(False, "compile the layers; worth it for runs of more than some minutes")
+    num_workers: int = option(4, "processes that load data, per training process")
+    log_every: int = option(50, "steps between two records in the log")
+    eval_every: int = option(0, "steps between two evaluations; 0: at the end of each epoch")
+    max_skipped_share: float = option(0.1, "stop when more than this share of the pairs read had to be skipped")
+    max_nonfinite_steps: int = option(20, "stop after so many steps in a row with a non-finite loss or gradient")
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise ValueError(
+                f"batch_size is {self.batch_size}: image-text matching needs a negative, so at least 2 pairs a batch."
+            )
+        for name in ("gradient_accumulation_steps", "epochs", "log_every", "max_nonfinite_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("alpha", "momentum", "max_skipped_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share between 0 and 1.")
+        for name in ("queue_size", "num_workers", "max_steps", "eval_every", "warmup_steps", "max_grad_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"mixed_precision is {self.mixed_precision!r}; choose no, bf16 or fp16.")
+
+
+def make_accelerator(options: TrainingOptions) -> Accelerator:
+    """An `Accelerator` for these options; settings of `accelerate launch` hold where the options leave them open."""
+    compile_layers = TorchDynamoPlugin(backend="inductor", use_regional_compilation=True)
+    return Accelerator(
+        mixed_precision=None if options.mixed_precision == "no" else options.mixed_precision,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=options.seed),
+        dynamo_plugin=compile_layers if options.torch_compile else None,
+        log_with="tensorboard" if _has_tensorboard() else None,
+        project_dir=options.output_dir,
+    )
+
+
+def _has_tensorboard() -> bool:
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups for AdamW: vectors and biases without decay, everything else with it.
+
+    As timm's `create_optimizer`, which the original uses: so the temperature, the `[CLS]` token and the learned
+    positions decay.
+    """
+    parameters = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    exempt = [weight for name, weight in parameters if weight.ndim == 1 or name.endswith(".bias")]
+    decayed = [weight for name, weight in parameters if not (weight.ndim == 1 or name.endswith(".bias"))]
+    return [{"params": exempt, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+
+
+def alpha_at(step: int, alpha: float, ramp_steps: int) -> float:
+    """Share of the teacher at a step: a linear ramp from 0 (the original's `Pretrain.py` ramps over epoch 0)."""
+    return alpha * min(1.0, step / ramp_steps) if ramp_steps > 0 else alpha
+
+
+class MomentumTraining:
+    """Trains a student with a momentum teacher.
+
+    The loop alone knows of processes and of time: it gathers what the queue takes in, and calls the teacher's update
+    once per optimizer step. A step whose loss or gradient is not finite on any process is skipped on all of them, and
+    reaches neither weights nor teacher nor queue.
+
+    Args:
+        accelerator: From `make_accelerator`.
+        options: How to train.
+        student: The model.
+        teacher: Its teacher.
+        loader: Yields batches with `issues`; prepared.
+        steps_per_epoch: Optimizer steps of an epoch, or None for a stream.
+        log: Takes the records.
+        evaluate: Called with the step now and then, and at the end; returns metrics.
+
+    Raises:
+        RuntimeError: From `run`, after too many non-finite steps in a row or too many skipped pairs.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        options: TrainingOptions,
+        student: PreTrainedModel,
+        teacher: MomentumTeacher,
+        loader: DataLoader,
+        steps_per_epoch: int | None,
+        log: RunLog,
+        evaluate: Callable[[int], dict[str, float]],
+    ):
+        self.accelerator, self.options, self.log, self.evaluate = accelerator, options, log, evaluate
+        self.loader, self.student = loader, student
+        self.total_steps = total_steps(options, steps_per_epoch)
+        epoch_steps = steps_per_epoch or max(1, self.total_steps // options.epochs)
+        self.eval_every = options.eval_every or epoch_steps
+        self.alpha_ramp_steps = epoch_steps if options.alpha_ramp_steps < 0 else options.alpha_ramp_steps
+        if options.gradient_checkpointing:
+            # transformers 5.23 has renamed it
+            enable = getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)
+            enable()
+        teacher.train(options.teacher_dropout)
+        fused = accelerator.device.type in ("cuda", "cpu")
+        optimizer = torch.optim.AdamW(
+            parameter_groups(student, options.weight_decay), lr=options.learning_rate, fused=fused
+        )
+        self.model, self.optimizer = accelerator.prepare(student, optimizer)
+        self.teacher = accelerator.prepare_model(teacher, evaluation_mode=True)
+        # Not prepared: Accelerate would step it once per process.
+        self.scheduler = get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer,
+            num_warmup_steps=min(options.warmup_steps, self.total_steps),
+            num_training_steps=self.total_steps,
+            min_lr=options.min_learning_rate,
+        )
+        self.step = 0
+        self.nonfinite_in_a_row = 0
+        self.counts: Counter[str] = Counter()
+        self.pending: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.micro_losses: list[torch.Tensor] = []
+        self.window = _Window()
+
+    def run(self) -> dict[str, float]:
+        """Train to the end; returns the metrics of the last evaluation."""
+        metrics: dict[str, float] = {}
+        for batch in self._batches():
+            with self.accelerator.accumulate(self.model):
+                self._forward_backward(batch)
+                if not self.accelerator.sync_gradients:
+                    continue
+                self._optimizer_step()
+            self.log.advance()
+            if self.step % self.options.log_every == 0 or self.step == self.total_steps:
+                self._record()
+            if self.step % self.eval_every == 0 or self.step == self.total_steps:
+                metrics = self.evaluate(self.step)
+                self.log.write(self.step, metrics)
+                self.window.pause()
+            if self.step == self.total_steps:
+                return metrics
+        raise RuntimeError("The data ended before the training did; if it is a stream, it may have too few shards.")
+
+    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of one epoch after the other; the time spent waiting for them is kept."""
+        epoch = 0
+        while True:
+            self.loader.set_epoch(epoch)
+            batches, start, count = iter(self.loader), time.monotonic(), 0
+            for batch in batches:
+                self.window.waited += time.monotonic() - start
+                count += 1
+                yield batch
+                start = time.monotonic()
+            if count == 0:
+                return
+            epoch += 1
+
+    def _forward_backward(self, batch: dict[str, torch.Tensor]) -> None:
+        """One forward and backward pass: the teacher speaks, the student learns, the teacher's features are kept."""
+        self.window.issues += batch.pop("issues").cpu()
+        self.window.pairs += len(batch["input_ids"])
+        alpha = alpha_at(self.step, self.options.alpha, self.alpha_ramp_steps)
+        targets = self.teacher(**batch)
+        outputs = self.model(**batch, teacher_outputs=targets, alpha=alpha)
+        self.accelerator.backward(outputs.loss)
+        self.pending.append((targets.image_embeds, targets.text_embeds))
+        self.micro_losses.append(torch.stack([outputs[name].detach().float() for name in METRICS]))
+        self.keys = len(targets.image_embeds) + len(targets.image_queue)
+
+    def _optimizer_step(self) -> None:
+        """Update student, teacher and queue, unless something is not finite."""
+        limit = self.options.max_grad_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        losses = torch.stack(self.micro_losses).mean(0)
+        finite = torch.isfinite(losses).all() & torch.isfinite(norm)
+        healthy = bool(self.accelerator.reduce(finite.int().float(), "sum") == self.accelerator.num_processes)
+        if healthy or self.accelerator.scaler is not None:  # a gradient scaler has to see an overflow to learn of it
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        self.step += 1
+        if healthy:
+            images, texts = (torch.cat(features) for features in zip(*self.pending, strict=True))
+            self.teacher.enqueue(*self.accelerator.gather((images, texts)))
+            self.student.clamp_temperature()
+            self.teacher.update(self.student)
+            self.window.add(torch.cat([losses, norm.detach().float().view(1)]))
+        self._watch_nonfinite(healthy)
+        self.pending, self.micro_losses = [], []
+
+    def _watch_nonfinite(self, healthy: bool) -> None:
+        self.nonfinite_in_a_row = 0 if healthy else self.nonfinite_in_a_row + 1
+        self.counts["nonfinite_steps"] += not healthy
+        if not healthy:
+            self.log.say(f"step {self.step}: the loss or a gradient is not finite; the step is skipped")
+        if self.nonfinite_in_a_row >= self.options.max_nonfinite_steps:
+            raise RuntimeError(
+                f"{self.nonfinite_in_a_row} steps in a row had a non-finite loss or gradient. Lower learning_rate, "
+                "set max_grad_norm to 1, or use bf16 instead of fp16; the last save holds the last good weights."
+            )
+
+    def _record(self) -> None:
+        """Average the window over steps and processes, log it, and see whether too many pairs were bad."""
+        window, reduce = self.window, self.accelerator.reduce
+        device = self.accelerator.device
+        totals = torch.cat([window.issues.float(), torch.tensor([float(window.pairs)])]).to(device)
+        *issues, pairs = reduce(totals, "sum").tolist()
+        self.counts.update({issue.name.lower(): int(count) for issue, count in zip(Issue, issues, strict=True)})
+        self.counts["pairs"] += int(pairs)
+        averages = reduce(window.average(device), "mean").tolist()
+        seconds = time.monotonic() - window.start
+        record = dict(zip((*METRICS, "gradient_norm"), averages, strict=True))
+        record |= {
+            "mutual_information_bound": math.log(self.keys) - record["info_nce"],
+            "temperature": self.student.contrastive_head.temperature.item(),
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            "alpha": alpha_at(self.step, self.options.alpha, self.alpha_ramp_steps),
+            "pairs_per_second": pairs / seconds,
+            "data_wait_share": window.waited / seconds,
+            **self.counts,
+        }
+        self.log.write(self.step, record)
+        self.log.show(
+            itc=record["loss_itc"], itm=record["loss_itm"], mlm=record["loss_mlm"], pairs_s=record["pairs_per_second"]
+        )
+        self.window = _Window()
+        self._watch_skipped()
+
+    def _watch_skipped(self) -> None:
+        skipped = {i.name.lower(): self.counts[i.name.lower()] for i in Issue if i is not Issue.CAPTION_CUT}
+        read = self.counts["pairs"] + sum(skipped.values())
+        if read >= 50 and sum(skipped.values()) > self.options.max_skipped_share * read:
+            reasons = ", ".join(f"{name} {count}" for name, count in skipped.items() if count)
+            raise RuntimeError(
+                f"{sum(skipped.values())} of {read} pairs could not be used ({reasons}), more than "
+                f"max_skipped_share={self.options.max_skipped_share:g} allows: mend the data, or raise the share."
+            )
+
+
+def total_steps(options: TrainingOptions, steps_per_epoch: int | None) -> int:
+    """Optimizer steps of a run."""
+    if options.max_steps:
+        return options.max_steps
+    if steps_per_epoch is None:
+        raise ValueError("A stream has no length: set max_steps.")
+    return options.epochs * steps_per_epoch
+
+
+class _Window:
+    """What has happened since the last record."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.waited = 0.0
+        self.pairs = 0
+        self.issues = torch.zeros(len(Issue), dtype=torch.long)
+        self.steps = 0
+        self.sums: torch.Tensor | None = None
+
+    def add(self, values: torch.Tensor) -> None:
+        """Add the numbers of a step, without waiting for the device."""
+        self.sums = values if self.sums is None else self.sums + values
+        self.steps += 1
+
+    def average(self, device: torch.device) -> torch.Tensor:
+        """Mean of the steps; not a number where all of them were skipped."""
+        if self.sums is None:
+            return torch.full((len(METRICS) + 1,), math.nan, device=device)
+        return self.sums / self.steps
+
+    def pause(self) -> None:
+        """Leave an evaluation out of the rates."""
+        if self.pairs == 0:
+            self.start = time.monotonic()

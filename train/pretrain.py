@@ -1,0 +1,310 @@
+"""Pretrain ALBEF: contrast, matching and masked language, with a momentum teacher.
+
+Without data options it trains on the built-in scenes. The defaults are the paper's settings at base size; a recipe
+such as train/configs/scenes.yaml changes them. `AlbefForPreTraining.from_pretrained` loads the folder that comes out.
+"""
+
+import itertools
+import json
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import datasets
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import set_seed
+from datasets.distributed import split_dataset_by_node
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, BlipImageProcessorPil
+from transformers.utils.hub import cached_file
+
+from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor, MomentumTeacher, clean_caption
+from albef_hf.data import (
+    Augmentation,
+    BadSampleError,
+    ImageTextPairs,
+    ImageTextStream,
+    PairReader,
+    PretrainingCollator,
+    Scenes,
+    embedded_tokenizer,
+    load_hub_rows,
+    load_image,
+    read_annotations,
+)
+from albef_hf.momentum import MOMENTUM_FILE
+from albef_hf.options import option, parse_options, save_options
+from albef_hf.retrieval import retrieval_metrics
+from albef_hf.run_log import RunLog
+from albef_hf.training import MomentumTraining, TrainingOptions, make_accelerator, total_steps
+
+
+@dataclass
+class PretrainingOptions(TrainingOptions):
+    """Where to start from and what to train on, beside how."""
+
+    model: str | None = option(None, "folder or Hub name of an ALBEF to go on with, its teacher included")
+    vision_model: str | None = option(None, "folder or Hub name of a ViT or DeiT to start the image encoder from")
+    text_model: str | None = option(None, "folder or Hub name of a BERT to start the text side from")
+    model_config: str | None = option(None, "AlbefConfig as a JSON file or text; what it leaves out is base size")
+    tokenizer: str | None = option(None, "folder or Hub name; default: that of the text model, or BERT-base uncased")
+
+    train_files: list[str] = option([], 'JSON lists of {"image": path, "caption": text or list of texts}')
+    validation_files: list[str] = option([], "such lists for evaluation; default: held-out training pairs")
+    image_root: str | None = option(None, "folder that image paths are relative to; nothing outside of it is read")
+    dataset: str | None = option(None, "what datasets.load_dataset takes: Hub name, folder, imagefolder, webdataset")
+    dataset_config: str | None = option(None, "configuration of the dataset")
+    data_files: list[str] = option([], "files of the dataset, for parquet, webdataset and the like")
+    split: str = option("train", "split of the dataset to train on")
+    validation_split: str | None = option(None, "split of the dataset for evaluation; default: held-out pairs")
+    streaming: bool = option(False, "read the dataset on the fly instead of downloading it first")
+    image_column: str = option("image", "column of the picture")
+    caption_column: str = option("caption", "column of the caption, a text or a list of texts")
+    scenes: int = option(20000, "number of built-in scenes, where no other data is given")
+    scenes_wrong_share: float = option(0.0, "share of the scenes' captions that belong to another scene")
+    scenes_vague_share: float = option(0.0, "share of the scenes' captions that fit any scene")
+
+    min_crop_scale: float = option(0.2, "smallest share of a picture that the augmentation keeps")
+    randaugment_operations: int = option(2, "operations of RandAugment drawn for each picture")
+    max_words: int = option(30, "words of a caption that are kept")
+    max_tokens: int = option(25, "tokens of a caption that are kept")
+    mlm_probability: float = option(0.15, "chance of a token to be masked")
+    validation_size: int = option(1000, "pictures used for evaluation, at most a tenth of the training data")
+    rerank: int = option(16, "candidates of each query that ITM reranks in the evaluation")
+
+
+def main(arguments: list[str]) -> None:
+    """Read the options, build everything, train, save."""
+    options = parse_options(PretrainingOptions, __doc__, arguments)
+    accelerator = make_accelerator(options)
+    try:
+        pretrain(options, accelerator)
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("ALBEF_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}\n(set ALBEF_TRACEBACK=1 to see where it happened)")
+    finally:
+        accelerator.end_training()
+
+
+def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str, float]:
+    """Train and save; returns the metrics of the last evaluation."""
+    folder = Path(options.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    set_seed(options.seed)  # the same on all processes, so that their teachers and queues start alike
+    student, processor = make_model(options)
+    check_texts_fit(options, student, processor)
+    teacher = make_teacher(options, student)
+    rows, validation_rows = load_rows(options, student.config.vision_config.image_size, accelerator)
+    loader, steps_per_epoch = make_loader(options, rows, processor, accelerator)
+    images, captions = read_validation(options, validation_rows, student.config.vision_config.image_size)
+    numbers = {name: value for name, value in asdict(options).items() if isinstance(value, (int, float))}
+    accelerator.init_trackers("tensorboard", config=numbers)
+    log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch))
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            student.save_pretrained(folder)
+            teacher.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            save_options(options, folder / "options.yaml")
+        accelerator.wait_for_everyone()
+
+    def evaluate(step: int) -> dict[str, float]:
+        save()
+        if len(images) < 2:
+            return {}
+        share = (accelerator.process_index, accelerator.num_processes)
+        with accelerator.autocast():
+            metrics = retrieval_metrics(
+                student, processor, images, captions, options.rerank, share=share, reduce=accelerator.reduce
+            )
+        log.say(f"step {step}: {retrieval_table(metrics, len(images))}")
+        return metrics
+
+    log.say(describe_run(options, student, len(images), steps_per_epoch, accelerator.num_processes))
+    set_seed(options.seed, device_specific=True)  # from here on dropout and negatives differ between processes
+    training = MomentumTraining(accelerator, options, student, teacher, loader, steps_per_epoch, log, evaluate)
+    metrics = training.run()
+    if accelerator.is_main_process:
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    log.close()
+    log.say(f"saved to {folder}: model, teacher, processor, log.jsonl, metrics.json, curves.png")
+    return metrics
+
+
+def make_model(options: PretrainingOptions) -> tuple[AlbefForPreTraining, AlbefProcessor]:
+    """The student, from wherever the options say, and its processor."""
+    if options.model:
+        student = AlbefForPreTraining.from_pretrained(options.model, dtype=torch.float32)
+        student.set_attn_implementation(options.attention)
+        return student, AlbefProcessor.from_pretrained(options.model)
+    settings = read_model_config(options.model_config)
+    if options.vision_model or options.text_model:
+        student = AlbefForPreTraining.from_vision_text_pretrained(options.vision_model, options.text_model, **settings)
+    else:
+        student = AlbefForPreTraining(AlbefConfig(**settings))
+    student.set_attn_implementation(options.attention)
+    source = options.tokenizer or options.text_model
+    tokenizer = AutoTokenizer.from_pretrained(source) if source else embedded_tokenizer()
+    size = student.config.vision_config.image_size
+    image_processor = BlipImageProcessorPil(size={"height": size, "width": size})
+    return student, AlbefProcessor(image_processor, tokenizer, max_words=options.max_words)
+
+
+def read_model_config(source: str | None) -> dict:
+    """Settings of an `AlbefConfig`, from a JSON file or text."""
+    if source is None:
+        return {}
+    try:
+        settings = json.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"model_config is neither a JSON file nor a JSON text ({error}).") from error
+    unknown = set(settings) - set(AlbefConfig().to_dict())
+    if unknown:
+        raise ValueError(f"model_config has no setting {', '.join(sorted(unknown))}; see AlbefConfig.")
+    return settings
+
+
+def make_teacher(options: PretrainingOptions, student: AlbefForPreTraining) -> MomentumTeacher:
+    """The teacher saved with the model that training goes on from, or a fresh copy of the student."""
+    if options.model and cached_file(options.model, MOMENTUM_FILE, _raise_exceptions_for_missing_entries=False):
+        return MomentumTeacher.from_pretrained(options.model, student, options.momentum, options.queue_size)
+    return MomentumTeacher(student, options.momentum, options.queue_size)
+
+
+def check_texts_fit(options: PretrainingOptions, student: AlbefForPreTraining, processor: AlbefProcessor) -> None:
+    """Refuse token ids that the model has no embedding for, and texts longer than it has positions."""
+    text_config = student.config.text_config
+    largest = max(processor.tokenizer.get_vocab().values())
+    if largest >= text_config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has ids up to {largest}, the model embeds {text_config.vocab_size} tokens: set "
+            f"vocab_size of text_config to {largest + 1}, or give the tokenizer the model was made for."
+        )
+    if options.max_tokens > text_config.max_position_embeddings:
+        raise ValueError(
+            f"max_tokens is {options.max_tokens}, but the model has {text_config.max_position_embeddings} positions."
+        )
+
+
+def load_rows(options: PretrainingOptions, image_size: int, accelerator: Accelerator):
+    """Rows to train on and rows to evaluate on; the latter are held out where none are given."""
+    if options.train_files:
+        rows = read_annotations(options.train_files)
+        validation = read_annotations(options.validation_files) if options.validation_files else None
+    elif options.dataset:
+        columns = (options.image_column, options.caption_column)
+        source = (options.dataset, options.dataset_config, options.data_files or None)
+        with accelerator.main_process_first():
+            rows = load_hub_rows(*source, options.split, options.streaming, *columns)
+            split = options.validation_split
+            validation = load_hub_rows(*source, split, options.streaming, *columns) if split else None
+    else:
+        size, noise = max(96, image_size), (options.scenes_wrong_share, options.scenes_vague_share)
+        rows = Scenes(options.scenes, options.seed, size, wrong_share=noise[0], vague_share=noise[1])
+        validation = Scenes(options.validation_size, options.seed + 1, size)
+    if validation is None and isinstance(rows, datasets.IterableDataset):
+        return rows.skip(options.validation_size), rows.take(options.validation_size)
+    if validation is None:
+        held_out = min(options.validation_size, len(rows) // 10)
+        if held_out == 0:
+            return rows, []
+        parts = rows.train_test_split(test_size=held_out, seed=options.seed)
+        return parts["train"], parts["test"]
+    return rows, validation
+
+
+def make_loader(options: PretrainingOptions, rows, processor: AlbefProcessor, accelerator: Accelerator):
+    """A loader of batches for this process, and the optimizer steps of an epoch (None for a stream)."""
+    images = processor.image_processor
+    augmentation = Augmentation(
+        images.size["height"],
+        images.image_mean,
+        images.image_std,
+        options.min_crop_scale,
+        options.randaugment_operations,
+    )
+    columns = ("image", "caption") if options.train_files else (options.image_column, options.caption_column)
+    reader = PairReader(augmentation, *columns, options.image_root, options.max_words)
+    loading = {
+        "batch_size": options.batch_size,
+        "collate_fn": PretrainingCollator(processor.tokenizer, options.max_tokens, options.mlm_probability),
+        "num_workers": min(options.num_workers, os.cpu_count() or 1),
+        "pin_memory": accelerator.device.type == "cuda",
+    }
+    if isinstance(rows, datasets.IterableDataset):
+        rows = rows.shuffle(seed=options.seed, buffer_size=1000)
+        rows = split_dataset_by_node(rows, accelerator.process_index, accelerator.num_processes)
+        loader = DataLoader(ImageTextStream(rows, reader, options.seed), **loading)
+        next(iter(loader.dataset))  # an unreadable source shows here, not in the middle of the first epoch
+        # One process as far as Accelerate is concerned: the stream is split already.
+        return prepare_data_loader(loader, accelerator.device, num_processes=1, process_index=0), None
+    dataset = ImageTextPairs(rows, reader, options.seed)
+    needed = options.batch_size * accelerator.num_processes
+    if len(dataset) < needed:
+        raise ValueError(
+            f"There are {len(dataset)} pairs to train on, fewer than the {needed} of one batch on all "
+            f"{accelerator.num_processes} processes: lower batch_size, or give more data."
+        )
+    dataset[0]
+    loader = accelerator.prepare(DataLoader(dataset, shuffle=True, drop_last=True, **loading))
+    return loader, math.ceil(len(loader) / options.gradient_accumulation_steps)
+
+
+def read_validation(options: PretrainingOptions, rows, image_size: int) -> tuple[list[Image.Image], list[list[str]]]:
+    """Pictures and captions for the evaluation, resized as the processor would; bad pairs are left out."""
+    columns = ("image", "caption") if options.train_files else (options.image_column, options.caption_column)
+    images, captions = [], []
+    for row in itertools.islice(rows, options.validation_size):
+        texts = row[columns[1]]
+        texts = [texts] if isinstance(texts, str) else texts or []
+        texts = [text for text in texts if isinstance(text, str) and clean_caption(text)]
+        try:
+            image = load_image(row[columns[0]], options.image_root)
+        except BadSampleError:
+            continue
+        if texts:
+            images.append(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
+            captions.append(texts)
+    return images, captions
+
+
+def describe_run(
+    options: PretrainingOptions,
+    student: AlbefForPreTraining,
+    validation: int,
+    steps_per_epoch: int | None,
+    processes: int,
+) -> str:
+    """What is about to happen, in some lines."""
+    steps = total_steps(options, steps_per_epoch)
+    batch = options.batch_size * options.gradient_accumulation_steps * processes
+    epochs = f" ({steps / steps_per_epoch:.3g} epochs)" if steps_per_epoch else ""
+    return (
+        f"{student.num_parameters() / 1e6:.1f} million parameters, teacher of the same size, queue of "
+        f"{options.queue_size} pairs\n"
+        f"{steps} steps{epochs} of {batch} pairs: {options.batch_size} on each of {processes} process(es), "
+        f"{options.gradient_accumulation_steps} accumulated\n"
+        f"evaluation on {validation} held-out pictures; everything goes to {options.output_dir}"
+    )
+
+
+def retrieval_table(metrics: dict[str, float], pictures: int) -> str:
+    """The recalls as people read them."""
+    lines = [f"retrieval among {pictures} held-out pictures, recall in % (chance at 1: {100 / pictures:.2g})"]
+    lines.append(" " * 14 + "image to text      text to image")
+    lines.append(" " * 14 + "@1    @5   @10     @1    @5   @10")
+    for step, title in (("itc", "ITC"), ("itm", "ITM reranked")):
+        recalls = ["".join(f"{metrics[f'{step}_{way}_r{k}']:6.1f}" for k in (1, 5, 10)) for way in ("text", "image")]
+        lines.append(f"{title:12s}{recalls[0]} {recalls[1]}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
