@@ -1,5 +1,7 @@
 """ALBEF (Align before Fuse, arXiv 2107.07651) for the Hugging Face ecosystem."""
 
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
+
 from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
 from .modeling_albef import (
     AlbefForPreTraining,
@@ -12,6 +14,11 @@ from .momentum import FeatureQueue, MomentumTeacher
 from .processing_albef import AlbefProcessor, clean_caption
 
 __version__ = "0.1.0"
+
+AutoConfig.register("albef", AlbefConfig)
+AutoModel.register(AlbefConfig, AlbefModel)
+AutoModelForPreTraining.register(AlbefConfig, AlbefForPreTraining)
+AutoProcessor.register(AlbefConfig, AlbefProcessor)
 
 __all__ = [
     "AlbefConfig",

@@ -107,6 +107,8 @@ def match(
     scores = torch.zeros(pairs.shape, device=pairs.device)
     for image in images:
         wanted = pairs[image].nonzero().squeeze(1)
+        if len(wanted) == 0:
+            continue
         key_values = model.albef.multimodal_model.project_images(features.image_hidden_states[image : image + 1])
         for texts in wanted.split(batch_size):
             longest = int(features.text_mask[texts].sum(1).max())

@@ -58,6 +58,11 @@ class TrainingOptions:
         for name in ("gradient_accumulation_steps", "epochs", "log_every", "max_nonfinite_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.min_learning_rate <= self.learning_rate or self.learning_rate == 0:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate} and min_learning_rate {self.min_learning_rate}; "
+                "both must be positive, and the first the larger one."
+            )
         for name in ("alpha", "momentum", "max_skipped_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share between 0 and 1.")

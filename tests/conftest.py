@@ -1,0 +1,50 @@
+"""Small models, processors and data that the tests share."""
+
+import pytest
+import torch
+
+from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor
+from albef_hf.data import embedded_tokenizer
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.fixture
+def config() -> AlbefConfig:
+    return AlbefConfig(
+        projection_dim=16,
+        vision_config={**TINY, "image_size": 32},
+        text_config={**TINY, "num_multimodal_layers": 2, "max_position_embeddings": 40},
+    )
+
+
+@pytest.fixture
+def model(config) -> AlbefForPreTraining:
+    torch.manual_seed(0)
+    return AlbefForPreTraining(config).eval()
+
+
+@pytest.fixture
+def processor() -> AlbefProcessor:
+    from transformers import BlipImageProcessorPil
+
+    return AlbefProcessor(BlipImageProcessorPil(size={"height": 32, "width": 32}), embedded_tokenizer())
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    """Four pairs, the last two padded, with some tokens masked."""
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(1000, 30000, (4, 9), generator=generator)
+    input_ids[:, 0] = 101
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[2:, 6:] = 0
+    labels = torch.full_like(input_ids, -100)
+    labels[:, 2] = input_ids[:, 2]
+    return {
+        "input_ids": input_ids * attention_mask,
+        "attention_mask": attention_mask,
+        "mlm_input_ids": (input_ids * attention_mask).index_fill(1, torch.tensor([2]), 103),
+        "labels": labels,
+        "pixel_values": torch.randn(4, 3, 32, 32, generator=generator),
+    }

@@ -1,0 +1,91 @@
+"""The rules of the house: which file may import which, and how long a function may be."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "albef_hf"
+TRAIN = PACKAGE.parent / "train"
+HUB_FILES = ("configuration_albef", "modeling_albef", "processing_albef")
+FILES = sorted([*PACKAGE.rglob("*.py"), *TRAIN.rglob("*.py")])
+
+# What each file may import of the package, by the first part of its name; `data` stands for its whole folder.
+ALLOWED = {
+    "configuration_albef": set(),
+    "modeling_albef": {"configuration_albef"},
+    "processing_albef": set(),
+    "momentum": {"modeling_albef"},
+    "options": set(),
+    "run_log": set(),
+    "data": {"processing_albef", "data"},
+    "retrieval": {"modeling_albef", "processing_albef"},
+    "training": {"data", "momentum", "options", "run_log"},
+}
+
+
+def imports_of(path: Path) -> list[tuple[int, str]]:
+    """(level, module) of every import statement."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.level, node.module or ""))
+    return found
+
+
+def owner_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    if path == PACKAGE / "__init__.py":
+        return
+    owner, depth = owner_of(path), len(path.relative_to(PACKAGE).parts)
+    for level, module in imports_of(path):
+        assert not module.startswith(("albef_hf", "train")), f"{path.name} imports {module}"
+        if level:
+            inside = owner if level < depth else module.split(".")[0]
+            assert inside in ALLOWED[owner], f"{path.name} imports {inside}"
+
+
+@pytest.mark.parametrize("name", HUB_FILES)
+def test_what_ships_to_the_hub_is_flat_and_needs_transformers_alone(name):
+    path = PACKAGE / f"{name}.py"
+    for level, module in imports_of(path):
+        if level:
+            assert level == 1 and module in HUB_FILES, "the Hub copier follows `from .file import name` alone"
+        else:
+            library = module.split(".")[0]
+            assert library in {
+                "torch",
+                "transformers",
+                "tokenizers",
+                "huggingface_hub",
+                "re",
+                "collections",
+                "dataclasses",
+            }
+            assert not module.startswith("torch.distributed")
+    # The copier reads the text: a line that looks like a relative import ships that file, even in a docstring.
+    relative = re.findall(r"^\s*from\s+\.(\S*)\s+import", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(relative) <= set(HUB_FILES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_functions_are_short(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            docstring = ast.get_docstring(node, clean=False)
+            lines = node.end_lineno - node.lineno + 1 - (len(docstring.split("\n")) if docstring else 0)
+            limit = 40 if node.name == "forward" else 50
+            assert lines <= limit, f"{path.name}: {node.name} has {lines} lines"
+
+
+def test_the_package_imports_without_what_only_training_needs():
+    for name in ("__init__", *HUB_FILES, "momentum"):
+        libraries = {module.split(".")[0] for level, module in imports_of(PACKAGE / f"{name}.py") if not level}
+        assert not libraries & {"accelerate", "datasets", "evaluate", "yaml", "matplotlib"}

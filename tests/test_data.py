@@ -1,0 +1,364 @@
+"""Pairs from every source are read, augmented and masked as they should, and bad ones harm nobody."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from albef_hf.data import (
+    Augmentation,
+    BadSampleError,
+    ImageTextPairs,
+    ImageTextStream,
+    Issue,
+    PairReader,
+    PretrainingCollator,
+    Scenes,
+    load_hub_rows,
+    load_image,
+    mask_tokens,
+    read_annotations,
+)
+from albef_hf.data.augmentation import OPERATIONS, random_augment, random_resized_crop
+from albef_hf.data.scenes import SceneObject, compose, describe
+
+
+@pytest.fixture
+def reader() -> PairReader:
+    return PairReader(Augmentation(32, (0.5,) * 3, (0.25,) * 3))
+
+
+def picture(color: str = "red", size: tuple[int, int] = (40, 30)) -> Image.Image:
+    return Image.new("RGB", size, color)
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad_files(tmp_path) -> dict[str, Issue]:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    (tmp_path / "truncated.jpg").write_bytes(encoded(noise, "JPEG")[:-2000])
+    (tmp_path / "html.jpg").write_text("<html>404</html>")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "huge.png").write_bytes(encoded(Image.new("1", (12000, 12000))))
+    (tmp_path / "folder.jpg").mkdir()
+    return {
+        "truncated.jpg": Issue.IMAGE_BROKEN,
+        "html.jpg": Issue.IMAGE_BROKEN,
+        "empty.png": Issue.IMAGE_BROKEN,
+        "huge.png": Issue.IMAGE_TOO_LARGE,
+        "folder.jpg": Issue.IMAGE_MISSING,
+        "absent.jpg": Issue.IMAGE_MISSING,
+        "../outside.jpg": Issue.IMAGE_OUTSIDE_ROOT,
+        "/etc/passwd": Issue.IMAGE_OUTSIDE_ROOT,
+    }
+
+
+def test_bad_pictures_are_told_apart(bad_files, tmp_path):
+    for name, issue in bad_files.items():
+        with pytest.raises(BadSampleError) as caught:
+            load_image(name, str(tmp_path))
+        assert caught.value.issue is issue, name
+    with pytest.raises(BadSampleError, match="image_missing"):
+        load_image(None)
+
+
+def test_a_link_out_of_the_root_is_refused(tmp_path):
+    (tmp_path / "root").mkdir()
+    picture().save(tmp_path / "secret.png")
+    (tmp_path / "root" / "link.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(BadSampleError, match="image_outside_root"):
+        load_image("link.png", str(tmp_path / "root"))
+    assert load_image(str(tmp_path / "secret.png")).size == (40, 30)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("RGBA", (8, 8), (255, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), (255, 0, 0)),
+        (Image.fromarray(np.full((8, 8), 257 * 100, dtype=np.uint16)), (100, 100, 100)),
+        (Image.new("L", (8, 8), 77), (77, 77, 77)),
+    ],
+    ids=["transparent", "cmyk", "16-bit grey", "grey"],
+)
+def test_other_modes_become_rgb(image, expected):
+    assert load_image(image).getpixel((3, 3)) == expected
+
+
+def test_an_undecoded_picture_of_datasets_is_read():
+    assert load_image({"bytes": encoded(picture("blue")), "path": None}).getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_crops_keep_the_share_they_should():
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 255, 200, dtype=np.uint8)
+    image = Image.fromarray(
+        np.stack([np.tile(ramp, (200, 1)), np.tile(ramp, (200, 1)).T, np.zeros((200, 200))], 2).astype(np.uint8)
+    )
+    shares = []
+    for _ in range(300):
+        crop = np.asarray(random_resized_crop(image, 32, rng, (0.2, 1.0))).astype(float)
+        across, down = np.ptp(crop[16, :, 0]) / 255, np.ptp(crop[:, 16, 1]) / 255
+        shares.append(across * down)
+        assert 0.7 < across / down < 1.42
+    assert 0.15 < min(shares) < 0.25 and max(shares) > 0.9
+    assert random_resized_crop(picture(size=(1, 500)), 32, rng, (0.2, 1.0)).size == (32, 32)
+
+
+def test_the_ten_operations_of_the_paper():
+    assert set(OPERATIONS) == {
+        "Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness",
+        "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate",
+    }  # fmt: skip
+    image = picture("gray", (256, 256))
+    image.paste("white", (100, 100, 156, 156))
+    for name, operation in OPERATIONS.items():
+        assert operation(image, 7, 1).size == image.size
+        changed = (np.asarray(operation(image, 7, 1)) != np.asarray(image)).any()
+        assert changed == (name != "Identity"), name
+    moved = np.asarray(OPERATIONS["TranslateX"](image, 10, 1))
+    assert (moved[:, :-10] == np.asarray(image)[:, 10:]).all() and (moved[:, -10:] == 128).all()
+    brighter = np.asarray(OPERATIONS["Brightness"](picture("gray"), 7, 1))[0, 0, 0]
+    assert brighter == pytest.approx(128 * 1.36, abs=1)
+
+
+def test_operations_are_drawn_with_their_probabilities():
+    rng, image = np.random.default_rng(0), picture("gray", (16, 16))
+    image.putpixel((3, 3), (10, 200, 30))
+    same = sum(random_augment(image, rng, 1, 7) is image for _ in range(2000)) / 2000
+    assert same == pytest.approx(0.5 + 0.5 / 10, abs=0.04)  # not applied, or the identity
+
+
+def test_augmented_pixels_are_normalised():
+    pixels, _ = Augmentation(16, (0.5,) * 3, (0.25,) * 3, operations=0)(picture("white"), np.random.default_rng(0))
+    assert pixels.shape == (3, 16, 16) and torch.allclose(pixels, torch.tensor(2.0))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Captions and masks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_masking_has_the_papers_shares(processor):
+    tokenizer = processor.tokenizer
+    input_ids = torch.full((400, 25), 2000)
+    input_ids[:, 0], input_ids[:, -5:], input_ids[:, 10] = 101, 0, 102
+    masked, labels = mask_tokens(input_ids, tokenizer, 0.15, torch.Generator().manual_seed(0))
+    chosen = labels != -100
+    assert not chosen[:, 0].any() and not chosen[:, -5:].any() and chosen[:, 10].any()
+    assert chosen[:, 1:-5].float().mean() == pytest.approx(0.15, abs=0.01)
+    assert (masked[chosen] == 103).float().mean() == pytest.approx(0.8, abs=0.03)
+    assert (masked[chosen] == input_ids[chosen]).float().mean() == pytest.approx(0.1, abs=0.02)
+    assert torch.equal(masked[~chosen], input_ids[~chosen])
+    assert torch.equal(labels[chosen], input_ids[chosen])
+
+
+def test_at_least_one_token_is_masked_where_there_is_one(processor):
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        _, labels = mask_tokens(torch.tensor([[101, 2000, 0], [101, 0, 0]]), processor.tokenizer, 0.0, generator)
+        assert labels.tolist() == [[-100, 2000, -100], [-100, -100, -100]]
+    _, labels = mask_tokens(torch.tensor([[101, 0]]), processor.tokenizer, 0.15)
+    assert (labels == -100).all()
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone(reader, processor):
+    pairs = ImageTextPairs(Scenes(10), reader, seed=1)
+    first, again = pairs[3], pairs[3]
+    assert torch.equal(first["pixel_values"], again["pixel_values"]) and first["caption"] == again["caption"]
+    collator = PretrainingCollator(processor.tokenizer)
+    assert torch.equal(collator([first])["mlm_input_ids"], collator([again])["mlm_input_ids"])
+    pairs.set_epoch(1)
+    assert not torch.equal(first["pixel_values"], pairs[3]["pixel_values"])
+
+
+def test_long_captions_are_cut_and_counted_and_empty_ones_skipped(reader, processor):
+    rows = [
+        {"image": picture(), "caption": "word " * 2500},
+        {"image": picture(), "caption": "  ?! "},
+        {"image": picture(), "caption": None},
+        {"image": picture(), "caption": ["", "fine"]},
+    ]
+    pairs = ImageTextPairs(rows, reader)
+    assert len(pairs[0]["caption"].split()) == 30 and pairs[0]["issues"] == [Issue.CAPTION_CUT]
+    assert pairs[3]["caption"] == "fine" and pairs[3]["issues"] == []
+    assert Issue.CAPTION_EMPTY in pairs[1]["issues"] and Issue.CAPTION_EMPTY in pairs[2]["issues"]
+    batch = PretrainingCollator(processor.tokenizer)([pairs[i] for i in range(4)])
+    assert batch["input_ids"].shape == (4, 25)
+    assert batch["issues"][Issue.CAPTION_EMPTY] >= 2 and len(batch["issues"]) == len(Issue)
+
+
+def test_bad_rows_are_replaced_and_every_one_is_counted(reader, bad_files, tmp_path):
+    reader.image_root = str(tmp_path)
+    picture().save(tmp_path / "good.png")
+    rows = [{"image": name, "caption": "a"} for name in [*bad_files, "good.png"]]
+    pairs = ImageTextPairs(rows, reader)
+    samples = [pairs[i] for i in range(len(rows))]
+    assert [sample["issues"][0] for sample in samples[:-1]] == list(bad_files.values())
+    assert samples[-1]["issues"] == []
+    with pytest.raises(ValueError, match="1000 pairs in a row.*image_root"):
+        ImageTextPairs(rows[:-1], reader)[0]
+
+
+def test_a_flip_does_not_make_a_scenes_caption_false():
+    reader = PairReader(Augmentation(96, (0,) * 3, (1,) * 3, min_scale=1.0, operations=0))
+    scenes = Scenes(60, seed=3)
+    pairs, flips = ImageTextPairs(scenes, reader), 0
+    for index in range(60):
+        row, sample = scenes[index], pairs[index]
+        captions = [caption.replace(",", "") for caption in row["caption"]]
+        mirrored = [caption.replace(",", "") for caption in row["mirrored_caption"]]
+        plain = torch.from_numpy(np.array(row["image"])).permute(2, 0, 1) / 255
+        flipped = not torch.allclose(sample["pixel_values"], plain, atol=0.15)
+        flips += flipped
+        assert sample["caption"] in (mirrored if flipped else captions)
+    assert 15 < flips < 45
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scenes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_scenes_are_the_same_for_the_same_seed_and_differ_otherwise():
+    first, again, other = Scenes(5, seed=1)[2], Scenes(500, seed=1)[2], Scenes(5, seed=2)[2]
+    assert first["image"].tobytes() == again["image"].tobytes() and first["caption"] == again["caption"]
+    assert first["image"].tobytes() != other["image"].tobytes()
+    with pytest.raises(IndexError, match="5 scenes"):
+        Scenes(5)[5]
+
+
+def test_boxes_hold_their_objects():
+    for index in range(30):
+        row = Scenes(30)[index]
+        pixels = np.asarray(row["image"]).astype(int)
+        background = pixels[[0, 0, -1, -1], [0, -1, 0, -1]]
+        background = background[np.argmax([(np.abs(pixels - b).sum(2) < 6).sum() for b in background])]
+        outside = np.ones(pixels.shape[:2], dtype=bool)
+        for thing in row["objects"]:
+            left, top, right, bottom = (round(96 * side) for side in thing["box"])
+            assert np.abs(pixels[max(top, 0) : bottom, max(left, 0) : right] - background).sum(2).max() > 30
+            outside[max(top - 1, 0) : bottom + 1, max(left - 1, 0) : right + 1] = False
+        assert np.abs(pixels[outside] - background).sum(1).max() < 30
+
+
+def test_captions_are_true_of_their_scene_and_worded_in_many_ways():
+    left = SceneObject("circle", "red", "big", 0.2, 0.5, 0.3)
+    right = SceneObject("star", "blue", "small", 0.8, 0.5, 0.15)
+    scene = compose(np.random.default_rng(0))
+    scene = type(scene)((left, right), scene.background)
+    captions = {describe(scene, np.random.default_rng(seed)) for seed in range(300)}
+    assert len(captions) > 150
+    for caption in captions:
+        assert " red " in caption and " blue " in caption
+        if "left of" in caption or "on the left side of" in caption:
+            assert caption.index("red") < caption.index("blue")
+        if "right of" in caption or "on the right side of" in caption:
+            assert caption.index("blue") < caption.index("red")
+        assert not any(word in caption for word in ("above", "over", "below", "under"))
+
+
+@pytest.mark.parametrize(("wrong", "vague"), [(0.4, 0.0), (0.0, 0.3)])
+def test_the_share_of_bad_captions_is_what_was_asked_for(wrong, vague):
+    clean, noisy = Scenes(400, seed=5), Scenes(400, seed=5, wrong_share=wrong, vague_share=vague)
+    differ = [a != b for i in range(400) for a, b in zip(clean[i]["caption"], noisy[i]["caption"], strict=True)]
+    assert np.mean(differ) == pytest.approx(wrong + vague, abs=0.05)
+    with pytest.raises(ValueError, match="add up"):
+        Scenes(5, wrong_share=0.8, vague_share=0.4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sources
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_json_lists_of_the_original_are_read(tmp_path, reader):
+    picture("green").save(tmp_path / "a.png")
+    (tmp_path / "one.json").write_text(json.dumps([{"image": "a.png", "caption": "one", "image_id": 7}]))
+    (tmp_path / "two.json").write_text(json.dumps([{"image": "a.png", "caption": ["two", "three"]}]))
+    rows = read_annotations([str(tmp_path / "one.json"), str(tmp_path / "two.json")])
+    assert rows[:] == {"image": ["a.png", "a.png"], "caption": [["one"], ["two", "three"]]}
+    reader.image_root = str(tmp_path)
+    pairs = ImageTextPairs(rows, reader)
+    assert pairs[0]["caption"] == "one" and pairs[1]["caption"] in ("two", "three")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "JSON list"),
+        ('{"image": "a"}', "not a list"),
+        ('[{"image": "a", "text": "b"}]', 'needs "image" and "caption"'),
+    ],
+)
+def test_other_json_gets_a_clear_error(tmp_path, content, message):
+    (tmp_path / "bad.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_annotations([str(tmp_path / "bad.json")])
+
+
+def hub_rows(name: str, column: str = "caption", streaming: bool = False, image_column: str = "image", files=None):
+    return load_hub_rows(name, None, files, "train", streaming, image_column, column)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_imagefolder_is_read(tmp_path, reader, streaming):
+    for index, color in enumerate(("red", "green")):
+        picture(color).save(tmp_path / f"{index}.png")
+    lines = [json.dumps({"file_name": f"{i}.png", "caption": f"number {i}"}) for i in range(2)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    rows = hub_rows(str(tmp_path), streaming=streaming)
+    sample = next(iter(ImageTextStream(rows, reader))) if streaming else ImageTextPairs(rows, reader)[0]
+    assert sample["caption"] == "number 0"
+    with pytest.raises(ValueError, match="no column 'text'; set caption_column to one of .*caption"):
+        hub_rows(str(tmp_path), "text", streaming)
+
+
+def test_parquet_with_a_broken_picture_is_read(tmp_path, reader):
+    rows = datasets.Dataset.from_dict(
+        {"picture": [{"bytes": encoded(picture()), "path": None}, {"bytes": b"no", "path": None}], "text": ["a", "b"]},
+        features=datasets.Features({"picture": datasets.Image(decode=False), "text": datasets.Value("string")}),
+    ).cast_column("picture", datasets.Image())
+    rows.to_parquet(str(tmp_path / "rows.parquet"))
+    loaded = hub_rows("parquet", "text", image_column="picture", files=[str(tmp_path / "rows.parquet")])
+    reader.image_column, reader.caption_column = "picture", "text"
+    pairs = ImageTextPairs(loaded, reader)
+    assert pairs[0]["caption"] == "a" and pairs[0]["issues"] == []
+    assert pairs[1]["caption"] == "a" and Issue.IMAGE_BROKEN in pairs[1]["issues"]
+
+
+def test_webdataset_shards_stream_without_end(tmp_path, reader):
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for i in range(3):
+                for name, content in ((f"{shard}{i}.png", encoded(picture())), (f"{shard}{i}.txt", b"caption %d" % i)):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    files = sorted(str(path) for path in Path(tmp_path).glob("*.tar"))
+    rows = hub_rows("webdataset", "txt", True, "png", files)
+    reader.image_column, reader.caption_column = "png", "txt"
+    stream = iter(ImageTextStream(rows, reader))
+    assert [next(stream)["caption"] for _ in range(14)].count("caption 1") >= 4
+
+
+def test_a_stream_skips_and_counts_bad_rows_and_stops_when_all_are_bad(reader):
+    rows = datasets.Dataset.from_dict({"image": ["absent.png"] * 3, "caption": ["a"] * 3}).to_iterable_dataset()
+    with pytest.raises(ValueError, match="1000 pairs in a row"):
+        next(iter(ImageTextStream(rows, reader)))

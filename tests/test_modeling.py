@@ -1,0 +1,303 @@
+"""The model behaves as a transformers model, and what it does once it does right."""
+
+import json
+import math
+
+import pytest
+import torch
+from original import FIXTURES, assert_close
+from torch.nn import functional as F
+from transformers import BertConfig, BertForMaskedLM, BertModel, DeiTConfig, DeiTModel, ViTConfig, ViTModel
+from transformers.utils import logging as transformers_logging
+
+from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefModel, MomentumTeacher
+from albef_hf.modeling_albef import distilled_cross_entropy, interpolate_position_embeddings, sample_hard_negatives
+from albef_hf.training import parameter_groups
+
+
+def pairs_of(batch: dict) -> dict:
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+
+
+def test_default_is_the_papers_base_size_and_its_optimizer_groups_are_the_originals():
+    with torch.device("meta"):
+        model = AlbefForPreTraining(AlbefConfig())
+    decay_free, decayed = parameter_groups(model, 0.02)
+    expected = json.loads((FIXTURES / "misc.json").read_text())["param_groups"]["pretrain"]
+    assert sum(weight.numel() for weight in decay_free["params"]) == expected["no_decay_numel"]
+    assert sum(weight.numel() for weight in decayed["params"]) == expected["decay_numel"]
+    # 12 image layers have three biases where the original has one fused.
+    assert len(decay_free["params"]) == expected["n_no_decay"] + 24
+    assert len(decayed["params"]) == expected["n_decay"] + 24
+    assert (decay_free["weight_decay"], decayed["weight_decay"]) == (0.0, 0.02)
+    assert model.config.projection_dim == 256 and model.config.initial_temperature == 0.07
+
+
+def test_a_config_that_cannot_work_names_the_remedy():
+    with pytest.raises(Exception, match="nearest smaller one is 96"):
+        AlbefConfig(vision_config={"image_size": 100})
+    with pytest.raises(Exception, match="multiple of num_attention_heads"):
+        AlbefConfig(text_config={"hidden_size": 100})
+
+
+def test_save_and_load_give_the_same_numbers(model, batch, tmp_path):
+    with torch.no_grad():
+        model.contrastive_head.temperature.fill_(0.03)
+    model.save_pretrained(tmp_path)
+    loaded, report = AlbefForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    expected, actual = model(**pairs_of(batch)), loaded(**pairs_of(batch))
+    for name in expected:
+        assert torch.equal(actual[name], expected[name]), name
+    assert loaded.mlm_head.decoder.weight is loaded.albef.text_model.embeddings.word_embeddings.weight
+    assert loaded.contrastive_head.temperature.item() == pytest.approx(0.03)
+    base = AlbefModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(base(**pairs_of(batch)).last_hidden_state, model.albef(**pairs_of(batch)).last_hidden_state)
+
+
+def test_a_base_checkpoint_gets_fresh_heads_that_are_initialised(model, tmp_path):
+    model.albef.save_pretrained(tmp_path)
+    loaded = AlbefForPreTraining.from_pretrained(tmp_path)
+    assert loaded.contrastive_head.temperature.item() == pytest.approx(0.07)
+    assert 0.01 < loaded.itm_head.weight.std() < 0.04
+    assert torch.isfinite(torch.cat([weight.flatten() for weight in loaded.parameters()])).all()
+
+
+def test_eager_and_sdpa_agree_and_outputs_can_be_recorded(model, batch):
+    sdpa = model.albef(**pairs_of(batch))
+    model.set_attn_implementation("eager")
+    eager = model.albef(**pairs_of(batch), output_attentions=True, output_hidden_states=True)
+    assert torch.allclose(eager.last_hidden_state, sdpa.last_hidden_state, atol=1e-5)
+    assert [a.shape for a in eager.vision_model_output.attentions] == 2 * [(4, 2, 5, 5)]
+    assert [a.shape for a in eager.text_model_output.attentions] == 2 * [(4, 2, 9, 9)]
+    assert [a.shape for a in eager.multimodal_model_output.attentions] == 2 * [(4, 2, 9, 9)]
+    assert [a.shape for a in eager.multimodal_model_output.cross_attentions] == 2 * [(4, 2, 9, 5)]
+    assert len(eager.text_model_output.hidden_states) == len(eager.multimodal_model_output.hidden_states) == 3
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_texts_that_share_an_image_compute_what_they_compute_alone(model, batch, attention):
+    model = model.double()
+    model.set_attn_implementation(attention)
+    fuse = model.albef.multimodal_model
+    images = model.albef.vision_model(batch["pixel_values"].double()).last_hidden_state
+    texts = model.albef.text_model(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+    order = torch.tensor([2, 0, 3, 1])
+    together = fuse(
+        torch.cat([texts, texts[order]]),
+        torch.cat([batch["attention_mask"], batch["attention_mask"][order]]),
+        fuse.project_images(images),
+        output_attentions=True,
+    )
+    for half, index in ((slice(4), torch.arange(4)), (slice(4, 8), order)):
+        alone = fuse(texts[index], batch["attention_mask"][index], fuse.project_images(images), output_attentions=True)
+        assert_close(together.last_hidden_state[half], alone.last_hidden_state, 1e-12, "states")
+        for shared, single in zip(together.cross_attentions or (), alone.cross_attentions or (), strict=True):
+            assert_close(shared[half], single, 1e-12, "attention")
+
+
+def test_loss_is_the_sum_of_the_three_written_out_plainly(model, batch, monkeypatch):
+    """Without a teacher, against a computation that shares nothing and runs the MLM head everywhere."""
+    model = model.double()
+    batch["pixel_values"] = batch["pixel_values"].double()
+    partner = torch.tensor([1, 0, 3, 2])
+    monkeypatch.setattr(torch, "multinomial", lambda weights, n: partner[:, None])
+    outputs = model(**batch)
+
+    def fused(texts_of, images_of, input_ids=batch["input_ids"]):
+        rows = {
+            "input_ids": input_ids[texts_of],
+            "attention_mask": batch["attention_mask"][texts_of],
+            "pixel_values": batch["pixel_values"][images_of],
+        }
+        return model.albef(**rows).last_hidden_state
+
+    own = torch.arange(4)
+    predictions = model(**pairs_of(batch))
+    logits = predictions.image_embeds @ predictions.text_embeds.T / 0.07
+    itc = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    matching = torch.cat([fused(own, own)[:, 0], fused(own, partner)[:, 0], fused(partner, own)[:, 0]])
+    itm = F.cross_entropy(model.itm_head(matching), torch.tensor([1] * 4 + [0] * 8))
+    vocabulary = model.mlm_head(fused(own, own, batch["mlm_input_ids"]))
+    mlm = F.cross_entropy(vocabulary.flatten(0, 1), batch["labels"].flatten())
+    for name, value in (("loss_itc", itc), ("loss_itm", itm), ("loss_mlm", mlm), ("loss", itc + itm + mlm)):
+        assert_close(outputs[name], value, 1e-6, name)  # the temperature, 0.07, was stored in float32
+
+
+def test_every_parameter_gets_a_gradient_with_and_without_a_teacher(model, batch):
+    model.train()
+    teacher = MomentumTeacher(model, queue_size=8)
+    for extra in ({}, {"teacher_outputs": teacher(**batch), "alpha": 0.4}):
+        model.zero_grad()
+        model(**batch, **extra).loss.backward()
+        unused = [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
+        assert not [name for name in unused if not name.endswith("k_proj.bias")]
+
+
+def test_gradient_checkpointing_changes_no_gradient(model, batch, monkeypatch):
+    monkeypatch.setattr(torch, "multinomial", lambda weights, n: torch.tensor([[1], [0], [3], [2]]))
+    gradients = []
+    for checkpointing in (False, True):
+        model.train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(**batch).loss.backward()
+        gradients.append([weight.grad.clone() for weight in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.allclose(plain, recomputed, atol=1e-6)
+
+
+def test_contrast_stays_float32_under_bfloat16(model, batch):
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(**batch)
+        logits = model.contrastive_head(outputs.image_embeds, outputs.text_embeds)
+    assert logits.dtype == outputs.image_embeds.dtype == outputs.loss_itc.dtype == torch.float32
+    exact = outputs.image_embeds.double() @ outputs.text_embeds.double().T / 0.07
+    assert (logits - exact).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_saves_and_loads_in_half_precision(model, batch, dtype, tmp_path):
+    model.to(dtype).save_pretrained(tmp_path)
+    loaded = AlbefForPreTraining.from_pretrained(tmp_path)
+    assert loaded.dtype == dtype
+    assert torch.isfinite(loaded(**pairs_of(batch)).itm_logits).all()
+
+
+def test_distilled_cross_entropy_by_hand():
+    logits = torch.tensor([[math.log(3.0), 0.0]])  # probabilities 3/4, 1/4
+    teacher = torch.tensor([[0.0, 0.0]])  # probabilities 1/2, 1/2
+    hard, soft = -math.log(0.75), -(math.log(0.75) + math.log(0.25)) / 2
+    target = torch.tensor([0])
+    assert distilled_cross_entropy(logits, target, None, 0.4).item() == pytest.approx(hard)
+    assert distilled_cross_entropy(logits, target, teacher, 0.0).item() == pytest.approx(hard)
+    assert distilled_cross_entropy(logits, target, teacher, 0.4).item() == pytest.approx(0.6 * hard + 0.4 * soft)
+    assert distilled_cross_entropy(logits, torch.tensor([[0.5, 0.5]]), None, 0).item() == pytest.approx(soft)
+    nothing = distilled_cross_entropy(logits[:0], target[:0], teacher[:0], 0.4)
+    assert nothing.item() == 0
+
+
+def test_hard_negatives_follow_the_similarity_and_are_never_the_own_pair():
+    torch.manual_seed(0)
+    logits = torch.tensor([[9.0, 2.0, 0.0], [0.0, 9.0, 2.0], [2.0, 0.0, 9.0]])
+    candidates = ~torch.eye(3, dtype=torch.bool)
+    draws = torch.stack([sample_hard_negatives(logits, logits.T, candidates)[1] for _ in range(2000)])
+    assert not (draws == torch.arange(3)).any()
+    share = (draws == torch.tensor([1, 2, 0])).float().mean()
+    assert share == pytest.approx(math.exp(2) / (math.exp(2) + 1), abs=0.02)
+
+
+def test_hard_negatives_survive_underflow_at_the_smallest_temperature():
+    logits = torch.eye(4) / 0.001
+    for _ in range(20):
+        images, texts = sample_hard_negatives(logits, logits, ~torch.eye(4, dtype=torch.bool))
+        assert not (images == torch.arange(4)).any() and not (texts == torch.arange(4)).any()
+
+
+def test_bad_input_gets_an_error_that_names_the_remedy(model, batch):
+    with pytest.raises(ValueError, match="batch size of at least 2"):
+        model(**{name: tensor[:1] for name, tensor in batch.items()})
+    with pytest.raises(ValueError, match="PretrainingCollator"):
+        model(**pairs_of(batch), labels=batch["labels"])
+    with pytest.raises(ValueError, match="interpolate_pos_encoding=True"):
+        model.get_image_features(torch.zeros(1, 3, 48, 48))
+    with pytest.raises(ValueError, match="truncation=True"):
+        model.get_text_features(torch.full((1, 41), 101))
+    assert model.get_image_features(torch.zeros(1, 3, 48, 64), True).last_hidden_state.shape == (1, 13, 32)
+
+
+def test_features_have_unit_length_and_are_those_of_the_forward(model, batch):
+    outputs = model(**pairs_of(batch))
+    images = model.get_image_features(batch["pixel_values"])
+    texts = model.get_text_features(batch["input_ids"], batch["attention_mask"])
+    assert torch.allclose(images.pooler_output, outputs.image_embeds, atol=1e-6)
+    assert torch.allclose(texts.pooler_output, outputs.text_embeds, atol=1e-6)
+    assert torch.allclose(images.pooler_output.norm(dim=-1), torch.ones(4))
+
+
+def test_position_interpolation_keeps_what_is_linear_and_the_cls_row():
+    rows = torch.arange(8.0).repeat_interleave(8).view(1, 64, 1)
+    positions = torch.cat([torch.full((1, 1, 1), 99.0), rows], dim=1)
+    larger = interpolate_position_embeddings(positions, (16, 16))
+    assert larger.shape == (1, 257, 1) and larger[0, 0] == 99
+    inner = larger[0, 1:].view(16, 16)[4:12, 8]
+    assert torch.allclose(inner, (torch.arange(4.0, 12) + 0.5) / 2 - 0.5, atol=0.06)  # the cubic is not exact
+    assert interpolate_position_embeddings(positions, (8, 8)) is positions
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pretrained starting points
+# ---------------------------------------------------------------------------------------------------------------------
+
+SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.fixture
+def warnings_of_albef(monkeypatch) -> list[str]:
+    lines: list[str] = []
+    logger = transformers_logging.get_logger("albef_hf.modeling_albef")
+    monkeypatch.setattr(logger, "warning", lines.append)
+    return lines
+
+
+def test_starts_from_vit_and_bert(tmp_path, warnings_of_albef):
+    vit = ViTModel(ViTConfig(**SMALL, num_hidden_layers=2, image_size=32)).eval()
+    bert = BertForMaskedLM(BertConfig(**SMALL, num_hidden_layers=12, vocab_size=300)).eval()
+    vit.save_pretrained(tmp_path / "vit")
+    bert.save_pretrained(tmp_path / "bert")
+    model = AlbefForPreTraining.from_vision_text_pretrained(str(tmp_path / "vit"), str(tmp_path / "bert")).eval()
+
+    pixels = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(model.albef.vision_model(pixels).last_hidden_state, vit(pixels).last_hidden_state, atol=1e-5)
+    ids = torch.randint(0, 300, (2, 7))
+    states = bert.bert(ids, output_hidden_states=True).hidden_states
+    assert torch.allclose(model.albef.text_model(ids).last_hidden_state, states[6], atol=1e-5)
+    for index, layer in enumerate(model.albef.multimodal_model.layers):
+        theirs = bert.bert.encoder.layer[6 + index]
+        assert torch.equal(layer.mlp.fc1.weight, theirs.intermediate.dense.weight)
+        assert torch.equal(layer.self_attn.q_proj.weight, theirs.attention.self.query.weight)
+        assert torch.equal(layer.mlp_norm.weight, theirs.output.LayerNorm.weight)
+    assert torch.allclose(model.mlm_head(states[-1]), bert(ids).logits, atol=1e-5)
+    fresh = warnings_of_albef[0]
+    assert "cross_attn" in fresh and "itm_head" in fresh and "contrastive_head" in fresh
+    assert "text_model" not in fresh and "self_attn" not in fresh and "mlm_head" not in fresh
+
+
+def test_a_distilled_deit_loses_its_second_token_and_positions_are_interpolated(tmp_path):
+    deit = DeiTModel(DeiTConfig(**SMALL, num_hidden_layers=1, image_size=32))
+    deit.save_pretrained(tmp_path)
+    model = AlbefForPreTraining.from_vision_text_pretrained(
+        str(tmp_path), None, vision_config={"image_size": 64}, text_config={"vocab_size": 50}
+    )
+    ours, theirs = model.albef.vision_model.embeddings.position_embeddings, deit.embeddings.position_embeddings
+    assert ours.shape == (1, 17, 32)
+    assert torch.equal(ours[:, 0], theirs[:, 0])
+    expected = F.interpolate(theirs[:, 2:].view(1, 2, 2, 32).permute(0, 3, 1, 2), size=(4, 4), mode="bicubic")
+    assert torch.allclose(ours[:, 1:], expected.flatten(2).transpose(1, 2))
+
+
+def test_a_shorter_bert_fills_what_it_can_and_says_what_stays_fresh(tmp_path, warnings_of_albef):
+    bert = BertModel(BertConfig(**SMALL, num_hidden_layers=4, vocab_size=50))
+    bert.save_pretrained(tmp_path)
+    text_config = {"num_hidden_layers": 3, "num_multimodal_layers": 2}
+    model = AlbefForPreTraining.from_vision_text_pretrained(
+        None, str(tmp_path), vision_config={**SMALL, "num_hidden_layers": 1, "image_size": 32}, text_config=text_config
+    )
+    layers = model.albef.multimodal_model.layers
+    assert torch.equal(layers[0].mlp.fc2.weight, bert.encoder.layer[3].output.dense.weight)
+    fresh = warnings_of_albef[0]
+    assert "multimodal_model.layers.*.self_attn.q_proj (1x)" in fresh
+    assert "multimodal_model.layers.*.cross_attn.q_proj (2x)" in fresh
+    assert "mlm_head.dense" in fresh and "albef.vision_model.norm" in fresh
+    assert "text_model" not in fresh
+
+
+def test_models_that_are_no_starting_point_are_refused(tmp_path):
+    bert = BertModel(BertConfig(**SMALL, num_hidden_layers=1, vocab_size=50))
+    bert.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="starts from a ViT or DeiT"):
+        AlbefForPreTraining.from_vision_text_pretrained(str(tmp_path), None)
+    with pytest.raises(ValueError, match="leave sizes that come from the pretrained model unchanged"):
+        AlbefForPreTraining.from_vision_text_pretrained(None, str(tmp_path), text_config={"intermediate_size": 128})

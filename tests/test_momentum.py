@@ -1,0 +1,90 @@
+"""The teacher remembers: queues wrap round, averages are averages, and files come back as they were."""
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from albef_hf import AlbefForPreTraining, FeatureQueue, MomentumTeacher
+
+
+def numbered(start: int, count: int) -> torch.Tensor:
+    return torch.arange(start, start + count, dtype=torch.float32)[:, None].expand(-1, 2)
+
+
+def test_the_queue_starts_with_random_unit_vectors():
+    queue = FeatureQueue(100, 8)
+    assert torch.allclose(queue.image_features.norm(dim=1), torch.ones(100))
+    assert not torch.equal(queue.image_features, queue.text_features)
+
+
+def test_the_queue_wraps_round_with_any_batch_size():
+    queue = FeatureQueue(5, 2)
+    queue.enqueue(numbered(0, 3), -numbered(0, 3))
+    assert queue.pointer == 3
+    queue.enqueue(numbered(3, 4), -numbered(3, 4))
+    assert queue.pointer == 2
+    assert queue.image_features[:, 0].tolist() == [5, 6, 2, 3, 4]
+    assert torch.equal(queue.text_features, -queue.image_features)
+    queue.enqueue(numbered(10, 12), numbered(10, 12))  # more than it holds: the newest stay
+    assert sorted(queue.image_features[:, 0].tolist()) == [17, 18, 19, 20, 21]
+
+
+def test_a_queue_of_nothing_is_allowed(model, batch):
+    teacher = MomentumTeacher(model, queue_size=0)
+    outputs = teacher(**batch)
+    assert outputs.image_queue.shape == (0, 16)
+    assert torch.isfinite(model(**batch, teacher_outputs=outputs, alpha=0.4).loss)
+    teacher.enqueue(outputs.image_embeds, outputs.text_embeds)
+
+
+def test_the_average_by_hand(model):
+    teacher = MomentumTeacher(model, momentum=0.75, queue_size=4)
+    with torch.no_grad():
+        model.itm_head.weight.fill_(2.0)
+        teacher.model.itm_head.weight.fill_(1.0)
+    teacher.update(model)
+    assert torch.allclose(teacher.model.itm_head.weight, torch.tensor(1.25))
+    assert not any(weight.requires_grad for weight in teacher.parameters())
+
+
+def test_the_teacher_of_a_bfloat16_student_moves(model):
+    teacher = MomentumTeacher(model.to(torch.bfloat16), momentum=0.995, queue_size=4)
+    before = teacher.model.itm_head.weight.clone()
+    with torch.no_grad():
+        model.itm_head.weight += 0.01
+    teacher.update(model)
+    assert before.dtype == torch.float32
+    assert (teacher.model.itm_head.weight - before).abs().mean() > 1e-5
+
+
+def test_dropout_is_on_unless_switched_off(config, batch):
+    config.text_config.hidden_dropout_prob = 0.5
+    teacher = MomentumTeacher(AlbefForPreTraining(config), queue_size=4)
+    assert not torch.equal(teacher(**batch).text_embeds, teacher(**batch).text_embeds)
+    teacher.eval()
+    assert torch.equal(teacher(**batch).text_embeds, teacher(**batch).text_embeds)
+
+
+def test_saved_and_loaded_it_is_the_same(model, batch, tmp_path):
+    teacher = MomentumTeacher(model, queue_size=6)
+    with torch.no_grad():
+        for weight in teacher.model.parameters():
+            weight += 0.01 * torch.randn_like(weight)
+    outputs = teacher(**batch)
+    teacher.enqueue(outputs.image_embeds, outputs.text_embeds)
+    model.save_pretrained(tmp_path)
+    teacher.save_pretrained(tmp_path)
+
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "queue" in name or "teacher" in name]  # noqa: SIM118
+    student = AlbefForPreTraining.from_pretrained(tmp_path)
+    loaded = MomentumTeacher.from_pretrained(tmp_path, student, queue_size=6)
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    with pytest.raises(ValueError, match="queue_size it was saved with"):
+        MomentumTeacher.from_pretrained(tmp_path, student, queue_size=8)
+
+
+def test_a_momentum_that_is_no_share_is_refused(model):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        MomentumTeacher(model, momentum=1.5)

@@ -1,0 +1,343 @@
+"""The pretraining script, from the command line to the folder it leaves."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+
+from albef_hf import AlbefForPreTraining, AlbefProcessor, MomentumTeacher
+from albef_hf.data import Scenes
+
+REPOSITORY = Path(__file__).parents[1]
+SCRIPT = REPOSITORY / "train" / "pretrain.py"
+TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+TINY_MODEL = {
+    "projection_dim": 16,
+    "vision_config": {**TINY, "image_size": 32},
+    "text_config": {**TINY, "num_multimodal_layers": 1, "max_position_embeddings": 40},
+}
+
+
+@pytest.fixture(scope="session")
+def script():
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pretrain"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def train(script, tmp_path, monkeypatch):
+    """Runs the script in this process with small settings and the given ones; returns the folder."""
+    monkeypatch.setenv("ALBEF_TRACEBACK", "1")
+
+    def run(*arguments: str, steps: int = 4) -> Path:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        script.main(small_run(tmp_path / "out", steps) + list(arguments))
+        return tmp_path / "out"
+
+    return run
+
+
+def small_run(folder: Path, steps: int) -> list[str]:
+    options = {
+        "output_dir": folder,
+        "model_config": json.dumps(TINY_MODEL),
+        "max_steps": steps,
+        "scenes": 40,
+        "batch_size": 8,
+        "queue_size": 24,
+        "warmup_steps": 2,
+        "num_workers": 0,
+        "log_every": 2,
+        "validation_size": 6,
+        "rerank": 3,
+    }
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+def records_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+    """Twenty pictures and an annotation file of the original's format."""
+    (tmp_path / "photographs").mkdir()
+    rows = []
+    for index in range(20):
+        row = Scenes(20)[index]
+        row["image"].save(tmp_path / "photographs" / f"{index}.png")
+        rows.append({"image": f"{index}.png", "caption": row["caption"]})
+    (tmp_path / "photographs" / "train.json").write_text(json.dumps(rows))
+    return tmp_path / "photographs"
+
+
+def test_what_a_run_leaves_behind(train):
+    folder = train("--eval_every", "2")
+    names = {path.name for path in folder.iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "momentum.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+    } < names
+    assert {"log.jsonl", "curves.png", "metrics.json", "options.yaml"} < names
+    assert any(path.name.startswith("events.out") for path in folder.rglob("*")), "no TensorBoard log"
+
+    records = records_of(folder)
+    assert [record["step"] for record in records] == [2, 2, 4, 4]
+    for name in (
+        "loss_itc", "loss_itm", "loss_mlm", "temperature", "gradient_norm", "mutual_information_bound",
+        "learning_rate", "alpha", "pairs_per_second", "data_wait_share", "nonfinite_steps", "image_broken",
+    ):  # fmt: skip
+        assert name in records[0]
+    assert records[0]["mutual_information_bound"] == pytest.approx(
+        torch.tensor(32.0).log().item() - records[0]["info_nce"]
+    )
+    assert (
+        "itm_image_r10" in records[1] and json.loads((folder / "metrics.json").read_text()).keys() < records[3].keys()
+    )
+    assert Image.open(folder / "curves.png").size[0] > 800
+
+    student = AlbefForPreTraining.from_pretrained(folder)
+    processor = AlbefProcessor.from_pretrained(folder)
+    teacher = MomentumTeacher.from_pretrained(folder, student, queue_size=24)
+    assert teacher.queue.pointer == 4 * 8 % 24
+    assert not torch.equal(teacher.model.itm_head.weight, student.itm_head.weight)
+    inputs = processor(images=Scenes(1)[0]["image"], text="a red star", return_tensors="pt")
+    assert torch.isfinite(student(**inputs).itm_logits).all()
+
+
+def test_two_runs_with_one_seed_are_the_same_and_another_seed_is_not(train, tmp_path):
+    losses = []
+    for seed in ("1", "1", "2"):
+        losses.append([record["loss"] for record in records_of(train("--seed", seed)) if "loss" in record])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_goes_on_from_a_saved_model_with_its_teacher(train, tmp_path):
+    folder = train()
+    before = MomentumTeacher.from_pretrained(folder, AlbefForPreTraining.from_pretrained(folder), queue_size=24)
+    folder.rename(tmp_path / "first")
+    after = train(
+        "--model", str(tmp_path / "first"), "--learning_rate", "1e-12", "--min_learning_rate", "1e-13", steps=1
+    )
+    student = AlbefForPreTraining.from_pretrained(after)
+    teacher = MomentumTeacher.from_pretrained(after, student, queue_size=24)
+    assert teacher.queue.pointer == (before.queue.pointer + 8) % 24
+    expected = 0.995 * before.model.itm_head.weight + 0.005 * student.itm_head.weight
+    assert torch.allclose(teacher.model.itm_head.weight, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--gradient_accumulation_steps", "2"],
+        ["--mixed_precision", "bf16", "--attention", "eager"],
+        ["--gradient_checkpointing", "--no_teacher_dropout", "--max_grad_norm", "1"],
+        ["--num_workers", "2", "--alpha", "0", "--queue_size", "0"],
+        ["--queue_size", "5", "--scenes_wrong_share", "0.2", "--scenes_vague_share", "0.2", "--validation_size", "0"],
+        ["--torch_compile", "--max_steps", "2"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_every_way_to_train(train, arguments):
+    folder = train(*arguments)
+    records = [record for record in records_of(folder) if "loss" in record]
+    assert all(record["loss"] is not None and record["nonfinite_steps"] == 0 for record in records)
+    AlbefForPreTraining.from_pretrained(folder)
+
+
+def test_schedules_are_the_papers(train):
+    options = ["--learning_rate", "1e-3", "--min_learning_rate", "1e-4", "--log_every", "1"]
+    records = [r for r in records_of(train(*options, "--alpha_ramp_steps", "4", steps=6)) if "loss" in r]
+    rates = [record["learning_rate"] for record in records]
+    assert rates[0] == pytest.approx(5e-4) and rates[1] == pytest.approx(1e-3) and rates[-1] == pytest.approx(1e-4)
+    assert rates[3] == pytest.approx((1e-3 + 1e-4) / 2)  # half-way down the cosine
+    assert [record["alpha"] for record in records] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+
+
+def test_original_json_with_bad_pairs(train, photographs):
+    rows = json.loads((photographs / "train.json").read_text())
+    rows[3]["image"], rows[5]["caption"], rows[7]["caption"] = "absent.png", [" "], "long " * 2000
+    (photographs / "train.json").write_text(json.dumps(rows))
+    arguments = ["--train_files", str(photographs / "train.json"), "--image_root", str(photographs)]
+    folder = train(*arguments, "--max_skipped_share", "0.5", steps=8)
+    last = [record for record in records_of(folder) if "loss" in record][-1]
+    assert last["pairs"] == 64
+    assert last["image_missing"] > 0 and last["caption_empty"] > 0 and last["caption_cut"] > 0
+    with pytest.raises(RuntimeError, match="image_missing .* more than max_skipped_share=0.01 allows"):
+        train(*arguments, "--max_skipped_share", "0.01", steps=30)
+
+
+def test_load_dataset_with_column_options(train, photographs):
+    rows = json.loads((photographs / "train.json").read_text())
+    lines = [json.dumps({"file_name": row["image"], "words": row["caption"][0]}) for row in rows]
+    (photographs / "metadata.jsonl").write_text("\n".join(lines))
+    for streaming in ([], ["--streaming"]):
+        folder = train(
+            "--dataset", str(photographs), "--caption_column", "words", "--validation_size", "2", *streaming
+        )
+        assert records_of(folder)[-1].keys() >= {"itc_text_r1"}
+    with pytest.raises(ValueError, match="set caption_column to one of"):
+        train("--dataset", str(photographs))
+    with pytest.raises(ValueError, match="set max_steps"):
+        train("--dataset", str(photographs), "--caption_column", "words", "--streaming", "--max_steps", "0")
+
+
+def test_non_finite_steps_are_skipped_and_a_run_of_them_ends_the_training(train, monkeypatch):
+    step_losses, forward = iter([1, 1, float("nan"), 1]), AlbefForPreTraining.forward
+
+    def spoiled(self, *args, **kwargs):
+        outputs = forward(self, *args, **kwargs)
+        if "loss" in outputs:
+            outputs.loss = outputs.loss * next(step_losses, float("nan"))
+            outputs["loss"] = outputs.loss
+        return outputs
+
+    monkeypatch.setattr(AlbefForPreTraining, "forward", spoiled)
+    folder = train("--log_every", "1")
+    records = [record for record in records_of(folder) if "loss" in record]
+    assert [record["nonfinite_steps"] for record in records] == [0, 0, 1, 1]
+    assert records[2]["loss"] is None
+    student = AlbefForPreTraining.from_pretrained(folder)
+    teacher = MomentumTeacher.from_pretrained(folder, student, queue_size=24)
+    assert teacher.queue.pointer == 3 * 8 % 24  # one of four steps did not reach the queue
+    assert all(torch.isfinite(weight).all() for weight in (*student.parameters(), *teacher.parameters()))
+    with pytest.raises(RuntimeError, match="3 steps in a row had a non-finite loss"):
+        train("--max_nonfinite_steps", "3", steps=9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scenes", "7"], "7 pairs to train on, fewer than the 8 of one batch"),
+        (["--model_config", '{"text_config": {"vocab_size": 300}}'], "set vocab_size of text_config to 30522"),
+        (["--model_config", '{"hidden_sise": 3}'], "no setting hidden_sise"),
+        (["--model_config", "absent.json"], "neither a JSON file nor a JSON text"),
+        (["--max_tokens", "41"], "the model has 40 positions"),
+        (["--train_files", "absent.json"], "absent.json cannot be read"),
+        (["--text_model", "/absent/bert"], "/absent/bert"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_work_is_refused_before_training_starts(train, arguments, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        train(*arguments)
+
+
+def test_no_readable_pair_is_an_error_before_training_starts(train, photographs):
+    with pytest.raises(ValueError, match="could not be used; the last one: image_missing.*Check image_root"):
+        train("--train_files", str(photographs / "train.json"), "--image_root", "/absent")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lerning_rate", "1"], "did you mean --learning_rate?"),
+        (["--batch-sise=4"], "did you mean --batch_size?"),
+        (["--batch_size", "1"], "at least 2 pairs a batch"),
+        (["--batch_size", "many"], "invalid int value: 'many'"),
+        (["--alpha", "1.5"], "share between 0 and 1"),
+        (["--mixed_precision", "int4"], "choose no, bf16 or fp16"),
+        (["--config", "absent.yaml"], "absent.yaml cannot be read"),
+        (["stray"], "belongs to no option"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_wrong_options_end_the_program_with_a_remedy(script, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_yaml_is_checked_like_the_command_line_which_wins(script, tmp_path, capsys):
+    from albef_hf.options import parse_options, save_options
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "learning_rate: 1e-3\nbatch_size: 16\nteacher_dropout: false\nmodel_config: {projection_dim: 8}\n"
+    )
+    options = parse_options(script.PretrainingOptions, "", ["--config", str(recipe), "--batch_size", "4"])
+    assert (options.learning_rate, options.batch_size, options.teacher_dropout) == (1e-3, 4, False)
+    assert script.read_model_config(options.model_config) == {"projection_dim": 8}
+    save_options(options, tmp_path / "saved.yaml")
+    assert parse_options(script.PretrainingOptions, "", ["--config", str(tmp_path / "saved.yaml")]) == options
+
+    recipe.write_text("lerning_rate: 1e-3\n")
+    with pytest.raises(SystemExit):
+        script.main(["--config", str(recipe)])
+    assert "did you mean --learning_rate?" in capsys.readouterr().err
+
+
+def test_defaults_are_the_papers(script):
+    options = script.PretrainingOptions()
+    assert (options.batch_size, options.epochs, options.warmup_steps) == (64, 30, 1000)
+    assert (options.learning_rate, options.min_learning_rate, options.weight_decay) == (1e-4, 1e-5, 0.02)
+    assert (options.alpha, options.momentum, options.queue_size) == (0.4, 0.995, 65536)
+    assert (options.mlm_probability, options.max_words, options.max_tokens, options.min_crop_scale) == (
+        0.15,
+        30,
+        25,
+        0.2,
+    )
+
+
+def test_help_explains_every_option(script, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    text = capsys.readouterr().out
+    for name in ("--learning_rate", "--queue_size", "--config", "--train_files"):
+        assert name in text
+    assert "temperature" not in text and "share of the teacher in the targets" in text.replace("\n", " ").replace(
+        "  ", ""
+    )
+
+
+def test_recipes_are_valid(script):
+    from albef_hf.options import parse_options
+
+    recipes = list((REPOSITORY / "train" / "configs").glob("*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        options = parse_options(script.PretrainingOptions, "", ["--config", str(recipe)])
+        assert set(yaml.safe_load(recipe.read_text())) <= set(vars(options))
+
+
+def test_two_processes_train_one_model(tmp_path):
+    """Weights, teachers and queues stay equal on both, every pair is used once, and the log is written once."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29534"]
+    arguments = small_run(tmp_path / "out", 4) + ["--gradient_accumulation_steps", "1"]
+    run = subprocess.run(
+        [*command, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "8 on each of 2 process(es)" in run.stdout + run.stderr
+    records = [record for record in records_of(tmp_path / "out") if "loss" in record]
+    assert [record["pairs"] for record in records] == [32, 64]
+    student = AlbefForPreTraining.from_pretrained(tmp_path / "out")
+    teacher = MomentumTeacher.from_pretrained(tmp_path / "out", student, queue_size=24)
+    assert teacher.queue.pointer == 4 * 16 % 24
+
+
+def test_accelerate_launch_runs_it_and_an_error_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", str(SCRIPT)]
+    command += small_run(tmp_path / "out", 4)
+    run = subprocess.run(command + ["--train_files", "absent.json"], capture_output=True, text=True, timeout=300)
+    assert run.returncode != 0
+    assert "error: absent.json cannot be read" in run.stderr

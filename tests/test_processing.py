@@ -1,0 +1,76 @@
+"""Cleaning and tokenization are the original's to the letter, pixels are those of its transform."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from original import FIXTURES
+from PIL import Image
+
+from albef_hf import AlbefProcessor, clean_caption
+
+GOLDEN = json.loads((FIXTURES / "misc.json").read_text())
+
+
+@pytest.mark.parametrize("case", GOLDEN["pre_caption"], ids=lambda case: repr(case["in"][:20]))
+def test_captions_are_cleaned_as_in_the_original(case):
+    assert clean_caption(case["in"], case["max_words"]) == case["out"]
+
+
+@pytest.mark.parametrize("case", GOLDEN["tokenizer"], ids=lambda case: str(case["kwargs"]))
+def test_tokens_are_the_originals(case, processor):
+    tokens = processor.tokenizer(case["texts"], **case["kwargs"])
+    assert tokens["input_ids"] == case["input_ids"]
+    assert tokens["attention_mask"] == case["attention_mask"]
+    assert set(tokens) == {"input_ids", "attention_mask"}
+
+
+def test_special_tokens_have_the_originals_ids(processor):
+    for name, value in GOLDEN["tokenizer_ids"].items():
+        assert getattr(processor.tokenizer, name) == value
+
+
+def test_pixels_are_resized_bicubically_to_a_square_and_normalised(processor):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    resized = np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC)) / 255
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    expected = torch.tensor(((resized - mean) / std).transpose(2, 0, 1), dtype=torch.float32)
+    assert torch.allclose(processor(images=picture, return_tensors="pt")["pixel_values"][0], expected, atol=1e-5)
+
+
+def test_the_processor_cleans_pads_and_truncates(processor):
+    tokens = processor(text=["A dog, RUNNING!", "", "word " * 100], return_tensors="pt")
+    assert tokens["input_ids"].shape == (3, 30)
+    assert tokens["input_ids"][0, :5].tolist() == [101, 1037, 3899, 2770, 0]
+    assert tokens["attention_mask"].sum(1).tolist() == [4, 1, 30]
+    assert 102 not in tokens["input_ids"]
+
+
+def test_special_tokens_in_a_caption_stay_text(processor):
+    ids = processor(text="a [SEP] and a [MASK]", return_tensors="pt")["input_ids"][0].tolist()
+    assert ids.count(101) == 1 and 102 not in ids and 103 not in ids
+    assert processor.tokenizer("a [SEP]")["input_ids"][-1] == 102  # as the original writes its VQA answers
+
+
+@pytest.mark.parametrize("text", ["emoji \U0001f600 and 漢字", "nul \x00 byte", "lone \ud800 surrogate", "\n\t "])
+def test_strange_characters_are_tokens_too(processor, text):
+    assert processor(text=text, return_tensors="pt")["input_ids"][0, 0] == 101
+
+
+def test_saved_and_loaded_it_does_the_same(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    loaded = AlbefProcessor.from_pretrained(tmp_path)
+    picture = Image.new("RGB", (40, 20), "red")
+    expected = processor(images=picture, text="a red thing", return_tensors="pt")
+    actual = loaded(images=picture, text="a red thing", return_tensors="pt")
+    assert set(actual) == {"pixel_values", "input_ids", "attention_mask"}
+    for name, tensor in expected.items():
+        assert torch.equal(actual[name], tensor)
+
+
+def test_bad_input_gets_a_clear_error(processor):
+    with pytest.raises(ValueError, match="give images, text, or both"):
+        processor()
+    with pytest.raises(ValueError, match="list of strings"):
+        processor(text=["fine", None])
