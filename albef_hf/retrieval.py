@@ -134,7 +134,7 @@ def recall(scores: torch.Tensor, positives: torch.Tensor, ranks: Sequence[int] =
     """
     best_positive = scores.masked_fill(~positives, -torch.inf).max(1, keepdim=True).values
     ahead = ((scores >= best_positive) & ~positives).sum(1)
-    return {k: 100 * (ahead < k).float().mean().item() for k in ranks}
+    return {k: round(100 * (ahead < k).double().mean().item(), 3) for k in ranks}
 
 
 def retrieval_metrics(

@@ -187,6 +187,7 @@ def test_load_dataset_with_column_options(train, photographs):
     rows = json.loads((photographs / "train.json").read_text())
     lines = [json.dumps({"file_name": row["image"], "words": row["caption"][0]}) for row in rows]
     (photographs / "metadata.jsonl").write_text("\n".join(lines))
+    (photographs / "train.json").unlink()  # load_dataset would take it for the data
     for streaming in ([], ["--streaming"]):
         folder = train(
             "--dataset", str(photographs), "--caption_column", "words", "--validation_size", "2", *streaming
