@@ -524,6 +524,9 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
 class AlbefModel(AlbefPreTrainedModel):
     """The three encoders without a head."""
 
+    # A checkpoint of a head is a fine source of the encoders.
+    _keys_to_ignore_on_load_unexpected = [r"^(contrastive|itm|mlm)_head\."]
+
     def __init__(self, config: AlbefConfig):
         super().__init__(config)
         self.vision_model = AlbefVisionModel._from_config(config.vision_config)
@@ -552,7 +555,8 @@ class AlbefModel(AlbefPreTrainedModel):
 
         Args:
             input_ids: (batch, tokens), `[CLS]` first.
-            pixel_values: (batch, channels, height, width).
+            pixel_values: (batch, channels, height, width). Fewer pictures than texts are shared: of `n` pictures, text
+                `i` reads picture `i % n`.
             attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
             interpolate_pos_encoding: Resample the learned image positions to pictures of another size.
 

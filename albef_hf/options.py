@@ -33,7 +33,8 @@ def parse_options(kind: type[Options], description: str, arguments: list[str]) -
     """
     config_parser = argparse.ArgumentParser(add_help=False)
     config_parser.add_argument("--config", help="YAML file of options; the command line wins over it")
-    parser = HfArgumentParser(kind, description=description, parents=[config_parser], allow_abbrev=False)
+    usage = "%(prog)s [--config FILE.yaml] [--OPTION VALUE ...]"
+    parser = HfArgumentParser(kind, usage=usage, description=description, parents=[config_parser], allow_abbrev=False)
     known, arguments = config_parser.parse_known_args(arguments)
     try:
         recipe = _yaml_arguments(known.config) if known.config else []

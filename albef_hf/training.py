@@ -25,6 +25,7 @@ class TrainingOptions:
     """How to train; the defaults are the paper's pretraining."""
 
     output_dir: str = option("runs/albef", "folder for the model, the log and the curves")
+    overwrite_output_dir: bool = option(False, "replace a model that is in the folder already")
     seed: int = option(42, "seed of weights, data order, augmentation and masking")
     epochs: int = option(30, "passes over the data")
     max_steps: int = option(0, "optimizer steps, instead of epochs; required for streams")
@@ -172,7 +173,7 @@ class MomentumTraining:
         self.counts: Counter[str] = Counter()
         self.pending: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.micro_losses: list[torch.Tensor] = []
-        self.window = _Window()
+        self.window = _Window(accelerator.device)
 
     def run(self) -> dict[str, float]:
         """Train to the end; returns the metrics of the last evaluation."""
@@ -211,7 +212,7 @@ class MomentumTraining:
 
     def _forward_backward(self, batch: dict[str, torch.Tensor]) -> None:
         """One forward and backward pass: the teacher speaks, the student learns, the teacher's features are kept."""
-        self.window.issues += batch.pop("issues").cpu()
+        self.window.issues += batch.pop("issues")
         self.window.pairs += len(batch["input_ids"])
         alpha = alpha_at(self.step, self.options.alpha, self.alpha_ramp_steps)
         targets = self.teacher(**batch)
@@ -257,11 +258,11 @@ class MomentumTraining:
         """Average the window over steps and processes, log it, and see whether too many pairs were bad."""
         window, reduce = self.window, self.accelerator.reduce
         device = self.accelerator.device
-        totals = torch.cat([window.issues.float(), torch.tensor([float(window.pairs)])]).to(device)
+        totals = torch.cat([window.issues, torch.tensor([window.pairs], device=device)])
         *issues, pairs = reduce(totals, "sum").tolist()
         self.counts.update({issue.name.lower(): int(count) for issue, count in zip(Issue, issues, strict=True)})
         self.counts["pairs"] += int(pairs)
-        averages = reduce(window.average(device), "mean").tolist()
+        averages = reduce(window.average(), "mean").tolist()
         seconds = time.monotonic() - window.start
         record = dict(zip((*METRICS, "gradient_norm"), averages, strict=True))
         record |= {
@@ -277,7 +278,7 @@ class MomentumTraining:
         self.log.show(
             itc=record["loss_itc"], itm=record["loss_itm"], mlm=record["loss_mlm"], pairs_s=record["pairs_per_second"]
         )
-        self.window = _Window()
+        self.window = _Window(device)
         self._watch_skipped()
 
     def _watch_skipped(self) -> None:
@@ -303,24 +304,22 @@ def total_steps(options: TrainingOptions, steps_per_epoch: int | None) -> int:
 class _Window:
     """What has happened since the last record."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.start = time.monotonic()
         self.waited = 0.0
         self.pairs = 0
-        self.issues = torch.zeros(len(Issue), dtype=torch.long)
+        self.issues = torch.zeros(len(Issue), dtype=torch.long, device=device)
         self.steps = 0
-        self.sums: torch.Tensor | None = None
+        self.sums = torch.zeros(len(METRICS) + 1, device=device)
 
     def add(self, values: torch.Tensor) -> None:
         """Add the numbers of a step, without waiting for the device."""
-        self.sums = values if self.sums is None else self.sums + values
+        self.sums += values
         self.steps += 1
 
-    def average(self, device: torch.device) -> torch.Tensor:
+    def average(self) -> torch.Tensor:
         """Mean of the steps; not a number where all of them were skipped."""
-        if self.sums is None:
-            return torch.full((len(METRICS) + 1,), math.nan, device=device)
-        return self.sums / self.steps
+        return self.sums / self.steps if self.steps else torch.full_like(self.sums, math.nan)
 
     def pause(self) -> None:
         """Leave an evaluation out of the rates."""

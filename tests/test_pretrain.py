@@ -53,6 +53,7 @@ def train(script, tmp_path, monkeypatch):
 def small_run(folder: Path, steps: int) -> list[str]:
     options = {
         "output_dir": folder,
+        "overwrite_output_dir": True,
         "model_config": json.dumps(TINY_MODEL),
         "max_steps": steps,
         "scenes": 40,
@@ -121,6 +122,12 @@ def test_what_a_run_leaves_behind(train):
     assert torch.isfinite(student(**inputs).itm_logits).all()
 
 
+def test_a_model_is_not_overwritten_unless_asked_for(train):
+    train()
+    with pytest.raises(ValueError, match="holds a model already"):
+        train("--overwrite_output_dir", "false")
+
+
 def test_two_runs_with_one_seed_are_the_same_and_another_seed_is_not(train, tmp_path):
     losses = []
     for seed in ("1", "1", "2"):
@@ -150,7 +157,6 @@ def test_goes_on_from_a_saved_model_with_its_teacher(train, tmp_path):
         ["--gradient_checkpointing", "--no_teacher_dropout", "--max_grad_norm", "1"],
         ["--num_workers", "2", "--alpha", "0", "--queue_size", "0"],
         ["--queue_size", "5", "--scenes_wrong_share", "0.2", "--scenes_vague_share", "0.2", "--validation_size", "0"],
-        ["--torch_compile", "--max_steps", "2"],
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -159,6 +165,24 @@ def test_every_way_to_train(train, arguments):
     records = [record for record in records_of(folder) if "loss" in record]
     assert all(record["loss"] is not None and record["nonfinite_steps"] == 0 for record in records)
     AlbefForPreTraining.from_pretrained(folder)
+
+
+def test_compiled_layers_compute_and_save_the_same(train, tmp_path):
+    """Student and teacher, losses and weights; without dropout, whose draws differ when compiled."""
+    text_config = {**TINY_MODEL["text_config"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model_config = json.dumps({**TINY_MODEL, "text_config": text_config})
+    results = []
+    for arguments in (["--torch_compile"], []):
+        folder = train("--model_config", model_config, "--log_every", "1", *arguments)
+        student, report = AlbefForPreTraining.from_pretrained(folder, output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        teacher = MomentumTeacher.from_pretrained(folder, student, queue_size=24)
+        losses = [record["loss"] for record in records_of(folder) if "loss" in record]
+        results.append((losses, student.state_dict(), teacher.state_dict()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
+    for compiled, plain in zip(results[0][1:], results[1][1:], strict=True):
+        for name, weight in plain.items():
+            assert torch.allclose(compiled[name], weight, atol=2e-4), name
 
 
 def test_schedules_are_the_papers(train):
@@ -227,7 +251,8 @@ def test_non_finite_steps_are_skipped_and_a_run_of_them_ends_the_training(train,
     [
         (["--scenes", "7"], "7 pairs to train on, fewer than the 8 of one batch"),
         (["--model_config", '{"text_config": {"vocab_size": 300}}'], "set vocab_size of text_config to 30522"),
-        (["--model_config", '{"hidden_sise": 3}'], "no setting hidden_sise"),
+        (["--model_config", '{"hidden_sise": 3}'], "setting hidden_sise"),
+        (["--model_config", '{"vision_config": {"hidden_sise": 3}}'], "setting vision_config.hidden_sise"),
         (["--model_config", "absent.json"], "neither a JSON file nor a JSON text"),
         (["--max_tokens", "41"], "the model has 40 positions"),
         (["--train_files", "absent.json"], "absent.json cannot be read"),

@@ -20,6 +20,7 @@ from accelerate.utils import set_seed
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import AutoTokenizer, BlipImageProcessorPil
 from transformers.utils.hub import cached_file
 
@@ -94,8 +95,7 @@ def main(arguments: list[str]) -> None:
 
 def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str, float]:
     """Train and save; returns the metrics of the last evaluation."""
-    folder = Path(options.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = prepare_folder(options, accelerator)
     set_seed(options.seed)  # the same on all processes, so that their teachers and queues start alike
     student, processor = make_model(options)
     check_texts_fit(options, student, processor)
@@ -130,12 +130,24 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
     log.say(describe_run(options, student, len(images), steps_per_epoch, accelerator.num_processes))
     set_seed(options.seed, device_specific=True)  # from here on dropout and negatives differ between processes
     training = MomentumTraining(accelerator, options, student, teacher, loader, steps_per_epoch, log, evaluate)
-    metrics = training.run()
+    try:
+        metrics = training.run()
+    finally:
+        log.close()
     if accelerator.is_main_process:
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    log.close()
     log.say(f"saved to {folder}: model, teacher, processor, log.jsonl, metrics.json, curves.png")
     return metrics
+
+
+def prepare_folder(options: PretrainingOptions, accelerator: Accelerator) -> Path:
+    """The output folder; a model that is in it stays, unless the options say otherwise."""
+    folder = Path(options.output_dir)
+    if (folder / "model.safetensors").exists() and not options.overwrite_output_dir:
+        raise ValueError(f"{folder} holds a model already: set another output_dir, or overwrite_output_dir.")
+    accelerator.wait_for_everyone()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def make_model(options: PretrainingOptions) -> tuple[AlbefForPreTraining, AlbefProcessor]:
@@ -165,10 +177,19 @@ def read_model_config(source: str | None) -> dict:
         settings = json.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"model_config is neither a JSON file nor a JSON text ({error}).") from error
-    unknown = set(settings) - set(AlbefConfig().to_dict())
+    unknown = unknown_settings(settings, AlbefConfig().to_dict())
     if unknown:
-        raise ValueError(f"model_config has no setting {', '.join(sorted(unknown))}; see AlbefConfig.")
+        raise ValueError(f"There is no model_config setting {', '.join(unknown)}; see AlbefConfig.")
     return settings
+
+
+def unknown_settings(settings: dict, known: dict) -> list[str]:
+    """Names in `settings`, at any depth, that `known` does not have."""
+    unknown = [name for name in settings if name not in known]
+    for name, value in settings.items():
+        if isinstance(value, dict) and isinstance(known.get(name), dict):
+            unknown += [f"{name}.{inner}" for inner in unknown_settings(value, known[name])]
+    return unknown
 
 
 def make_teacher(options: PretrainingOptions, student: AlbefForPreTraining) -> MomentumTeacher:
@@ -261,7 +282,8 @@ def read_validation(options: PretrainingOptions, rows, image_size: int) -> tuple
     """Pictures and captions for the evaluation, resized as the processor would; bad pairs are left out."""
     columns = ("image", "caption") if options.train_files else (options.image_column, options.caption_column)
     images, captions = [], []
-    for row in itertools.islice(rows, options.validation_size):
+    wanted = tqdm(itertools.islice(rows, options.validation_size), "read held-out pairs", leave=False)
+    for row in wanted:
         texts = row[columns[1]]
         texts = [texts] if isinstance(texts, str) else texts or []
         texts = [text for text in texts if isinstance(text, str) and clean_caption(text)]
