@@ -636,8 +636,9 @@ def sample_hard_negatives(
         )
 
     def draw(logits: torch.Tensor) -> torch.Tensor:
-        # At a small temperature every candidate may underflow to zero; the floor turns that into a uniform draw.
-        weights = logits.softmax(-1).clamp_min(1e-30).masked_fill(~candidates, 0)
+        # At a small temperature every candidate may underflow to zero; the floor turns that into a uniform draw. So do
+        # logits that are not a number: the loss will say so, where an error here would only stop one process.
+        weights = logits.softmax(-1).nan_to_num(0).clamp_min(1e-30).masked_fill(~candidates, 0)
         return torch.multinomial(weights, 1).squeeze(-1)
 
     return draw(logits_per_text), draw(logits_per_image)

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.nn import functional as F
@@ -109,7 +110,7 @@ class MomentumTeacher(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike, student: PreTrainedModel, momentum: float = 0.995, queue_size: int = 65536
+        cls, name: str | os.PathLike, student: PreTrainedModel, momentum: float = 0.995
     ) -> "MomentumTeacher":
         """Read `momentum.safetensors` of a folder or Hub repository.
 
@@ -117,19 +118,20 @@ class MomentumTeacher(nn.Module):
             name: Folder or Hub repository that `save_pretrained` has written to.
             student: The student from the same place.
             momentum: As in the constructor.
-            queue_size: As in the constructor; must be that of the saved queues.
 
         Raises:
-            ValueError: If the file belongs to another architecture or queue size.
+            ValueError: If the file belongs to another architecture.
         """
-        teacher = cls(student, momentum, queue_size)
         path = cached_file(str(name), MOMENTUM_FILE)
+        with safe_open(path, "pt") as file:
+            queue_size = file.get_slice("queue.image_features").get_shape()[0]
+        teacher = cls(student, momentum, queue_size)
         try:
             load_model(teacher, path)
         except RuntimeError as error:
             raise ValueError(
-                f"{path} does not fit the student and a queue of {queue_size} pairs: {error}. "
-                "Give the queue_size it was saved with, or start a new teacher with MomentumTeacher(student)."
+                f"{path} does not fit the student: {error}. Give the student that was saved with it, or start a new "
+                "teacher with MomentumTeacher(student)."
             ) from error
         return teacher
 

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +38,7 @@ def parse_options(kind: type[Options], description: str, arguments: list[str]) -
     parser = HfArgumentParser(kind, usage=usage, description=description, parents=[config_parser], allow_abbrev=False)
     known, arguments = config_parser.parse_known_args(arguments)
     try:
-        recipe = _yaml_arguments(known.config) if known.config else []
+        recipe = _yaml_arguments(known.config, kind) if known.config else []
         values, unknown = parser.parse_known_args(recipe + arguments)
         if unknown:
             parser.error(_nearest_option(unknown[0], kind))
@@ -52,7 +53,13 @@ def save_options(options: Any, path: Path) -> None:
     path.write_text(yaml.safe_dump(dataclasses.asdict(options), sort_keys=False), encoding="utf-8")
 
 
-def _yaml_arguments(path: str) -> list[str]:
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint at the right spelling of a mistyped name, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _yaml_arguments(path: str, kind: type) -> list[str]:
     """The content of a YAML file as a command line, so that both are checked by the same parser."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
@@ -60,10 +67,15 @@ def _yaml_arguments(path: str) -> list[str]:
         raise ValueError(f"--config {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"--config {path} must hold lines of `option: value`.")
+    if "config" in content:
+        raise ValueError(f"--config {path} names another config; one recipe cannot include another.")
+    texts = {field.name for field in dataclasses.fields(kind) if field.type in (str, "str")}
     arguments = []
     for name, value in content.items():
         if value is None or value == []:
             continue
+        if name in texts and value is False:
+            value = "no"  # which YAML takes for a boolean
         values = value if isinstance(value, list) else [value]
         arguments += [f"--{name}", *(json.dumps(v) if isinstance(v, (dict, bool)) else str(v) for v in values)]
     return arguments
@@ -71,7 +83,7 @@ def _yaml_arguments(path: str) -> list[str]:
 
 def _nearest_option(argument: str, kind: type) -> str:
     name = re.sub(r"=.*", "", argument).lstrip("-").replace("-", "_")
-    names = [field.name for field in dataclasses.fields(kind)]
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"; did you mean --{nearest[0]}?" if nearest else "; --help lists all options."
-    return f"there is no option {argument}{hint}" if argument.startswith("-") else f"{argument} belongs to no option"
+    hint = nearest(name, [field.name for field in dataclasses.fields(kind)])
+    if not argument.startswith("-"):
+        return f"{argument} belongs to no option"
+    return f"there is no option {argument}{hint.replace('mean ', 'mean --') or '; --help lists all of them'}"

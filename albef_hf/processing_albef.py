@@ -1,5 +1,6 @@
 """Processor of ALBEF: pictures to pixels, captions to tokens, cleaned and tokenized as the original does."""
 
+import copy
 import re
 
 from tokenizers.processors import TemplateProcessing
@@ -35,7 +36,10 @@ def without_separator(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 
     It is not a `BertTokenizer`, since that class puts its `[SEP]` back whenever it is loaded.
     """
-    backend = tokenizer.backend_tokenizer
+    missing = [name for name in ("cls", "sep", "pad", "mask") if getattr(tokenizer, f"{name}_token_id") is None]
+    if missing:
+        raise ValueError(f"The tokenizer has no {', '.join(missing)} token; ALBEF needs a BERT tokenizer.")
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
     cls, sep = (tokenizer.cls_token, tokenizer.cls_token_id), (tokenizer.sep_token, tokenizer.sep_token_id)
     backend.post_processor = TemplateProcessing(
         single=f"{cls[0]} $A", pair=f"{cls[0]} $A {sep[0]} $B:1 {sep[0]}:1", special_tokens=[cls, sep]

@@ -14,6 +14,7 @@ from .modeling_albef import AlbefForPreTraining
 from .processing_albef import AlbefProcessor
 
 NOT_RERANKED = -100.0
+MAX_TOKENS = 30  # of a text, as in the original's evaluation
 
 
 @dataclass
@@ -36,8 +37,9 @@ class RetrievalFeatures:
 
     @property
     def similarities(self) -> torch.Tensor:
-        """Cosine of every image with every text, (images, texts)."""
-        return self.image_embeds @ self.text_embeds.T
+        """Cosine of every image with every text, (images, texts), never below float32, where ties would abound."""
+        with torch.autocast(self.image_embeds.device.type, enabled=False):
+            return self.image_embeds @ self.text_embeds.T
 
 
 @torch.no_grad()
@@ -54,7 +56,8 @@ def encode(
     for start in range(0, len(images), batch_size):
         inputs = processor(images=list(images[start : start + batch_size]), return_tensors="pt").to(model.device)
         image_outputs.append(model.get_image_features(**inputs))
-    tokens = processor(text=list(texts), return_tensors="pt").to(model.device)
+    longest = min(MAX_TOKENS, model.config.text_config.max_position_embeddings)
+    tokens = processor(text=list(texts), max_length=longest, return_tensors="pt").to(model.device)
     text_outputs = [
         model.get_text_features(ids, mask)
         for ids, mask in zip(
@@ -115,14 +118,16 @@ def match(
             fused = model.albef.multimodal_model(
                 features.text_hidden_states[texts, :longest], features.text_mask[texts, :longest], key_values
             )
-            scores[image, texts] = model.itm_head(fused.last_hidden_state[:, 0])[:, 1].to(scores.dtype)
+            cls = fused.last_hidden_state[:, 0]
+            with torch.autocast(cls.device.type, enabled=False):
+                scores[image, texts] = model.itm_head(cls.to(model.itm_head.weight.dtype))[:, 1].to(scores.dtype)
     return scores
 
 
 def recall(scores: torch.Tensor, positives: torch.Tensor, ranks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
     """Share of the queries for which one of the right answers is among the best k.
 
-    Ties count against the right answer.
+    Ties count against the right answer, and so does what is not a number.
 
     Args:
         scores: (queries, answers).
@@ -133,7 +138,7 @@ def recall(scores: torch.Tensor, positives: torch.Tensor, ranks: Sequence[int] =
         Recall in percent for each k.
     """
     best_positive = scores.masked_fill(~positives, -torch.inf).max(1, keepdim=True).values
-    ahead = ((scores >= best_positive) & ~positives).sum(1)
+    ahead = (~(scores < best_positive) & ~positives).sum(1)
     return {k: round(100 * (ahead < k).double().mean().item(), 3) for k in ranks}
 
 
@@ -166,13 +171,14 @@ def retrieval_metrics(
     features = encode(model, processor, images, [text for texts in captions for text in texts], batch_size)
     owner = torch.tensor([i for i, texts in enumerate(captions) for _ in texts], device=features.text_embeds.device)
     positives = torch.arange(len(images), device=owner.device)[:, None] == owner  # (images, texts)
-    of_image, of_text = rerank_candidates(features.similarities, k)
+    similarities = features.similarities
+    of_image, of_text = rerank_candidates(similarities, k)
     mine = tqdm(range(share[0], len(images), share[1]), "rerank", leave=False, disable=share[0] > 0)
     matched = reduce(match(model, features, of_image | of_text, mine))
     model.train(was_training)
     rankings = {
-        "itc_text": recall(features.similarities, positives),
-        "itc_image": recall(features.similarities.T, positives.T),
+        "itc_text": recall(similarities, positives),
+        "itc_image": recall(similarities.T, positives.T),
         "itm_text": recall(matched.masked_fill(~of_image, NOT_RERANKED), positives),
         "itm_image": recall(matched.masked_fill(~of_text, NOT_RERANKED).T, positives.T),
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import TorchDynamoPlugin
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
 
@@ -39,7 +39,7 @@ class TrainingOptions:
     alpha: float = option(0.4, "share of the teacher in the targets; 0 turns distillation off")
     alpha_ramp_steps: int = option(-1, "steps in which alpha grows from 0 to its value; -1: the first epoch")
     momentum: float = option(0.995, "share of itself that the teacher keeps at each step")
-    queue_size: int = option(65536, "pairs in the teacher's queue")
+    queue_size: int = option(65536, "pairs in the teacher's queue; a saved teacher keeps its own")
     teacher_dropout: bool = option(True, "leave the teacher's dropout on, like the original")
     mixed_precision: str = option("no", "no, bf16 or fp16; `accelerate launch` may set it too")
     attention: str = option("sdpa", "sdpa, eager or flash_attention_2; with bf16 on a CPU, eager is the fastest")
@@ -56,22 +56,30 @@ class TrainingOptions:
             raise ValueError(
                 f"batch_size is {self.batch_size}: image-text matching needs a negative, so at least 2 pairs a batch."
             )
-        for name in ("gradient_accumulation_steps", "epochs", "log_every", "max_nonfinite_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        self.require_at_least(1, "gradient_accumulation_steps", "epochs", "log_every", "max_nonfinite_steps")
+        self.require_at_least(0, "queue_size", "num_workers", "max_steps", "eval_every", "warmup_steps")
+        self.require_at_least(0, "max_grad_norm", "weight_decay")
+        self.require_at_least(-1, "alpha_ramp_steps")
+        self.require_share("alpha", "momentum", "max_skipped_share")
         if not 0 <= self.min_learning_rate <= self.learning_rate or self.learning_rate == 0:
             raise ValueError(
                 f"learning_rate is {self.learning_rate} and min_learning_rate {self.min_learning_rate}; "
                 "both must be positive, and the first the larger one."
             )
-        for name in ("alpha", "momentum", "max_skipped_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share between 0 and 1.")
-        for name in ("queue_size", "num_workers", "max_steps", "eval_every", "warmup_steps", "max_grad_norm"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative.")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"mixed_precision is {self.mixed_precision!r}; choose no, bf16 or fp16.")
+
+    def require_at_least(self, least: int, *names: str) -> None:
+        """Raise a `ValueError` for an option below `least`."""
+        for name in names:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+
+    def require_share(self, *names: str) -> None:
+        """Raise a `ValueError` for an option that is not between 0 and 1."""
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share between 0 and 1.")
 
 
 def make_accelerator(options: TrainingOptions) -> Accelerator:
@@ -79,7 +87,10 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
     compile_layers = TorchDynamoPlugin(backend="inductor", use_regional_compilation=True)
     return Accelerator(
         mixed_precision=None if options.mixed_precision == "no" else options.mixed_precision,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        # Accumulation goes on across the end of an epoch, where Accelerate would weigh an incomplete one too little.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=options.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=options.seed),
         dynamo_plugin=compile_layers if options.torch_compile else None,
         log_with="tensorboard" if _has_tensorboard() else None,
@@ -154,6 +165,7 @@ class MomentumTraining:
             # transformers 5.23 has renamed it
             enable = getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)
             enable()
+        student.train()
         teacher.train(options.teacher_dropout)
         fused = accelerator.device.type in ("cuda", "cpu")
         optimizer = torch.optim.AdamW(
@@ -188,9 +200,10 @@ class MomentumTraining:
             if self.step % self.options.log_every == 0 or self.step == self.total_steps:
                 self._record()
             if self.step % self.eval_every == 0 or self.step == self.total_steps:
+                start = time.monotonic()
                 metrics = self.evaluate(self.step)
                 self.log.write(self.step, metrics)
-                self.window.pause()
+                self.window.start += time.monotonic() - start  # so that it does not count as slow training
             if self.step == self.total_steps:
                 return metrics
         raise RuntimeError("The data ended before the training did; if it is a stream, it may have too few shards.")
@@ -200,6 +213,8 @@ class MomentumTraining:
         epoch = 0
         while True:
             self.loader.set_epoch(epoch)
+            if hasattr(self.loader.dataset, "set_epoch"):  # which Accelerate forgets where it shards the sampler
+                self.loader.dataset.set_epoch(epoch)
             batches, start, count = iter(self.loader), time.monotonic(), 0
             for batch in batches:
                 self.window.waited += time.monotonic() - start
@@ -282,14 +297,19 @@ class MomentumTraining:
         self._watch_skipped()
 
     def _watch_skipped(self) -> None:
-        skipped = {i.name.lower(): self.counts[i.name.lower()] for i in Issue if i is not Issue.CAPTION_CUT}
-        read = self.counts["pairs"] + sum(skipped.values())
-        if read >= 50 and sum(skipped.values()) > self.options.max_skipped_share * read:
-            reasons = ", ".join(f"{name} {count}" for name, count in skipped.items() if count)
+        skipped = sum(self.counts[issue.name.lower()] for issue in Issue if issue is not Issue.CAPTION_CUT)
+        read = self.counts["pairs"] + skipped
+        if read >= 50 and skipped > self.options.max_skipped_share * read:
             raise RuntimeError(
-                f"{sum(skipped.values())} of {read} pairs could not be used ({reasons}), more than "
-                f"max_skipped_share={self.options.max_skipped_share:g} allows: mend the data, or raise the share."
+                f"{skipped} of {read} pairs could not be used, more than "
+                f"max_skipped_share={self.options.max_skipped_share:g} allows: mend the data, or raise the share. "
+                f"What was found: {self.issues_found()}."
             )
+
+    def issues_found(self) -> str:
+        """How many pairs were skipped or cut, by reason."""
+        found = [(issue.name.lower(), self.counts[issue.name.lower()]) for issue in Issue]
+        return ", ".join(f"{name} {count}" for name, count in found if count) or "nothing"
 
 
 def total_steps(options: TrainingOptions, steps_per_epoch: int | None) -> int:
@@ -320,8 +340,3 @@ class _Window:
     def average(self) -> torch.Tensor:
         """Mean of the steps; not a number where all of them were skipped."""
         return self.sums / self.steps if self.steps else torch.full_like(self.sums, math.nan)
-
-    def pause(self) -> None:
-        """Leave an evaluation out of the rates."""
-        if self.pairs == 0:
-            self.start = time.monotonic()

@@ -1,6 +1,7 @@
 """Pairs from every source are read, augmented and masked as they should, and bad ones harm nobody."""
 
 import io
+import itertools
 import json
 import tarfile
 from pathlib import Path
@@ -20,13 +21,13 @@ from albef_hf.data import (
     PairReader,
     PretrainingCollator,
     Scenes,
-    load_hub_rows,
     load_image,
     mask_tokens,
-    read_annotations,
+    usable_captions,
 )
 from albef_hf.data.augmentation import OPERATIONS, random_augment, random_resized_crop
 from albef_hf.data.scenes import SceneObject, compose, describe
+from albef_hf.data.sources import load_hub_rows, read_annotations
 
 
 @pytest.fixture
@@ -78,6 +79,14 @@ def test_bad_pictures_are_told_apart(bad_files, tmp_path):
         load_image(None)
 
 
+@pytest.mark.parametrize("path", ["nul\x00.png", "lone \ud800.png", "circle.png"])
+def test_paths_that_are_none_are_missing_pictures(path, tmp_path):
+    (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
+    for root in (str(tmp_path), None):
+        with pytest.raises(BadSampleError):
+            load_image(path, root)
+
+
 def test_a_link_out_of_the_root_is_refused(tmp_path):
     (tmp_path / "root").mkdir()
     picture().save(tmp_path / "secret.png")
@@ -103,6 +112,7 @@ def test_other_modes_become_rgb(image, expected):
 
 def test_an_undecoded_picture_of_datasets_is_read():
     assert load_image({"bytes": encoded(picture("blue")), "path": None}).getpixel((0, 0)) == (0, 0, 255)
+    assert load_image(encoded(picture("blue"))).getpixel((0, 0)) == (0, 0, 255)
 
 
 def test_crops_keep_the_share_they_should():
@@ -148,6 +158,18 @@ def test_operations_are_drawn_with_their_probabilities():
 def test_augmented_pixels_are_normalised():
     pixels, _ = Augmentation(16, (0.5,) * 3, (0.25,) * 3, operations=0)(picture("white"), np.random.default_rng(0))
     assert pixels.shape == (3, 16, 16) and torch.allclose(pixels, torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("captions", [None, 7, float("nan"), {"en": "a"}, [], ["", None], "\t", "\u200b\u3000", "?!"])
+def test_captions_that_say_nothing_are_told_apart(captions):
+    with pytest.raises(BadSampleError, match="caption_empty"):
+        usable_captions(captions)
+
+
+def test_captions_that_say_something_are_kept():
+    assert usable_captions("a dog") == ["a dog"]
+    assert usable_captions(np.array(["", "a dog", "a cat"])) == ["a dog", "a cat"]
+    assert usable_captions([None, "\U0001f600"]) == ["\U0001f600"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -212,7 +234,7 @@ def test_bad_rows_are_replaced_and_every_one_is_counted(reader, bad_files, tmp_p
     samples = [pairs[i] for i in range(len(rows))]
     assert [sample["issues"][0] for sample in samples[:-1]] == list(bad_files.values())
     assert samples[-1]["issues"] == []
-    with pytest.raises(ValueError, match="1000 pairs in a row.*image_root"):
+    with pytest.raises(ValueError, match="1000 pairs in a row.*image root"):
         ImageTextPairs(rows[:-1], reader)[0]
 
 
@@ -244,18 +266,17 @@ def test_scenes_are_the_same_for_the_same_seed_and_differ_otherwise():
         Scenes(5)[5]
 
 
-def test_boxes_hold_their_objects():
-    for index in range(30):
-        row = Scenes(30)[index]
-        pixels = np.asarray(row["image"]).astype(int)
-        background = pixels[[0, 0, -1, -1], [0, -1, 0, -1]]
-        background = background[np.argmax([(np.abs(pixels - b).sum(2) < 6).sum() for b in background])]
-        outside = np.ones(pixels.shape[:2], dtype=bool)
-        for thing in row["objects"]:
-            left, top, right, bottom = (round(96 * side) for side in thing["box"])
-            assert np.abs(pixels[max(top, 0) : bottom, max(left, 0) : right] - background).sum(2).max() > 30
-            outside[max(top - 1, 0) : bottom + 1, max(left - 1, 0) : right + 1] = False
-        assert np.abs(pixels[outside] - background).sum(1).max() < 30
+def test_boxes_are_those_of_what_is_drawn():
+    for index in range(40):
+        scene = Scenes(40).scene(index)
+        for thing in scene.objects:
+            alone = np.asarray(type(scene)((thing,), (255, 255, 255)).draw(200)).astype(int)
+            rows, columns = np.nonzero((alone != 255).any(2))
+            drawn = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 200
+            assert np.abs(drawn - thing.box).max() < 0.011, thing
+        for one, other in itertools.combinations(scene.objects, 2):
+            (left, top, right, bottom), (west, north, east, south) = one.box, other.box
+            assert right < west or east < left or bottom < north or south < top, "two objects overlap"
 
 
 def test_captions_are_true_of_their_scene_and_worded_in_many_ways():
@@ -299,6 +320,13 @@ def test_json_lists_of_the_original_are_read(tmp_path, reader):
     assert pairs[0]["caption"] == "one" and pairs[1]["caption"] in ("two", "three")
 
 
+def test_a_lone_surrogate_in_json_harms_nobody_else(tmp_path):
+    (tmp_path / "a.json").write_text(
+        '[{"image": "a.png", "caption": "a \\ud800 b"}, {"image": "b.png", "caption": "c"}]'
+    )
+    assert read_annotations([str(tmp_path / "a.json")])["caption"] == [["a ? b"], ["c"]]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -332,12 +360,22 @@ def test_an_imagefolder_is_read(tmp_path, reader, streaming):
 
 def test_parquet_with_a_broken_picture_is_read(tmp_path, reader):
     rows = datasets.Dataset.from_dict(
-        {"picture": [{"bytes": encoded(picture()), "path": None}, {"bytes": b"no", "path": None}], "text": ["a", "b"]},
-        features=datasets.Features({"picture": datasets.Image(decode=False), "text": datasets.Value("string")}),
-    ).cast_column("picture", datasets.Image())
+        {
+            "picture": [{"bytes": encoded(picture()), "path": None}, {"bytes": b"no", "path": None}],
+            "thumbnail": 2 * [{"bytes": b"no", "path": None}],  # nobody asked for it
+            "text": ["a", "b"],
+        },
+        features=datasets.Features(
+            {
+                "picture": datasets.Image(decode=False),
+                "thumbnail": datasets.Image(decode=False),
+                "text": datasets.Value("string"),
+            }
+        ),
+    )
+    rows = rows.cast_column("picture", datasets.Image()).cast_column("thumbnail", datasets.Image())
     rows.to_parquet(str(tmp_path / "rows.parquet"))
     loaded = hub_rows("parquet", "text", image_column="picture", files=[str(tmp_path / "rows.parquet")])
-    reader.image_column, reader.caption_column = "picture", "text"
     pairs = ImageTextPairs(loaded, reader)
     assert pairs[0]["caption"] == "a" and pairs[0]["issues"] == []
     assert pairs[1]["caption"] == "a" and Issue.IMAGE_BROKEN in pairs[1]["issues"]
@@ -353,9 +391,14 @@ def test_webdataset_shards_stream_without_end(tmp_path, reader):
                     tar.addfile(info, io.BytesIO(content))
     files = sorted(str(path) for path in Path(tmp_path).glob("*.tar"))
     rows = hub_rows("webdataset", "txt", True, "png", files)
-    reader.image_column, reader.caption_column = "png", "txt"
     stream = iter(ImageTextStream(rows, reader))
     assert [next(stream)["caption"] for _ in range(14)].count("caption 1") >= 4
+
+
+def test_processes_and_workers_draw_differently_from_streams(reader):
+    rows = datasets.Dataset.from_dict({"image": [encoded(picture())] * 3, "caption": ["a"] * 3}).to_iterable_dataset()
+    first, again, other = (next(iter(ImageTextStream(rows, reader, 1, process))) for process in (0, 0, 1))
+    assert first["seed"] == again["seed"] != other["seed"]
 
 
 def test_a_stream_skips_and_counts_bad_rows_and_stops_when_all_are_bad(reader):

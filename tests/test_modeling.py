@@ -196,6 +196,11 @@ def test_hard_negatives_survive_underflow_at_the_smallest_temperature():
         assert not (images == torch.arange(4)).any() and not (texts == torch.arange(4)).any()
 
 
+def test_a_pixel_that_is_not_a_number_shows_in_the_loss_and_nowhere_else(model, batch):
+    batch["pixel_values"][1, 0, 3, 3] = torch.nan
+    assert model(**batch).loss.isnan()
+
+
 def test_bad_input_gets_an_error_that_names_the_remedy(model, batch):
     with pytest.raises(ValueError, match="batch size of at least 2"):
         model(**{name: tensor[:1] for name, tensor in batch.items()})

@@ -153,7 +153,7 @@ def test_two_processes_as_the_original(tmp_path):
     """Runs `distributed_step.py` under gloo: losses of both ranks, averaged gradients, queues."""
     script = Path(__file__).parent / "distributed_step.py"
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*command, str(script), str(tmp_path)], env=environment, check=True, timeout=300)
 
     expected = torch.load(FIXTURES / "dist2_pretrain_tiny.pt", weights_only=True)

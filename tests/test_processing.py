@@ -7,8 +7,10 @@ import pytest
 import torch
 from original import FIXTURES
 from PIL import Image
+from transformers import BlipImageProcessorPil
 
 from albef_hf import AlbefProcessor, clean_caption
+from albef_hf.data import embedded_tokenizer
 
 GOLDEN = json.loads((FIXTURES / "misc.json").read_text())
 
@@ -74,3 +76,16 @@ def test_bad_input_gets_a_clear_error(processor):
         processor()
     with pytest.raises(ValueError, match="list of strings"):
         processor(text=["fine", None])
+
+
+def test_the_tokenizer_that_was_given_keeps_its_separator():
+    tokenizer = embedded_tokenizer()
+    AlbefProcessor(BlipImageProcessorPil(), tokenizer)
+    assert tokenizer("a dog")["input_ids"] == [101, 1037, 3899, 102]
+
+
+def test_a_tokenizer_without_what_a_bert_has_is_refused():
+    tokenizer = embedded_tokenizer()
+    tokenizer.mask_token = None
+    with pytest.raises(ValueError, match="no mask token"):
+        AlbefProcessor(BlipImageProcessorPil(), tokenizer)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from albef_hf import AlbefForPreTraining
 from albef_hf.retrieval import encode, match, recall, rerank_candidates, retrieval_metrics
 
 
@@ -69,3 +70,21 @@ def test_training_mode_is_left_as_it_was(model, processor, pictures):
     model.train()
     retrieval_metrics(model, processor, pictures, [["a"], ["b"], ["c"]], k=2)
     assert model.training
+
+
+def test_scores_that_are_no_numbers_find_nothing():
+    assert recall(torch.full((3, 20), torch.nan), torch.eye(3, 20, dtype=torch.bool)) == {1: 0.0, 5: 0.0, 10: 0.0}
+
+
+def test_similarities_stay_float32_under_bfloat16(model, processor, pictures):
+    with torch.autocast("cpu", torch.bfloat16):
+        features = encode(model, processor, pictures, ["red", "green"])
+        similarities = features.similarities
+    assert similarities.dtype == torch.float32
+    assert torch.equal(similarities, features.image_embeds @ features.text_embeds.T)
+
+
+def test_texts_are_cut_to_what_the_model_has_positions_for(config, processor, pictures):
+    config.text_config.max_position_embeddings = 12
+    features = encode(AlbefForPreTraining(config), processor, pictures, ["word " * 25])
+    assert features.text_hidden_states.shape[1] == 12

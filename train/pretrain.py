@@ -4,27 +4,28 @@ Without data options it trains on the built-in scenes. The defaults are the pape
 such as train/configs/scenes.yaml changes them. `AlbefForPreTraining.from_pretrained` loads the folder that comes out.
 """
 
-import itertools
 import json
-import math
 import os
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import set_seed
 from datasets.distributed import split_dataset_by_node
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, BlipImageProcessorPil
 from transformers.utils.hub import cached_file
 
-from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor, MomentumTeacher, clean_caption
+from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor, MomentumTeacher
 from albef_hf.data import (
     Augmentation,
     BadSampleError,
@@ -34,12 +35,12 @@ from albef_hf.data import (
     PretrainingCollator,
     Scenes,
     embedded_tokenizer,
-    load_hub_rows,
     load_image,
-    read_annotations,
+    usable_captions,
 )
+from albef_hf.data.sources import load_hub_rows, read_annotations
 from albef_hf.momentum import MOMENTUM_FILE
-from albef_hf.options import option, parse_options, save_options
+from albef_hf.options import nearest, option, parse_options, save_options
 from albef_hf.retrieval import retrieval_metrics
 from albef_hf.run_log import RunLog
 from albef_hf.training import MomentumTraining, TrainingOptions, make_accelerator, total_steps
@@ -78,6 +79,18 @@ class PretrainingOptions(TrainingOptions):
     validation_size: int = option(1000, "pictures used for evaluation, at most a tenth of the training data")
     rerank: int = option(16, "candidates of each query that ITM reranks in the evaluation")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(1, "max_words", "rerank", "scenes")
+        self.require_at_least(2, "max_tokens")
+        self.require_at_least(0, "validation_size", "randaugment_operations")
+        self.require_share("mlm_probability", "min_crop_scale", "scenes_wrong_share", "scenes_vague_share")
+        if self.train_files and self.dataset:
+            raise ValueError("train_files and dataset are two sources of pairs: give one of them.")
+        started = [name for name in ("vision_model", "text_model", "model_config", "tokenizer") if getattr(self, name)]
+        if self.model and started:
+            raise ValueError(f"model brings its own configuration and tokenizer: leave out {', '.join(started)}.")
+
 
 def main(arguments: list[str]) -> None:
     """Read the options, build everything, train, save."""
@@ -85,7 +98,7 @@ def main(arguments: list[str]) -> None:
     accelerator = make_accelerator(options)
     try:
         pretrain(options, accelerator)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, StrictDataclassError) as error:
         if os.environ.get("ALBEF_TRACEBACK"):
             raise
         sys.exit(f"error: {error}\n(set ALBEF_TRACEBACK=1 to see where it happened)")
@@ -102,40 +115,31 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
     teacher = make_teacher(options, student)
     rows, validation_rows = load_rows(options, student.config.vision_config.image_size, accelerator)
     loader, steps_per_epoch = make_loader(options, rows, processor, accelerator)
-    images, captions = read_validation(options, validation_rows, student.config.vision_config.image_size)
+    held_out = read_held_out(options, validation_rows, processor)
+    check_words_are_known(processor, held_out.captions)
     numbers = {name: value for name, value in asdict(options).items() if isinstance(value, (int, float))}
     accelerator.init_trackers("tensorboard", config=numbers)
     log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch))
 
-    def save() -> None:
-        if accelerator.is_main_process:
-            student.save_pretrained(folder)
-            teacher.save_pretrained(folder)
-            processor.save_pretrained(folder)
-            save_options(options, folder / "options.yaml")
-        accelerator.wait_for_everyone()
-
-    def evaluate(step: int) -> dict[str, float]:
-        save()
-        if len(images) < 2:
-            return {}
-        share = (accelerator.process_index, accelerator.num_processes)
-        with accelerator.autocast():
-            metrics = retrieval_metrics(
-                student, processor, images, captions, options.rerank, share=share, reduce=accelerator.reduce
-            )
-        log.say(f"step {step}: {retrieval_table(metrics, len(images))}")
+    def save_and_evaluate(step: int) -> dict[str, float]:
+        save(options, accelerator, student, teacher, processor)
+        metrics = evaluate(options, accelerator, student, processor, held_out)
+        if metrics:
+            log.say(f"step {step}: {retrieval_table(metrics, len(held_out.images))}")
         return metrics
 
-    log.say(describe_run(options, student, len(images), steps_per_epoch, accelerator.num_processes))
+    log.say(describe_run(options, student, teacher, held_out, steps_per_epoch, accelerator.num_processes))
     set_seed(options.seed, device_specific=True)  # from here on dropout and negatives differ between processes
-    training = MomentumTraining(accelerator, options, student, teacher, loader, steps_per_epoch, log, evaluate)
+    training = MomentumTraining(
+        accelerator, options, student, teacher, loader, steps_per_epoch, log, save_and_evaluate
+    )
     try:
         metrics = training.run()
     finally:
         log.close()
     if accelerator.is_main_process:
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    log.say(f"pairs skipped or cut: {training.issues_found()}")
     log.say(f"saved to {folder}: model, teacher, processor, log.jsonl, metrics.json, curves.png")
     return metrics
 
@@ -177,25 +181,23 @@ def read_model_config(source: str | None) -> dict:
         settings = json.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"model_config is neither a JSON file nor a JSON text ({error}).") from error
-    unknown = unknown_settings(settings, AlbefConfig().to_dict())
-    if unknown:
-        raise ValueError(f"There is no model_config setting {', '.join(unknown)}; see AlbefConfig.")
+    check_settings(settings, AlbefConfig().to_dict())
     return settings
 
 
-def unknown_settings(settings: dict, known: dict) -> list[str]:
-    """Names in `settings`, at any depth, that `known` does not have."""
-    unknown = [name for name in settings if name not in known]
+def check_settings(settings: dict, known: dict) -> None:
+    """Refuse a name in `settings`, at any depth, that `known` does not have."""
     for name, value in settings.items():
-        if isinstance(value, dict) and isinstance(known.get(name), dict):
-            unknown += [f"{name}.{inner}" for inner in unknown_settings(value, known[name])]
-    return unknown
+        if name not in known:
+            raise ValueError(f"There is no model_config setting {name}{nearest(name, known)}")
+        if isinstance(value, dict) and isinstance(known[name], dict):
+            check_settings(value, known[name])
 
 
 def make_teacher(options: PretrainingOptions, student: AlbefForPreTraining) -> MomentumTeacher:
     """The teacher saved with the model that training goes on from, or a fresh copy of the student."""
     if options.model and cached_file(options.model, MOMENTUM_FILE, _raise_exceptions_for_missing_entries=False):
-        return MomentumTeacher.from_pretrained(options.model, student, options.momentum, options.queue_size)
+        return MomentumTeacher.from_pretrained(options.model, student, options.momentum)
     return MomentumTeacher(student, options.momentum, options.queue_size)
 
 
@@ -215,30 +217,42 @@ def check_texts_fit(options: PretrainingOptions, student: AlbefForPreTraining, p
 
 
 def load_rows(options: PretrainingOptions, image_size: int, accelerator: Accelerator):
-    """Rows to train on and rows to evaluate on; the latter are held out where none are given."""
+    """Rows to train on and rows to evaluate on, each with `image` and `caption`."""
+    validation = read_annotations(options.validation_files) if options.validation_files else None
     if options.train_files:
         rows = read_annotations(options.train_files)
-        validation = read_annotations(options.validation_files) if options.validation_files else None
     elif options.dataset:
-        columns = (options.image_column, options.caption_column)
         source = (options.dataset, options.dataset_config, options.data_files or None)
+        columns = (options.image_column, options.caption_column)
         with accelerator.main_process_first():
             rows = load_hub_rows(*source, options.split, options.streaming, *columns)
-            split = options.validation_split
-            validation = load_hub_rows(*source, split, options.streaming, *columns) if split else None
+            if options.validation_split:
+                validation = load_hub_rows(*source, options.validation_split, options.streaming, *columns)
     else:
         size, noise = max(96, image_size), (options.scenes_wrong_share, options.scenes_vague_share)
         rows = Scenes(options.scenes, options.seed, size, wrong_share=noise[0], vague_share=noise[1])
         validation = Scenes(options.validation_size, options.seed + 1, size)
-    if validation is None and isinstance(rows, datasets.IterableDataset):
-        return rows.skip(options.validation_size), rows.take(options.validation_size)
-    if validation is None:
-        held_out = min(options.validation_size, len(rows) // 10)
-        if held_out == 0:
+    if validation is not None:
+        return rows, validation
+    if isinstance(rows, datasets.IterableDataset):
+        if options.validation_size == 0:
             return rows, []
-        parts = rows.train_test_split(test_size=held_out, seed=options.seed)
-        return parts["train"], parts["test"]
-    return rows, validation
+        raise ValueError(
+            "No pairs can be held out of a stream: set validation_split or validation_files, or validation_size 0 to "
+            "train without evaluation."
+        )
+    return hold_out(rows, options.validation_size, options.seed)
+
+
+def hold_out(rows: datasets.Dataset, size: int, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Split off `size` pictures, at most a tenth; all rows of a picture that is named by a path stay together."""
+    by_path = rows.features["image"] == datasets.Value("string")
+    pictures = rows["image"] if by_path else range(len(rows))
+    different = sorted({picture for picture in pictures if picture is not None})
+    chosen = np.random.default_rng(seed).permutation(len(different))[: min(size, len(different) // 10)]
+    held_out = {different[i] for i in chosen}
+    is_held_out = np.array([picture in held_out for picture in pictures], dtype=bool)
+    return rows.select(np.flatnonzero(~is_held_out)), rows.select(np.flatnonzero(is_held_out))
 
 
 def make_loader(options: PretrainingOptions, rows, processor: AlbefProcessor, accelerator: Accelerator):
@@ -251,8 +265,7 @@ def make_loader(options: PretrainingOptions, rows, processor: AlbefProcessor, ac
         options.min_crop_scale,
         options.randaugment_operations,
     )
-    columns = ("image", "caption") if options.train_files else (options.image_column, options.caption_column)
-    reader = PairReader(augmentation, *columns, options.image_root, options.max_words)
+    reader = PairReader(augmentation, options.image_root, options.max_words)
     loading = {
         "batch_size": options.batch_size,
         "collate_fn": PretrainingCollator(processor.tokenizer, options.max_tokens, options.mlm_probability),
@@ -262,10 +275,19 @@ def make_loader(options: PretrainingOptions, rows, processor: AlbefProcessor, ac
     if isinstance(rows, datasets.IterableDataset):
         rows = rows.shuffle(seed=options.seed, buffer_size=1000)
         rows = split_dataset_by_node(rows, accelerator.process_index, accelerator.num_processes)
-        loader = DataLoader(ImageTextStream(rows, reader, options.seed), **loading)
-        next(iter(loader.dataset))  # an unreadable source shows here, not in the middle of the first epoch
+        stream = ImageTextStream(rows, reader, options.seed, accelerator.process_index)
+        if next(iter(stream), None) is None:
+            raise ValueError("The stream holds no pairs for this process: give as many shards as processes, or more.")
         # One process as far as Accelerate is concerned: the stream is split already.
-        return prepare_data_loader(loader, accelerator.device, num_processes=1, process_index=0), None
+        loader = prepare_data_loader(
+            DataLoader(stream, **loading),
+            accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,
+        )
+        return loader, None
     dataset = ImageTextPairs(rows, reader, options.seed)
     needed = options.batch_size * accelerator.num_processes
     if len(dataset) < needed:
@@ -273,34 +295,92 @@ def make_loader(options: PretrainingOptions, rows, processor: AlbefProcessor, ac
             f"There are {len(dataset)} pairs to train on, fewer than the {needed} of one batch on all "
             f"{accelerator.num_processes} processes: lower batch_size, or give more data."
         )
-    dataset[0]
+    dataset[0]  # an unreadable source shows here, not in the middle of the first epoch
     loader = accelerator.prepare(DataLoader(dataset, shuffle=True, drop_last=True, **loading))
-    return loader, math.ceil(len(loader) / options.gradient_accumulation_steps)
+    return loader, max(1, len(loader) // options.gradient_accumulation_steps)
 
 
-def read_validation(options: PretrainingOptions, rows, image_size: int) -> tuple[list[Image.Image], list[list[str]]]:
-    """Pictures and captions for the evaluation, resized as the processor would; bad pairs are left out."""
-    columns = ("image", "caption") if options.train_files else (options.image_column, options.caption_column)
-    images, captions = [], []
-    wanted = tqdm(itertools.islice(rows, options.validation_size), "read held-out pairs", leave=False)
-    for row in wanted:
-        texts = row[columns[1]]
-        texts = [texts] if isinstance(texts, str) else texts or []
-        texts = [text for text in texts if isinstance(text, str) and clean_caption(text)]
+@dataclass
+class HeldOut:
+    """Pictures, the captions of each, and what kept others from being used."""
+
+    images: list[Image.Image]
+    captions: list[list[str]]
+    issues: Counter[str]
+
+
+def read_held_out(options: PretrainingOptions, rows, processor: AlbefProcessor) -> HeldOut:
+    """Pictures and captions for the evaluation, resized as the processor would; bad pairs are left out and counted.
+
+    Rows that name the same picture are one picture with several captions.
+    """
+    size = (processor.image_processor.size["width"], processor.image_processor.size["height"])
+    images: dict[str | int, Image.Image] = {}
+    captions: dict[str | int, list[str]] = {}
+    issues: Counter[str] = Counter()
+    for number, row in enumerate(tqdm(rows, "read held-out pairs", leave=False)):
+        picture = row["image"] if isinstance(row["image"], str) else number
+        if len(images) == options.validation_size and picture not in images:
+            break
         try:
-            image = load_image(row[columns[0]], options.image_root)
-        except BadSampleError:
-            continue
-        if texts:
-            images.append(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
-            captions.append(texts)
-    return images, captions
+            texts = usable_captions(row["caption"])
+            if picture not in images:
+                image = load_image(row["image"], options.image_root)
+                images[picture] = image.resize(size, Image.Resampling.BICUBIC)
+            captions.setdefault(picture, []).extend(texts)
+        except BadSampleError as error:
+            issues[error.issue.name.lower()] += 1
+    return HeldOut(list(images.values()), list(captions.values()), issues)
+
+
+def check_words_are_known(processor: AlbefProcessor, captions: list[list[str]]) -> None:
+    """Refuse a tokenizer to which most of the captions are unknown words."""
+    tokens = processor(text=[texts[0] for texts in captions[:200]] or [""])["input_ids"]
+    words = [token for ids in tokens for token in ids if token not in processor.tokenizer.all_special_ids]
+    unknown = sum(ids.count(processor.tokenizer.unk_token_id) for ids in tokens)
+    if unknown > len(words):
+        raise ValueError(
+            f"{unknown} of {unknown + len(words)} words of the captions are unknown to the tokenizer: give one that "
+            "was made for their language and for this model (tokenizer)."
+        )
+
+
+def save(
+    options: PretrainingOptions,
+    accelerator: Accelerator,
+    student: AlbefForPreTraining,
+    teacher: MomentumTeacher,
+    processor: AlbefProcessor,
+) -> None:
+    """Write from the main process all that `from_pretrained` and `--model` need."""
+    if accelerator.is_main_process:
+        for part in (student, teacher, processor):
+            part.save_pretrained(options.output_dir)
+        save_options(options, Path(options.output_dir) / "options.yaml")
+    accelerator.wait_for_everyone()
+
+
+def evaluate(
+    options: PretrainingOptions,
+    accelerator: Accelerator,
+    student: AlbefForPreTraining,
+    processor: AlbefProcessor,
+    held_out: HeldOut,
+) -> dict[str, float]:
+    """Retrieval among the held-out pictures, the reranking shared by all processes; nothing where there are none."""
+    if len(held_out.images) < 2:
+        return {}
+    share = (accelerator.process_index, accelerator.num_processes)
+    pairs = (held_out.images, held_out.captions)
+    with accelerator.autocast():
+        return retrieval_metrics(student, processor, *pairs, k=options.rerank, share=share, reduce=accelerator.reduce)
 
 
 def describe_run(
     options: PretrainingOptions,
     student: AlbefForPreTraining,
-    validation: int,
+    teacher: MomentumTeacher,
+    held_out: HeldOut,
     steps_per_epoch: int | None,
     processes: int,
 ) -> str:
@@ -308,12 +388,14 @@ def describe_run(
     steps = total_steps(options, steps_per_epoch)
     batch = options.batch_size * options.gradient_accumulation_steps * processes
     epochs = f" ({steps / steps_per_epoch:.3g} epochs)" if steps_per_epoch else ""
+    left_out = ", ".join(f"{name} {count}" for name, count in held_out.issues.items())
     return (
         f"{student.num_parameters() / 1e6:.1f} million parameters, teacher of the same size, queue of "
-        f"{options.queue_size} pairs\n"
+        f"{len(teacher.queue.image_features)} pairs\n"
         f"{steps} steps{epochs} of {batch} pairs: {options.batch_size} on each of {processes} process(es), "
         f"{options.gradient_accumulation_steps} accumulated\n"
-        f"evaluation on {validation} held-out pictures; everything goes to {options.output_dir}"
+        f"evaluation on {len(held_out.images)} held-out pictures{f' (left out: {left_out})' if left_out else ''}; "
+        f"everything goes to {options.output_dir}"
     )
 
 

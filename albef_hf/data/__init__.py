@@ -1,10 +1,12 @@
-"""Image-text pairs: where they come from, how they are read, augmented, masked and collated."""
+"""Image-text pairs: where they come from, how they are read, augmented, masked and collated.
+
+What reads datasets by name is in `albef_hf.data.sources`, which needs the datasets library.
+"""
 
 from .augmentation import Augmentation
-from .collator import PretrainingCollator, mask_tokens
-from .pairs import BadSampleError, ImageTextPairs, ImageTextStream, Issue, PairReader, load_image
+from .collator import PretrainingCollator, embedded_tokenizer, mask_tokens
+from .pairs import BadSampleError, ImageTextPairs, ImageTextStream, Issue, PairReader, load_image, usable_captions
 from .scenes import Scenes
-from .sources import embedded_tokenizer, load_hub_rows, read_annotations
 
 __all__ = [
     "Augmentation",
@@ -16,8 +18,7 @@ __all__ = [
     "PretrainingCollator",
     "Scenes",
     "embedded_tokenizer",
-    "load_hub_rows",
     "load_image",
     "mask_tokens",
-    "read_annotations",
+    "usable_captions",
 ]

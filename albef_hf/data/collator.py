@@ -1,11 +1,17 @@
 """Batches for pretraining: captions to tokens, some of them masked."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from .pairs import Issue
+
+
+def embedded_tokenizer() -> BertTokenizer:
+    """The tokenizer of BERT-base uncased, from the vocabulary that comes with this package."""
+    return BertTokenizer.from_pretrained(Path(__file__).parent / "bert-base-uncased-vocab")
 
 
 def mask_tokens(

@@ -42,7 +42,10 @@ def resolve_path(path: str, image_root: str | None) -> Path:
     if image_root is None:
         return Path(path)
     root = Path(image_root).resolve()
-    resolved = (root / path).resolve()
+    try:
+        resolved = (root / path).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # NUL bytes, lone surrogates, links in a circle
+        raise BadSampleError(Issue.IMAGE_MISSING, repr(path)[:100]) from error
     if not resolved.is_relative_to(root):
         raise BadSampleError(Issue.IMAGE_OUTSIDE_ROOT, path)
     return resolved
@@ -54,7 +57,8 @@ def load_image(value: Any, image_root: str | None = None) -> Image.Image:
     Transparent pixels become white, 16-bit grey keeps its range, animations give their first frame.
 
     Args:
-        value: A path, a Pillow image, or the `{"bytes": ..., "path": ...}` of an undecoded `datasets.Image`.
+        value: A path, a Pillow image, an encoded picture as bytes, or the `{"bytes": ..., "path": ...}` of an
+            undecoded `datasets.Image`.
         image_root: Folder that paths are relative to.
 
     Raises:
@@ -62,6 +66,7 @@ def load_image(value: Any, image_root: str | None = None) -> Image.Image:
     """
     if isinstance(value, Image.Image):
         return _to_rgb(value)
+    value = {"bytes": value} if isinstance(value, bytes) else value
     content = value.get("bytes") if isinstance(value, Mapping) else None
     path = value.get("path") if isinstance(value, Mapping) else value
     if content is None and not isinstance(path, (str, os.PathLike)):
@@ -90,32 +95,39 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def usable_captions(captions: Any) -> list[str]:
+    """Those of a text or list of texts that say something.
+
+    Raises:
+        BadSampleError: If none does.
+    """
+    several = [captions] if isinstance(captions, str) else captions
+    if not isinstance(several, (list, tuple, np.ndarray)):
+        several = []
+    usable = [text for text in several if isinstance(text, str) and _says_something(text)]
+    if not usable:
+        raise BadSampleError(Issue.CAPTION_EMPTY, repr(captions)[:100])
+    return usable
+
+
+def _says_something(text: str) -> bool:
+    return any(character.isprintable() and not character.isspace() for character in clean_caption(text))
+
+
 class PairReader:
     """Reads a row into a sample: pixels, a cleaned caption, and what was wrong on the way.
 
+    A row has `image` (see `load_image`) and `caption`, a text or a list of texts of which one is drawn. It may have
+    `mirrored_caption` too: what is true of the picture with left and right swapped.
+
     Args:
         augmentation: Makes pixels of a picture.
-        image_column: Name of the rows' picture.
-        caption_column: Name of the rows' caption, a text or a list of texts of which one is drawn.
         image_root: Folder that paths are relative to.
         max_words: Words of a caption that are kept.
-
-    A row may also have `mirrored_<caption_column>`: what is true of the picture with left and right swapped.
     """
 
-    def __init__(
-        self,
-        augmentation: Augmentation,
-        image_column: str = "image",
-        caption_column: str = "caption",
-        image_root: str | None = None,
-        max_words: int = 30,
-    ):
-        self.augmentation = augmentation
-        self.image_column = image_column
-        self.caption_column = caption_column
-        self.image_root = image_root
-        self.max_words = max_words
+    def __init__(self, augmentation: Augmentation, image_root: str | None = None, max_words: int = 30):
+        self.augmentation, self.image_root, self.max_words = augmentation, image_root, max_words
 
     def __call__(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Read one row.
@@ -126,24 +138,15 @@ class PairReader:
         Raises:
             BadSampleError: If the pair cannot be used.
         """
-        captions = self._captions(row, self.caption_column)
+        captions = usable_captions(row["caption"])
         choice = int(rng.integers(len(captions)))
-        image = load_image(row[self.image_column], self.image_root)
-        pixel_values, flipped = self.augmentation(image, rng)
-        if flipped and row.get(f"mirrored_{self.caption_column}") is not None:
-            captions = self._captions(row, f"mirrored_{self.caption_column}")
+        pixel_values, flipped = self.augmentation(load_image(row["image"], self.image_root), rng)
+        if flipped and row.get("mirrored_caption") is not None:
+            captions = usable_captions(row["mirrored_caption"])
         whole = clean_caption(captions[choice], max_words=10**9)
         caption = clean_caption(captions[choice], self.max_words)
         issues = [Issue.CAPTION_CUT] if len(caption) < len(whole) else []
         return {"pixel_values": pixel_values, "caption": caption, "seed": int(rng.integers(2**62)), "issues": issues}
-
-    def _captions(self, row: Mapping[str, Any], column: str) -> list[str]:
-        captions = row[column]
-        captions = [captions] if isinstance(captions, str) else captions or []
-        captions = [caption for caption in captions if isinstance(caption, str) and clean_caption(caption)]
-        if not captions:
-            raise BadSampleError(Issue.CAPTION_EMPTY, repr(row[column])[:100])
-        return captions
 
 
 class ImageTextPairs(torch.utils.data.Dataset):
@@ -195,14 +198,15 @@ class ImageTextStream(torch.utils.data.IterableDataset):
         rows: A `datasets.IterableDataset`, already split between processes.
         reader: Turns a row into a sample.
         seed: Seed of augmentation, choice of caption and masking.
+        process: Number of this process, so that each makes its own random choices.
     """
 
-    def __init__(self, rows, reader: PairReader, seed: int = 0):
-        self.rows, self.reader, self.seed = rows, reader, seed
+    def __init__(self, rows, reader: PairReader, seed: int = 0, process: int = 0):
+        self.rows, self.reader, self.seed, self.process = rows, reader, seed, process
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng((self.seed, worker.id if worker else 0))
+        rng = np.random.default_rng((self.seed, self.process, worker.id if worker else 0))
         issues: list[Issue] = []
         epoch = 0
         while True:
@@ -227,5 +231,5 @@ class ImageTextStream(torch.utils.data.IterableDataset):
 def _unreadable(last: BadSampleError) -> ValueError:
     return ValueError(
         f"{ATTEMPTS} pairs in a row could not be used; the last one: {last}. "
-        "Check image_root, image_column and caption_column."
+        "Check the image root and the columns that hold picture and caption."
     )

@@ -60,7 +60,7 @@ VAGUE = (
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A shape, its look, and where it is: centre and width as shares of the picture."""
+    """A shape, its look, and where it is: centre and width (of the circle around it) as shares of the picture."""
 
     shape: str
     color: str
@@ -71,9 +71,9 @@ class SceneObject:
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom as shares of the picture."""
-        half = self.width / 2
-        return self.x - half, self.y - half, self.x + half, self.y + half
+        """Left, top, right and bottom of what is drawn, as shares of the picture."""
+        across, down = zip(*_outline(self.shape, self.x, self.y, self.width / 2), strict=True)
+        return min(across), min(down), max(across), max(down)
 
     def relation_to(self, other: "SceneObject") -> str:
         """Where this object is, seen from the other: left, right, above or below, whichever is plainest."""
@@ -109,7 +109,7 @@ class Scene:
 
 
 def _outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """Corners of a shape around (x, y), in pixels."""
+    """Corners of a shape inside the circle around (x, y)."""
 
     def polygon(corners: int, radii: Callable[[int], float], start: float) -> list[tuple[float, float]]:
         angles = [start + 2 * math.pi * corner / corners for corner in range(corners)]

@@ -4,12 +4,6 @@ import json
 from pathlib import Path
 
 import datasets
-from transformers import BertTokenizer
-
-
-def embedded_tokenizer() -> BertTokenizer:
-    """The tokenizer of BERT-base uncased, from the vocabulary that comes with this package."""
-    return BertTokenizer.from_pretrained(Path(__file__).parent / "bert-base-uncased-vocab")
 
 
 def read_annotations(files: list[str]) -> datasets.Dataset:
@@ -34,11 +28,16 @@ def read_annotations(files: list[str]) -> datasets.Dataset:
             if "image" not in row or "caption" not in row:
                 raise ValueError(f'{file}: a row has {sorted(row)}, but needs "image" and "caption".')
             texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
-            images.append(row["image"] if isinstance(row["image"], str) else None)
-            captions.append([text for text in texts if isinstance(text, str)])
+            images.append(_encodable(row["image"]) if isinstance(row["image"], str) else None)
+            captions.append([_encodable(text) for text in texts if isinstance(text, str)])
     text = datasets.Value("string")
     features = datasets.Features({"image": text, "caption": datasets.List(text)})
     return datasets.Dataset.from_dict({"image": images, "caption": captions}, features=features)
+
+
+def _encodable(text: str) -> str:
+    """The text without lone surrogates, which JSON allows and nothing else does."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def load_hub_rows(
@@ -50,7 +49,9 @@ def load_hub_rows(
     image_column: str,
     caption_column: str,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Load a dataset by name and check its columns; pictures stay encoded, so that a broken one harms nobody else.
+    """Load a dataset by name, with its two columns as `image` and `caption` and without the others.
+
+    Pictures stay encoded, so that a broken one harms nobody else.
 
     Args:
         name: What `datasets.load_dataset` takes: a Hub name, a folder, `imagefolder`, `parquet`, `webdataset`, ...
@@ -65,10 +66,12 @@ def load_hub_rows(
         ValueError: If a column does not exist.
     """
     rows = datasets.load_dataset(name, config_name, data_files=data_files, split=split, streaming=streaming)
-    columns = rows.column_names or list(next(iter(rows)))
+    columns = rows.column_names or list(next(iter(rows), {}))
     for option, column in (("image_column", image_column), ("caption_column", caption_column)):
         if column not in columns:
             raise ValueError(f"{name} has no column {column!r}; set {option} to one of {', '.join(columns)}.")
+    rows = rows.select_columns([image_column, caption_column])
     if rows.features is None or isinstance(rows.features[image_column], datasets.Image):
         rows = rows.cast_column(image_column, datasets.Image(decode=False))
-    return rows
+    names = {image_column: "image", caption_column: "caption"}
+    return rows.rename_columns({old: new for old, new in names.items() if old != new})
