@@ -181,6 +181,7 @@ class MomentumTraining:
             min_lr=options.min_learning_rate,
         )
         self.step = 0
+        self.keys = 0
         self.nonfinite_in_a_row = 0
         self.counts: Counter[str] = Counter()
         self.pending: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -266,7 +267,7 @@ class MomentumTraining:
         if self.nonfinite_in_a_row >= self.options.max_nonfinite_steps:
             raise RuntimeError(
                 f"{self.nonfinite_in_a_row} steps in a row had a non-finite loss or gradient. Lower learning_rate, "
-                "set max_grad_norm to 1, or use bf16 instead of fp16; the last save holds the last good weights."
+                "set max_grad_norm to 1, or use bf16 instead of fp16. None of these steps has reached the weights."
             )
 
     def _record(self) -> None:

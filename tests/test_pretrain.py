@@ -272,7 +272,7 @@ def test_batches_of_a_stream_go_to_the_device(script, processor, photographs):
     assert next(iter(loader))["input_ids"].shape == (4, 3)
 
 
-def test_non_finite_steps_are_skipped_and_a_run_of_them_ends_the_training(train, monkeypatch):
+def test_non_finite_steps_are_skipped_and_a_run_of_them_ends_the_training(train, tmp_path, monkeypatch):
     reader, batches = PretrainingCollator.__call__, itertools.count(1)
 
     def spoiled(self, samples):
@@ -291,7 +291,10 @@ def test_non_finite_steps_are_skipped_and_a_run_of_them_ends_the_training(train,
     assert teacher.queue.pointer == 2 * 8 % 24  # two of four steps did not reach the queue
     assert all(torch.isfinite(weight).all() for weight in (*student.parameters(), *teacher.parameters()))
     with pytest.raises(RuntimeError, match="3 steps in a row had a non-finite loss"):
-        train("--max_nonfinite_steps", "3", steps=9)
+        train("--max_nonfinite_steps", "3", "--output_dir", str(tmp_path / "stopped"), steps=9)
+    stopped = AlbefForPreTraining.from_pretrained(tmp_path / "stopped")
+    assert all(torch.isfinite(weight).all() for weight in stopped.parameters())
+    assert (tmp_path / "stopped" / "curves.png").exists()
 
 
 @pytest.mark.parametrize(

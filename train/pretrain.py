@@ -123,6 +123,7 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
 
     def save_and_evaluate(step: int) -> dict[str, float]:
         save(options, accelerator, student, teacher, processor)
+        accelerator.wait_for_everyone()
         metrics = evaluate(options, accelerator, student, processor, held_out)
         if metrics:
             log.say(f"step {step}: {retrieval_table(metrics, len(held_out.images))}")
@@ -135,6 +136,9 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
     )
     try:
         metrics = training.run()
+    except BaseException:  # an interrupt too: what was learned so far is kept
+        save(options, accelerator, student, teacher, processor)
+        raise
     finally:
         log.close()
     if accelerator.is_main_process:
@@ -357,7 +361,6 @@ def save(
         for part in (student, teacher, processor):
             part.save_pretrained(options.output_dir)
         save_options(options, Path(options.output_dir) / "options.yaml")
-    accelerator.wait_for_everyone()
 
 
 def evaluate(
