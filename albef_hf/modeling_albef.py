@@ -230,29 +230,36 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    def attend(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Self-attention, (batch, tokens, width) to the same."""
+        attended, _ = self.self_attn(hidden_states, attention_mask, **kwargs)
+        return self.self_attn_norm(hidden_states + self.dropout(attended))
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The feed-forward part, (batch, tokens, width) to the same."""
+        return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        attended, _ = self.self_attn(hidden_states, attention_mask, **kwargs)
-        hidden_states = self.self_attn_norm(hidden_states + self.dropout(attended))
-        return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+        return self.feed_forward(self.attend(hidden_states, attention_mask, **kwargs))
 
 
-class AlbefMultimodalLayer(GradientCheckpointingLayer):
+class AlbefMultimodalLayer(AlbefTextLayer):
     """A BERT layer whose tokens look at the image between self-attention and feed-forward."""
 
     def __init__(self, config: AlbefTextConfig):
-        super().__init__()
-        self.self_attn = AlbefAttention(config)
-        self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        super().__init__(config)
         self.cross_attn = AlbefAttention(config, key_value_size=config.encoder_hidden_size)
         self.cross_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = AlbefMLP(config)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,
@@ -262,11 +269,9 @@ class AlbefMultimodalLayer(GradientCheckpointingLayer):
         image_value: torch.Tensor,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        attended, _ = self.self_attn(hidden_states, attention_mask, **kwargs)
-        hidden_states = self.self_attn_norm(hidden_states + self.dropout(attended))
+        hidden_states = self.attend(hidden_states, attention_mask, **kwargs)
         attended, _ = self.cross_attn(hidden_states, None, (image_key, image_value), **kwargs)
-        hidden_states = self.cross_attn_norm(hidden_states + self.dropout(attended))
-        return self.mlp_norm(hidden_states + self.dropout(self.mlp(hidden_states)))
+        return self.feed_forward(self.cross_attn_norm(hidden_states + self.dropout(attended)))
 
 
 class AlbefVisionEmbeddings(nn.Module):

@@ -163,6 +163,17 @@ def test_goes_on_from_a_saved_model_with_its_teacher(train, script, tmp_path, mo
     assert torch.allclose(teacher.model.itm_head.weight, expected, atol=1e-7)
 
 
+def test_the_loop_clamps_the_temperature(train, tmp_path, monkeypatch):
+    model = AlbefForPreTraining.from_pretrained(train())
+    with torch.no_grad():
+        model.contrastive_head.temperature.fill_(0.9)
+    model.save_pretrained(tmp_path / "hot")
+    AlbefProcessor.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "hot")
+    monkeypatch.setattr(sys.modules[__name__], "TINY_MODEL", None)
+    folder = train("--model", str(tmp_path / "hot"), steps=1)
+    assert AlbefForPreTraining.from_pretrained(folder).contrastive_head.temperature.item() == 0.5
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
