@@ -235,7 +235,7 @@ def load_rows(options: PretrainingOptions, image_size: int, accelerator: Acceler
     else:
         size, noise = max(96, image_size), (options.scenes_wrong_share, options.scenes_vague_share)
         rows = Scenes(options.scenes, options.seed, size, wrong_share=noise[0], vague_share=noise[1])
-        validation = Scenes(options.validation_size, options.seed + 1, size)
+        validation = validation or Scenes(options.validation_size, options.seed + 1, size)
     if validation is not None:
         return rows, validation
     if isinstance(rows, datasets.IterableDataset):
