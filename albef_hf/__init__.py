@@ -5,6 +5,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoPro
 from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
 from .modeling_albef import (
     AlbefForPreTraining,
+    AlbefForQuestionAnswering,
+    AlbefForRetrieval,
+    AlbefForTextAssignment,
+    AlbefForVisualEntailment,
+    AlbefForVisualReasoning,
     AlbefModel,
     AlbefMultimodalModel,
     AlbefTextModel,
@@ -23,6 +28,11 @@ AutoProcessor.register(AlbefConfig, AlbefProcessor)
 __all__ = [
     "AlbefConfig",
     "AlbefForPreTraining",
+    "AlbefForQuestionAnswering",
+    "AlbefForRetrieval",
+    "AlbefForTextAssignment",
+    "AlbefForVisualEntailment",
+    "AlbefForVisualReasoning",
     "AlbefModel",
     "AlbefMultimodalModel",
     "AlbefProcessor",

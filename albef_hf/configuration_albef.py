@@ -1,5 +1,7 @@
 """Configuration of ALBEF models: architecture only, training settings live with the training loop."""
 
+import copy
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -69,6 +71,8 @@ class AlbefTextConfig(PreTrainedConfig):
         type_vocab_size: Rows of the token-type table; ALBEF always adds row 0.
         layer_norm_eps: Epsilon of the layer norms (1e-12, as in BERT).
         pad_token_id: Id of the padding token.
+        bos_token_id: Id of the token that an answer starts with, BERT's `[CLS]`.
+        eos_token_id: Id of the token that an answer ends with, BERT's `[SEP]`.
         initializer_range: Standard deviation of freshly initialised weights.
     """
 
@@ -89,6 +93,8 @@ class AlbefTextConfig(PreTrainedConfig):
     type_vocab_size: int = 2
     layer_norm_eps: float | int = 1e-12
     pad_token_id: int | None = 0
+    bos_token_id: int | None = 101
+    eos_token_id: int | None = 102
     initializer_range: float | int = 0.02
 
     def validate_heads(self) -> None:
@@ -136,6 +142,18 @@ class AlbefConfig(PreTrainedConfig):
             self.text_config = AlbefTextConfig(**(self.text_config or {}))
         self.text_config.encoder_hidden_size = self.vision_config.hidden_size
         super().__post_init__(**kwargs)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The text side; with `decoder`, a copy that describes the answer decoder of visual question answering.
+
+        The decoder has the depth of the multimodal encoder, from which it starts, and reads text states, not images.
+        """
+        if not decoder or encoder:
+            return super().get_text_config(decoder, encoder)
+        config = copy.deepcopy(self.text_config)
+        config.num_hidden_layers = config.num_multimodal_layers
+        config.encoder_hidden_size = config.hidden_size
+        return config
 
 
 def _check_heads(config: AlbefVisionConfig | AlbefTextConfig) -> None:

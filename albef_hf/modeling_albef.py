@@ -3,6 +3,7 @@
 Align before Fuse, Li et al. 2021, arXiv 2107.07651; the original code is github.com/salesforce/ALBEF.
 """
 
+import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +11,20 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForMaskedLM, Cache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.masking_utils import create_bidirectional_mask
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
     BaseModelOutputWithCrossAttentions,
+    BaseModelOutputWithPastAndCrossAttentions,
     BaseModelOutputWithPooling,
+    Seq2SeqLMOutput,
+    SequenceClassifierOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
@@ -31,6 +37,8 @@ from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
 logger = logging.get_logger(__name__)
 
 KeyValues = tuple[torch.Tensor, torch.Tensor]  # each (batch, heads, tokens, head width)
+
+IGNORED = -100  # label of what has no target, as in torch's and transformers' losses
 
 # ALBEF.forward in the original's models/model_pretrain.py clamps to this range before every step.
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -70,13 +78,16 @@ class AlbefTeacherOutput(ModelOutput):
         text_embeds: Momentum text features, unit length, (batch, projection).
         image_queue: Earlier momentum image features, (queue, projection).
         text_queue: Earlier momentum text features, (queue, projection).
-        logits: Logits of the masked tokens, (masked tokens, vocabulary), in the row order of `labels != -100`.
+        queue_ids: Number of the picture of each queued pair, -100 where unknown, (queue,).
+        logits: Logits of what the student predicts: in pretraining of the masked tokens, in question answering of the
+            answers' tokens, (tokens, vocabulary), in the row order of the labels; in classification (batch, classes).
     """
 
     image_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
     image_queue: torch.Tensor | None = None
     text_queue: torch.Tensor | None = None
+    queue_ids: torch.Tensor | None = None
     logits: torch.Tensor | None = None
 
 
@@ -106,6 +117,35 @@ class AlbefForPreTrainingOutput(ModelOutput):
     info_nce: torch.Tensor | None = None
     itm_logits: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+
+
+@dataclass
+class AlbefForRetrievalOutput(ModelOutput):
+    """Losses and scores of the retrieval head.
+
+    Args:
+        loss: Sum of the two losses, a scalar; with `labels` only, like the next three.
+        loss_itc: Image-text contrastive loss, equation 6 of the paper.
+        loss_itm: Image-text matching loss, equation 4.
+        info_nce: The contrastive loss without distillation.
+        logits_per_image: Cosine over temperature of every image with every text, (images, texts). In training with a
+            teacher, the texts are its features.
+        logits_per_text: The same of every text with every image, (texts, images).
+        itm_logits: Logits of (no match, match). At inference (texts, 2): text `i` with image `i % images`. In training
+            (3 batch, 2): the pairs, each text with a hard negative image, each image with a hard negative text.
+        image_embeds: Image features, unit length, (images, projection).
+        text_embeds: Text features, unit length, (texts, projection).
+    """
+
+    loss: torch.Tensor | None = None
+    loss_itc: torch.Tensor | None = None
+    loss_itm: torch.Tensor | None = None
+    info_nce: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    itm_logits: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
 
@@ -234,10 +274,11 @@ class AlbefTextLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
+        key_values: KeyValues | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """Self-attention, (batch, tokens, width) to the same."""
-        attended, _ = self.self_attn(hidden_states, attention_mask, **kwargs)
+        attended, _ = self.self_attn(hidden_states, attention_mask, key_values, **kwargs)
         return self.self_attn_norm(hidden_states + self.dropout(attended))
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -261,6 +302,17 @@ class AlbefMultimodalLayer(AlbefTextLayer):
         self.cross_attn = AlbefAttention(config, key_value_size=config.encoder_hidden_size)
         self.cross_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
+    def look(
+        self,
+        hidden_states: torch.Tensor,
+        key_values: KeyValues,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """Cross-attention, (batch, tokens, width) to the same."""
+        attended, _ = self.cross_attn(hidden_states, attention_mask, key_values, **kwargs)
+        return self.cross_attn_norm(hidden_states + self.dropout(attended))
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -270,8 +322,45 @@ class AlbefMultimodalLayer(AlbefTextLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         hidden_states = self.attend(hidden_states, attention_mask, **kwargs)
-        attended, _ = self.cross_attn(hidden_states, None, (image_key, image_value), **kwargs)
-        return self.feed_forward(self.cross_attn_norm(hidden_states + self.dropout(attended)))
+        return self.feed_forward(self.look(hidden_states, (image_key, image_value), **kwargs))
+
+
+class AlbefSecondImageLayer(AlbefMultimodalLayer):
+    """A multimodal layer that reads the second image of a pair, through the projection of the layer before it.
+
+    The original's `xbert.py` shares key and value weights between the two layers of a pair (`share_cross_attention`).
+    """
+
+    def __init__(self, config: AlbefTextConfig):
+        super().__init__(config)
+        del self.cross_attn.k_proj, self.cross_attn.v_proj
+
+
+class AlbefDecoderLayer(AlbefMultimodalLayer):
+    """A causal layer whose tokens look at a question instead of an image."""
+
+    def __init__(self, config: AlbefTextConfig, index: int):
+        super().__init__(config)
+        self.index = index
+        self.self_attn.is_causal = True
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        question_key: torch.Tensor,
+        question_value: torch.Tensor,
+        question_attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        key_values = self.self_attn.project_key_values(hidden_states)
+        if past_key_values is not None:
+            key_values = past_key_values.update(*key_values, self.index)
+        hidden_states = self.attend(hidden_states, attention_mask, key_values, **kwargs)
+        return self.feed_forward(
+            self.look(hidden_states, (question_key, question_value), question_attention_mask, **kwargs)
+        )
 
 
 class AlbefVisionEmbeddings(nn.Module):
@@ -313,15 +402,16 @@ class AlbefTextEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        tokens, longest = input_ids.shape[1], self.position_embeddings.num_embeddings
+    def forward(self, input_ids: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Embed (batch, tokens) ids whose first stands at position `start`, as (batch, tokens, width)."""
+        tokens, longest = start + input_ids.shape[1], self.position_embeddings.num_embeddings
         if tokens > longest:
             raise ValueError(
                 f"The text has {tokens} tokens, the model takes {longest} at most: truncate it when tokenizing "
                 "(truncation=True, max_length=...)."
             )
         embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
-        embeddings = embeddings + self.position_embeddings.weight[:tokens]
+        embeddings = embeddings + self.position_embeddings.weight[start:tokens]
         return self.dropout(self.norm(embeddings))
 
 
@@ -341,6 +431,34 @@ def interpolate_position_embeddings(positions: torch.Tensor, grid: tuple[int, in
     patches = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
     patches = F.interpolate(patches, size=tuple(grid), mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+class ResampleImagePositions(ConversionOps):
+    """Fits the image positions of a checkpoint to the model's resolution while `from_pretrained` loads them."""
+
+    def convert(
+        self,
+        input_dict: dict[str, list[torch.Tensor]],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        full_layer_name: str,
+        model: PreTrainedModel,
+        **kwargs,
+    ) -> dict[str, torch.Tensor]:
+        (positions,) = next(iter(input_dict.values()))
+        side = round((model.get_parameter(full_layer_name).shape[1] - 1) ** 0.5)
+        return {target_patterns[0]: interpolate_position_embeddings(positions, (side, side))}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """A model is saved with the positions that it has, which the same operation leaves alone."""
+        return self
+
+
+_POSITIONS = "vision_model.embeddings.position_embeddings"
+register_checkpoint_conversion_mapping(
+    AlbefConfig.model_type, [WeightConverter(_POSITIONS, _POSITIONS, [ResampleImagePositions()])], overwrite=True
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -368,6 +486,10 @@ class AlbefPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # A model starts from the checkpoint of any other: heads that it does not have are no news.
+    _keys_to_ignore_on_load_unexpected = [r"^(contrastive|itm|mlm|assignment)_head\.", r"^classifier\.", r"^decoder\."]
+    # Modules that start as copies of others, {name: name of the other}, where a checkpoint does not have them.
+    _copied_modules: dict[str, str] = {}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -377,6 +499,30 @@ class AlbefPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
         elif isinstance(module, AlbefContrastiveHead):
             init.constant_(module.temperature, module.initial_temperature)
+        elif isinstance(module, AlbefFrozenProjection):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
+
+    def initialize_weights(self) -> None:
+        """Initialise what no checkpoint has filled; copies come last, when what they copy is there."""
+        super().initialize_weights()
+        for model in self.modules():
+            for name, other_name in getattr(model, "_copied_modules", {}).items():
+                _copy_where_fresh(model, name, other_name)
+
+
+def _copy_where_fresh(model: PreTrainedModel, name: str, other_name: str) -> None:
+    """Give the weights of one module to another, where no checkpoint has filled it and the shapes agree."""
+    others = dict(model.get_submodule(other_name).named_parameters())
+    fresh = [
+        (others[key], weight)
+        for key, weight in model.get_submodule(name).named_parameters()
+        if not getattr(weight, "_is_hf_initialized", False) and weight.shape == others[key].shape
+    ]
+    for other, weight in fresh:
+        init.copy_(weight, other)
+    if any(getattr(other, "_is_hf_initialized", False) for other, _ in fresh):
+        logger.warning(f"The checkpoint has no {name}: they start as a copy of {other_name}.")
 
 
 class AlbefVisionModel(AlbefPreTrainedModel):
@@ -517,7 +663,13 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
 
         Returns:
             `last_hidden_state`: (groups * batch, tokens, width).
+
+        Raises:
+            ValueError: If the images do not go evenly into the texts.
         """
+        texts, images = len(hidden_states), len(image_key_values[0][0])
+        if texts % images:
+            raise ValueError(f"{texts} texts cannot share {images} images evenly: give one image, or one a text.")
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
         )
@@ -526,18 +678,149 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
 
 
-class AlbefModel(AlbefPreTrainedModel):
-    """The three encoders without a head."""
+class AlbefPairMultimodalModel(AlbefMultimodalModel):
+    """The multimodal encoder for two images: every layer reads the first, then a twin of it reads the second.
 
-    # A checkpoint of a head is a fine source of the encoders.
-    _keys_to_ignore_on_load_unexpected = [r"^(contrastive|itm|mlm)_head\."]
+    The twins have their own weights, but for the keys and values, which they share (section 5 of the paper).
+    """
+
+    _keys_to_ignore_on_load_missing = [r"(^|\.)second_layers\."]
+    _copied_modules = {"second_layers": "layers"}
+
+    def __init__(self, config: AlbefTextConfig):
+        super().__init__(config)
+        self.second_layers = nn.ModuleList([AlbefSecondImageLayer(config) for _ in self.layers])
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        first_key_values: list[KeyValues],
+        second_key_values: list[KeyValues],
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithCrossAttentions:
+        """Fuse texts with two images each.
+
+        Args:
+            hidden_states: States of the text encoder, (batch, tokens, width).
+            attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
+            first_key_values: What `project_images` made of the first images.
+            second_key_values: The same of the second images.
+
+        Returns:
+            `last_hidden_state`: (batch, tokens, width). Recorded states and attentions alternate between the images.
+        """
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
+        for layer, first, second_layer, second in zip(
+            self.layers, first_key_values, self.second_layers, second_key_values, strict=True
+        ):
+            hidden_states = layer(hidden_states, attention_mask, *first, **kwargs)
+            hidden_states = second_layer(hidden_states, attention_mask, *second, **kwargs)
+        return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
+
+
+def select_key_values(key_values: list[KeyValues], index: torch.Tensor) -> list[KeyValues]:
+    """Rows of projected keys and values, which repeats or reorders the images that they belong to."""
+    return [(key[index], value[index]) for key, value in key_values]
+
+
+class AlbefAnswerDecoder(AlbefPreTrainedModel):
+    """A causal decoder over the tokens of an answer, which attends to a fused question (figure 3 of the paper).
+
+    It has the shape of the multimodal encoder, from which it starts.
+    """
+
+    config: AlbefTextConfig
+    input_modalities = ("text",)
+    _can_record_outputs = {
+        "hidden_states": AlbefDecoderLayer,
+        "attentions": OutputRecorder(AlbefAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(AlbefAttention, index=1, layer_name="cross_attn"),
+    }
+
+    def __init__(self, config: AlbefTextConfig):
+        super().__init__(config)
+        self.embeddings = AlbefTextEmbeddings(config)
+        self.layers = nn.ModuleList([AlbefDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embeddings."""
+        self.embeddings.word_embeddings = value
+
+    def project_questions(self, question_states: torch.Tensor) -> list[KeyValues]:
+        """Keys and values of (questions, question tokens, width) states, one pair a layer."""
+        return [layer.cross_attn.project_key_values(question_states) for layer in self.layers]
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        question_key_values: list[KeyValues],
+        question_attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Read answers as far as they go.
+
+        Args:
+            input_ids: Answers, (groups * questions, tokens); answer `i` belongs to question `i % questions`.
+            attention_mask: (groups * questions, past and present tokens), 1 for tokens and 0 for padding.
+            question_key_values: What `project_questions` made of the questions.
+            question_attention_mask: (questions, question tokens), 1 for tokens and 0 for padding.
+            past_key_values: Keys and values of earlier tokens, to which those of the present ones are added.
+
+        Returns:
+            `last_hidden_state`: (groups * questions, tokens, width).
+        """
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        hidden_states = self.embeddings(input_ids, past)
+        attention_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+        )
+        question_keys = question_key_values[0][0][:, 0]  # (questions, question tokens, head width)
+        question_attention_mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=hidden_states.reshape(len(question_keys), -1, hidden_states.shape[-1]),
+            attention_mask=question_attention_mask,
+            encoder_hidden_states=question_keys,
+        )
+        for layer, (key, value) in zip(self.layers, question_key_values, strict=True):
+            hidden_states = layer(
+                hidden_states,
+                attention_mask,
+                key,
+                value,
+                question_attention_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden_states, past_key_values=past_key_values
+        )
+
+
+class AlbefUnimodalModels(AlbefPreTrainedModel):
+    """The image encoder and the text encoder, which the models of one image and of two have in common."""
 
     def __init__(self, config: AlbefConfig):
         super().__init__(config)
         self.vision_model = AlbefVisionModel._from_config(config.vision_config)
         self.text_model = AlbefTextModel._from_config(config.text_config)
-        self.multimodal_model = AlbefMultimodalModel._from_config(config.text_config)
-        self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings."""
@@ -546,6 +829,15 @@ class AlbefModel(AlbefPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the word embeddings."""
         self.text_model.set_input_embeddings(value)
+
+
+class AlbefModel(AlbefUnimodalModels):
+    """The three encoders without a head."""
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__(config)
+        self.multimodal_model = AlbefMultimodalModel._from_config(config.text_config)
+        self.post_init()
 
     @can_return_tuple
     def forward(
@@ -590,6 +882,66 @@ class AlbefModel(AlbefPreTrainedModel):
         )
 
 
+class AlbefPairModel(AlbefUnimodalModels):
+    """The three encoders for a text about two images, without a head (section 5 of the paper, NLVR2)."""
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__(config)
+        self.multimodal_model = AlbefPairMultimodalModel._from_config(config.text_config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> AlbefModelOutput:
+        """Encode texts with two images each.
+
+        Args:
+            input_ids: (batch, tokens), `[CLS]` first.
+            pixel_values: (batch, 2, channels, height, width).
+            attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
+            interpolate_pos_encoding: Resample the learned image positions to pictures of another size.
+
+        Returns:
+            As `AlbefModel`, but `image_hidden_states` are (2 batch, patches + 1, image width), the two images of a
+            text one after the other.
+
+        Raises:
+            ValueError: If `pixel_values` are not pairs.
+        """
+        if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
+            raise ValueError(
+                f"pixel_values are {tuple(pixel_values.shape)}; a text about two images needs both of them, "
+                "(batch, 2, channels, height, width): torch.stack([first, second], dim=1)."
+            )
+        images = self.vision_model(
+            pixel_values.flatten(0, 1), interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        texts = self.text_model(input_ids, attention_mask, **kwargs)
+        key_values = self.multimodal_model.project_images(images.last_hidden_state)
+        first = torch.arange(0, len(images.last_hidden_state), 2, device=pixel_values.device)
+        fused = self.multimodal_model(
+            texts.last_hidden_state,
+            attention_mask,
+            select_key_values(key_values, first),
+            select_key_values(key_values, first + 1),
+            **kwargs,
+        )
+        return AlbefModelOutput(
+            last_hidden_state=fused.last_hidden_state,
+            image_hidden_states=images.last_hidden_state,
+            text_hidden_states=texts.last_hidden_state,
+            vision_model_output=images,
+            text_model_output=texts,
+            multimodal_model_output=fused,
+        )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Heads and losses
 # ---------------------------------------------------------------------------------------------------------------------
@@ -607,14 +959,17 @@ def distilled_cross_entropy(
         alpha: Share of the teacher in the target, between 0 and 1.
 
     Returns:
-        The mean over the rows, a scalar; zero, with a gradient of zero, where there is no row.
+        The loss of each row, (rows,).
     """
-    rows = max(len(logits), 1)
-    loss = F.cross_entropy(logits, targets, reduction="sum") / rows
+    losses = F.cross_entropy(logits, targets, reduction="none")
     if teacher_logits is None or alpha == 0:
-        return loss
+        return losses
     soft_targets = teacher_logits.detach().softmax(-1)
-    return (1 - alpha) * loss + alpha * F.cross_entropy(logits, soft_targets, reduction="sum") / rows
+    return (1 - alpha) * losses + alpha * F.cross_entropy(logits, soft_targets, reduction="none")
+
+
+def _teacher_logits(teacher_outputs: AlbefTeacherOutput | None) -> torch.Tensor | None:
+    return None if teacher_outputs is None else teacher_outputs.logits
 
 
 @torch.no_grad()
@@ -629,7 +984,8 @@ def sample_hard_negatives(
         candidates: Whether image i and text j may serve as a negative pair, (batch, batch), symmetric.
 
     Returns:
-        Index of an image for each text and of a text for each image, each (batch,).
+        Index of an image for each text and of a text for each image, each (batch,); any, where there is no candidate,
+        which `matching_loss` leaves out.
 
     Raises:
         ValueError: If the batch holds a single pair.
@@ -643,10 +999,26 @@ def sample_hard_negatives(
     def draw(logits: torch.Tensor) -> torch.Tensor:
         # At a small temperature every candidate may underflow to zero; the floor turns that into a uniform draw. So do
         # logits that are not a number: the loss will say so, where an error here would only stop one process.
-        weights = logits.softmax(-1).nan_to_num(0).clamp_min(1e-30).masked_fill(~candidates, 0)
+        weights = logits.softmax(-1).nan_to_num(0).clamp_min(1e-30)
+        weights = weights.masked_fill(~candidates & candidates.any(1, keepdim=True), 0)
         return torch.multinomial(weights, 1).squeeze(-1)
 
     return draw(logits_per_text), draw(logits_per_image)
+
+
+def matching_loss(itm_logits: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    """Image-text matching loss, equation 4 of the paper.
+
+    Args:
+        itm_logits: (3 batch, 2): of the pairs, of each text with a wrong image, of each image with a wrong text.
+        candidates: As for `sample_hard_negatives`; a row without any has no negative to learn from.
+
+    Returns:
+        The mean cross-entropy, a scalar.
+    """
+    wrong = torch.where(candidates.any(1), 0, IGNORED)
+    labels = torch.cat([torch.ones_like(wrong), wrong, wrong])
+    return F.cross_entropy(itm_logits, labels, ignore_index=IGNORED)
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -683,6 +1055,7 @@ class AlbefContrastiveHead(nn.Module):
         self,
         image_embeds: torch.Tensor,
         text_embeds: torch.Tensor,
+        targets: torch.Tensor,
         teacher_outputs: AlbefTeacherOutput | None,
         alpha: float,
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
@@ -690,6 +1063,14 @@ class AlbefContrastiveHead(nn.Module):
 
         The keys are the teacher's features of the batch, then its queues; without a teacher, the batch itself.
         Teacher similarities are divided by the student's temperature, as in the original's `model_pretrain.py`.
+
+        Args:
+            image_embeds: Unit features of the images, (batch, projection).
+            text_embeds: Unit features of the texts, (batch, projection).
+            targets: The right key of each image and of each text, (batch,), or the share of each key in it, (batch,
+                batch + queue).
+            teacher_outputs: Features and queues of a teacher.
+            alpha: Share of the teacher in the targets.
 
         Returns:
             The loss, the InfoNCE without distillation, and the logits of images against the texts and of texts against
@@ -706,11 +1087,10 @@ class AlbefContrastiveHead(nn.Module):
                     teacher_per_image = self(teacher_outputs.image_embeds, text_keys)
                     teacher_per_text = self(teacher_outputs.text_embeds, image_keys)
         per_image, per_text = self(image_embeds, text_keys), self(text_embeds, image_keys)  # (batch, batch + queue)
-        targets = torch.arange(batch, device=image_embeds.device)
         loss = (
             distilled_cross_entropy(per_image, targets, teacher_per_image, alpha)
             + distilled_cross_entropy(per_text, targets, teacher_per_text, alpha)
-        ) / 2
+        ).mean() / 2
         with torch.no_grad():
             info_nce = (F.cross_entropy(per_image, targets) + F.cross_entropy(per_text, targets)) / 2
         return loss, info_nce, (per_image[:, :batch], per_text[:, :batch])
@@ -730,34 +1110,18 @@ class AlbefMaskedLanguageHead(nn.Module):
         return self.decoder(self.norm(self.activation(self.dense(hidden_states))))
 
 
-class AlbefForPreTraining(AlbefPreTrainedModel):
-    """ALBEF with the three objectives of its pretraining: contrast (ITC), matching (ITM), masked language (MLM).
-
-    Without `teacher_outputs` it is an ordinary model: the batch alone supplies negatives and no target is softened.
-    With those of an `albef_hf.momentum.MomentumTeacher`, it is the paper's.
-    """
-
-    _tied_weights_keys = {"mlm_head.decoder.weight": "albef.text_model.embeddings.word_embeddings.weight"}
+class AlbefAlignedModel(AlbefPreTrainedModel):
+    """What pretraining and retrieval share: the joint space of images and texts, and the matching of pairs."""
 
     def __init__(self, config: AlbefConfig):
         super().__init__(config)
         self.albef = AlbefModel(config)
         self.contrastive_head = AlbefContrastiveHead(config)
         self.itm_head = nn.Linear(config.text_config.hidden_size, 2)
-        self.mlm_head = AlbefMaskedLanguageHead(config.text_config)
-        self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The decoder of the masked-language head."""
-        return self.mlm_head.decoder
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder of the masked-language head."""
-        self.mlm_head.decoder = value
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
-        """Keep the learned temperature within [0.001, 0.5]; to be called after every optimizer step."""
+        """Keep the learned temperature within [0.001, 0.5]; to be called after every optimizer step of pretraining."""
         self.contrastive_head.temperature.clamp_(*TEMPERATURE_RANGE)
 
     @can_return_tuple
@@ -781,6 +1145,52 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         features = self.contrastive_head.project_text(outputs.last_hidden_state)
         return BaseModelOutputWithPooling(pooler_output=features, **outputs)
 
+    def _match(
+        self,
+        images: torch.Tensor,
+        texts: torch.Tensor,
+        attention_mask: torch.Tensor,
+        negatives: tuple[torch.Tensor, torch.Tensor],
+        other_texts: tuple[torch.Tensor, ...] = (),
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Matching logits, (3 batch, 2), and what the images make of other texts, each (batch, tokens, width).
+
+        Several texts read each picture (its own, a hard negative, others), so they share its keys and values; each
+        text then reads a hard negative picture.
+        """
+        image_for_text, text_for_image = negatives
+        fuse = self.albef.multimodal_model
+        key_values = fuse.project_images(images)
+        readers = torch.cat([texts, texts[text_for_image], *other_texts])
+        masks = [attention_mask, attention_mask[text_for_image], *[attention_mask] * len(other_texts)]
+        fused = fuse(readers, torch.cat(masks), key_values).last_hidden_state
+        matched, wrong_text, *others = fused.chunk(2 + len(other_texts))
+        wrong_image = fuse(texts, attention_mask, select_key_values(key_values, image_for_text)).last_hidden_state
+        return self.itm_head(torch.cat([matched[:, 0], wrong_image[:, 0], wrong_text[:, 0]])), others
+
+
+class AlbefForPreTraining(AlbefAlignedModel):
+    """ALBEF with the three objectives of its pretraining: contrast (ITC), matching (ITM), masked language (MLM).
+
+    Without `teacher_outputs` it is an ordinary model: the batch alone supplies negatives and no target is softened.
+    With those of an `albef_hf.momentum.MomentumTeacher`, it is the paper's.
+    """
+
+    _tied_weights_keys = {"mlm_head.decoder.weight": "albef.text_model.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__(config)
+        self.mlm_head = AlbefMaskedLanguageHead(config.text_config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The decoder of the masked-language head."""
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder of the masked-language head."""
+        self.mlm_head.decoder = value
+
     @torch.no_grad()
     def get_teacher_outputs(
         self,
@@ -800,7 +1210,7 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         return AlbefTeacherOutput(
             image_embeds=self.contrastive_head.project_image(images),
             text_embeds=self.contrastive_head.project_text(texts),
-            logits=self.mlm_head(masked[labels != -100]),
+            logits=self.mlm_head(masked[labels != IGNORED]),
         )
 
     @can_return_tuple
@@ -837,14 +1247,14 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         images, texts, masked_texts = self._encode(input_ids, pixel_values, attention_mask, mlm_input_ids)
         image_embeds = self.contrastive_head.project_image(images)
         text_embeds = self.contrastive_head.project_text(texts)
-        loss_itc, info_nce, logits = self.contrastive_head.loss(image_embeds, text_embeds, teacher_outputs, alpha)
-        matching, masked = self._fuse(images, texts, masked_texts, attention_mask, logits)
-        itm_logits = self.itm_head(matching)
-        itm_labels = (torch.arange(len(matching), device=matching.device) < len(images)).long()
-        loss_itm = F.cross_entropy(itm_logits, itm_labels)
-        mlm_logits = self.mlm_head(masked[labels != -100])
-        mlm_teacher = None if teacher_outputs is None else teacher_outputs.logits
-        loss_mlm = distilled_cross_entropy(mlm_logits, labels[labels != -100], mlm_teacher, alpha)
+        own = torch.arange(len(images), device=images.device)
+        loss_itc, info_nce, logits = self.contrastive_head.loss(image_embeds, text_embeds, own, teacher_outputs, alpha)
+        others_pairs = own[:, None] != own
+        negatives = sample_hard_negatives(*logits, others_pairs)
+        itm_logits, (masked,) = self._match(images, texts, attention_mask, negatives, (masked_texts,))
+        loss_itm = matching_loss(itm_logits, others_pairs)
+        mlm_logits = self.mlm_head(masked[labels != IGNORED])
+        loss_mlm = self._masked_language_loss(mlm_logits, labels, teacher_outputs, alpha)
         return AlbefForPreTrainingOutput(
             loss=loss_itc + loss_itm + loss_mlm,
             loss_itc=loss_itc,
@@ -869,29 +1279,13 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         both = self.albef.text_model(torch.cat([input_ids, mlm_input_ids]), attention_mask.repeat(2, 1))
         return images, *both.last_hidden_state.chunk(2)
 
-    def _fuse(
-        self,
-        images: torch.Tensor,
-        texts: torch.Tensor,
-        masked_texts: torch.Tensor,
-        attention_mask: torch.Tensor,
-        logits: tuple[torch.Tensor, torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Multimodal states for ITM, (3 batch, width) of `[CLS]`, and for MLM, (batch, tokens, width).
-
-        Three texts read each picture (its own, a hard negative, its own with masked tokens), so they share the
-        picture's keys and values; each text then reads a hard negative picture.
-        """
-        own_pairs = torch.eye(len(images), dtype=torch.bool, device=images.device)
-        image_for_text, text_for_image = sample_hard_negatives(*logits, ~own_pairs)
-        fuse = self.albef.multimodal_model
-        key_values = fuse.project_images(images)
-        readers = torch.cat([texts, texts[text_for_image], masked_texts])
-        readers_mask = torch.cat([attention_mask, attention_mask[text_for_image], attention_mask])
-        matched, wrong_text, masked = fuse(readers, readers_mask, key_values).last_hidden_state.chunk(3)
-        negatives = [(key[image_for_text], value[image_for_text]) for key, value in key_values]
-        wrong_image = fuse(texts, attention_mask, negatives).last_hidden_state
-        return torch.cat([matched[:, 0], wrong_image[:, 0], wrong_text[:, 0]]), masked
+    @staticmethod
+    def _masked_language_loss(
+        logits: torch.Tensor, labels: torch.Tensor, teacher_outputs: AlbefTeacherOutput | None, alpha: float
+    ) -> torch.Tensor:
+        """Equation 7 of the paper; zero where no token is masked."""
+        losses = distilled_cross_entropy(logits, labels[labels != IGNORED], _teacher_logits(teacher_outputs), alpha)
+        return losses.sum() / max(len(losses), 1)
 
     def _predict(
         self,
@@ -954,6 +1348,554 @@ class AlbefForPreTraining(AlbefPreTrainedModel):
         weights |= _place_text_weights(text_weights, config.text_config)
         _load_partly(model, weights)
         return model
+
+
+class AlbefForRetrieval(AlbefAlignedModel):
+    """ALBEF for image-text retrieval: contrast (ITC) and matching (ITM); grounding explains its matching score.
+
+    Several texts may belong to one picture: all of them are right answers, and none is a negative of the others
+    (the original's `models/model_retrieval.py`).
+    """
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def get_teacher_outputs(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> AlbefTeacherOutput:
+        """What this model, as a teacher, has to say of a batch: features. Takes the batch that `forward` takes."""
+        return AlbefTeacherOutput(
+            image_embeds=self.get_image_features(pixel_values).pooler_output,
+            text_embeds=self.get_text_features(input_ids, attention_mask).pooler_output,
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        teacher_outputs: AlbefTeacherOutput | None = None,
+        alpha: float = 0.0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> AlbefForRetrievalOutput:
+        """The losses of fine-tuning where `labels` are given, else scores.
+
+        Args:
+            input_ids: Texts, (texts, tokens), `[CLS]` first.
+            pixel_values: (images, channels, height, width). In training the picture of each text; at inference fewer
+                pictures than texts are shared, see `itm_logits` of the output.
+            attention_mask: (texts, tokens), 1 for tokens and 0 for padding.
+            labels: Number of the picture of each text, (texts,); texts with equal numbers are all right for it.
+            teacher_outputs: What a `MomentumTeacher` made of the same batch.
+            alpha: Share of the teacher in the targets of ITC; the paper's is 0.4.
+
+        Raises:
+            ValueError: If `labels` come with a batch of one pair.
+        """
+        if labels is None:
+            return self._predict(input_ids, pixel_values, attention_mask, **kwargs)
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        images, texts = self.get_image_features(pixel_values), self.get_text_features(input_ids, attention_mask)
+        loss_itc, info_nce, logits = self.contrastive_head.loss(
+            images.pooler_output, texts.pooler_output, _shared_targets(labels, teacher_outputs), teacher_outputs, alpha
+        )
+        others_pairs = labels[:, None] != labels
+        negatives = sample_hard_negatives(*logits, others_pairs)
+        itm_logits, _ = self._match(images.last_hidden_state, texts.last_hidden_state, attention_mask, negatives)
+        loss_itm = matching_loss(itm_logits, others_pairs)
+        return AlbefForRetrievalOutput(
+            loss=loss_itc + loss_itm,
+            loss_itc=loss_itc,
+            loss_itm=loss_itm,
+            info_nce=info_nce,
+            logits_per_image=logits[0],
+            logits_per_text=logits[1],
+            itm_logits=itm_logits,
+            image_embeds=images.pooler_output,
+            text_embeds=texts.pooler_output,
+        )
+
+    def _predict(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> AlbefForRetrievalOutput:
+        """Compare all images with all texts, and match text `i` with image `i % images`."""
+        outputs = self.albef(input_ids, pixel_values, attention_mask, **kwargs)
+        image_embeds = self.contrastive_head.project_image(outputs.image_hidden_states)
+        text_embeds = self.contrastive_head.project_text(outputs.text_hidden_states)
+        logits_per_image = self.contrastive_head(image_embeds, text_embeds)
+        return AlbefForRetrievalOutput(
+            logits_per_image=logits_per_image,
+            logits_per_text=logits_per_image.T,
+            itm_logits=self.itm_head(outputs.last_hidden_state[:, 0]),
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+        )
+
+
+def _shared_targets(labels: torch.Tensor, teacher_outputs: AlbefTeacherOutput | None) -> torch.Tensor:
+    """The right keys of each row, in equal shares, (batch, batch + queue): all that belong to the same picture."""
+    keys = labels if teacher_outputs is None else torch.cat([labels, teacher_outputs.queue_ids])
+    same = (labels[:, None] == keys).float()
+    return same / same.sum(1, keepdim=True)
+
+
+class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
+    """ALBEF for visual question answering: a question fused with its image, and a decoder that writes the answer.
+
+    `generate` writes open answers, `rank_answers` chooses from a list as the paper does (section 5, VQA). From a
+    pretraining checkpoint, the decoder starts as a copy of the multimodal encoder.
+    """
+
+    _tied_weights_keys = {"mlm_head.decoder.weight": "decoder.embeddings.word_embeddings.weight"}
+    _keys_to_ignore_on_load_missing = [r"^decoder\.", r"^mlm_head\.decoder\.weight$"]
+    _copied_modules = {
+        "decoder.embeddings": "albef.text_model.embeddings",
+        "decoder.layers": "albef.multimodal_model.layers",
+    }
+
+    def __init__(self, config: AlbefConfig):
+        config = copy.deepcopy(config)
+        config.is_encoder_decoder = True
+        super().__init__(config)
+        self.albef = AlbefModel(config)
+        self.decoder = AlbefAnswerDecoder._from_config(config.get_text_config(decoder=True))
+        self.mlm_head = AlbefMaskedLanguageHead(config.text_config)
+        self.post_init()
+
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        """Share the decoder's word embeddings with the head; embeddings that are a copy are not missing."""
+        if missing_keys is not None:
+            missing_keys = {key for key in missing_keys if not key.startswith("decoder.embeddings.")}
+        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """What reads question and image."""
+        return self.albef
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The decoder of the language head."""
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder of the language head."""
+        self.mlm_head.decoder = value
+
+    @torch.no_grad()
+    def get_teacher_outputs(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        answer_counts: torch.Tensor | None = None,
+        answer_weights: torch.Tensor | None = None,
+    ) -> AlbefTeacherOutput:
+        """What this model, as a teacher, has to say of a batch: logits of the answers' tokens.
+
+        Takes the batch that `forward` takes.
+        """
+        questions = self.albef(input_ids, pixel_values, attention_mask).last_hidden_state
+        question_of = _question_of_answers(labels, answer_counts, len(questions))
+        key_values = select_key_values(self.decoder.project_questions(questions), question_of)
+        return AlbefTeacherOutput(logits=self._answer_logits(labels, key_values, attention_mask[question_of]))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        answer_counts: torch.Tensor | None = None,
+        answer_weights: torch.Tensor | None = None,
+        teacher_outputs: AlbefTeacherOutput | None = None,
+        alpha: float = 0.0,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: ModelOutput | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Seq2SeqLMOutput:
+        """The loss of given answers, or logits of the next token.
+
+        Args:
+            input_ids: Questions, (questions, tokens), `[CLS]` first.
+            pixel_values: The picture of each question, (questions, channels, height, width).
+            attention_mask: (questions, tokens), 1 for tokens and 0 for padding.
+            labels: Answers, (answers, tokens), `[CLS]` first and `[SEP]` last, -100 for padding; those of a question
+                one after the other.
+            answer_counts: How many answers each question has, (questions,); one each by default.
+            answer_weights: Weight of each answer, (answers,); by default those of a question share 1.
+            teacher_outputs: What a `MomentumTeacher` made of the same batch.
+            alpha: Share of the teacher in the targets; the paper's is 0.4.
+            decoder_input_ids: Answers so far, (questions, tokens); `[CLS]` by default.
+            decoder_attention_mask: 1 for their tokens and 0 for padding.
+            encoder_outputs: What `get_encoder()` made of question and image.
+            past_key_values: Keys and values of answer tokens read before, and of the question.
+
+        Returns:
+            `loss`: with `labels`, the negative log-likelihood of an answer, times its weight, summed over the answers
+            of a question and averaged over the questions.
+            `logits`: with `labels` of their tokens, (answer tokens, vocabulary); else (questions, tokens, vocabulary).
+
+        Raises:
+            ValueError: If there are not as many answers as `answer_counts` says.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, **kwargs)
+        questions = encoder_outputs[0]
+        if labels is None:
+            return self._next_tokens(
+                questions, attention_mask, decoder_input_ids, decoder_attention_mask, past_key_values, **kwargs
+            )
+        question_of = _question_of_answers(labels, answer_counts, len(questions))
+        key_values = select_key_values(self.decoder.project_questions(questions), question_of)
+        question_mask = None if attention_mask is None else attention_mask[question_of]
+        logits = self._answer_logits(labels, key_values, question_mask)
+        answer_of, token = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        losses = distilled_cross_entropy(logits, labels[answer_of, token + 1], _teacher_logits(teacher_outputs), alpha)
+        if answer_weights is None:
+            answer_weights = 1 / torch.bincount(question_of, minlength=len(questions))[question_of]
+        loss = (answer_weights.to(losses.dtype)[answer_of] * losses).sum() / len(questions)
+        return Seq2SeqLMOutput(loss=loss, logits=logits, encoder_last_hidden_state=questions)
+
+    def _answer_logits(
+        self, labels: torch.Tensor, question_key_values: list[KeyValues], question_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Logits of the tokens of (answers, tokens) labels, (answer tokens, vocabulary); padding has none."""
+        answered = labels != IGNORED
+        answer_ids = labels.masked_fill(~answered, self.config.text_config.pad_token_id)
+        states = self.decoder(answer_ids, answered.long(), question_key_values, question_mask).last_hidden_state
+        return self.mlm_head(states[:, :-1][answered[:, 1:]])
+
+    def _next_tokens(
+        self,
+        questions: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        answer_ids: torch.Tensor | None,
+        answer_mask: torch.Tensor | None,
+        cache: EncoderDecoderCache | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Seq2SeqLMOutput:
+        """Logits of what follows each token of answers so far, (questions, tokens, vocabulary)."""
+        if answer_ids is None:
+            answer_ids = torch.full((len(questions), 1), self.config.text_config.bos_token_id, device=questions.device)
+        outputs = self.decoder(
+            answer_ids,
+            answer_mask,
+            self._question_key_values(questions, cache),
+            attention_mask,
+            None if cache is None else cache.self_attention_cache,
+            **kwargs,
+        )
+        return Seq2SeqLMOutput(
+            logits=self.mlm_head(outputs.last_hidden_state),
+            past_key_values=cache,
+            decoder_hidden_states=outputs.hidden_states,
+            decoder_attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=questions,
+        )
+
+    def _question_key_values(self, questions: torch.Tensor, cache: EncoderDecoderCache | None) -> list[KeyValues]:
+        """Projected keys and values of the questions: those of the cache, which is filled by the first token."""
+        if cache is None:
+            return self.decoder.project_questions(questions)
+        if not cache.is_updated.get(0):
+            for index, (key, value) in enumerate(self.decoder.project_questions(questions)):
+                cache.cross_attention_cache.update(key, value, index)
+                cache.is_updated[index] = True
+        return [(layer.keys, layer.values) for layer in cache.cross_attention_cache.layers]
+
+    @torch.no_grad()
+    def rank_answers(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        answer_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        answer_attention_mask: torch.Tensor | None = None,
+        k: int = 128,
+        batch_size: int = 1024,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose from a list of answers (`rank_answer` in the original's `models/model_vqa.py`).
+
+        The k answers with the likeliest first token are scored whole. As in the original, a score is the
+        log-likelihood of the answer plus, once more, that of its first token.
+
+        Args:
+            input_ids: Questions, (questions, tokens).
+            pixel_values: The picture of each question, (questions, channels, height, width).
+            answer_ids: The list, (answers, tokens), `[CLS]` first and `[SEP]` last, as `AlbefProcessor.encode_answers`
+                makes it.
+            attention_mask: (questions, tokens), 1 for tokens and 0 for padding.
+            answer_attention_mask: (answers, tokens); by default what is not the padding token.
+            k: Answers that are scored whole; the paper's is 128.
+            batch_size: Answers scored at a time.
+
+        Returns:
+            Row of `answer_ids`, and probability among the k, each (questions, k), the likeliest first.
+
+        Raises:
+            ValueError: If the list is empty.
+        """
+        if len(answer_ids) == 0:
+            raise ValueError("The list of answers is empty: give at least one, or call generate() for open answers.")
+        if answer_attention_mask is None:
+            answer_attention_mask = answer_ids != self.config.text_config.pad_token_id
+        answers = answer_ids.masked_fill(answer_attention_mask == 0, IGNORED)
+        questions = self.albef(input_ids, pixel_values, attention_mask).last_hidden_state
+        first = self._next_tokens(questions, attention_mask, None, None, None).logits[:, 0].log_softmax(-1)
+        first, rows = first[:, answer_ids[:, 1]].topk(min(k, len(answers)), dim=1)  # (questions, k)
+        key_values = self.decoder.project_questions(questions)
+        scores = []
+        for some in rows.split(max(batch_size // len(questions), 1), dim=1):
+            whole = self._log_likelihood(answers[some.T.flatten()], key_values, attention_mask)
+            scores.append(whole.unflatten(0, (-1, len(questions))).T)
+        probabilities, order = (first + torch.cat(scores, dim=1)).softmax(-1).sort(dim=1, descending=True)
+        return rows.gather(1, order), probabilities
+
+    def _log_likelihood(
+        self, labels: torch.Tensor, question_key_values: list[KeyValues], question_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Log-likelihood of each of (groups * questions, tokens) answers, (groups * questions,)."""
+        answer_of, token = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        logits = self._answer_logits(labels, question_key_values, question_mask)
+        losses = F.cross_entropy(logits, labels[answer_of, token + 1], reduction="none")
+        return -losses.new_zeros(len(labels)).index_add(0, answer_of, losses)
+
+
+def _question_of_answers(labels: torch.Tensor, answer_counts: torch.Tensor | None, questions: int) -> torch.Tensor:
+    """Number of the question that each answer belongs to, (answers,)."""
+    if answer_counts is None:
+        answer_counts = torch.ones(questions, dtype=torch.long, device=labels.device)
+    if len(answer_counts) != questions or answer_counts.sum() != len(labels):
+        raise ValueError(
+            f"{len(labels)} answers for {questions} questions do not fit answer_counts {answer_counts.tolist()}: give "
+            "the number of answers of each question."
+        )
+    return torch.repeat_interleave(answer_counts, output_size=len(labels))
+
+
+class AlbefClassificationHead(nn.Module):
+    """Two layers on the `[CLS]` token (`cls_head` in the original's `model_ve.py` and `model_nlvr.py`)."""
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__()
+        width = config.text_config.hidden_size
+        self.dense = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, config.num_labels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.out_proj(F.relu(self.dense(hidden_states[:, 0])))
+
+
+class AlbefClassifier(AlbefPreTrainedModel):
+    """What visual reasoning and visual entailment have in common: a class for a text and what it is said of."""
+
+    albef: AlbefPreTrainedModel
+    classifier: AlbefClassificationHead
+
+    @torch.no_grad()
+    def get_teacher_outputs(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> AlbefTeacherOutput:
+        """What this model, as a teacher, has to say of a batch: logits. Takes the batch that `forward` takes."""
+        return AlbefTeacherOutput(logits=self(input_ids, pixel_values, attention_mask).logits)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        teacher_outputs: AlbefTeacherOutput | None = None,
+        alpha: float = 0.0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        """Classify texts by their images.
+
+        Args:
+            input_ids: Texts, (batch, tokens), `[CLS]` first.
+            pixel_values: The picture of each text, (batch, channels, height, width); for visual reasoning both of
+                them, (batch, 2, channels, height, width).
+            attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
+            labels: Class of each text, (batch,).
+            teacher_outputs: What a `MomentumTeacher` made of the same batch.
+            alpha: Share of the teacher in the targets; the paper's is 0.4.
+
+        Returns:
+            `logits`, (batch, classes), in the order of `config.id2label`, and with `labels` the `loss`.
+        """
+        outputs = self.albef(input_ids, pixel_values, attention_mask, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            loss = distilled_cross_entropy(logits, labels, _teacher_logits(teacher_outputs), alpha).mean()
+        fused = outputs.multimodal_model_output
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=fused.hidden_states, attentions=fused.cross_attentions
+        )
+
+
+def _name_classes(config: AlbefConfig, *names: str) -> AlbefConfig:
+    """A copy of the configuration that names the classes, unless it has names of its own."""
+    config = copy.deepcopy(config)
+    if list(config.id2label.values()) == ["LABEL_0", "LABEL_1"]:  # transformers' default
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: index for index, name in enumerate(names)}
+    return config
+
+
+class AlbefForVisualReasoning(AlbefClassifier):
+    """ALBEF for NLVR2: is a statement true of a pair of images (the original's `models/model_nlvr.py`)?
+
+    Classes are named False and True; a configuration with an `id2label` of its own has others.
+    """
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__(_name_classes(config, "False", "True"))
+        self.albef = AlbefPairModel(self.config)
+        self.classifier = AlbefClassificationHead(self.config)
+        self.post_init()
+
+
+class AlbefForVisualEntailment(AlbefClassifier):
+    """ALBEF for SNLI-VE: does an image entail a sentence (the original's `models/model_ve.py`)?
+
+    Classes are named contradiction, neutral and entailment; a configuration with an `id2label` of its own has others.
+    """
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__(_name_classes(config, "contradiction", "neutral", "entailment"))
+        self.albef = AlbefModel(self.config)
+        self.classifier = AlbefClassificationHead(self.config)
+        self.post_init()
+
+
+class AlbefFrozenProjection(nn.Module):
+    """A linear map that no loss reaches, hence of buffers."""
+
+    def __init__(self, input_size: int, output_size: int):
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(output_size, input_size))
+        self.register_buffer("bias", torch.zeros(output_size))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden_states, self.weight, self.bias)
+
+
+class AlbefForTextAssignment(AlbefPreTrainedModel):
+    """The step between pretraining and NLVR2: is a text about the first image, the second, or neither?
+
+    Section 5 of the paper, the original's `models/model_pretrain_nlvr.py`; it has no teacher. Beside its own picture,
+    or instead of it, a text is shown pictures that the contrastive projection takes for similar.
+    """
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__(config)
+        self.albef = AlbefPairModel(config)
+        # Under the name that it has in a pretraining checkpoint, from which it comes.
+        self.contrastive_head = nn.ModuleDict(
+            {"image_projection": AlbefFrozenProjection(config.vision_config.hidden_size, config.projection_dim)}
+        )
+        self.assignment_head = nn.Linear(config.text_config.hidden_size, 3)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_pairs: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        """Show each text two pictures of the batch.
+
+        Args:
+            input_ids: Texts, (batch, tokens), `[CLS]` first.
+            pixel_values: The picture of each text, (batch, channels, height, width).
+            attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
+            image_pairs: The two pictures that each text is shown, (batch, 2) numbers within the batch; drawn together
+                with the labels where not given.
+            labels: Where the text's own picture is: 0 first, 1 second, 2 neither, (batch,).
+
+        Returns:
+            `logits`, (batch, 3), and with `labels`, given or drawn, the `loss`.
+
+        Raises:
+            ValueError: If there are fewer than three pictures to draw from.
+        """
+        images = self.albef.vision_model(pixel_values, **kwargs).last_hidden_state
+        if image_pairs is None:
+            image_pairs, labels = sample_image_pairs(self._image_similarities(images))
+        texts = self.albef.text_model(input_ids, attention_mask, **kwargs).last_hidden_state
+        key_values = self.albef.multimodal_model.project_images(images)
+        first, second = (select_key_values(key_values, index) for index in image_pairs.unbind(1))
+        fused = self.albef.multimodal_model(texts, attention_mask, first, second, **kwargs)
+        logits = self.assignment_head(fused.last_hidden_state[:, 0])
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=fused.hidden_states, attentions=fused.cross_attentions
+        )
+
+    @torch.no_grad()
+    def _image_similarities(self, images: torch.Tensor) -> torch.Tensor:
+        """Cosine of every image with every other, (batch, batch)."""
+        features = self.contrastive_head["image_projection"](images[:, 0])
+        features = F.normalize(_at_least_float32(features), dim=-1)
+        return features @ features.T
+
+
+ASSIGNMENT_TEMPERATURE = 0.07  # a constant in the original, where the learned temperature plays no part
+
+
+@torch.no_grad()
+def sample_image_pairs(similarities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw the pictures that each text is shown: its own and a similar one in either order, or two similar ones.
+
+    Args:
+        similarities: Cosine of every picture with every other, (batch, batch).
+
+    Returns:
+        Numbers of two pictures for each text, (batch, 2), and where its own is, (batch,): 0 first, 1 second, 2
+        neither, each in a third of the cases.
+
+    Raises:
+        ValueError: If there are fewer than three pictures.
+    """
+    batch, device = len(similarities), similarities.device
+    if batch < 3:
+        raise ValueError(
+            f"A batch of {batch} has no two wrong pictures for a text: use a batch size of at least 3 per process, "
+            "and drop the last incomplete batch of an epoch."
+        )
+    weights = (similarities / ASSIGNMENT_TEMPERATURE).softmax(1).nan_to_num(0).clamp_min(1e-30)
+    pairs = torch.multinomial(weights.fill_diagonal_(0), 2)  # without replacement: two different wrong pictures
+    labels = torch.randint(3, (batch,), device=device)
+    own = torch.arange(batch, device=device)
+    # Where one picture suffices, it is the one drawn first, whose chances are the weights.
+    pairs = torch.where(labels[:, None] == 0, pairs.flip(1), pairs)
+    return torch.where(labels[:, None] == torch.arange(2, device=device), own[:, None], pairs), labels
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1070,9 +2012,16 @@ def _modules_of(names: set[str] | list[str]) -> list[str]:
 __all__ = [
     "AlbefForPreTraining",
     "AlbefForPreTrainingOutput",
+    "AlbefForQuestionAnswering",
+    "AlbefForRetrieval",
+    "AlbefForRetrievalOutput",
+    "AlbefForTextAssignment",
+    "AlbefForVisualEntailment",
+    "AlbefForVisualReasoning",
     "AlbefModel",
     "AlbefModelOutput",
     "AlbefMultimodalModel",
+    "AlbefPairModel",
     "AlbefPreTrainedModel",
     "AlbefTeacherOutput",
     "AlbefTextModel",

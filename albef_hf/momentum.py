@@ -8,13 +8,13 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_model
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 from transformers.utils.hub import cached_file
+
+from .modeling_albef import IGNORED, AlbefAlignedModel, AlbefTeacherOutput
 
 MOMENTUM_FILE = "momentum.safetensors"
 
@@ -33,18 +33,29 @@ class FeatureQueue(nn.Module):
         super().__init__()
         self.register_buffer("image_features", F.normalize(torch.randn(size, dim), dim=-1))
         self.register_buffer("text_features", F.normalize(torch.randn(size, dim), dim=-1))
+        self.register_buffer("ids", torch.full((size,), IGNORED))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def enqueue(self, image_features: torch.Tensor, text_features: torch.Tensor) -> None:
-        """Replace the oldest pairs by (batch, dim) new ones, of any number, wrapping round at the end."""
+    def enqueue(
+        self, image_features: torch.Tensor, text_features: torch.Tensor, ids: torch.Tensor | None = None
+    ) -> None:
+        """Replace the oldest pairs by new ones, of any number, wrapping round at the end.
+
+        Args:
+            image_features: (batch, dim).
+            text_features: (batch, dim).
+            ids: Number of the picture of each pair, (batch,); without it a pair is a right answer to none but itself.
+        """
         size = len(self.image_features)
         if size == 0:
             return
         image_features, text_features = image_features[-size:], text_features[-size:]
+        ids = self.ids.new_full((len(image_features),), IGNORED) if ids is None else ids[-size:]
         rows = (self.pointer + torch.arange(len(image_features), device=self.pointer.device)) % size
         self.image_features.index_copy_(0, rows, image_features.to(self.image_features.dtype))
         self.text_features.index_copy_(0, rows, text_features.to(self.text_features.dtype))
+        self.ids.index_copy_(0, rows, ids)
         self.pointer.copy_((self.pointer + len(rows)) % size)
 
 
@@ -58,7 +69,7 @@ class MomentumTeacher(nn.Module):
         student: A head with `get_teacher_outputs`; it is copied in float32, since an average with momentum 0.995 would
             never move in bfloat16.
         momentum: Share of itself that the teacher keeps at an update; the paper's 0.995.
-        queue_size: Pairs in the queue; the paper's 65,536.
+        queue_size: Pairs in the queue; the paper's 65,536. A head without a contrastive loss has no queue.
 
     Example:
         ```python
@@ -80,19 +91,23 @@ class MomentumTeacher(nn.Module):
         self.momentum = momentum
         self.model = copy.deepcopy(student).to(torch.promote_types(student.dtype, torch.float32))
         self.model.requires_grad_(False).train()
-        self.queue = FeatureQueue(queue_size, student.config.projection_dim)
+        contrasts = isinstance(student, AlbefAlignedModel)
+        self.queue = FeatureQueue(queue_size if contrasts else 0, student.config.projection_dim)
 
     @torch.no_grad()
-    def forward(self, **batch: torch.Tensor) -> ModelOutput:
-        """The teacher's features and logits for a batch, with the queues as they stand; see `AlbefTeacherOutput`."""
+    def forward(self, **batch: torch.Tensor) -> AlbefTeacherOutput:
+        """The teacher's features and logits for a batch, with the queues as they stand."""
         outputs = self.model.get_teacher_outputs(**batch)
         outputs.image_queue, outputs.text_queue = self.queue.image_features, self.queue.text_features
+        outputs.queue_ids = self.queue.ids
         return outputs
 
     @torch.no_grad()
-    def enqueue(self, image_features: torch.Tensor, text_features: torch.Tensor) -> None:
-        """Add (batch, projection) features, of all processes, to the queues."""
-        self.queue.enqueue(image_features, text_features)
+    def enqueue(
+        self, image_features: torch.Tensor, text_features: torch.Tensor, ids: torch.Tensor | None = None
+    ) -> None:
+        """Add (batch, projection) features, of all processes, to the queues; see `FeatureQueue.enqueue`."""
+        self.queue.enqueue(image_features, text_features, ids)
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
@@ -114,8 +129,12 @@ class MomentumTeacher(nn.Module):
     ) -> "MomentumTeacher":
         """Read `momentum.safetensors` of a folder or Hub repository.
 
+        The student may have another head than the one it was saved with. As in the original's fine-tuning, the
+        teacher's encoders then come from the file too, adapted as `from_pretrained` adapts the student's, and so do
+        the queues where the student contrasts; heads that the file does not have are copied from the student.
+
         Args:
-            name: Folder or Hub repository that `save_pretrained` has written to.
+            name: Folder or Hub repository that `save_pretrained` or the converter has written to.
             student: The student from the same place.
             momentum: As in the constructor.
 
@@ -123,17 +142,33 @@ class MomentumTeacher(nn.Module):
             ValueError: If the file belongs to another architecture.
         """
         path = cached_file(str(name), MOMENTUM_FILE)
-        with safe_open(path, "pt") as file:
-            queue_size = file.get_slice("queue.image_features").get_shape()[0]
-        teacher = cls(student, momentum, queue_size)
+        weights = load_file(path)
+        queue = {key.removeprefix("queue."): weights.pop(key) for key in list(weights) if key.startswith("queue.")}
+        weights = {key.removeprefix("model."): weight for key, weight in weights.items()}
+        teacher = cls(student, momentum, len(queue.get("image_features", ())))
         try:
-            load_model(teacher, path)
+            teacher._load(student, weights)
+            if len(teacher.queue.image_features):
+                teacher.queue.load_state_dict(queue)
         except RuntimeError as error:
             raise ValueError(
                 f"{path} does not fit the student: {error}. Give the student that was saved with it, or start a new "
                 "teacher with MomentumTeacher(student)."
             ) from error
         return teacher
+
+    def _load(self, student: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
+        """Fill the model with a teacher's weights; what they lack of its head stays the student's."""
+        copies = [f"{name}." for part in student.modules() for name in getattr(part, "_copied_modules", ())]
+        elsewhere = ("albef.", *copies, *student.all_tied_weights_keys)
+        head = {key: weight for key, weight in student.state_dict().items() if not key.startswith(elsewhere)}
+        adapted, report = type(student).from_pretrained(
+            None, config=student.config, state_dict={**head, **weights}, output_loading_info=True
+        )
+        wrong = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+        if wrong:
+            raise RuntimeError(f"missing or unexpected: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}")
+        self.model.load_state_dict(adapted.state_dict())
 
 
 __all__ = ["FeatureQueue", "MomentumTeacher"]
