@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from original import FIXTURES, ImposedNegatives, student_and_teacher
+from original import FIXTURES, ImposedNegatives, load, student_and_teacher
 from test_parity import batch_of, mask_as
 
 
 def main(folder: Path) -> None:
     """Write losses, gradients and queues of this rank."""
-    golden = torch.load(FIXTURES / "pretrain_tiny.pt", weights_only=True)
+    golden = load("pretrain")
     expected = torch.load(FIXTURES / "dist2_pretrain_tiny.pt", weights_only=True)
+    student, teacher = student_and_teacher(golden)  # each rank converts for itself, which it does while it is alone
     accelerator = Accelerator()
     rank = accelerator.process_index
-    student, teacher = student_and_teacher(golden)
     model = accelerator.prepare(student)
     teacher = accelerator.prepare_model(teacher, evaluation_mode=True)
     tape, inputs = expected["ranks"][rank]["tape"], expected["inputs"][rank]

@@ -1,73 +1,45 @@
-"""The original's parameter names, for comparing with tensors computed by its code."""
+"""Models with the weights of golden files, to be compared with what the original's code computed with them."""
 
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
-from albef_hf import AlbefConfig, AlbefForPreTraining, MomentumTeacher
+from albef_hf import AlbefConfig, MomentumTeacher
+from albef_hf.convert import TASKS as converted_models
+from albef_hf.convert import convert_checkpoint, name_table
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHARED = Path(__file__).parents[2] / "shared"
 
-_LAYER_NAMES = [
-    (r"attention\.self\.query", "self_attn.q_proj"),
-    (r"attention\.self\.key", "self_attn.k_proj"),
-    (r"attention\.self\.value", "self_attn.v_proj"),
-    (r"attention\.output\.dense", "self_attn.out_proj"),
-    (r"attention\.output\.LayerNorm", "self_attn_norm"),
-    (r"crossself_attn", "cross_attn"),
-    (r"intermediate\.dense", "mlp.fc1"),
-    (r"output\.dense", "mlp.fc2"),
-    (r"output\.LayerNorm", "mlp_norm"),
-]
-_NAMES = [
-    (r"^temp$", "contrastive_head.temperature"),
-    (r"^vision_proj\.", "contrastive_head.image_projection."),
-    (r"^text_proj\.", "contrastive_head.text_projection."),
-    (r"^visual_encoder\.cls_token$", "albef.vision_model.embeddings.cls_token"),
-    (r"^visual_encoder\.pos_embed$", "albef.vision_model.embeddings.position_embeddings"),
-    (r"^visual_encoder\.patch_embed\.proj\.", "albef.vision_model.embeddings.patch_embedding."),
-    (r"^visual_encoder\.norm\.", "albef.vision_model.norm."),
-    (r"^visual_encoder\.blocks\.(\d+)\.norm1\.", r"albef.vision_model.layers.\1.self_attn_norm."),
-    (r"^visual_encoder\.blocks\.(\d+)\.norm2\.", r"albef.vision_model.layers.\1.mlp_norm."),
-    (r"^visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"albef.vision_model.layers.\1.self_attn.out_proj."),
-    (r"^visual_encoder\.blocks\.(\d+)\.mlp\.", r"albef.vision_model.layers.\1.mlp."),
-    (r"^text_encoder\.bert\.embeddings\.LayerNorm\.", "albef.text_model.embeddings.norm."),
-    (r"^text_encoder\.bert\.embeddings\.", "albef.text_model.embeddings."),
-    (r"^text_encoder\.cls\.predictions\.transform\.dense\.", "mlm_head.dense."),
-    (r"^text_encoder\.cls\.predictions\.transform\.LayerNorm\.", "mlm_head.norm."),
-    (r"^text_encoder\.cls\.predictions\.bias$", "mlm_head.decoder.bias"),
-    (r"^text_encoder\.cls\.predictions\.decoder\.", "mlm_head.decoder."),
-]
+TASKS = {
+    "pretrain": "pretraining",
+    "retrieval": "retrieval",
+    "vqa": "vqa",
+    "nlvr": "nlvr2",
+    "ve": "entailment",
+    "pretrain_nlvr": "nlvr2-pretraining",
+}
 
 
-def rename(name: str, text_layers: int) -> list[str]:
-    """Our names of one of the original's parameters: three for a fused query, key and value."""
-    fused = re.match(r"visual_encoder\.blocks\.(\d+)\.attn\.qkv\.(\w+)", name)
-    if fused:
-        return [f"albef.vision_model.layers.{fused[1]}.self_attn.{part}_proj.{fused[2]}" for part in "qkv"]
-    layer = re.match(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.(.*)", name)
-    if layer:
-        index, rest = int(layer[1]), layer[2]
-        for pattern, replacement in _LAYER_NAMES:
-            rest = re.sub(pattern, replacement, rest)
-        stack = "text" if index < text_layers else "multimodal"
-        return [f"albef.{stack}_model.layers.{index if stack == 'text' else index - text_layers}.{rest}"]
-    for pattern, replacement in _NAMES:
-        name = re.sub(pattern, replacement, name)
-    return [name]
+def load(name: str) -> dict:
+    """A file of tensors that the original has computed."""
+    return torch.load(FIXTURES / f"{name}_tiny.pt", weights_only=True)
 
 
-def to_ours(tensors: dict[str, torch.Tensor], text_layers: int, teacher: bool = False) -> dict[str, torch.Tensor]:
-    """Student's (or teacher's, the `_m` names) tensors under our names."""
-    ours = {}
+def to_ours(
+    tensors: dict[str, torch.Tensor], config: AlbefConfig, task: str = "pretraining", teacher: bool = False
+) -> dict[str, torch.Tensor]:
+    """The student's tensors, or the teacher's (the `_m` names), under our names."""
+    ours, names = {}, name_table(task, config)
     for name, tensor in tensors.items():
-        if name.endswith(("position_ids", "_queue", "queue_ptr")) or ("_m." in name) != teacher:
-            continue
-        names = rename(name.replace("_m.", ".", 1), text_layers)
-        ours.update(zip(names, tensor.chunk(len(names)) if len(names) > 1 else [tensor], strict=True))
+        online = re.sub(r"^(\w+)_m\.", r"\1.", name)
+        if online in names and (online != name) == teacher:
+            parts = names[online]
+            ours.update(zip(parts, tensor.chunk(len(parts)) if len(parts) > 1 else [tensor], strict=True))
     return ours
 
 
@@ -97,21 +69,22 @@ def config_of(golden: dict) -> AlbefConfig:
     )
 
 
-def student_and_teacher(golden: dict) -> tuple[AlbefForPreTraining, MomentumTeacher]:
-    """Both in float64 with the golden weights.
+def convert(golden: dict, task: str, folder: Path) -> Path:
+    """The golden model, converted from a checkpoint in the original's names."""
+    torch.save({"model": golden["state_dict"]}, folder / "original.pth")
+    convert_checkpoint(folder / "original.pth", folder / "converted", task=task, config=config_of(golden))
+    return folder / "converted"
+
+
+def student_and_teacher(golden: dict, task: str = "pretraining") -> tuple[PreTrainedModel, MomentumTeacher]:
+    """Both in float64 with the golden weights, as the converter leaves them.
 
     The original averages at the start of a step and so leaves its teacher one update behind, which is made up here.
     """
-    weights, layers = golden["state_dict"], golden["bert_config"]["fusion_layer"]
-    student = AlbefForPreTraining(config_of(golden)).double().train()
-    student.load_state_dict(to_ours(weights, layers))
-    teacher = MomentumTeacher(student, golden["config"]["momentum"], golden["config"]["queue_size"]).double()
-    report = teacher.model.load_state_dict(to_ours(weights, layers, teacher=True), strict=False)
-    assert not report.unexpected_keys
-    assert {name.rpartition(".")[0] for name in report.missing_keys} == {"itm_head", "contrastive_head"}
-    teacher.queue.image_features.copy_(weights["image_queue"].T)
-    teacher.queue.text_features.copy_(weights["text_queue"].T)
-    teacher.queue.pointer.copy_(weights["queue_ptr"][0])
+    with tempfile.TemporaryDirectory() as folder:
+        converted = convert(golden, task, Path(folder))
+        student = converted_models[task].from_pretrained(converted).double().train()
+        teacher = MomentumTeacher.from_pretrained(converted, student, golden["config"]["momentum"]).double()
     teacher.update(student)
     return student, teacher
 
@@ -137,3 +110,16 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float,
     assert torch.isfinite(actual).all() and torch.isfinite(expected).all(), what
     scale = max(expected.abs().max().item(), 1e-6)
     assert (actual - expected).abs().max().item() <= tolerance * scale, what
+
+
+def assert_gradients(model: PreTrainedModel, expected: dict[str, torch.Tensor], tolerance: float = 1e-9) -> None:
+    """Gradients under our names agree.
+
+    Biases of keys have no gradient but rounding noise, which is compared with the largest gradient instead.
+    """
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in expected.items():
+        scale = gradient.abs().max() if gradient.abs().max() > 1e-12 * largest else largest
+        assert torch.isfinite(gradients[name]).all(), name
+        assert (gradients[name] - gradient).abs().max() <= tolerance * scale, name

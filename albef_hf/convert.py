@@ -1,0 +1,648 @@
+"""Checkpoints of the original code (github.com/salesforce/ALBEF) to albef_hf, and back.
+
+    python -m albef_hf.convert ALBEF.pth albef --task pretraining
+    python -m albef_hf.convert albef ALBEF.pth --reverse
+
+`name_table` holds what every parameter is called on both sides; it is read in one direction to convert a checkpoint
+and in the other to write it again, bit for bit. No key of a checkpoint is left out without a word.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import re
+import sys
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+from transformers import BlipImageProcessorPil, PreTrainedModel
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
+
+from .configuration_albef import AlbefConfig
+from .data import embedded_tokenizer
+from .modeling_albef import (
+    IGNORED,
+    AlbefForPreTraining,
+    AlbefForQuestionAnswering,
+    AlbefForRetrieval,
+    AlbefForTextAssignment,
+    AlbefForVisualEntailment,
+    AlbefForVisualReasoning,
+    interpolate_position_embeddings,
+)
+from .momentum import MOMENTUM_FILE
+from .processing_albef import AlbefProcessor
+
+logger = logging.get_logger(__name__)
+
+TASKS: dict[str, type[PreTrainedModel]] = {
+    "pretraining": AlbefForPreTraining,
+    "retrieval": AlbefForRetrieval,
+    "vqa": AlbefForQuestionAnswering,
+    "nlvr2": AlbefForVisualReasoning,
+    "nlvr2-pretraining": AlbefForTextAssignment,
+    "entailment": AlbefForVisualEntailment,
+}
+REPORT_FILE = "conversion.json"
+DROPPED_FILE = "dropped.safetensors"  # under the original names, for the way back
+
+Weights = dict[str, torch.Tensor]
+Names = dict[str, tuple[str, ...]]  # an original name, and ours: several where the original fuses what we keep apart
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table of names
+# ---------------------------------------------------------------------------------------------------------------------
+
+VISION_LAYER = {
+    "norm1": ("self_attn_norm",),
+    "attn.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attn.proj": ("self_attn.out_proj",),
+    "norm2": ("mlp_norm",),
+    "mlp.fc1": ("mlp.fc1",),
+    "mlp.fc2": ("mlp.fc2",),
+}
+TEXT_LAYER = {
+    "attention.self.query": "self_attn.q_proj",
+    "attention.self.key": "self_attn.k_proj",
+    "attention.self.value": "self_attn.v_proj",
+    "attention.output.dense": "self_attn.out_proj",
+    "attention.output.LayerNorm": "self_attn_norm",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "output.LayerNorm": "mlp_norm",
+}
+CROSS_ATTENTION = {
+    "crossattention.self.query": "cross_attn.q_proj",
+    "crossattention.self.key": "cross_attn.k_proj",
+    "crossattention.self.value": "cross_attn.v_proj",
+    "crossattention.output.dense": "cross_attn.out_proj",
+    "crossattention.output.LayerNorm": "cross_attn_norm",
+}
+CONTRAST = {"vision_proj": "contrastive_head.image_projection", "text_proj": "contrastive_head.text_projection"}
+CLASSIFIER = {"cls_head.0": "classifier.dense", "cls_head.2": "classifier.out_proj"}
+HEADS = {
+    "pretraining": {**CONTRAST, "itm_head": "itm_head"},
+    "retrieval": {**CONTRAST, "itm_head": "itm_head"},
+    "vqa": {},
+    "nlvr2": CLASSIFIER,
+    "nlvr2-pretraining": {"vision_proj": CONTRAST["vision_proj"], "ta_head": "assignment_head"},
+    "entailment": CLASSIFIER,
+}
+NO_TEACHER = ("temp", "itm_head.")  # what the original's momentum model does without
+QUEUES = {
+    "image_queue": "queue.image_features",
+    "text_queue": "queue.text_features",
+    "queue_ptr": "queue.pointer",
+    "idx_queue": "queue.ids",
+}
+DROPPED = {
+    "nlvr2-pretraining": {
+        "temp": "the draw of image pairs has a constant temperature",
+        "text_proj.weight": "texts are not compared",
+        "text_proj.bias": "texts are not compared",
+    },
+}
+
+
+def name_table(task: str, config: AlbefConfig) -> Names:
+    """The parameters of one of the original's models, and what they are called here.
+
+    Two original names may stand for one parameter, where the original ties them. The momentum model's are the same
+    with `_m` after their first part, and `model.` before ours.
+    """
+    text = config.text_config
+    bert = "text_encoder.bert" if task == "pretraining" else "text_encoder"
+    names = _vision_names(config.vision_config.num_hidden_layers) | _embedding_names(
+        bert, "albef.text_model.embeddings"
+    )
+    for index, layer in enumerate(_text_layers(task, config)):
+        names |= _modules(f"{bert}.encoder.layer.{index}", layer)
+    if task == "pretraining":
+        names |= _language_head_names("text_encoder", "albef.text_model.embeddings")
+    elif task == "vqa":
+        names |= _embedding_names("text_decoder.bert", "decoder.embeddings")
+        names |= _language_head_names("text_decoder", "decoder.embeddings")
+        for index in range(text.num_multimodal_layers):
+            layer = _prefixed(TEXT_LAYER | CROSS_ATTENTION, f"decoder.layers.{index}")
+            names |= _modules(f"text_decoder.bert.encoder.layer.{index}", layer)
+    names |= _modules("", HEADS[task])
+    if "text_proj" in HEADS[task]:
+        names["temp"] = ("contrastive_head.temperature",)
+    return names
+
+
+def _modules(original: str, modules: dict[str, str]) -> Names:
+    """Weight and bias of modules, below an original prefix."""
+    start = f"{original}." if original else ""
+    return {
+        f"{start}{theirs}.{part}": (f"{ours}.{part}",)
+        for theirs, ours in modules.items()
+        for part in ("weight", "bias")
+    }
+
+
+def _prefixed(modules: dict[str, str], prefix: str) -> dict[str, str]:
+    return {theirs: f"{prefix}.{ours}" for theirs, ours in modules.items()}
+
+
+def _vision_names(layers: int) -> Names:
+    model = "albef.vision_model"
+    names = {
+        "visual_encoder.cls_token": (f"{model}.embeddings.cls_token",),
+        "visual_encoder.pos_embed": (f"{model}.embeddings.position_embeddings",),
+    }
+    stem = {"patch_embed.proj": f"{model}.embeddings.patch_embedding", "norm": f"{model}.norm"}
+    names |= _modules("visual_encoder", stem)
+    for index in range(layers):
+        for theirs, ours in VISION_LAYER.items():
+            for part in ("weight", "bias"):
+                names[f"visual_encoder.blocks.{index}.{theirs}.{part}"] = tuple(
+                    f"{model}.layers.{index}.{name}.{part}" for name in ours
+                )
+    return names
+
+
+def _embedding_names(original: str, ours: str) -> Names:
+    tables = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+    names = {f"{original}.embeddings.{table}.weight": (f"{ours}.{table}.weight",) for table in tables}
+    return names | _modules(f"{original}.embeddings", {"LayerNorm": f"{ours}.norm"})
+
+
+def _language_head_names(original: str, embeddings: str) -> Names:
+    """The masked-language head, whose decoder is tied to the word embeddings, and to its own bias."""
+    head = f"{original}.cls.predictions"
+    names = _modules(head, {"transform.dense": "mlm_head.dense", "transform.LayerNorm": "mlm_head.norm"})
+    return names | {
+        f"{head}.bias": ("mlm_head.decoder.bias",),
+        f"{head}.decoder.bias": ("mlm_head.decoder.bias",),
+        f"{head}.decoder.weight": (f"{embeddings}.word_embeddings.weight",),
+    }
+
+
+def _text_layers(task: str, config: AlbefConfig) -> Iterable[dict[str, str]]:
+    """Modules of each layer of the original's BERT; from its first fusion layer on with cross-attention."""
+    for index in range(config.text_config.num_hidden_layers):
+        yield _prefixed(TEXT_LAYER, f"albef.text_model.layers.{index}")
+    for index in range(config.text_config.num_multimodal_layers):
+        layer = _prefixed(TEXT_LAYER | CROSS_ATTENTION, f"albef.multimodal_model.layers.{index}")
+        yield layer
+        if task.startswith("nlvr2"):  # a second layer reads the second image, through the same keys and values
+            shared = {name: layer[name] for name in ("crossattention.self.key", "crossattention.self.value")}
+            yield _prefixed(TEXT_LAYER | CROSS_ATTENTION, f"albef.multimodal_model.second_layers.{index}") | shared
+
+
+def _teacher_names(task: str, names: Names) -> Names:
+    """The same table for the momentum model; the text assignment has none."""
+    if task == "nlvr2-pretraining":
+        return {}
+    return {
+        re.sub(r"^(\w+)\.", r"\1_m.", name): tuple(f"model.{our}" for our in ours)
+        for name, ours in names.items()
+        if not name.startswith(NO_TEACHER)
+    }
+
+
+def _queue_names(task: str) -> dict[str, str]:
+    names = QUEUES if task == "retrieval" else {name: ours for name, ours in QUEUES.items() if name != "idx_queue"}
+    return names if task in ("pretraining", "retrieval") else {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading a checkpoint
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: str | os.PathLike) -> tuple[Weights, dict[str, str]]:
+    """Read the tensors of a `.pth` file without running anything that it may contain.
+
+    Args:
+        path: A file that `torch.save` has written, of a state dict or of a dictionary with one under `model`.
+
+    Returns:
+        The state dict, mapped from the file where it can be, and why other entries of the file are dropped.
+
+    Raises:
+        ValueError: If the file is not a checkpoint, is incomplete, or holds code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} breaks off after {path.stat().st_size:,} bytes: download it again.")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the original saves its arguments so
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        unsafe = re.search(r"(?:GLOBAL|Unsupported global:?)\s*(?:GLOBAL)?\s*([\w.]+)", str(error))
+        if unsafe:
+            raise ValueError(
+                f"{path} wants to run {unsafe[1]} when it is loaded, which weights have no need of. Nothing of it was "
+                "run. Do not load this file with other tools either; take one from its authors."
+            ) from None
+        raise ValueError(f"{path} is not a torch checkpoint; it starts with {start[:16]!r}.") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read as a torch checkpoint: {str(error).splitlines()[0]}") from None
+    return _state_dict_of(path, content)
+
+
+def _state_dict_of(path: Path, content: object) -> tuple[Weights, dict[str, str]]:
+    dropped = {}
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        dropped = {str(name): "state of a training, not of a model" for name in content if name != "model"}
+        content = content["model"]
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    others = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ValueError(f"{path} holds a dictionary with {', '.join(map(str, others[:5]))}, not a state dict.")
+    return content, dropped
+
+
+def _task_of(state: Weights) -> str | None:
+    """Which of the original's models the names belong to."""
+    if "ta_head.weight" in state:
+        return "nlvr2-pretraining"
+    if any(name.startswith("text_decoder.") for name in state):
+        return "vqa"
+    if "cls_head.2.weight" in state:
+        return "entailment" if len(state["cls_head.2.weight"]) == 3 else "nlvr2"
+    if "text_encoder.cls.predictions.bias" in state:
+        return "pretraining"
+    return "retrieval" if "itm_head.weight" in state else None
+
+
+def _check_origin(state: Weights, task: str) -> None:
+    """Refuse what the original did not write, or wrote for another task."""
+    if not any(name.startswith("visual_encoder.blocks.") for name in state):
+        raise ValueError(
+            f"None of the original's names is among the {len(state)} in the checkpoint, such as {next(iter(state))}: "
+            "only files of github.com/salesforce/ALBEF can be converted."
+        )
+    if not any(name.endswith("embeddings.token_type_embeddings.weight") for name in state):
+        raise ValueError(
+            "The checkpoint has no token-type embeddings. LAVIS and BLIP leave them out, so that every text feature "
+            "differs from the original's: convert the file of github.com/salesforce/ALBEF instead."
+        )
+    found = _task_of(state)
+    if found != task:
+        what = "of no task of the original" if found is None else f"of the task {found}"
+        advice = "" if found is None else f": convert it with --task {found}"
+        if found == "pretraining":
+            advice += f", then {TASKS[task].__name__}.from_pretrained(the folder) starts from it"
+        raise ValueError(f"The checkpoint is {what}, not of {task}{advice}.")
+
+
+def read_config(
+    state: Weights, task: str, config: AlbefConfig | str | os.PathLike | None = None, image_size: int | None = None
+) -> AlbefConfig:
+    """The architecture that the shapes of a checkpoint tell.
+
+    Args:
+        state: The checkpoint.
+        task: Its task.
+        config: What shapes cannot say, first of all the number of attention heads; by default one for every 64 of
+            width, as in ViT-B/16 and BERT-base, and the original's dropout.
+        image_size: Resolution wanted, in pixels, if another than the checkpoint's.
+
+    Raises:
+        ValueError: If the configuration contradicts the shapes, or the number of heads cannot be told.
+    """
+    found = _settings_of_shapes(state, task)
+    given = _flat(_read_settings(config))
+    for part in ("vision_config", "text_config"):
+        width = found[f"{part}.hidden_size"]
+        if f"{part}.num_attention_heads" not in given and width % 64:
+            raise ValueError(
+                f"Shapes do not tell the number of attention heads, and a width of {width} is no multiple of the "
+                f"usual 64 a head: give num_attention_heads of the {part} with --config."
+            )
+        given.setdefault(f"{part}.num_attention_heads", width // 64)
+    if image_size is not None:
+        given.pop("vision_config.image_size", None)
+    wrong = [
+        f"{name} is {given[name]} there and {value} here"
+        for name, value in found.items()
+        if given.get(name, value) != value
+    ]
+    if wrong:
+        raise ValueError(f"The configuration does not fit the checkpoint: {', '.join(wrong)}.")
+    if image_size is not None:
+        found["vision_config.image_size"] = image_size
+    try:
+        return AlbefConfig.from_dict(_nested(given | found))
+    except StrictDataclassError as error:
+        raise ValueError(f"The configuration does not fit the checkpoint. {error}") from None
+
+
+def _read_settings(config: AlbefConfig | str | os.PathLike | None) -> dict:
+    if config is None:
+        return {}
+    if isinstance(config, AlbefConfig):
+        return config.to_dict()
+    try:
+        settings = json.loads(Path(config).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The configuration {config} cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"The configuration {config} is not a JSON object, as the config.json of an AlbefConfig is.")
+    return settings
+
+
+def _flat(settings: dict) -> dict:
+    """`{"text_config": {"hidden_size": 768}}` as `{"text_config.hidden_size": 768}`."""
+    flat = {}
+    for name, value in settings.items():
+        inner = value if name in AlbefConfig.sub_configs and isinstance(value, dict) else None
+        flat |= {name: value} if inner is None else {f"{name}.{key}": entry for key, entry in inner.items()}
+    return flat
+
+
+def _nested(flat: dict) -> dict:
+    settings = {name: {} for name in AlbefConfig.sub_configs}
+    for name, value in flat.items():
+        part, _, setting = name.rpartition(".")
+        (settings[part] if part else settings)[setting] = value
+    return settings
+
+
+def _settings_of_shapes(state: Weights, task: str) -> dict[str, int]:
+    """Settings of `AlbefConfig`, by their dotted names."""
+    bert = "text_encoder.bert" if task == "pretraining" else "text_encoder"
+    layers = _count(state, rf"{re.escape(bert)}\.encoder\.layer\.(\d+)\.intermediate\.dense\.weight")
+    fusing = _count(state, rf"{re.escape(bert)}\.encoder\.layer\.(\d+)\.crossattention\.self\.key\.weight")
+    try:
+        width, channels, patch, _ = state["visual_encoder.patch_embed.proj.weight"].shape
+        side = round((state["visual_encoder.pos_embed"].shape[1] - 1) ** 0.5)
+        words = state[f"{bert}.embeddings.word_embeddings.weight"]
+        settings = {
+            "vision_config.hidden_size": width,
+            "vision_config.num_hidden_layers": _count(state, r"visual_encoder\.blocks\.(\d+)\.norm1\.weight"),
+            "vision_config.intermediate_size": len(state["visual_encoder.blocks.0.mlp.fc1.weight"]),
+            "vision_config.image_size": side * patch,
+            "vision_config.patch_size": patch,
+            "vision_config.num_channels": channels,
+            "text_config.vocab_size": words.shape[0],
+            "text_config.hidden_size": words.shape[1],
+            "text_config.num_hidden_layers": layers - fusing,
+            "text_config.num_multimodal_layers": fusing // 2 if task.startswith("nlvr2") else fusing,
+            "text_config.intermediate_size": len(state[f"{bert}.encoder.layer.0.intermediate.dense.weight"]),
+            "text_config.max_position_embeddings": len(state[f"{bert}.embeddings.position_embeddings.weight"]),
+            "text_config.type_vocab_size": len(state[f"{bert}.embeddings.token_type_embeddings.weight"]),
+        }
+        if "vision_proj" in HEADS[task]:
+            settings["projection_dim"] = len(state["vision_proj.weight"])
+    except KeyError as error:
+        raise ValueError(f"The checkpoint has no {error.args[0]}: it is incomplete.") from None
+    return settings
+
+
+def _count(state: Weights, pattern: str) -> int:
+    return len({match[1] for name in state if (match := re.fullmatch(pattern, name))})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Converting
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def convert_checkpoint(
+    checkpoint: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    task: str,
+    config: AlbefConfig | str | os.PathLike | None = None,
+    image_size: int | None = None,
+) -> dict:
+    """Convert a checkpoint of the original code to a folder that `from_pretrained` loads.
+
+    The model goes to `model.safetensors`, momentum model and queues to `momentum.safetensors`, for
+    `MomentumTeacher.from_pretrained`; the processor says the resolution. The original averages at the start of a step,
+    so its momentum model is one update behind: `teacher.update(student)` before training makes up for it.
+
+    Args:
+        checkpoint: The `.pth` file.
+        output_dir: Folder to write; created where it does not exist.
+        task: What the checkpoint was trained for, one of `TASKS`.
+        config: An `AlbefConfig` or a JSON file with settings of one, for what shapes cannot say; see `read_config`.
+        image_size: Resolution to interpolate the image positions to, in pixels; by default that of the checkpoint.
+
+    Returns:
+        What `conversion.json` holds: source, its SHA-256, task, resolution, number of keys, keys dropped and why.
+
+    Raises:
+        ValueError: If the file is no checkpoint of the original, is of another task or incomplete, or the configuration
+            contradicts it. Nothing is written then.
+    """
+    if task not in TASKS:
+        raise ValueError(f"There is no task {task}; there are {', '.join(TASKS)}.")
+    state, dropped = read_checkpoint(checkpoint)
+    _check_origin(state, task)
+    config = read_config(state, task, config, image_size)
+    names = name_table(task, config)
+    teacher_names, queue_names = _teacher_names(task, names), _queue_names(task)
+    dropped |= _account(state, task, names, teacher_names, queue_names)
+    kept = {name: state[name] for name in DROPPED.get(task, {}) if name in state}
+
+    with tqdm(total=len(names) + len(teacher_names.keys() & state.keys()), desc="convert", unit="key") as bar:
+        weights = _to_ours(state, names, bar)
+        momentum = _to_ours(state, teacher_names, bar) | _queues_to_ours(state, queue_names)
+    for part, prefix in ((weights, ""), (momentum, "model.")):
+        _resize_positions(part, f"{prefix}albef.vision_model.embeddings.position_embeddings", config)
+    model, report = TASKS[task].from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
+    wrong = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+    if wrong:
+        raise ValueError(f"The converted weights do not fill the model: {', '.join(wrong[:5])}.")
+    summary = {
+        "source": Path(checkpoint).name,
+        "sha256": _sha256(Path(checkpoint)),
+        "task": task,
+        "image_size": config.vision_config.image_size,
+        "keys": len(state),
+        "dropped": dropped,
+    }
+    _write(Path(output_dir), model, momentum, kept, summary)
+    return summary
+
+
+def _account(
+    state: Weights, task: str, names: Names, teacher_names: Names, queue_names: dict[str, str]
+) -> dict[str, str]:
+    """Check that every key has a place and every place a key; return the keys that are dropped, and why.
+
+    A checkpoint may come without momentum model and without queues, but not with a part of them.
+    """
+    constants = {name for name in state if name.endswith(".embeddings.position_ids")}
+    reasons = {name: reason for name, reason in DROPPED.get(task, {}).items() if name in state}
+    reasons |= {name: "counts the positions" for name in constants}
+    wanted = set(names)
+    for optional in (set(teacher_names), set(queue_names)):
+        wanted |= optional if optional & state.keys() else set()
+    missing, unexpected = wanted - state.keys(), state.keys() - wanted - reasons.keys()
+    for what, keys in (("has no", missing), ("has an unknown", unexpected)):
+        if keys:
+            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+            raise ValueError(f"The checkpoint {what} {', '.join(sorted(keys)[:5])}{more}: it is not one of {task}.")
+    for name in constants:
+        if not torch.equal(state[name].flatten(), torch.arange(state[name].numel())):
+            raise ValueError(
+                f"{name} does not count the positions, as the original's does; albef_hf has no such table."
+            )
+    return reasons
+
+
+def _to_ours(state: Weights, names: Names, bar: tqdm) -> Weights:
+    """Rename, and split what the original fuses; names that the original ties have to hold the same."""
+    weights = {}
+    for name, ours in names.items():
+        if name not in state:
+            continue
+        for our, part in zip(ours, state[name].chunk(len(ours)) if len(ours) > 1 else [state[name]], strict=True):
+            if our not in weights:
+                weights[our] = part.clone()
+            elif not torch.equal(weights[our], part):
+                raise ValueError(f"{name} differs from the parameter that it is tied to in the original, {our} here.")
+        bar.update()
+    return weights
+
+
+def _queues_to_ours(state: Weights, names: dict[str, str]) -> Weights:
+    """Queues as rows, and without the dimension of 1 that the original puts before ids and pointer."""
+    queues = {
+        ours: state[name].T.contiguous() if ours.endswith("_features") else state[name][0].clone()
+        for name, ours in names.items()
+        if name in state
+    }
+    if queues:
+        queues.setdefault("queue.ids", torch.full((len(queues["queue.image_features"]),), IGNORED))
+    return queues
+
+
+def _resize_positions(weights: Weights, name: str, config: AlbefConfig) -> None:
+    if name in weights:
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        weights[name] = interpolate_position_embeddings(weights[name], (side, side))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(folder: Path, model: PreTrainedModel, momentum: Weights, dropped: Weights, summary: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    if momentum:
+        save_file(momentum, folder / MOMENTUM_FILE, metadata={"format": "pt"})
+    if dropped:
+        save_file(dropped, folder / DROPPED_FILE, metadata={"format": "pt"})
+    size, tokenizer = summary["image_size"], embedded_tokenizer()
+    if len(tokenizer) == model.config.text_config.vocab_size:
+        AlbefProcessor(BlipImageProcessorPil(size={"height": size, "width": size}), tokenizer).save_pretrained(folder)
+    else:
+        logger.warning(
+            f"No processor is written: the vocabulary has {model.config.text_config.vocab_size} words, that of BERT-base "
+            f"uncased {len(tokenizer)}. Save an AlbefProcessor with the right tokenizer to {folder}."
+        )
+    (folder / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The way back
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def revert_checkpoint(folder: str | os.PathLike, checkpoint: str | os.PathLike) -> None:
+    """Write a model of this package as a `.pth` file that the original code loads.
+
+    Args:
+        folder: Folder or Hub repository with one of the models in `TASKS`; `momentum.safetensors` is used where it
+            exists.
+        checkpoint: File to write, `{"model": state dict}`.
+
+    Raises:
+        ValueError: If the model is none that the original has.
+    """
+    config = AlbefConfig.from_pretrained(folder)
+    tasks = {kind.__name__: task for task, kind in TASKS.items()}
+    architecture = (config.architectures or ["nothing"])[0]
+    if architecture not in tasks:
+        raise ValueError(f"{folder} holds {architecture}; the original has {', '.join(tasks)}.")
+    task = tasks[architecture]
+    model = TASKS[task].from_pretrained(folder, config=config)
+    names = name_table(task, config)
+    state = _to_theirs(model.state_dict(), names)
+    momentum = _optional_file(folder, MOMENTUM_FILE)
+    if any(name.startswith("model.") for name in momentum):
+        state |= _to_theirs(momentum, _teacher_names(task, names))
+    for name, ours in _queue_names(task).items():
+        if ours in momentum:
+            queue = momentum[ours]
+            state[name] = queue.T.contiguous() if queue.ndim == 2 else queue[None]
+    for name in [name for name in state if name.endswith(".embeddings.position_embeddings.weight")]:
+        positions = torch.arange(len(state[name]))[None]
+        state[name.replace("position_embeddings.weight", "position_ids")] = positions
+    state |= _optional_file(folder, DROPPED_FILE)
+    torch.save({"model": state}, checkpoint)
+
+
+def _to_theirs(weights: Weights, names: Names) -> Weights:
+    state, tied = {}, {}
+    for name, ours in tqdm(names.items(), desc="revert", unit="key"):
+        if ours not in tied:
+            tied[ours] = torch.cat([weights[our] for our in ours]) if len(ours) > 1 else weights[ours[0]]
+        state[name] = tied[ours]
+    return state
+
+
+def _optional_file(folder: str | os.PathLike, name: str) -> Weights:
+    path = cached_file(str(folder), name, _raise_exceptions_for_missing_entries=False)
+    return {} if path is None else load_file(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m albef_hf.convert",
+        description="Convert a checkpoint of the original ALBEF code to a folder that from_pretrained loads, or back.",
+    )
+    parser.add_argument("source", help="the .pth file; with --reverse the folder or Hub name of a model")
+    parser.add_argument("output", help="the folder to write; with --reverse the .pth file")
+    parser.add_argument(
+        "--task", choices=TASKS, help="what the checkpoint was trained for; refcoco.pth is of retrieval"
+    )
+    parser.add_argument(
+        "--config",
+        help="JSON file of an AlbefConfig, or of some of its settings, for what shapes cannot say: attention heads "
+        "(default: one for every 64 of width), dropout",
+    )
+    parser.add_argument("--image-size", type=int, help="interpolate the image positions to this resolution, in pixels")
+    parser.add_argument("--reverse", action="store_true", help="from albef_hf to the original")
+    options = parser.parse_args(arguments)
+    try:
+        if options.reverse:
+            revert_checkpoint(options.source, options.output)
+            return
+        if options.task is None:
+            parser.error("--task is needed, one of " + ", ".join(TASKS))
+        summary = convert_checkpoint(
+            options.source, options.output, task=options.task, config=options.config, image_size=options.image_size
+        )
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    for name, reason in summary["dropped"].items():
+        print(f"dropped {name}: {reason}")
+    print(f"{summary['keys']} keys of {summary['source']} are in {options.output}, at {summary['image_size']} pixels.")
+
+
+if __name__ == "__main__":
+    main()
