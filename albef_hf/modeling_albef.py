@@ -685,11 +685,11 @@ class AlbefPairMultimodalModel(AlbefMultimodalModel):
     """
 
     _keys_to_ignore_on_load_missing = [r"(^|\.)second_layers\."]
-    _copied_modules = {"second_layers": "layers"}
 
     def __init__(self, config: AlbefTextConfig):
         super().__init__(config)
         self.second_layers = nn.ModuleList([AlbefSecondImageLayer(config) for _ in self.layers])
+        self._copied_modules = {"second_layers": "layers"}
         self.post_init()
 
     @merge_with_config_defaults

@@ -145,10 +145,11 @@ class MomentumTeacher(nn.Module):
         weights = load_file(path)
         queue = {key.removeprefix("queue."): weights.pop(key) for key in list(weights) if key.startswith("queue.")}
         weights = {key.removeprefix("model."): weight for key, weight in weights.items()}
-        teacher = cls(student, momentum, len(queue.get("image_features", ())))
+        teacher = cls(student, momentum, len(queue["image_features"])) if queue else cls(student, momentum)
         try:
-            teacher._load(student, weights)
-            if len(teacher.queue.image_features):
+            if weights:  # a converted checkpoint may have lost its momentum model, but not its queues
+                teacher._load(student, weights)
+            if queue and isinstance(student, AlbefAlignedModel):
                 teacher.queue.load_state_dict(queue)
         except RuntimeError as error:
             raise ValueError(

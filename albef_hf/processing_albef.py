@@ -2,9 +2,10 @@
 
 import copy
 import re
+from collections.abc import Sequence
 
 from tokenizers.processors import TemplateProcessing
-from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
+from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, Unpack
 
@@ -108,6 +109,30 @@ class AlbefProcessor(ProcessorMixin):
         if text is not None:
             text = self._clean(text)
         return super().__call__(images=images, text=text, **kwargs)
+
+    def encode_answers(self, answers: str | list[str], return_tensors: str = "pt") -> BatchEncoding:
+        """Tokenize answers for question answering: `[CLS] answer [SEP]`, as they are but for upper case.
+
+        Args:
+            answers: An answer or a list of them.
+            return_tensors: As for a tokenizer.
+
+        Returns:
+            `input_ids` and `attention_mask`, (answers, tokens), padded to the longest.
+
+        Raises:
+            ValueError: If an answer has no token, or is not a string.
+        """
+        answers = [answers] if isinstance(answers, str) else list(answers)
+        if not all(isinstance(answer, str) and answer.strip() for answer in answers):
+            raise ValueError("answers must be strings, and none of them empty.")
+        ids = self.tokenizer(answers, split_special_tokens=True)["input_ids"]
+        ids = [answer + [self.tokenizer.sep_token_id] for answer in ids]
+        return self.tokenizer.pad({"input_ids": ids}, return_tensors=return_tensors)
+
+    def decode_answers(self, answer_ids: Sequence[Sequence[int]]) -> list[str]:
+        """The words of (answers, tokens) ids, such as `generate` of `AlbefForQuestionAnswering` returns."""
+        return [answer.strip() for answer in self.tokenizer.batch_decode(answer_ids, skip_special_tokens=True)]
 
     def _clean(self, text: str | list[str]) -> str | list[str]:
         if isinstance(text, str):

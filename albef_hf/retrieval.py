@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .modeling_albef import AlbefForPreTraining
+from .modeling_albef import AlbefAlignedModel
 from .processing_albef import AlbefProcessor
 
 NOT_RERANKED = -100.0
@@ -44,7 +44,7 @@ class RetrievalFeatures:
 
 @torch.no_grad()
 def encode(
-    model: AlbefForPreTraining,
+    model: AlbefAlignedModel,
     processor: AlbefProcessor,
     images: Sequence[Image.Image],
     texts: Sequence[str],
@@ -85,7 +85,7 @@ def rerank_candidates(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor,
 
 @torch.no_grad()
 def match(
-    model: AlbefForPreTraining,
+    model: AlbefAlignedModel,
     features: RetrievalFeatures,
     pairs: torch.Tensor,
     images: Iterable[int],
@@ -143,7 +143,7 @@ def recall(scores: torch.Tensor, positives: torch.Tensor, ranks: Sequence[int] =
 
 
 def retrieval_metrics(
-    model: AlbefForPreTraining,
+    model: AlbefAlignedModel,
     processor: AlbefProcessor,
     images: Sequence[Image.Image],
     captions: Sequence[Sequence[str]],

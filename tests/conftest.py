@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import logging as transformers_logging
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor
 from albef_hf.data import embedded_tokenizer
@@ -48,3 +49,12 @@ def batch() -> dict[str, torch.Tensor]:
         "labels": labels,
         "pixel_values": torch.randn(4, 3, 32, 32, generator=generator),
     }
+
+
+@pytest.fixture
+def warnings_of_albef(monkeypatch) -> list[str]:
+    """What the modeling file warns of."""
+    lines: list[str] = []
+    logger = transformers_logging.get_logger("albef_hf.modeling_albef")
+    monkeypatch.setattr(logger, "warning", lines.append)
+    return lines

@@ -1,5 +1,7 @@
 """Models with the weights of golden files, to be compared with what the original's code computed with them."""
 
+import gzip
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -123,3 +125,31 @@ def assert_gradients(model: PreTrainedModel, expected: dict[str, torch.Tensor], 
         scale = gradient.abs().max() if gradient.abs().max() > 1e-12 * largest else largest
         assert torch.isfinite(gradients[name]).all(), name
         assert (gradients[name] - gradient).abs().max() <= tolerance * scale, name
+
+
+def original_shapes(name: str) -> dict[str, tuple[list[int], torch.dtype]]:
+    """Names, shapes and types of one of the original's models, such as `vqa_base`."""
+    listed = json.loads(gzip.decompress((FIXTURES / "original_keys.json.gz").read_bytes()))[name]
+    return {key: (shape, getattr(torch, dtype.removeprefix("torch."))) for key, (shape, dtype) in listed.items()}
+
+
+def random_state_dict(name: str) -> dict[str, torch.Tensor]:
+    """Random weights in the names of one of the original's models; what it ties is one tensor, as in its files."""
+    state = {}
+    for key, (shape, dtype) in original_shapes(name).items():
+        if key.endswith("position_ids"):
+            state[key] = torch.arange(shape[1])[None]
+        elif dtype == torch.int64:
+            state[key] = torch.randint(0, 10, shape)
+        else:
+            state[key] = torch.randn(shape).to(dtype)
+    fusion_layer = min(int(match[1]) for key in state if (match := re.search(r"layer\.(\d+)\.crossattention", key)))
+    for key in state:
+        if key.endswith("cls.predictions.decoder.weight"):
+            state[key] = state[re.sub(r"cls\..*", "bert.embeddings.word_embeddings.weight", key)]
+        elif key.endswith("cls.predictions.decoder.bias"):
+            state[key] = state[key.replace("decoder.bias", "bias")]
+        second = re.match(r"(.*\.layer\.)(\d+)(\.crossattention\.self\.(?:key|value)\.\w+)", key)
+        if "nlvr" in name and second and (int(second[2]) - fusion_layer) % 2:
+            state[key] = state[f"{second[1]}{int(second[2]) - 1}{second[3]}"]
+    return state

@@ -8,7 +8,6 @@ import torch
 from original import FIXTURES, assert_close
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel, DeiTConfig, DeiTModel, ViTConfig, ViTModel
-from transformers.utils import logging as transformers_logging
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefModel, MomentumTeacher
 from albef_hf.modeling_albef import distilled_cross_entropy, interpolate_position_embeddings, sample_hard_negatives
@@ -237,14 +236,6 @@ def test_position_interpolation_keeps_what_is_linear_and_the_cls_row():
 # ---------------------------------------------------------------------------------------------------------------------
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
-
-
-@pytest.fixture
-def warnings_of_albef(monkeypatch) -> list[str]:
-    lines: list[str] = []
-    logger = transformers_logging.get_logger("albef_hf.modeling_albef")
-    monkeypatch.setattr(logger, "warning", lines.append)
-    return lines
 
 
 def test_starts_from_vit_and_bert(tmp_path, warnings_of_albef):

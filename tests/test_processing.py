@@ -89,3 +89,22 @@ def test_a_tokenizer_without_what_a_bert_has_is_refused():
     tokenizer.mask_token = None
     with pytest.raises(ValueError, match="no mask token"):
         AlbefProcessor(BlipImageProcessorPil(), tokenizer)
+
+
+def test_answers_are_tokenized_as_in_the_original(processor):
+    """The original writes `[SEP]` behind each answer before it tokenizes; its third case is of such answers."""
+    (case,) = [case for case in GOLDEN["tokenizer"] if case["texts"][0].endswith("[SEP]")]
+    answers = processor.encode_answers([text.removesuffix("[SEP]") for text in case["texts"]])
+    assert answers["input_ids"].tolist() == case["input_ids"]
+    assert answers["attention_mask"].tolist() == case["attention_mask"]
+    assert processor.decode_answers(answers["input_ids"])[:2] == [
+        text.removesuffix("[SEP]") for text in case["texts"][:2]
+    ]
+
+
+def test_what_somebody_writes_in_an_answer_stays_text(processor):
+    (row,) = processor.encode_answers("[SEP] no")["input_ids"].tolist()
+    assert row[0] == 101 and row[-1] == 102 and 102 not in row[:-1]
+    for wrong in ([""], ["yes", 3]):
+        with pytest.raises(ValueError, match="answers must be strings"):
+            processor.encode_answers(wrong)

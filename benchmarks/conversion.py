@@ -1,0 +1,72 @@
+"""Time and memory of converting a checkpoint of the paper's size, with random weights.
+
+    python benchmarks/conversion.py
+
+It writes a checkpoint as large as the original's (model, momentum model, queues of 65,536 pairs, optimizer), converts
+it with the command that anyone would use, in a process of its own, converts it back, and compares every tensor.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from albef_hf import AlbefConfig, AlbefForPreTraining, MomentumTeacher
+from albef_hf.convert import revert_checkpoint
+
+
+def make_checkpoint(folder: Path, queue_size: int) -> Path:
+    """A file in the original's names, with an optimizer and the arguments of a training beside the model."""
+    student = AlbefForPreTraining(AlbefConfig())
+    student.save_pretrained(folder / "random")
+    MomentumTeacher(student, queue_size=queue_size).save_pretrained(folder / "random")
+    revert_checkpoint(folder / "random", folder / "model.pth")
+    state = torch.load(folder / "model.pth", weights_only=True, mmap=True)["model"]
+    moments = {
+        index: {"exp_avg": torch.randn_like(weight), "exp_avg_sq": torch.rand_like(weight)}
+        for index, weight in enumerate(student.parameters())
+    }
+    content = {"model": state, "optimizer": {"state": moments}, "args": argparse.Namespace(seed=42), "epoch": 29}
+    torch.save(content, folder / "ALBEF.pth")
+    return folder / "ALBEF.pth"
+
+
+def timed(*arguments: str) -> None:
+    """Run the converter in its own process; print its time, and the peak memory of all processes so far."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "albef_hf.convert", *arguments], check=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(f"{time.perf_counter() - start:.1f} s, {peak:.2f} GiB peak resident memory: {' '.join(arguments)}")
+
+
+def _model_of(path: Path) -> dict[str, torch.Tensor]:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, weights_only=True, mmap=True)["model"]
+
+
+def main() -> None:
+    """Make, convert, convert back, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--queue_size", type=int, default=65536, help="pairs in the queues")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = make_checkpoint(folder, options.queue_size)
+        print(f"{source.stat().st_size / 1e9:.2f} GB: {source.name}")
+        timed(str(source), str(folder / "converted"), "--task", "pretraining")
+        for path in sorted((folder / "converted").iterdir()):
+            print(f"{path.stat().st_size / 1e6:10.3f} MB: {path.name}")
+        timed(str(folder / "converted"), str(folder / "again.pth"), "--reverse")
+        before = _model_of(source)
+        after = _model_of(folder / "again.pth")
+        same = before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+        print(f"{len(before)} keys there and back: {'identical' if same else 'DIFFERENT'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,468 @@
+"""The heads beyond pretraining: what they return, what they learn from, and how one starts from another."""
+
+import pytest
+import torch
+from original import assert_close
+from transformers import PreTrainedModel
+
+from albef_hf import (
+    AlbefConfig,
+    AlbefForPreTraining,
+    AlbefForQuestionAnswering,
+    AlbefForRetrieval,
+    AlbefForTextAssignment,
+    AlbefForVisualEntailment,
+    AlbefForVisualReasoning,
+    AlbefModel,
+    MomentumTeacher,
+)
+from albef_hf.modeling_albef import IGNORED, sample_image_pairs
+
+HEADS = [
+    AlbefForRetrieval,
+    AlbefForQuestionAnswering,
+    AlbefForVisualReasoning,
+    AlbefForTextAssignment,
+    AlbefForVisualEntailment,
+]
+
+
+@pytest.fixture
+def three_deep(config) -> AlbefConfig:
+    """Text and multimodal encoder of different depth, which must not be taken for each other."""
+    config.text_config.num_multimodal_layers = 3
+    return config
+
+
+@pytest.fixture
+def question_model(three_deep) -> AlbefForQuestionAnswering:
+    torch.manual_seed(0)
+    model = AlbefForQuestionAnswering(three_deep).eval()
+    for parameter in model.parameters():  # far enough from the start that answers differ from question to question
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+@pytest.fixture
+def answers() -> torch.Tensor:
+    """Six answers as labels."""
+    labels = torch.full((6, 5), IGNORED)
+    for row, length in enumerate([1, 3, 2, 1, 3, 2]):
+        labels[row, : length + 2] = torch.tensor([101, *range(2000 + row, 2000 + row + length), 102])
+    return labels
+
+
+def inputs_of(batch: dict, kind: type[PreTrainedModel]) -> dict[str, torch.Tensor]:
+    """What a head is called with, labels included."""
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    if kind is AlbefForVisualReasoning:
+        inputs["pixel_values"] = torch.stack([inputs["pixel_values"], inputs["pixel_values"].flip(0)], dim=1)
+    if kind is AlbefForQuestionAnswering:
+        inputs["labels"] = torch.tensor([[101, 2000 + row, 102] for row in range(4)])
+    elif kind is AlbefForRetrieval:
+        inputs["labels"] = torch.tensor([7, 3, 7, 5])
+    elif kind is not AlbefForTextAssignment:
+        inputs["labels"] = torch.tensor([0, 1, 1, 0])
+    return inputs
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_every_parameter_gets_a_gradient(kind, config, batch):
+    torch.manual_seed(0)
+    model = kind(config).train()
+    model(**inputs_of(batch, kind)).loss.backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_saved_and_loaded_a_head_gives_the_same_numbers(kind, three_deep, batch, tmp_path):
+    model = kind(three_deep).eval()
+    model.save_pretrained(tmp_path)
+    loaded, report = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    inputs = inputs_of(batch, kind)
+    torch.manual_seed(1)
+    expected = model(**inputs).loss
+    torch.manual_seed(1)
+    assert torch.equal(loaded(**inputs).loss, expected)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_gradient_checkpointing_changes_no_gradient(kind, config, batch):
+    gradients = []
+    model = kind(config).train()
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0
+        elif hasattr(part, "dropout") and isinstance(part.dropout, float):
+            part.dropout = 0
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(**inputs_of(batch, kind)).loss.backward()
+        gradients.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_half_precision_gives_a_finite_loss(kind, config, batch, tmp_path):
+    kind(config).save_pretrained(tmp_path)
+    model = kind.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    assert torch.isfinite(model(**inputs_of(batch, kind)).loss)
+
+
+# Retrieval
+
+
+def test_retrieval_scores_all_pairs_and_matches_texts_with_shared_images(config, batch):
+    model = AlbefForRetrieval(config).eval()
+    ids, mask, images = batch["input_ids"], batch["attention_mask"], batch["pixel_values"]
+    with torch.no_grad():
+        two = model(ids, images[:2], mask)
+        one = model(ids, images[:1], mask)
+        each = model(ids, images[[0, 1, 0, 1]], mask)
+    assert two.logits_per_image.shape == (2, 4) and two.logits_per_text.shape == (4, 2)
+    assert one.logits_per_image.shape == (1, 4) and one.itm_logits.shape == (4, 2)
+    cosine = two.image_embeds @ two.text_embeds.T
+    assert torch.allclose(two.logits_per_image, cosine / model.contrastive_head.temperature)
+    assert torch.allclose(two.itm_logits, each.itm_logits, atol=1e-6)
+    assert torch.allclose(one.itm_logits[0], each.itm_logits[0], atol=1e-6)
+    with pytest.raises(ValueError, match="4 texts cannot share 3 images evenly"):
+        model(ids, images[:3], mask)
+
+
+def test_texts_of_the_same_image_are_right_answers_and_no_negatives(config, batch, monkeypatch):
+    model = AlbefForRetrieval(config).eval()
+    inputs = inputs_of(batch, AlbefForRetrieval)
+    drawn = []
+    draw = torch.multinomial
+    monkeypatch.setattr(torch, "multinomial", lambda weights, n: drawn.append(weights) or draw(weights, n))
+    with torch.no_grad():
+        outputs = model(**inputs)
+        logits = model(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
+    same = inputs["labels"][:, None] == inputs["labels"]
+    for weights in drawn:
+        assert torch.equal(weights == 0, same)
+    shares = same / same.sum(1, keepdim=True)
+    per_image = -(shares * logits.logits_per_image.log_softmax(1)).sum(1).mean()
+    per_text = -(shares * logits.logits_per_text.log_softmax(1)).sum(1).mean()
+    assert outputs.loss_itc.item() == pytest.approx((per_image + per_text).item() / 2, rel=1e-5)
+
+
+def test_a_batch_of_one_image_learns_from_its_pairs_alone(config, batch):
+    model = AlbefForRetrieval(config).eval()
+    inputs = inputs_of(batch, AlbefForRetrieval) | {"labels": torch.full((4,), 7)}
+    with torch.no_grad():
+        outputs = model(**inputs)
+        pairs = model(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"]).itm_logits
+    right = torch.nn.functional.cross_entropy(pairs, torch.ones(4, dtype=torch.long))
+    assert outputs.loss_itm.item() == pytest.approx(right.item(), rel=1e-5)
+    with pytest.raises(ValueError, match="batch of one pair"):
+        model(**{name: value[:1] for name, value in inputs.items()})
+
+
+# Question answering
+
+
+def test_the_loss_weighs_answers_and_averages_questions(question_model, batch, answers):
+    inputs = inputs_of(batch, AlbefForQuestionAnswering) | {"labels": answers}
+    counts, weights = torch.tensor([1, 3, 0, 2]), torch.tensor([1.0, 0.5, 0.2, 0.3, 0.6, 0.4])
+    model = question_model
+    with torch.no_grad():
+        loss = model(**inputs, answer_counts=counts, answer_weights=weights).loss
+        shared = model(**inputs, answer_counts=counts).loss
+        expected = torch.zeros(2)
+        for answer, question in enumerate([0, 1, 1, 1, 3, 3]):
+            words = answers[answer][answers[answer] != IGNORED][None]
+            logits = model(
+                *(inputs[name][question][None] for name in ("input_ids", "pixel_values", "attention_mask")),
+                decoder_input_ids=words[:, :-1],
+            ).logits
+            likelihood = logits.log_softmax(-1)[0].gather(1, words[0, 1:, None]).sum()
+            expected -= likelihood * torch.stack([weights[answer], 1 / counts[question]])
+    assert torch.allclose(torch.stack([loss, shared]), expected / 4, rtol=1e-4)
+
+
+def test_answers_that_do_not_fit_their_questions_are_refused(question_model, batch, answers):
+    inputs = inputs_of(batch, AlbefForQuestionAnswering) | {"labels": answers}
+    with pytest.raises(ValueError, match="6 answers for 4 questions"):
+        question_model(**inputs)
+    with pytest.raises(ValueError, match="6 answers for 4 questions"):
+        question_model(**inputs, answer_counts=torch.tensor([3, 3]))
+
+
+def greedy_by_hand(model: AlbefForQuestionAnswering, inputs: dict, tokens: int) -> torch.Tensor:
+    written = torch.full((len(inputs["input_ids"]), 1), 101)
+    for _ in range(tokens):
+        next_token = model(**inputs, decoder_input_ids=written).logits[:, -1].argmax(-1, keepdim=True)
+        written = torch.cat([written, next_token], dim=1)
+    return written
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_greedy_answers_are_the_likeliest_tokens_with_and_without_cache(question_model, batch, attention):
+    question_model.set_attn_implementation(attention)
+    inputs = inputs_of(batch, AlbefForQuestionAnswering)
+    del inputs["labels"]
+    expected = greedy_by_hand(question_model, inputs, 6)
+    assert len({tuple(row) for row in expected[:, 1:].tolist()}) == 4, "questions must have different answers"
+    for use_cache in (True, False):
+        written = question_model.generate(**inputs, max_new_tokens=6, num_beams=1, use_cache=use_cache, eos_token_id=0)
+        assert torch.equal(written, expected)
+
+
+@torch.no_grad()
+def test_beams_find_the_likeliest_answer_with_and_without_cache(question_model, batch):
+    """With as many beams as there are words, a search of two tokens is exhaustive."""
+    inputs = inputs_of(batch, AlbefForQuestionAnswering)
+    del inputs["labels"]
+    allowed = [1, 2, 3, 4, 5]
+    arguments = {"max_new_tokens": 2, "num_beams": 5, "length_penalty": 0.0, "eos_token_id": 0}
+    arguments["prefix_allowed_tokens_fn"] = lambda batch_id, ids: allowed
+    best = []
+    pairs = torch.tensor([[101, first, second] for first in allowed for second in allowed])
+    for row in range(4):
+        one = {name: value[row : row + 1].expand(len(pairs), *value.shape[1:]) for name, value in inputs.items()}
+        logits = question_model(**one, decoder_input_ids=pairs[:, :-1]).logits
+        # Likelihoods over the whole vocabulary, as generate counts them, with what is not allowed left out.
+        scores = logits.log_softmax(-1).gather(2, pairs[:, 1:, None]).sum((1, 2))
+        best.append(pairs[scores.argmax()])
+    for use_cache in (True, False):
+        assert torch.equal(question_model.generate(**inputs, use_cache=use_cache, **arguments), torch.stack(best))
+
+
+@torch.no_grad()
+def test_a_saved_model_generates_and_keeps_its_settings(question_model, batch, tmp_path):
+    inputs = inputs_of(batch, AlbefForQuestionAnswering)
+    del inputs["labels"]
+    question_model.generation_config.max_new_tokens = 3
+    question_model.save_pretrained(tmp_path)
+    loaded = AlbefForQuestionAnswering.from_pretrained(tmp_path)
+    assert loaded.config.is_encoder_decoder and loaded.generation_config.max_new_tokens == 3
+    assert torch.equal(loaded.generate(**inputs), question_model.generate(**inputs))
+    assert loaded.generate(**inputs).shape[1] <= 4
+
+
+def test_ranking_changes_no_weight_and_needs_no_label(question_model, batch, answers):
+    inputs = inputs_of(batch, AlbefForQuestionAnswering)
+    del inputs["labels"]
+    before = {name: value.clone() for name, value in question_model.state_dict().items()}
+    ids = answers.masked_fill(answers == IGNORED, 0)
+    rows, probabilities = question_model.rank_answers(**inputs, answer_ids=ids, k=100)
+    assert rows.shape == probabilities.shape == (4, 6)
+    assert torch.equal(rows.sort(1).values, torch.arange(6).expand(4, 6))
+    assert torch.allclose(probabilities.sum(1), torch.ones(4))
+    assert (probabilities.diff(dim=1) <= 0).all()
+    assert all(torch.equal(value, before[name]) for name, value in question_model.state_dict().items())
+    with pytest.raises(ValueError, match="list of answers is empty"):
+        question_model.rank_answers(**inputs, answer_ids=ids[:0])
+
+
+@torch.no_grad()
+def test_padding_of_questions_changes_no_answer(question_model, batch, answers):
+    inputs = inputs_of(batch, AlbefForQuestionAnswering)
+    del inputs["labels"]
+    ids = answers.masked_fill(answers == IGNORED, 0)
+    together = question_model.rank_answers(**inputs, answer_ids=ids)[1][2:]
+    short = {name: value[2:, :6] if value.ndim == 2 else value[2:] for name, value in inputs.items()}
+    assert_close(question_model.rank_answers(**short, answer_ids=ids)[1], together, 1e-4, "probabilities")
+
+
+# Two images
+
+
+@torch.no_grad()
+def test_visual_reasoning_reads_both_images_in_their_order(config, batch):
+    model = AlbefForVisualReasoning(config).eval()
+    inputs = inputs_of(batch, AlbefForVisualReasoning)
+    logits = model(**inputs).logits
+    assert logits.shape == (4, 2) and model.config.id2label == {0: "False", 1: "True"}
+    for changed in (
+        inputs["pixel_values"].flip(1),
+        inputs["pixel_values"][:, [0, 0]],
+        inputs["pixel_values"][:, [1, 1]],
+    ):
+        assert not torch.allclose(model(**inputs | {"pixel_values": changed}).logits, logits, atol=1e-6)
+    with pytest.raises(ValueError, match="two images"):
+        model(**inputs | {"pixel_values": batch["pixel_values"]})
+
+
+def test_the_layers_of_a_pair_share_keys_and_values_and_nothing_else(config):
+    model = AlbefForVisualReasoning(config).albef.multimodal_model
+    first, second = (
+        {name for name, _ in layers[0].named_parameters()} for layers in (model.layers, model.second_layers)
+    )
+    shared = {f"cross_attn.{name}.{part}" for name in ("k_proj", "v_proj") for part in ("weight", "bias")}
+    assert first - second == shared and not second - first
+
+
+def test_text_assignment_draws_each_case_a_third_of_the_time_by_similarity():
+    torch.manual_seed(0)
+    similarities = torch.tensor([[1, 0.9, 0.0, -1], [0.9, 1, 0.5, 0.5], [0, 0.5, 1, 0.3], [-1, 0.5, 0.3, 1.0]])
+    draws = [sample_image_pairs(similarities) for _ in range(3000)]
+    pairs, labels = (torch.stack(part) for part in zip(*draws, strict=True))
+    own = torch.arange(4)
+    assert torch.allclose(labels.flatten().bincount() / labels.numel(), torch.tensor(1 / 3), atol=0.02)
+    assert torch.equal(pairs[..., 0] == own, labels == 0) and torch.equal(pairs[..., 1] == own, labels == 1)
+    assert (pairs[..., 0] != pairs[..., 1]).all()
+    weights = (similarities / 0.07).softmax(1).fill_diagonal_(0)
+    expected = weights / weights.sum(1, keepdim=True)
+    for side in (0, 1):
+        wrong = pairs[:, 1, 1 - side][labels[:, 1] == side]
+        assert torch.allclose(wrong.bincount(minlength=4) / len(wrong), expected[1], atol=0.05)
+    with pytest.raises(ValueError, match="at least 3"):
+        sample_image_pairs(similarities[:2, :2])
+
+
+@torch.no_grad()
+def test_text_assignment_without_labels_only_predicts(config, batch):
+    model = AlbefForTextAssignment(config).eval()
+    inputs = inputs_of(batch, AlbefForTextAssignment)
+    outputs = model(**inputs, image_pairs=torch.tensor([[0, 1], [2, 1], [2, 3], [0, 1]]))
+    assert outputs.loss is None and outputs.logits.shape == (4, 3)
+    assert model(**inputs).loss is not None
+
+
+# Classes
+
+
+@torch.no_grad()
+def test_classes_have_names_and_may_be_others(config, batch):
+    model = AlbefForVisualEntailment(config).eval()
+    inputs = inputs_of(batch, AlbefForVisualEntailment)
+    assert list(model.config.id2label.values()) == ["contradiction", "neutral", "entailment"]
+    assert model(**inputs).logits.shape == (4, 3)
+    assert config.num_labels == 2, "the caller's configuration stays as it is"
+    config.id2label = {0: "no", 1: "yes"}
+    assert AlbefForVisualEntailment(config)(**inputs).logits.shape == (4, 2)
+
+
+def test_distillation_of_classes_by_hand(config, batch):
+    model = AlbefForVisualEntailment(config).eval()
+    inputs = inputs_of(batch, AlbefForVisualEntailment)
+    teacher = MomentumTeacher(model).eval()
+    with torch.no_grad():
+        for weight in teacher.model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+        targets = teacher(**inputs)
+        logits = model(**inputs).logits.log_softmax(-1)
+        loss = model(**inputs, teacher_outputs=targets, alpha=0.4).loss
+    hard = -logits[torch.arange(4), inputs["labels"]].mean()
+    soft = -(targets.logits.softmax(-1) * logits).sum(1).mean()
+    assert loss.item() == pytest.approx((0.6 * hard + 0.4 * soft).item(), rel=1e-5)
+
+
+# From one checkpoint to another
+
+
+@pytest.fixture
+def pretrained(three_deep, tmp_path) -> AlbefForPreTraining:
+    torch.manual_seed(0)
+    model = AlbefForPreTraining(three_deep)
+    model.save_pretrained(tmp_path)
+    teacher = MomentumTeacher(model, queue_size=8)
+    with torch.no_grad():
+        for weight in teacher.model.parameters():
+            weight.mul_(1.5)
+    teacher.save_pretrained(tmp_path)
+    return model
+
+
+@pytest.mark.parametrize(
+    "kind, fresh",
+    [
+        (AlbefModel, set()),
+        (AlbefForRetrieval, set()),
+        (AlbefForQuestionAnswering, set()),
+        (AlbefForVisualReasoning, {"classifier.dense", "classifier.out_proj"}),
+        (AlbefForVisualEntailment, {"classifier.dense", "classifier.out_proj"}),
+        (AlbefForTextAssignment, {"assignment_head"}),
+    ],
+)
+def test_what_is_new_is_reported_and_nothing_else(kind, fresh, pretrained, tmp_path):
+    model, report = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert {name.rpartition(".")[0] for name in report["missing_keys"]} == fresh
+    assert not report["unexpected_keys"] and not report["mismatched_keys"]
+    loaded, source = model.state_dict(), pretrained.state_dict()
+    for name, weight in loaded.items():
+        name = name if kind is not AlbefModel else f"albef.{name}"
+        if name in source:
+            assert torch.equal(weight, source[name]), name
+
+
+def test_the_decoder_starts_from_the_multimodal_encoder(pretrained, tmp_path, warnings_of_albef):
+    weights = AlbefForQuestionAnswering.from_pretrained(tmp_path).state_dict()
+    source = pretrained.state_dict()
+    copied = [name for name in weights if name.startswith("decoder.")]
+    assert len(copied) > 80
+    for name in copied:
+        origin = name.replace("decoder.layers", "albef.multimodal_model.layers")
+        origin = origin.replace("decoder.embeddings", "albef.text_model.embeddings")
+        assert torch.equal(weights[name], source[origin]), name
+    assert "decoder.layers: they start as a copy of albef.multimodal_model.layers" in "".join(warnings_of_albef)
+
+
+def test_the_second_layers_start_from_the_first(pretrained, tmp_path):
+    for kind in (AlbefForVisualReasoning, AlbefForTextAssignment):
+        weights = kind.from_pretrained(tmp_path).state_dict()
+        copied = [name for name in weights if ".second_layers." in name]
+        assert len(copied) == 3 * 22
+        for name in copied:
+            assert torch.equal(weights[name], pretrained.state_dict()[name.replace("second_layers", "layers")]), name
+
+
+def test_trained_copies_are_loaded_not_copied_again(three_deep, tmp_path):
+    for kind in (AlbefForQuestionAnswering, AlbefForVisualReasoning):
+        model = kind(three_deep)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn_like(weight))
+        model.save_pretrained(tmp_path)
+        loaded = kind.from_pretrained(tmp_path).state_dict()
+        assert all(torch.equal(weight, loaded[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_positions_are_interpolated_to_the_resolution_of_the_configuration(kind, pretrained, tmp_path):
+    config = AlbefConfig.from_pretrained(tmp_path)
+    config.vision_config.image_size = 64
+    model = kind.from_pretrained(tmp_path, config=config)
+    positions = model.albef.vision_model.embeddings.position_embeddings
+    own = pretrained.albef.vision_model.embeddings.position_embeddings
+    assert positions.shape == (1, 17, 32) and own.shape == (1, 5, 32)
+    assert torch.equal(positions[:, 0], own[:, 0])
+    assert positions[:, 1:].mean().item() == pytest.approx(own[:, 1:].mean().item(), abs=1e-2)
+    model.save_pretrained(tmp_path / "larger")
+    loaded = kind.from_pretrained(tmp_path / "larger")
+    assert torch.equal(loaded.albef.vision_model.embeddings.position_embeddings, positions)
+
+
+@pytest.mark.parametrize("kind", [AlbefForRetrieval, AlbefForQuestionAnswering, AlbefForVisualReasoning])
+def test_the_teacher_goes_along_to_another_head(kind, pretrained, tmp_path):
+    config = AlbefConfig.from_pretrained(tmp_path)
+    config.vision_config.image_size = 64
+    student = kind.from_pretrained(tmp_path, config=config)
+    teacher = MomentumTeacher.from_pretrained(tmp_path, student)
+    weights, own = teacher.model.state_dict(), student.state_dict()
+    for name, weight in weights.items():
+        factor = 1 if name.startswith("classifier.") or name.endswith("position_embeddings") else 1.5
+        assert torch.allclose(weight, factor * own[name]) or name.endswith("position_embeddings"), name
+    assert weights["albef.vision_model.embeddings.position_embeddings"].shape == (1, 17, 32)
+    assert len(teacher.queue.image_features) == (8 if kind is AlbefForRetrieval else 0)
+    teacher.update(student)
+    assert not any(weight.requires_grad for weight in teacher.model.parameters())
+
+
+def test_a_teacher_of_another_architecture_is_refused(pretrained, config, tmp_path):
+    config.text_config.num_multimodal_layers = 4
+    with pytest.raises(ValueError, match="does not fit the student"):
+        MomentumTeacher.from_pretrained(tmp_path, AlbefForRetrieval(config))
+    config.text_config.num_multimodal_layers = 1
+    with pytest.raises(ValueError, match="does not fit the student"):
+        MomentumTeacher.from_pretrained(tmp_path, AlbefForRetrieval(config))
