@@ -1,0 +1,267 @@
+"""Where a model looks: Grad-CAM heat maps of a score over the image, per word and per sentence, and what follows.
+
+Grad-CAM (arXiv 1610.02391) on attention, as in section 6.4 and figures 4 to 6 of the paper: attention to each patch times
+the positive part of the score's gradient there. Cell 14 of the original's `visualization.ipynb`, and `Grounding.py`.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .modeling_albef import AlbefAlignedModel, AlbefForQuestionAnswering
+
+Box = Sequence[float]  # left, top, width and height in pixels, as in COCO
+HeadReduction = Callable[[torch.Tensor], torch.Tensor]  # (batch, heads, ...) to (batch, ...)
+
+
+def _mean_of_heads(maps: torch.Tensor) -> torch.Tensor:
+    return maps.mean(1)
+
+
+def matching_heatmaps(
+    model: AlbefAlignedModel,
+    input_ids: torch.Tensor,
+    pixel_values: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    layer: int | None = None,
+    reduce_heads: HeadReduction = _mean_of_heads,
+) -> torch.Tensor:
+    """Where each token looks to see whether text and image match: Grad-CAM of the ITM logit.
+
+    Args:
+        model: Has the multimodal encoder and the matching head.
+        input_ids: (batch, tokens).
+        pixel_values: The picture of each text, (batch, channels, height, width), of any resolution.
+        attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
+        layer: Of the multimodal encoder, counted from 0; by default at a third of its depth, which is layer 8 as the
+            original counts them.
+        reduce_heads: Makes one map of those of all heads.
+
+    Returns:
+        (batch, tokens, rows, columns) of patches, not negative; zero for padding. The mean over the tokens is the map of
+        the sentence.
+    """
+
+    def score(attended: torch.Tensor) -> torch.Tensor:
+        return model.itm_head(attended[:, 0])[:, 1]
+
+    return _cross_attention_heatmaps(model, input_ids, pixel_values, attention_mask, layer, reduce_heads, score)
+
+
+def answer_heatmaps(
+    model: AlbefForQuestionAnswering,
+    input_ids: torch.Tensor,
+    pixel_values: torch.Tensor,
+    answer_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    layer: int | None = None,
+    reduce_heads: HeadReduction = _mean_of_heads,
+) -> torch.Tensor:
+    """Where each token of a question looks for an answer: Grad-CAM of the answer's log-likelihood.
+
+    Args:
+        model: Answers questions.
+        input_ids: Questions, (questions, tokens).
+        pixel_values: The picture of each question, (questions, channels, height, width).
+        answer_ids: An answer to each, (questions, tokens), `[CLS]` first; from `AlbefProcessor.encode_answers` or
+            `generate`.
+        attention_mask: (questions, tokens), 1 for tokens and 0 for padding.
+        layer: As in `matching_heatmaps`.
+        reduce_heads: As in `matching_heatmaps`.
+
+    Returns:
+        (questions, tokens, rows, columns), as `matching_heatmaps`.
+    """
+    labels = answer_ids.masked_fill(answer_ids == model.config.text_config.pad_token_id, -100)
+
+    def score(attended: torch.Tensor) -> torch.Tensor:
+        return model._log_likelihood(labels, model.decoder.project_questions(attended), attention_mask)
+
+    return _cross_attention_heatmaps(model, input_ids, pixel_values, attention_mask, layer, reduce_heads, score)
+
+
+def contrastive_heatmaps(
+    model: AlbefAlignedModel,
+    input_ids: torch.Tensor,
+    pixel_values: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    layer: int = -1,
+    reduce_heads: HeadReduction = _mean_of_heads,
+) -> torch.Tensor:
+    """Where the image encoder looks for what a text says: Grad-CAM of the ITC score.
+
+    Args:
+        model: Has the joint space.
+        input_ids: (batch, tokens).
+        pixel_values: The picture of each text, (batch, channels, height, width), of any resolution.
+        attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
+        layer: Of the image encoder, counted from 0.
+        reduce_heads: As in `matching_heatmaps`.
+
+    Returns:
+        (batch, rows, columns) of patches, not negative.
+    """
+    with _seen_attention(model):
+        pixel_values = pixel_values.detach().requires_grad_()
+        images = model.get_image_features(pixel_values, interpolate_pos_encoding=True, output_attentions=True)
+        texts = model.get_text_features(input_ids, attention_mask)
+        similarity = model.contrastive_head(images.pooler_output, texts.pooler_output).diagonal()
+        maps = _grad_cam(images.attentions[layer], similarity, reduce_heads)[:, 0]
+    return maps.unflatten(-1, _grid(model, pixel_values))
+
+
+def _cross_attention_heatmaps(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    pixel_values: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    layer: int | None,
+    reduce_heads: HeadReduction,
+    score: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    with _seen_attention(model):
+        pixel_values = pixel_values.detach().requires_grad_()
+        outputs = model.albef(
+            input_ids, pixel_values, attention_mask, interpolate_pos_encoding=True, output_attentions=True
+        )
+        attentions = outputs.multimodal_model_output.cross_attentions
+        layer = round(len(attentions) / 3) if layer is None else layer
+        maps = _grad_cam(attentions[layer], score(outputs.last_hidden_state), reduce_heads)
+    if attention_mask is not None:
+        maps = maps * attention_mask[..., None]
+    return maps.unflatten(-1, _grid(model, pixel_values))
+
+
+@contextlib.contextmanager
+def _seen_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Gradients on, dropout off, and attention computed in the one way that shows its probabilities."""
+    implementation, training = model.config._attn_implementation, model.training
+    model.set_attn_implementation("eager")
+    model.eval()
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        model.set_attn_implementation(implementation)
+        model.train(training)
+
+
+def _grad_cam(attention: torch.Tensor, score: torch.Tensor, reduce_heads: HeadReduction) -> torch.Tensor:
+    """Attention (batch, heads, tokens, patches + 1) and scores (batch,) to maps, (batch, tokens, patches)."""
+    (gradient,) = torch.autograd.grad(score.sum(), attention)
+    return reduce_heads((attention.detach() * gradient.clamp(min=0))[..., 1:])
+
+
+def _grid(model: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[int, int]:
+    patch = model.config.vision_config.patch_size
+    return pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
+
+
+def word_heatmaps(
+    tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor, heatmaps: torch.Tensor
+) -> tuple[list[str], torch.Tensor]:
+    """Put the pieces of words together again.
+
+    Args:
+        tokenizer: A BERT tokenizer, whose pieces within a word start with `##`.
+        input_ids: Of one text, (tokens,).
+        heatmaps: Of its tokens, (tokens, rows, columns).
+
+    Returns:
+        The words, without special tokens, and the mean map of the pieces of each, (words, rows, columns).
+    """
+    words: list[str] = []
+    members: list[list[int]] = []
+    for position, (number, token) in enumerate(
+        zip(input_ids.tolist(), tokenizer.convert_ids_to_tokens(input_ids.tolist()), strict=True)
+    ):
+        if number in tokenizer.all_special_ids:
+            continue
+        if token.startswith("##") and words:
+            words[-1] += token.removeprefix("##")
+            members[-1].append(position)
+        else:
+            words.append(token)
+            members.append([position])
+    if not words:
+        return [], heatmaps[:0]
+    return words, torch.stack([heatmaps[positions].mean(0) for positions in members])
+
+
+def resize_heatmap(heatmap: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """A map of (rows, columns) patches at the picture's resolution, (height, width); bicubic, as the original's."""
+    return F.interpolate(heatmap[None, None].float(), size=(height, width), mode="bicubic")[0, 0]
+
+
+def score_boxes(
+    heatmap: torch.Tensor, boxes: Sequence[Box], image_size: tuple[int, int], alpha: float = 0.5
+) -> torch.Tensor:
+    """How much of the heat each box holds: its sum over the area to the power alpha (`grounding_eval` in `utils.py`).
+
+    Args:
+        heatmap: Of a sentence, (rows, columns).
+        boxes: Left, top, width and height in pixels.
+        image_size: Width and height of the picture in pixels.
+        alpha: 0 favours large boxes, 1 small and hot ones; the original's 0.5.
+
+    Returns:
+        (boxes,); the highest is the box that the sentence means.
+    """
+    heat = resize_heatmap(heatmap, image_size[1], image_size[0])
+    scores = [
+        heat[int(top) : int(top + height), int(left) : int(left + width)].sum() / max(width * height, 1) ** alpha
+        for left, top, width, height in boxes
+    ]
+    return torch.stack(scores) if scores else heat.new_zeros(0)
+
+
+def overlay(image: Image.Image, heatmap: torch.Tensor, opacity: float = 0.6) -> Image.Image:
+    """The picture in grey under its heat, from blue over yellow to red; the hottest patch is red."""
+    heat = resize_heatmap(heatmap.cpu(), image.height, image.width).clamp(min=0)
+    heat = (heat / heat.max().clamp(min=1e-12)).numpy()[..., None]
+    cold, warm, hot = (np.array(color, dtype=np.float32) for color in ((40, 60, 160), (250, 220, 60), (200, 20, 30)))
+    color = np.where(heat < 0.5, cold + (warm - cold) * 2 * heat, warm + (hot - warm) * (2 * heat - 1))
+    grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
+    share = opacity * (0.25 + 0.75 * heat)
+    return Image.fromarray(((1 - share) * grey + share * color).clip(0, 255).astype(np.uint8))
+
+
+def panels(
+    image: Image.Image, words: Sequence[str], heatmaps: torch.Tensor, columns: int = 4, size: int = 240
+) -> Image.Image:
+    """The picture, and beside it one overlay a word, as in figures 4 to 6 of the paper.
+
+    Args:
+        image: The picture.
+        words: What to write above each overlay.
+        heatmaps: (words, rows, columns).
+        columns: Panels in a row.
+        size: Width of a panel in pixels.
+    """
+    height, caption = round(size * image.height / image.width), 24
+    pictures = [image.convert("RGB"), *(overlay(image, heatmap) for heatmap in heatmaps)]
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (size + 8) + 8, rows * (height + caption + 8) + 8), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for number, (picture, title) in enumerate(zip(pictures, ["", *words], strict=True)):
+        left, top = 8 + number % columns * (size + 8), 8 + number // columns * (height + caption + 8)
+        draw.text((left, top + 2), title, fill="black", font=font)
+        sheet.paste(picture.resize((size, height), Image.Resampling.BICUBIC), (left, top + caption))
+    return sheet
+
+
+__all__ = [
+    "answer_heatmaps",
+    "contrastive_heatmaps",
+    "matching_heatmaps",
+    "overlay",
+    "panels",
+    "resize_heatmap",
+    "score_boxes",
+    "word_heatmaps",
+]
