@@ -157,7 +157,7 @@ class AlbefConfig(PreTrainedConfig):
 
 
 def _check_heads(config: AlbefVisionConfig | AlbefTextConfig) -> None:
-    if config.hidden_size % config.num_attention_heads:
+    if config.num_attention_heads < 1 or config.hidden_size % config.num_attention_heads:
         raise ValueError(
             f"hidden_size ({config.hidden_size}) must be a multiple of "
             f"num_attention_heads ({config.num_attention_heads})."

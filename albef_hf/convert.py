@@ -1,10 +1,10 @@
 """Checkpoints of the original code (github.com/salesforce/ALBEF) to albef_hf, and back.
 
     python -m albef_hf.convert ALBEF.pth albef --task pretraining
-    python -m albef_hf.convert albef ALBEF.pth --reverse
+    python -m albef_hf.convert albef again.pth --reverse
 
 `name_table` holds what every parameter is called on both sides; it is read in one direction to convert a checkpoint
-and in the other to write it again, bit for bit. No key of a checkpoint is left out without a word.
+and in the other to write its weights again, bit for bit. No key of a checkpoint is left out without a word.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from transformers import BlipImageProcessorPil, PreTrainedModel
+from transformers import BlipImageProcessorPil, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
@@ -43,7 +43,7 @@ from .processing_albef import AlbefProcessor
 
 logger = logging.get_logger(__name__)
 
-TASKS: dict[str, type[PreTrainedModel]] = {
+MODELS: dict[str, type[PreTrainedModel]] = {
     "pretraining": AlbefForPreTraining,
     "retrieval": AlbefForRetrieval,
     "vqa": AlbefForQuestionAnswering,
@@ -51,8 +51,15 @@ TASKS: dict[str, type[PreTrainedModel]] = {
     "nlvr2-pretraining": AlbefForTextAssignment,
     "entailment": AlbefForVisualEntailment,
 }
+BASE_WIDTH = 768
+# How the original cuts texts when it evaluates: words, then tokens, 30 each where nothing else is said here.
+MAX_WORDS = {"vqa": 50}
+UNLIMITED_TOKENS = ("vqa", "nlvr2", "entailment")
+INTEGERS = ("position_ids", "queue_ptr", "idx_queue")  # names of what is not a weight
 REPORT_FILE = "conversion.json"
 DROPPED_FILE = "dropped.safetensors"  # under the original names, for the way back
+
+CROSS_KEY = r"text_encoder\.encoder\.layer\.\d+\.crossattention\.self\.key\.weight"
 
 Weights = dict[str, torch.Tensor]
 Names = dict[str, tuple[str, ...]]  # an original name, and ours: several where the original fuses what we keep apart
@@ -233,12 +240,14 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Weights, dict[str, str]]:
         ValueError: If the file is not a checkpoint, is incomplete, or holds code.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; from a folder of ours to a file of the original goes --reverse.")
     if not path.is_file():
         raise ValueError(f"There is no file {path}.")
     with path.open("rb") as file:
         start = file.read(64)
-    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} breaks off after {path.stat().st_size:,} bytes: download it again.")
+    if start.startswith(b"PK"):
+        _check_archive(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the original saves its arguments so
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -247,12 +256,23 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Weights, dict[str, str]]:
         if unsafe:
             raise ValueError(
                 f"{path} asks for {unsafe[1]} when it is loaded, which weights have no need of and which may do harm. "
-                "Nothing of it was run. Do not load it with other tools either: take a file from the authors."
+                "Nothing of it was run. Take the file from its authors; whoever has trained it can leave out all but "
+                'the weights: torch.save({"model": model.state_dict()}, ...).'
             ) from None
         raise ValueError(f"{path} is not a torch checkpoint; it starts with {start[:16]!r}.") from None
     except Exception as error:  # damaged bytes raise whatever they happen to spell
         raise ValueError(f"{path} cannot be read as a torch checkpoint: {error!r}") from None
     return _state_dict_of(path, content)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that is not whole."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} breaks off after {path.stat().st_size:,} bytes: download it again.")
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"{path} is damaged in {damaged}: download it again.")
 
 
 def _state_dict_of(path: Path, content: object) -> tuple[Weights, dict[str, str]]:
@@ -262,9 +282,17 @@ def _state_dict_of(path: Path, content: object) -> tuple[Weights, dict[str, str]
         content = content["model"]
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict.")
-    others = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    others = [
+        name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, torch.Tensor))
+    ]
     if others:
         raise ValueError(f"{path} holds a dictionary with {', '.join(map(str, others[:5]))}, not a state dict.")
+    types = {tensor.dtype for name, tensor in content.items() if not name.endswith(INTEGERS)}
+    if len(types) > 1 or not all(dtype.is_floating_point for dtype in types):
+        raise ValueError(
+            f"{path} holds weights of {' and '.join(sorted(map(str, types)))}; a model has one floating type: convert "
+            "all of them to it first."
+        )
     return content, dropped
 
 
@@ -275,10 +303,17 @@ def _task_of(state: Weights) -> str | None:
     if any(name.startswith("text_decoder.") for name in state):
         return "vqa"
     if "cls_head.2.weight" in state:
-        return "entailment" if len(state["cls_head.2.weight"]) == 3 else "nlvr2"
+        keys = [state[name] for name in sorted(state, key=_natural) if re.fullmatch(CROSS_KEY, name)]
+        # The two layers of a pair share their keys, which no two layers of another model do.
+        pairs = zip(keys[::2], keys[1::2], strict=False)
+        return "nlvr2" if any(torch.equal(first, second) for first, second in pairs) else "entailment"
     if "text_encoder.cls.predictions.bias" in state:
         return "pretraining"
     return "retrieval" if "itm_head.weight" in state else None
+
+
+def _natural(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def _check_origin(state: Weights, task: str) -> None:
@@ -298,7 +333,7 @@ def _check_origin(state: Weights, task: str) -> None:
         what = "of no task of the original" if found is None else f"of the task {found}"
         advice = "" if found is None else f": convert it with --task {found}"
         if found == "pretraining":
-            advice += f", then {TASKS[task].__name__}.from_pretrained(the folder) starts from it"
+            advice += f", then {MODELS[task].__name__}.from_pretrained(the folder) starts from it"
         raise ValueError(f"The checkpoint is {what}, not of {task}{advice}.")
 
 
@@ -317,6 +352,8 @@ def read_config(
     Raises:
         ValueError: If the configuration contradicts the shapes, or the number of heads cannot be told.
     """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"The image size is {image_size}; it is a positive number of pixels.")
     found = _settings_of_shapes(state, task)
     given = _flat(_read_settings(config))
     for part in ("vision_config", "text_config"):
@@ -327,10 +364,10 @@ def read_config(
                 f"usual 64 a head: give num_attention_heads of the {part} with --config."
             )
         heads = given.setdefault(f"{part}.num_attention_heads", width // 64)
-        if width % 64 == 0 and heads != width // 64:
-            logger.warning(
-                f"The configuration gives the {part} {heads} attention heads; ViT and BERT have {width // 64} at a "
-                f"width of {width}. No shape tells: if the numbers come out wrong, this is the reason."
+        if width == BASE_WIDTH and heads != BASE_WIDTH // 64:
+            raise ValueError(
+                f"The configuration gives the {part} {heads} attention heads; at a width of {width}, that of ViT-B/16 "
+                f"and BERT-base, the original has {BASE_WIDTH // 64}: leave num_attention_heads out."
             )
     if image_size is not None:
         given.pop("vision_config.image_size", None)
@@ -339,6 +376,8 @@ def read_config(
         for name, value in found.items()
         if given.get(name, value) != value
     ]
+    if not given.get("tie_word_embeddings", True):
+        wrong.append("tie_word_embeddings is false there, and the original ties them")
     if wrong:
         raise ValueError(f"The configuration does not fit the checkpoint: {'; '.join(wrong)}.")
     if image_size is not None:
@@ -360,7 +399,20 @@ def _read_settings(config: AlbefConfig | str | os.PathLike | None) -> dict:
         raise ValueError(f"The configuration {config} cannot be read: {error}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"The configuration {config} is not a JSON object, as the config.json of an AlbefConfig is.")
+    _check_names(settings, AlbefConfig())
     return settings
+
+
+def _check_names(settings: dict, known: PreTrainedConfig, prefix: str = "") -> None:
+    """Refuse a setting that the configuration does not have."""
+    for name, value in settings.items():
+        part = getattr(known, name, None)
+        if isinstance(part, PreTrainedConfig) and isinstance(value, dict):
+            _check_names(value, part, f"{name}.")
+        elif not hasattr(known, name) and name not in ("auto_map", "custom_pipelines", "transformers_version"):
+            inside = [part for part in known.sub_configs if hasattr(getattr(known, part), name)]
+            hint = f": it belongs into {' or '.join(inside)}" if inside else ""
+            raise ValueError(f"An AlbefConfig has no setting {prefix}{name}{hint}.")
 
 
 def _flat(settings: dict) -> dict:
@@ -408,6 +460,10 @@ def _settings_of_shapes(state: Weights, task: str) -> dict[str, int]:
             settings["projection_dim"] = len(state["vision_proj.weight"])
     except KeyError as error:
         raise ValueError(f"The checkpoint has no {error.args[0]}: it is incomplete.") from None
+    except (ValueError, IndexError):
+        raise ValueError(
+            "Embeddings in the checkpoint do not have the number of dimensions they should have."
+        ) from None
     return settings
 
 
@@ -437,7 +493,7 @@ def convert_checkpoint(
     Args:
         checkpoint: The `.pth` file.
         output_dir: Folder to write; created where it does not exist.
-        task: What the checkpoint was trained for, one of `TASKS`.
+        task: What the checkpoint was trained for, one of `MODELS`.
         config: An `AlbefConfig` or a JSON file with settings of one, for what shapes cannot say; see `read_config`.
         image_size: Resolution to interpolate the image positions to, in pixels; by default that of the checkpoint.
 
@@ -449,8 +505,8 @@ def convert_checkpoint(
         ValueError: If the file is no checkpoint of the original, is of another task or incomplete, if the
             configuration contradicts it, or the folder is not empty. Nothing is written then.
     """
-    if task not in TASKS:
-        raise ValueError(f"There is no task {task}; there are {', '.join(TASKS)}.")
+    if task not in MODELS:
+        raise ValueError(f"There is no task {task}; there are {', '.join(MODELS)}.")
     if Path(output_dir).exists() and (not Path(output_dir).is_dir() or any(Path(output_dir).iterdir())):
         raise ValueError(f"{output_dir} exists and is not empty: remove it, or name another folder.")
     state, dropped = read_checkpoint(checkpoint)
@@ -464,12 +520,9 @@ def convert_checkpoint(
     with tqdm(total=len(names) + len(teacher_names.keys() & state.keys()), desc="convert", unit="key") as bar:
         weights = _to_ours(state, names, bar)
         momentum = _to_ours(state, teacher_names, bar) | _queues_to_ours(state, queue_names)
-    for part, prefix in ((weights, ""), (momentum, "model.")):
-        _resize_positions(part, f"{prefix}albef.vision_model.embeddings.position_embeddings", config)
-    try:
-        model = TASKS[task].from_pretrained(None, config=config, state_dict=weights)
-    except RuntimeError as error:
-        raise ValueError(f"The shapes in the checkpoint do not go together. {error}") from None
+    model = _fill(MODELS[task], config, weights)
+    _resize_positions(momentum, config)
+    _check_momentum(momentum, model)
     summary = {
         "source": Path(checkpoint).name,
         "sha256": _sha256(Path(checkpoint)),
@@ -509,19 +562,51 @@ def _account(
     return reasons
 
 
+def _fill(kind: type[PreTrainedModel], config: AlbefConfig, weights: Weights) -> PreTrainedModel:
+    """A model with these weights, all of which it needs, its positions at the resolution of the configuration."""
+    try:
+        model, report = kind.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
+    except RuntimeError as error:
+        raise ValueError(f"The shapes in the checkpoint do not go together. {error}") from None
+    wrong = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+    if wrong:
+        raise ValueError(f"The weights do not fill the model: {', '.join(wrong[:5])}.")
+    return model
+
+
+def _check_momentum(momentum: Weights, model: PreTrainedModel) -> None:
+    """Refuse a momentum model of other shapes than the model's, and queues that do not go together."""
+    shapes = {f"model.{name}": weight.shape for name, weight in model.state_dict().items()}
+    rows = len(momentum.get("queue.image_features", ()))
+    for name in ("queue.image_features", "queue.text_features"):
+        shapes[name] = torch.Size((rows, model.config.projection_dim))
+    shapes |= {"queue.ids": torch.Size((rows,)), "queue.pointer": torch.Size(())}
+    for name, tensor in momentum.items():
+        if tensor.shape != shapes[name]:
+            raise ValueError(
+                f"The shapes in the checkpoint do not go together: of the momentum model, {name} is "
+                f"{tuple(tensor.shape)} where {tuple(shapes[name])} fits."
+            )
+
+
 def _to_ours(state: Weights, names: Names, bar: tqdm) -> Weights:
     """Rename, and split what the original fuses; names that the original ties have to hold the same."""
     weights = {}
     for name, ours in names.items():
         if name not in state:
             continue
-        for our, part in zip(ours, state[name].chunk(len(ours)) if len(ours) > 1 else [state[name]], strict=True):
+        for our, part in split(ours, state[name]).items():
             if our not in weights:
-                weights[our] = part.clone()
+                weights[our] = part.clone()  # which reads it from the file, while somebody watches
             elif not torch.equal(weights[our], part):
                 raise ValueError(f"{name} differs from the parameter that it is tied to in the original, {our} here.")
         bar.update()
     return weights
+
+
+def split(ours: tuple[str, ...], tensor: torch.Tensor) -> Weights:
+    """What the original fuses, under our names; joined along the first dimension it is the same again."""
+    return dict(zip(ours, tensor.chunk(len(ours)) if len(ours) > 1 else [tensor], strict=True))
 
 
 def _queues_to_ours(state: Weights, names: dict[str, str]) -> Weights:
@@ -536,10 +621,12 @@ def _queues_to_ours(state: Weights, names: dict[str, str]) -> Weights:
     return queues
 
 
-def _resize_positions(weights: Weights, name: str, config: AlbefConfig) -> None:
-    if name in weights:
+def _resize_positions(momentum: Weights, config: AlbefConfig) -> None:
+    """Fit the momentum model's positions to the resolution, as loading does the model's."""
+    name = "model.albef.vision_model.embeddings.position_embeddings"
+    if name in momentum:
         side = config.vision_config.image_size // config.vision_config.patch_size
-        weights[name] = interpolate_position_embeddings(weights[name], (side, side))
+        momentum[name] = interpolate_position_embeddings(momentum[name], (side, side))
 
 
 def _sha256(path: Path) -> str:
@@ -556,7 +643,11 @@ def _write(folder: Path, model: PreTrainedModel, momentum: Weights, dropped: Wei
         save_file(dropped, folder / DROPPED_FILE, metadata={"format": "pt"})
     size, tokenizer = summary["image_size"], embedded_tokenizer()
     if len(tokenizer) == model.config.text_config.vocab_size:
-        AlbefProcessor(BlipImageProcessorPil(size={"height": size, "width": size}), tokenizer).save_pretrained(folder)
+        images = BlipImageProcessorPil(size={"height": size, "width": size})
+        limits = {"max_words": MAX_WORDS.get(summary["task"], 30)}
+        if summary["task"] in UNLIMITED_TOKENS:
+            limits["max_length"] = model.config.text_config.max_position_embeddings
+        AlbefProcessor(images, tokenizer, **limits).save_pretrained(folder)
     else:
         logger.warning(
             f"No processor is written: the vocabulary has {model.config.text_config.vocab_size} words, that of "
@@ -574,20 +665,26 @@ def revert_checkpoint(folder: str | os.PathLike, checkpoint: str | os.PathLike) 
     """Write a model of this package as a `.pth` file that the original code loads.
 
     Args:
-        folder: Folder or Hub repository with one of the models in `TASKS`; `momentum.safetensors` is used where it
+        folder: Folder or Hub repository with one of the models in `MODELS`; `momentum.safetensors` is used where it
             exists.
         checkpoint: File to write, `{"model": state dict}`.
 
     Raises:
-        ValueError: If the model is none that the original has.
+        ValueError: If the model is none that the original has, lacks weights, or the file exists.
     """
+    checkpoint = Path(checkpoint)
+    if checkpoint.exists():
+        raise ValueError(f"{checkpoint} exists: remove it, or name another file.")
     config = AlbefConfig.from_pretrained(folder)
-    tasks = {kind.__name__: task for task, kind in TASKS.items()}
+    tasks = {kind.__name__: task for task, kind in MODELS.items()}
     architecture = (config.architectures or ["nothing"])[0]
     if architecture not in tasks:
         raise ValueError(f"{folder} holds {architecture}; the original has {', '.join(tasks)}.")
     task = tasks[architecture]
-    model = TASKS[task].from_pretrained(folder, config=config)
+    model, report = MODELS[task].from_pretrained(folder, config=config, output_loading_info=True)
+    if report["missing_keys"] or not config.tie_word_embeddings:
+        lacking = ", ".join(sorted(report["missing_keys"])[:5]) or "tied word embeddings, which the original has"
+        raise ValueError(f"{folder} has no {lacking}.")
     names = name_table(task, config)
     state = _to_theirs(model.state_dict(), names)
     momentum = _optional_file(folder, MOMENTUM_FILE)
@@ -601,12 +698,18 @@ def revert_checkpoint(folder: str | os.PathLike, checkpoint: str | os.PathLike) 
         positions = torch.arange(len(state[name]))[None]
         state[name.replace("position_embeddings.weight", "position_ids")] = positions
     state |= _optional_file(folder, DROPPED_FILE)
-    torch.save({"model": state}, checkpoint)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = checkpoint.with_name(f"{checkpoint.name}.unfinished")
+    torch.save({"model": state}, unfinished)
+    unfinished.rename(checkpoint)
 
 
 def _to_theirs(weights: Weights, names: Names) -> Weights:
     state, tied = {}, {}
     for name, ours in tqdm(names.items(), desc="revert", unit="key"):
+        missing = [our for our in ours if our not in weights]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing: {MOMENTUM_FILE} may belong to another model; remove it.")
         if ours not in tied:
             tied[ours] = torch.cat([weights[our] for our in ours]) if len(ours) > 1 else weights[ours[0]]
         state[name] = tied[ours]
@@ -627,7 +730,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("source", help="the .pth file; with --reverse the folder or Hub name of a model")
     parser.add_argument("output", help="the folder to write; with --reverse the .pth file")
     parser.add_argument(
-        "--task", choices=TASKS, help="what the checkpoint was trained for; refcoco.pth is of retrieval"
+        "--task", choices=MODELS, help="what the checkpoint was trained for; refcoco.pth is of retrieval"
     )
     parser.add_argument(
         "--config",
@@ -637,16 +740,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int, help="interpolate the image positions to this resolution, in pixels")
     parser.add_argument("--reverse", action="store_true", help="from albef_hf to the original")
     options = parser.parse_args(arguments)
+    if options.reverse and (options.task or options.config or options.image_size):
+        parser.error("--task, --config and --image-size are of no use with --reverse; the folder says what it holds")
+    if not options.reverse and options.task is None:
+        parser.error("--task is needed, one of " + ", ".join(MODELS))
     try:
         if options.reverse:
             revert_checkpoint(options.source, options.output)
             return
-        if options.task is None:
-            parser.error("--task is needed, one of " + ", ".join(TASKS))
         summary = convert_checkpoint(
             options.source, options.output, task=options.task, config=options.config, image_size=options.image_size
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     for name, reason in summary["dropped"].items():
         print(f"dropped {name}: {reason}")

@@ -1,7 +1,7 @@
 """Where a model looks: Grad-CAM heat maps of a score over the image, per word and per sentence, and what follows.
 
-Grad-CAM (arXiv 1610.02391) on attention, as in section 6.4 and figures 4 to 6 of the paper: attention to each patch times
-the positive part of the score's gradient there. Cell 14 of the original's `visualization.ipynb`, and `Grounding.py`.
+Grad-CAM (arXiv 1610.02391) on attention, as in figures 4 to 6 of the paper: attention to each patch times the positive
+part of the score's gradient there. Cell 14 of the original's `visualization.ipynb`, and `Grounding.py`.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ def matching_heatmaps(
         reduce_heads: Makes one map of those of all heads.
 
     Returns:
-        (batch, tokens, rows, columns) of patches, not negative; zero for padding. The mean over the tokens is the map of
-        the sentence.
+        (batch, tokens, rows, columns) of patches, not negative; zero for padding. The mean over the tokens is the map
+        of the sentence.
     """
 
     def score(attended: torch.Tensor) -> torch.Tensor:

@@ -78,7 +78,8 @@ class AlbefTeacherOutput(ModelOutput):
         text_embeds: Momentum text features, unit length, (batch, projection).
         image_queue: Earlier momentum image features, (queue, projection).
         text_queue: Earlier momentum text features, (queue, projection).
-        queue_ids: Number of the picture of each queued pair, -100 where unknown, (queue,).
+        ids: Number of the picture of each pair, (batch,), where it is known.
+        queue_ids: The same of each queued pair, -100 where unknown, (queue,).
         logits: Logits of what the student predicts: in pretraining of the masked tokens, in question answering of the
             answers' tokens, (tokens, vocabulary), in the row order of the labels; in classification (batch, classes).
     """
@@ -87,6 +88,7 @@ class AlbefTeacherOutput(ModelOutput):
     text_embeds: torch.Tensor | None = None
     image_queue: torch.Tensor | None = None
     text_queue: torch.Tensor | None = None
+    ids: torch.Tensor | None = None
     queue_ids: torch.Tensor | None = None
     logits: torch.Tensor | None = None
 
@@ -506,23 +508,31 @@ class AlbefPreTrainedModel(PreTrainedModel):
     def initialize_weights(self) -> None:
         """Initialise what no checkpoint has filled; copies come last, when what they copy is there."""
         super().initialize_weights()
-        for model in self.modules():
+        self._copied_weights: set[str] = set()
+        for prefix, model in self.named_modules():
             for name, other_name in getattr(model, "_copied_modules", {}).items():
-                _copy_where_fresh(model, name, other_name)
+                other = model.get_submodule(other_name)
+                copied = _copy_if_fresh(model.get_submodule(name), other)
+                self._copied_weights |= {f"{prefix}.{name}.{key}".removeprefix(".") for key in copied}
+                if copied and any(getattr(weight, "_is_hf_initialized", False) for weight in other.parameters()):
+                    logger.warning(f"The checkpoint has no {name}: what fits of {other_name} is copied there.")
+
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        """Share what is tied; what has just been copied is not missing, so that only what is new is reported."""
+        if missing_keys is not None:
+            missing_keys -= getattr(self, "_copied_weights", set())
+        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
 
 
-def _copy_where_fresh(model: PreTrainedModel, name: str, other_name: str) -> None:
-    """Give the weights of one module to another, where no checkpoint has filled it and the shapes agree."""
-    others = dict(model.get_submodule(other_name).named_parameters())
-    fresh = [
-        (others[key], weight)
-        for key, weight in model.get_submodule(name).named_parameters()
-        if not getattr(weight, "_is_hf_initialized", False) and weight.shape == others[key].shape
-    ]
-    for other, weight in fresh:
-        init.copy_(weight, other)
-    if any(getattr(other, "_is_hf_initialized", False) for other, _ in fresh):
-        logger.warning(f"The checkpoint has no {name}: they start as a copy of {other_name}.")
+def _copy_if_fresh(module: nn.Module, other: nn.Module) -> list[str]:
+    """Give a module the weights of another, those of the same shape, unless a checkpoint has filled some of it."""
+    weights, others = dict(module.named_parameters()), dict(other.named_parameters())
+    if any(getattr(weight, "_is_hf_initialized", False) for weight in weights.values()):
+        return []
+    copied = [name for name, weight in weights.items() if weight.shape == others[name].shape]
+    for name in copied:
+        init.copy_(weights[name], others[name])
+    return copied
 
 
 class AlbefVisionModel(AlbefPreTrainedModel):
@@ -683,8 +693,6 @@ class AlbefPairMultimodalModel(AlbefMultimodalModel):
 
     The twins have their own weights, but for the keys and values, which they share (section 5 of the paper).
     """
-
-    _keys_to_ignore_on_load_missing = [r"(^|\.)second_layers\."]
 
     def __init__(self, config: AlbefTextConfig):
         super().__init__(config)
@@ -947,6 +955,10 @@ class AlbefPairModel(AlbefUnimodalModels):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def distilled_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, teacher_logits: torch.Tensor | None, alpha: float
 ) -> torch.Tensor:
@@ -961,10 +973,11 @@ def distilled_cross_entropy(
     Returns:
         The loss of each row, (rows,).
     """
+    logits = _at_least_float32(logits)
     losses = F.cross_entropy(logits, targets, reduction="none")
     if teacher_logits is None or alpha == 0:
         return losses
-    soft_targets = teacher_logits.detach().softmax(-1)
+    soft_targets = _at_least_float32(teacher_logits.detach()).softmax(-1)
     return (1 - alpha) * losses + alpha * F.cross_entropy(logits, soft_targets, reduction="none")
 
 
@@ -1019,10 +1032,6 @@ def matching_loss(itm_logits: torch.Tensor, candidates: torch.Tensor) -> torch.T
     wrong = torch.where(candidates.any(1), 0, IGNORED)
     labels = torch.cat([torch.ones_like(wrong), wrong, wrong])
     return F.cross_entropy(itm_logits, labels, ignore_index=IGNORED)
-
-
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class AlbefContrastiveHead(nn.Module):
@@ -1196,14 +1205,15 @@ class AlbefForPreTraining(AlbefAlignedModel):
         self,
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor,
-        attention_mask: torch.Tensor,
-        mlm_input_ids: torch.Tensor,
-        labels: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        mlm_input_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
     ) -> AlbefTeacherOutput:
         """What this model, as a teacher, has to say of a batch: features, and logits of the masked tokens.
 
         Takes the batch that `forward` takes; the queues are the `MomentumTeacher`'s to add.
         """
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         images, texts, masked_texts = self._encode(input_ids, pixel_values, attention_mask, mlm_input_ids)
         image_key_values = self.albef.multimodal_model.project_images(images)
         masked = self.albef.multimodal_model(masked_texts, attention_mask, image_key_values).last_hidden_state
@@ -1244,7 +1254,7 @@ class AlbefForPreTraining(AlbefAlignedModel):
         if mlm_input_ids is None:
             raise ValueError("labels came without mlm_input_ids: collate with albef_hf.data.PretrainingCollator.")
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        images, texts, masked_texts = self._encode(input_ids, pixel_values, attention_mask, mlm_input_ids)
+        images, texts, masked_texts = self._encode(input_ids, pixel_values, attention_mask, mlm_input_ids, **kwargs)
         image_embeds = self.contrastive_head.project_image(images)
         text_embeds = self.contrastive_head.project_text(texts)
         own = torch.arange(len(images), device=images.device)
@@ -1273,9 +1283,10 @@ class AlbefForPreTraining(AlbefAlignedModel):
         pixel_values: torch.Tensor,
         attention_mask: torch.Tensor,
         mlm_input_ids: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """States of the pictures, of the texts, and of the texts with masked tokens, one encoder call each kind."""
-        images = self.albef.vision_model(pixel_values).last_hidden_state
+        images = self.albef.vision_model(pixel_values, **kwargs).last_hidden_state
         both = self.albef.text_model(torch.cat([input_ids, mlm_input_ids]), attention_mask.repeat(2, 1))
         return images, *both.last_hidden_state.chunk(2)
 
@@ -1295,7 +1306,7 @@ class AlbefForPreTraining(AlbefAlignedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForPreTrainingOutput:
         """Match, fill and embed given pairs, without any loss."""
-        outputs = self.albef(input_ids, pixel_values, attention_mask, **kwargs)
+        outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
         return AlbefForPreTrainingOutput(
             itm_logits=self.itm_head(outputs.last_hidden_state[:, 0]),
             logits=self.mlm_head(outputs.last_hidden_state),
@@ -1371,8 +1382,9 @@ class AlbefForRetrieval(AlbefAlignedModel):
     ) -> AlbefTeacherOutput:
         """What this model, as a teacher, has to say of a batch: features. Takes the batch that `forward` takes."""
         return AlbefTeacherOutput(
-            image_embeds=self.get_image_features(pixel_values).pooler_output,
-            text_embeds=self.get_text_features(input_ids, attention_mask).pooler_output,
+            image_embeds=self.get_image_features(pixel_values, return_dict=True).pooler_output,
+            text_embeds=self.get_text_features(input_ids, attention_mask, return_dict=True).pooler_output,
+            ids=labels,
         )
 
     @can_return_tuple
@@ -1403,7 +1415,8 @@ class AlbefForRetrieval(AlbefAlignedModel):
         if labels is None:
             return self._predict(input_ids, pixel_values, attention_mask, **kwargs)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        images, texts = self.get_image_features(pixel_values), self.get_text_features(input_ids, attention_mask)
+        images = self.get_image_features(pixel_values, return_dict=True, **kwargs)
+        texts = self.get_text_features(input_ids, attention_mask, return_dict=True)
         loss_itc, info_nce, logits = self.contrastive_head.loss(
             images.pooler_output, texts.pooler_output, _shared_targets(labels, teacher_outputs), teacher_outputs, alpha
         )
@@ -1431,7 +1444,7 @@ class AlbefForRetrieval(AlbefAlignedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForRetrievalOutput:
         """Compare all images with all texts, and match text `i` with image `i % images`."""
-        outputs = self.albef(input_ids, pixel_values, attention_mask, **kwargs)
+        outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
         image_embeds = self.contrastive_head.project_image(outputs.image_hidden_states)
         text_embeds = self.contrastive_head.project_text(outputs.text_hidden_states)
         logits_per_image = self.contrastive_head(image_embeds, text_embeds)
@@ -1447,7 +1460,7 @@ class AlbefForRetrieval(AlbefAlignedModel):
 def _shared_targets(labels: torch.Tensor, teacher_outputs: AlbefTeacherOutput | None) -> torch.Tensor:
     """The right keys of each row, in equal shares, (batch, batch + queue): all that belong to the same picture."""
     keys = labels if teacher_outputs is None else torch.cat([labels, teacher_outputs.queue_ids])
-    same = (labels[:, None] == keys).float()
+    same = ((labels[:, None] == keys) & (keys != IGNORED)).float().fill_diagonal_(1)  # unknown: its own pair alone
     return same / same.sum(1, keepdim=True)
 
 
@@ -1459,7 +1472,6 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"mlm_head.decoder.weight": "decoder.embeddings.word_embeddings.weight"}
-    _keys_to_ignore_on_load_missing = [r"^decoder\.", r"^mlm_head\.decoder\.weight$"]
     _copied_modules = {
         "decoder.embeddings": "albef.text_model.embeddings",
         "decoder.layers": "albef.multimodal_model.layers",
@@ -1474,11 +1486,10 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         self.mlm_head = AlbefMaskedLanguageHead(config.text_config)
         self.post_init()
 
-    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """Share the decoder's word embeddings with the head; embeddings that are a copy are not missing."""
-        if missing_keys is not None:
-            missing_keys = {key for key in missing_keys if not key.startswith("decoder.embeddings.")}
-        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """Change the vocabulary of questions and of answers; arguments as in transformers."""
+        self.decoder.resize_token_embeddings(*args, **kwargs)
+        return super().resize_token_embeddings(*args, **kwargs)
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """What reads question and image."""
@@ -1497,8 +1508,8 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         self,
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor,
-        attention_mask: torch.Tensor,
-        labels: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         answer_counts: torch.Tensor | None = None,
         answer_weights: torch.Tensor | None = None,
     ) -> AlbefTeacherOutput:
@@ -1506,10 +1517,9 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
 
         Takes the batch that `forward` takes.
         """
-        questions = self.albef(input_ids, pixel_values, attention_mask).last_hidden_state
-        question_of = _question_of_answers(labels, answer_counts, len(questions))
-        key_values = select_key_values(self.decoder.project_questions(questions), question_of)
-        return AlbefTeacherOutput(logits=self._answer_logits(labels, key_values, attention_mask[question_of]))
+        questions = self.albef(input_ids, pixel_values, attention_mask, return_dict=True).last_hidden_state
+        question_of = _question_of_answers(labels, answer_counts, answer_weights, len(questions))
+        return AlbefTeacherOutput(logits=self._answer_logits(labels, questions, attention_mask, question_of))
 
     @can_return_tuple
     def forward(
@@ -1554,16 +1564,14 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             ValueError: If there are not as many answers as `answer_counts` says.
         """
         if encoder_outputs is None:
-            encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, **kwargs)
+            encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
         questions = encoder_outputs[0]
         if labels is None:
             return self._next_tokens(
                 questions, attention_mask, decoder_input_ids, decoder_attention_mask, past_key_values, **kwargs
             )
-        question_of = _question_of_answers(labels, answer_counts, len(questions))
-        key_values = select_key_values(self.decoder.project_questions(questions), question_of)
-        question_mask = None if attention_mask is None else attention_mask[question_of]
-        logits = self._answer_logits(labels, key_values, question_mask)
+        question_of = _question_of_answers(labels, answer_counts, answer_weights, len(questions))
+        logits = self._answer_logits(labels, questions, attention_mask, question_of)
         answer_of, token = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         losses = distilled_cross_entropy(logits, labels[answer_of, token + 1], _teacher_logits(teacher_outputs), alpha)
         if answer_weights is None:
@@ -1572,11 +1580,23 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         return Seq2SeqLMOutput(loss=loss, logits=logits, encoder_last_hidden_state=questions)
 
     def _answer_logits(
+        self,
+        labels: torch.Tensor,
+        questions: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        question_of: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits of the tokens of answers to some of the questions, (answer tokens, vocabulary)."""
+        key_values = select_key_values(self.decoder.project_questions(questions), question_of)
+        question_mask = None if attention_mask is None else attention_mask[question_of]
+        return self._token_logits(labels, key_values, question_mask)
+
+    def _token_logits(
         self, labels: torch.Tensor, question_key_values: list[KeyValues], question_mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Logits of the tokens of (answers, tokens) labels, (answer tokens, vocabulary); padding has none."""
         answered = labels != IGNORED
-        answer_ids = labels.masked_fill(~answered, self.config.text_config.pad_token_id)
+        answer_ids = labels.masked_fill(~answered, self.config.text_config.pad_token_id or 0)
         states = self.decoder(answer_ids, answered.long(), question_key_values, question_mask).last_hidden_state
         return self.mlm_head(states[:, :-1][answered[:, 1:]])
 
@@ -1640,24 +1660,30 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             pixel_values: The picture of each question, (questions, channels, height, width).
             answer_ids: The list, (answers, tokens), `[CLS]` first and `[SEP]` last, as `AlbefProcessor.encode_answers`
                 makes it.
-            attention_mask: (questions, tokens), 1 for tokens and 0 for padding.
-            answer_attention_mask: (answers, tokens); by default what is not the padding token.
+            attention_mask: (questions, tokens); by default 0 for the padding token and 1 for all others.
+            answer_attention_mask: (answers, tokens); the same of the answers.
             k: Answers that are scored whole; the paper's is 128.
-            batch_size: Answers scored at a time.
+            batch_size: Answers scored at a time, of all questions together; at least one of each.
 
         Returns:
             Row of `answer_ids`, and probability among the k, each (questions, k), the likeliest first.
 
         Raises:
-            ValueError: If the list is empty.
+            ValueError: If the list is empty, or k is not positive.
         """
         if len(answer_ids) == 0:
             raise ValueError("The list of answers is empty: give at least one, or call generate() for open answers.")
+        if k < 1:
+            raise ValueError(f"k is {k}: at least one answer has to be scored.")
+        padding = self.config.text_config.pad_token_id
+        if attention_mask is None:
+            attention_mask = (input_ids != padding).long()
         if answer_attention_mask is None:
-            answer_attention_mask = answer_ids != self.config.text_config.pad_token_id
+            answer_attention_mask = answer_ids != padding
         answers = answer_ids.masked_fill(answer_attention_mask == 0, IGNORED)
-        questions = self.albef(input_ids, pixel_values, attention_mask).last_hidden_state
-        first = self._next_tokens(questions, attention_mask, None, None, None).logits[:, 0].log_softmax(-1)
+        questions = self.albef(input_ids, pixel_values, attention_mask, return_dict=True).last_hidden_state
+        start = self._next_tokens(questions, attention_mask, None, None, None).logits[:, 0]
+        first = _at_least_float32(start).log_softmax(-1)
         first, rows = first[:, answer_ids[:, 1]].topk(min(k, len(answers)), dim=1)  # (questions, k)
         key_values = self.decoder.project_questions(questions)
         scores = []
@@ -1672,21 +1698,25 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """Log-likelihood of each of (groups * questions, tokens) answers, (groups * questions,)."""
         answer_of, token = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        logits = self._answer_logits(labels, question_key_values, question_mask)
-        losses = F.cross_entropy(logits, labels[answer_of, token + 1], reduction="none")
+        logits = self._token_logits(labels, question_key_values, question_mask)
+        losses = F.cross_entropy(_at_least_float32(logits), labels[answer_of, token + 1], reduction="none")
         return -losses.new_zeros(len(labels)).index_add(0, answer_of, losses)
 
 
-def _question_of_answers(labels: torch.Tensor, answer_counts: torch.Tensor | None, questions: int) -> torch.Tensor:
+def _question_of_answers(
+    labels: torch.Tensor, answer_counts: torch.Tensor | None, answer_weights: torch.Tensor | None, questions: int
+) -> torch.Tensor:
     """Number of the question that each answer belongs to, (answers,)."""
-    if answer_counts is None:
-        answer_counts = torch.ones(questions, dtype=torch.long, device=labels.device)
-    if len(answer_counts) != questions or answer_counts.sum() != len(labels):
+    counts = torch.ones(questions, dtype=torch.long) if answer_counts is None else torch.as_tensor(answer_counts)
+    counts = counts.to(labels.device)
+    if len(counts) != questions or counts.sum() != len(labels):
         raise ValueError(
-            f"{len(labels)} answers for {questions} questions do not fit answer_counts {answer_counts.tolist()}: give "
-            "the number of answers of each question."
+            f"{len(labels)} answers for {questions} questions do not fit answer_counts {counts.tolist()}: give the "
+            "number of answers of each question."
         )
-    return torch.repeat_interleave(answer_counts, output_size=len(labels))
+    if answer_weights is not None and len(answer_weights) != len(labels):
+        raise ValueError(f"There are {len(answer_weights)} answer_weights for {len(labels)} answers: give one each.")
+    return torch.repeat_interleave(counts, output_size=len(labels))
 
 
 class AlbefClassificationHead(nn.Module):
@@ -1717,7 +1747,7 @@ class AlbefClassifier(AlbefPreTrainedModel):
         labels: torch.Tensor | None = None,
     ) -> AlbefTeacherOutput:
         """What this model, as a teacher, has to say of a batch: logits. Takes the batch that `forward` takes."""
-        return AlbefTeacherOutput(logits=self(input_ids, pixel_values, attention_mask).logits)
+        return AlbefTeacherOutput(logits=self(input_ids, pixel_values, attention_mask, return_dict=True).logits)
 
     @can_return_tuple
     def forward(
@@ -1744,7 +1774,7 @@ class AlbefClassifier(AlbefPreTrainedModel):
         Returns:
             `logits`, (batch, classes), in the order of `config.id2label`, and with `labels` the `loss`.
         """
-        outputs = self.albef(input_ids, pixel_values, attention_mask, **kwargs)
+        outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
         logits = self.classifier(outputs.last_hidden_state)
         loss = None
         if labels is not None:
@@ -1755,10 +1785,15 @@ class AlbefClassifier(AlbefPreTrainedModel):
         )
 
 
-def _name_classes(config: AlbefConfig, *names: str) -> AlbefConfig:
+REASONING_CLASSES = ("False", "True")
+ENTAILMENT_CLASSES = ("contradiction", "neutral", "entailment")
+
+
+def _name_classes(config: AlbefConfig, names: tuple[str, ...]) -> AlbefConfig:
     """A copy of the configuration that names the classes, unless it has names of its own."""
     config = copy.deepcopy(config)
-    if list(config.id2label.values()) == ["LABEL_0", "LABEL_1"]:  # transformers' default
+    # Not its own are transformers' default and those of another head, from whose checkpoint it may come.
+    if tuple(config.id2label.values()) in (("LABEL_0", "LABEL_1"), REASONING_CLASSES, ENTAILMENT_CLASSES):
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
     return config
@@ -1771,7 +1806,7 @@ class AlbefForVisualReasoning(AlbefClassifier):
     """
 
     def __init__(self, config: AlbefConfig):
-        super().__init__(_name_classes(config, "False", "True"))
+        super().__init__(_name_classes(config, REASONING_CLASSES))
         self.albef = AlbefPairModel(self.config)
         self.classifier = AlbefClassificationHead(self.config)
         self.post_init()
@@ -1784,7 +1819,7 @@ class AlbefForVisualEntailment(AlbefClassifier):
     """
 
     def __init__(self, config: AlbefConfig):
-        super().__init__(_name_classes(config, "contradiction", "neutral", "entailment"))
+        super().__init__(_name_classes(config, ENTAILMENT_CLASSES))
         self.albef = AlbefModel(self.config)
         self.classifier = AlbefClassificationHead(self.config)
         self.post_init()
@@ -1805,8 +1840,8 @@ class AlbefFrozenProjection(nn.Module):
 class AlbefForTextAssignment(AlbefPreTrainedModel):
     """The step between pretraining and NLVR2: is a text about the first image, the second, or neither?
 
-    Section 5 of the paper, the original's `models/model_pretrain_nlvr.py`; it has no teacher. Beside its own picture,
-    or instead of it, a text is shown pictures that the contrastive projection takes for similar.
+    Section 5 of the paper, the original's `models/model_pretrain_nlvr.py`, which has no teacher. Beside its own
+    picture, or instead of it, a text is shown pictures that the contrastive projection takes for similar.
     """
 
     def __init__(self, config: AlbefConfig):
@@ -1819,6 +1854,19 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         self.assignment_head = nn.Linear(config.text_config.hidden_size, 3)
         self.post_init()
 
+    @torch.no_grad()
+    def get_teacher_outputs(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_pairs: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> AlbefTeacherOutput:
+        """What this model, as a teacher, has to say of given pairs of pictures: logits."""
+        outputs = self(input_ids, pixel_values, attention_mask, image_pairs, return_dict=True)
+        return AlbefTeacherOutput(logits=outputs.logits)
+
     @can_return_tuple
     def forward(
         self,
@@ -1827,6 +1875,8 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         image_pairs: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        teacher_outputs: AlbefTeacherOutput | None = None,
+        alpha: float = 0.0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         """Show each text two pictures of the batch.
@@ -1838,13 +1888,18 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
             image_pairs: The two pictures that each text is shown, (batch, 2) numbers within the batch; drawn together
                 with the labels where not given.
             labels: Where the text's own picture is: 0 first, 1 second, 2 neither, (batch,).
+            teacher_outputs: What a `MomentumTeacher` made of the same pairs.
+            alpha: Share of the teacher in the targets.
 
         Returns:
             `logits`, (batch, 3), and with `labels`, given or drawn, the `loss`.
 
         Raises:
-            ValueError: If there are fewer than three pictures to draw from.
+            ValueError: If there are fewer than three pictures to draw from, or labels or a teacher's outputs without
+                the pairs that they belong to.
         """
+        if image_pairs is None and not (labels is None and teacher_outputs is None):
+            raise ValueError("labels and teacher_outputs belong to pairs of pictures: give image_pairs with them.")
         images = self.albef.vision_model(pixel_values, **kwargs).last_hidden_state
         if image_pairs is None:
             image_pairs, labels = sample_image_pairs(self._image_similarities(images))
@@ -1853,7 +1908,9 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         first, second = (select_key_values(key_values, index) for index in image_pairs.unbind(1))
         fused = self.albef.multimodal_model(texts, attention_mask, first, second, **kwargs)
         logits = self.assignment_head(fused.last_hidden_state[:, 0])
-        loss = None if labels is None else F.cross_entropy(logits, labels)
+        loss = None
+        if labels is not None:
+            loss = distilled_cross_entropy(logits, labels, _teacher_logits(teacher_outputs), alpha).mean()
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=fused.hidden_states, attentions=fused.cross_attentions
         )

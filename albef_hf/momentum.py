@@ -79,7 +79,7 @@ class MomentumTeacher(nn.Module):
         loss.backward()
         optimizer.step()
         student.clamp_temperature()
-        teacher.enqueue(targets.image_embeds, targets.text_embeds)
+        teacher.enqueue(targets.image_embeds, targets.text_embeds, targets.ids)
         teacher.update(student)
         ```
     """
@@ -145,11 +145,12 @@ class MomentumTeacher(nn.Module):
         weights = load_file(path)
         queue = {key.removeprefix("queue."): weights.pop(key) for key in list(weights) if key.startswith("queue.")}
         weights = {key.removeprefix("model."): weight for key, weight in weights.items()}
-        teacher = cls(student, momentum, len(queue["image_features"])) if queue else cls(student, momentum)
+        rows = len(queue.get("image_features", ()))
+        teacher = cls(student, momentum, rows) if rows else cls(student, momentum)
         try:
             if weights:  # a converted checkpoint may have lost its momentum model, but not its queues
                 teacher._load(student, weights)
-            if queue and isinstance(student, AlbefAlignedModel):
+            if rows and isinstance(student, AlbefAlignedModel):
                 teacher.queue.load_state_dict(queue)
         except RuntimeError as error:
             raise ValueError(
@@ -164,9 +165,15 @@ class MomentumTeacher(nn.Module):
         elsewhere = ("albef.", *copies, *student.all_tied_weights_keys)
         head = {key: weight for key, weight in student.state_dict().items() if not key.startswith(elsewhere)}
         adapted, report = type(student).from_pretrained(
-            None, config=student.config, state_dict={**head, **weights}, output_loading_info=True
+            None,
+            config=student.config,
+            state_dict={**head, **weights},
+            dtype=self.model.dtype,
+            output_loading_info=True,
         )
-        wrong = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+        # Layers for a second image are of no use to a head with one.
+        unexpected = {name for name in report["unexpected_keys"] if ".second_layers." not in name}
+        wrong = sorted(report["missing_keys"] | unexpected)
         if wrong:
             raise RuntimeError(f"missing or unexpected: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}")
         self.model.load_state_dict(adapted.state_dict())

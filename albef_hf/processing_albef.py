@@ -70,6 +70,7 @@ class AlbefProcessor(ProcessorMixin):
         image_processor: Such as `BlipImageProcessor(size={"height": 256, "width": 256})`, whose settings are ALBEF's.
         tokenizer: A BERT tokenizer; its `[SEP]` is dropped.
         max_words: Words of a caption that are kept.
+        max_length: Tokens of a caption that are kept, where a call does not say otherwise.
 
     Example:
         ```python
@@ -81,8 +82,8 @@ class AlbefProcessor(ProcessorMixin):
     text_kwargs = AlbefProcessorKwargs._defaults["text_kwargs"]
     valid_processor_kwargs = AlbefProcessorKwargs
 
-    def __init__(self, image_processor, tokenizer, max_words: int = 30, **kwargs):
-        self.max_words = max_words
+    def __init__(self, image_processor, tokenizer, max_words: int = 30, max_length: int = 30, **kwargs):
+        self.max_words, self.max_length = max_words, max_length
         super().__init__(image_processor, without_separator(tokenizer), **kwargs)
 
     def __call__(
@@ -108,27 +109,34 @@ class AlbefProcessor(ProcessorMixin):
             raise ValueError("Nothing to process: give images, text, or both.")
         if text is not None:
             text = self._clean(text)
+            if "max_length" not in kwargs.get("text_kwargs", {}):
+                kwargs.setdefault("max_length", self.max_length)
         return super().__call__(images=images, text=text, **kwargs)
 
-    def encode_answers(self, answers: str | list[str], return_tensors: str = "pt") -> BatchEncoding:
+    def encode_answers(self, answers: str | list[str]) -> BatchEncoding:
         """Tokenize answers for question answering: `[CLS] answer [SEP]`, as they are but for upper case.
 
         Args:
             answers: An answer or a list of them.
-            return_tensors: As for a tokenizer.
 
         Returns:
-            `input_ids` and `attention_mask`, (answers, tokens), padded to the longest.
+            `input_ids` and `attention_mask`, (answers, tokens), padded to the longest; and `labels`, which are -100
+            for the padding, for the head's loss.
 
         Raises:
-            ValueError: If an answer has no token, or is not a string.
+            ValueError: If there is no answer, or one that has no token, or is not a string.
         """
         answers = [answers] if isinstance(answers, str) else list(answers)
-        if not all(isinstance(answer, str) and answer.strip() for answer in answers):
-            raise ValueError("answers must be strings, and none of them empty.")
+        if not answers or not all(isinstance(answer, str) for answer in answers):
+            raise ValueError("answers must be strings, and there must be at least one.")
         ids = self.tokenizer(answers, split_special_tokens=True)["input_ids"]
-        ids = [answer + [self.tokenizer.sep_token_id] for answer in ids]
-        return self.tokenizer.pad({"input_ids": ids}, return_tensors=return_tensors)
+        empty = [answer for answer, tokens in zip(answers, ids, strict=True) if len(tokens) < 2]
+        if empty:
+            raise ValueError(f"The answer {empty[0]!r} has no word that can be written.")
+        end = self.tokenizer.sep_token_id
+        padded = self.tokenizer.pad({"input_ids": [tokens + [end] for tokens in ids]}, return_tensors="pt")
+        padded["labels"] = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, -100)
+        return padded
 
     def decode_answers(self, answer_ids: Sequence[Sequence[int]]) -> list[str]:
         """The words of (answers, tokens) ids, such as `generate` of `AlbefForQuestionAnswering` returns."""

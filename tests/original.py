@@ -11,8 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from albef_hf import AlbefConfig, MomentumTeacher
-from albef_hf.convert import TASKS as converted_models
-from albef_hf.convert import convert_checkpoint, name_table
+from albef_hf.convert import MODELS, convert_checkpoint, name_table, split
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -40,8 +39,7 @@ def to_ours(
     for name, tensor in tensors.items():
         online = re.sub(r"^(\w+)_m\.", r"\1.", name)
         if online in names and (online != name) == teacher:
-            parts = names[online]
-            ours.update(zip(parts, tensor.chunk(len(parts)) if len(parts) > 1 else [tensor], strict=True))
+            ours |= split(names[online], tensor)
     return ours
 
 
@@ -85,7 +83,7 @@ def student_and_teacher(golden: dict, task: str = "pretraining") -> tuple[PreTra
     """
     with tempfile.TemporaryDirectory() as folder:
         converted = convert(golden, task, Path(folder))
-        student = converted_models[task].from_pretrained(converted).double().train()
+        student = MODELS[task].from_pretrained(converted).double().train()
         teacher = MomentumTeacher.from_pretrained(converted, student, golden["config"]["momentum"]).double()
     teacher.update(student)
     return student, teacher

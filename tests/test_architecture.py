@@ -18,6 +18,7 @@ ALLOWED = {
     "modeling_albef": {"configuration_albef"},
     "processing_albef": set(),
     "momentum": {"modeling_albef"},
+    "explain": {"modeling_albef"},
     "convert": {"configuration_albef", "modeling_albef", "processing_albef", "momentum", "data"},
     "options": set(),
     "run_log": set(),

@@ -1,6 +1,7 @@
 """The converter: what goes in comes out again, nothing is left out without a word, and bad files are refused."""
 
 import argparse
+import hashlib
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ import pytest
 import torch
 from original import TASKS, convert, load, original_shapes, random_state_dict
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from albef_hf import (
     AlbefConfig,
@@ -22,8 +23,8 @@ from albef_hf import (
     AlbefProcessor,
     MomentumTeacher,
 )
-from albef_hf.convert import TASKS as MODELS
 from albef_hf.convert import (
+    MODELS,
     _queue_names,
     _teacher_names,
     convert_checkpoint,
@@ -63,6 +64,7 @@ def test_there_and_back_is_the_identity(name, size, heads, tmp_path):
     source = save({"model": state}, tmp_path)
     summary = convert_checkpoint(source, tmp_path / "converted", task=TASKS[name], config=heads)
     assert summary["keys"] == len(state)
+    assert summary["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     revert_checkpoint(tmp_path / "converted", tmp_path / "again.pth")
     again = torch.load(tmp_path / "again.pth", weights_only=True)["model"]
     assert again.keys() == state.keys()
@@ -161,6 +163,8 @@ def test_another_resolution_is_interpolated_for_student_and_teacher(state, heads
     config = AlbefConfig.from_pretrained(tmp_path / "same")
     config.vision_config.image_size = 96
     loaded = AlbefForRetrieval.from_pretrained(tmp_path / "same", config=config)
+    raw = load_file(tmp_path / "larger" / "momentum.safetensors")
+    assert raw["model.albef.vision_model.embeddings.position_embeddings"].shape == (1, 37, 48)
     for ours, theirs in (
         (student, loaded),
         (teacher.model, MomentumTeacher.from_pretrained(tmp_path / "same", loaded).model),
@@ -228,7 +232,15 @@ def change(state: dict, **changes) -> dict:
             "num_hidden_layers is 12 there, and 3 in the checkp",
         ),
         ({"config": {"projection_dim": 256}}, "projection_dim is 256 there, and 32 in the checkpoint"),
+        ({"config": {"tie_word_embeddings": False}}, "tie_word_embeddings is false there"),
+        (
+            {"config": {"num_attention_heads": 4}},
+            "no setting num_attention_heads: it belongs into vision_config or text",
+        ),
+        ({"config": {"vision_config": {"num_heads": 4}}}, "no setting vision_config.num_heads"),
+        ({"config": {"vision_config": {"num_attention_heads": 0}}}, r"\(48\) must be a multiple of .* \(0\)"),
         ({"image_size": 100}, r"\(100\) must be a multiple of patch_size \(16\)"),
+        ({"image_size": 0}, "image size is 0; it is a positive number"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message, state, heads, tmp_path):
@@ -250,14 +262,12 @@ def test_a_pretraining_checkpoint_for_another_task_is_told_the_way(heads, tmp_pa
         convert_checkpoint(source, tmp_path / "converted", task="vqa", config=heads)
 
 
-def test_heads_that_no_shape_contradicts_are_doubted(tmp_path, monkeypatch):
+def test_other_heads_than_those_of_base_size_are_refused(tmp_path):
     shapes = original_shapes("retrieval_base")
     state = {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in shapes.items()}
-    warnings = []
-    monkeypatch.setattr("albef_hf.convert.logger.warning", warnings.append)
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_attention_heads": 8}}))
-    assert read_config(state, "retrieval", tmp_path / "config.json").text_config.num_attention_heads == 8
-    assert len(warnings) == 1 and "8 attention heads" in warnings[0] and "have 12" in warnings[0]
+    with pytest.raises(ValueError, match="text_config 8 attention heads; at a width of 768, .* the original has 12"):
+        read_config(state, "retrieval", tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(
@@ -268,6 +278,20 @@ def test_heads_that_no_shape_contradicts_are_doubted(tmp_path, monkeypatch):
         (lambda state: change(state, idx_queue=None), "has no idx_queue"),
         (lambda state: change(state, surprise=torch.zeros(1)), "has an unknown surprise"),
         (lambda state: change(state, **{"text_proj.weight": torch.zeros(32, 7)}), "shapes .* do not go together"),
+        (
+            lambda state: change(state, **{"text_proj_m.weight": torch.zeros(32, 7)}),
+            "of the momentum model, model.contr",
+        ),
+        (lambda state: change(state, image_queue=torch.zeros(32, 7)), "queue.text_features is .* where .* fits"),
+        (
+            lambda state: change(state, **{"visual_encoder.patch_embed.proj.weight": torch.zeros(4)}),
+            "number of dimensi",
+        ),
+        (
+            lambda state: change(state, temp=torch.zeros((), dtype=torch.float16)),
+            "float16 and torch.float32; a model has",
+        ),
+        (lambda state: {7: torch.zeros(1)}, "holds a dictionary with 7, not a state dict"),
         (
             lambda state: {key: value for key, value in state.items() if "token_type" not in key},
             "LAVIS and BLIP leave them out",
@@ -328,6 +352,7 @@ def test_a_malicious_file_is_refused_and_nothing_of_it_runs(legacy, state, heads
     "content, message",
     [
         (lambda whole: whole[: len(whole) // 2], "breaks off after .* bytes: download it again"),
+        (lambda whole: whole[:600_000] + bytes(20_000) + whole[620_000:], "is damaged in .*: download it again"),
         (lambda whole: b"", "cannot be read as a torch checkpoint"),
         (lambda whole: b"<!DOCTYPE html><html>Not found</html>", "not a torch checkpoint; it starts with b'<!DOCTYPE"),
         (lambda whole: bytes(range(256)) * 40, "torch checkpoint"),
@@ -346,6 +371,39 @@ def test_a_folder_that_holds_something_is_left_alone(state, heads, tmp_path):
     with pytest.raises(ValueError, match="not empty"):
         convert_checkpoint(save(state, tmp_path), tmp_path / "converted", task="retrieval", config=heads)
     assert (tmp_path / "converted" / "momentum.safetensors").read_text() == "precious"
+
+
+def test_what_would_be_lost_on_the_way_back_is_refused(state, heads, tmp_path):
+    folder = tmp_path / "converted"
+    convert_checkpoint(save(state, tmp_path), folder, task="retrieval", config=heads)
+    with pytest.raises(ValueError, match="checkpoint.pth exists"):
+        revert_checkpoint(folder, tmp_path / "checkpoint.pth")
+    weights = load_file(folder / "model.safetensors")
+    momentum = load_file(folder / "momentum.safetensors")
+    save_file({key: value for key, value in momentum.items() if "proj" not in key}, folder / "momentum.safetensors")
+    with pytest.raises(ValueError, match="momentum.safetensors may belong to another model"):
+        revert_checkpoint(folder, tmp_path / "again.pth")
+    del weights["itm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="has no itm_head.weight"):
+        revert_checkpoint(folder, tmp_path / "again.pth")
+    assert not (tmp_path / "again.pth").exists()
+
+
+def test_the_processor_cuts_texts_where_the_original_does(tmp_path):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}
+    config = AlbefConfig(vision_config=sizes, text_config=sizes | {"num_multimodal_layers": 1})
+    for task, words, tokens in (
+        ("pretraining", 30, 30),
+        ("vqa", 50, 512),
+        ("nlvr2", 30, 512),
+        ("entailment", 30, 512),
+    ):
+        MODELS[task](config).save_pretrained(tmp_path / f"{task}_ours")
+        revert_checkpoint(tmp_path / f"{task}_ours", tmp_path / f"{task}.pth")
+        convert_checkpoint(tmp_path / f"{task}.pth", tmp_path / task, task=task)
+        processor = AlbefProcessor.from_pretrained(tmp_path / task)
+        assert (processor.max_words, processor.max_length) == (words, tokens)
 
 
 # The command line
@@ -368,8 +426,13 @@ def test_the_command_line_there_and_back(state, heads, tmp_path):
 def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path):
     with pytest.raises(SystemExit, match="error: There is no file"):
         main([str(tmp_path / "none.pth"), str(tmp_path / "converted"), "--task", "vqa"])
-    with pytest.raises(SystemExit):
-        main([str(tmp_path / "none.pth"), str(tmp_path / "converted")])
+    with pytest.raises(SystemExit, match="is a folder; .* goes --reverse"):
+        main([str(tmp_path), str(tmp_path / "converted"), "--task", "vqa"])
+    for arguments in (["none.pth", "converted"], ["model", "again.pth", "--reverse", "--task", "vqa"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+    with pytest.raises(SystemExit, match="error: "):
+        main([str(tmp_path / "nowhere"), str(tmp_path / "again.pth"), "--reverse"])
     AlbefConfig(architectures=["AlbefModel"]).save_pretrained(tmp_path / "model")
     with pytest.raises(SystemExit, match="holds AlbefModel; the original has AlbefForPreTraining"):
         main([str(tmp_path / "model"), str(tmp_path / "original.pth"), "--reverse"])

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from original import assert_close
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from albef_hf import (
     AlbefConfig,
@@ -36,11 +38,18 @@ def three_deep(config) -> AlbefConfig:
 
 @pytest.fixture
 def question_model(three_deep) -> AlbefForQuestionAnswering:
+    """Answers of which each token depends on its place, on those before it, and on question and image."""
     torch.manual_seed(0)
     model = AlbefForQuestionAnswering(three_deep).eval()
-    for parameter in model.parameters():  # far enough from the start that answers differ from question to question
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.5)
+        model.mlm_head.dense.weight.normal_()
+        model.decoder.embeddings.word_embeddings.weight.normal_(std=0.02)
+        model.decoder.embeddings.position_embeddings.weight.normal_(std=4)
+        for layer in model.decoder.layers:
+            layer.cross_attn.out_proj.weight *= 0.05
     return model
 
 
@@ -154,6 +163,18 @@ def test_texts_of_the_same_image_are_right_answers_and_no_negatives(config, batc
     assert outputs.loss_itc.item() == pytest.approx((per_image + per_text).item() / 2, rel=1e-5)
 
 
+def test_unknown_images_are_not_taken_for_the_same(config, batch):
+    model = AlbefForRetrieval(config).eval()
+    teacher = MomentumTeacher(model, queue_size=6).eval()
+    inputs = inputs_of(batch, AlbefForRetrieval) | {"labels": torch.full((4,), IGNORED)}
+    with torch.no_grad():
+        targets = teacher(**inputs)
+        loss = model(**inputs, teacher_outputs=targets).loss_itc
+        known = model(**inputs | {"labels": torch.arange(4)}, teacher_outputs=targets).loss_itc
+    assert (targets.queue_ids == IGNORED).all()
+    assert torch.equal(loss, known)
+
+
 def test_a_batch_of_one_image_learns_from_its_pairs_alone(config, batch):
     model = AlbefForRetrieval(config).eval()
     inputs = inputs_of(batch, AlbefForRetrieval) | {"labels": torch.full((4,), 7)}
@@ -194,6 +215,8 @@ def test_answers_that_do_not_fit_their_questions_are_refused(question_model, bat
         question_model(**inputs)
     with pytest.raises(ValueError, match="6 answers for 4 questions"):
         question_model(**inputs, answer_counts=torch.tensor([3, 3]))
+    with pytest.raises(ValueError, match="5 answer_weights for 6 answers"):
+        question_model(**inputs, answer_counts=[1, 3, 0, 2], answer_weights=torch.ones(5))
 
 
 def greedy_by_hand(model: AlbefForQuestionAnswering, inputs: dict, tokens: int) -> torch.Tensor:
@@ -211,7 +234,8 @@ def test_greedy_answers_are_the_likeliest_tokens_with_and_without_cache(question
     inputs = inputs_of(batch, AlbefForQuestionAnswering)
     del inputs["labels"]
     expected = greedy_by_hand(question_model, inputs, 6)
-    assert len({tuple(row) for row in expected[:, 1:].tolist()}) == 4, "questions must have different answers"
+    assert len({tuple(row) for row in expected[:, 1:].tolist()}) > 1, "questions must have different answers"
+    assert sum(len(set(row)) > 2 for row in expected[:, 1:].tolist()) >= 2, "the tokens of an answer must differ"
     for use_cache in (True, False):
         written = question_model.generate(**inputs, max_new_tokens=6, num_beams=1, use_cache=use_cache, eos_token_id=0)
         assert torch.equal(written, expected)
@@ -235,6 +259,27 @@ def test_beams_find_the_likeliest_answer_with_and_without_cache(question_model, 
         best.append(pairs[scores.argmax()])
     for use_cache in (True, False):
         assert torch.equal(question_model.generate(**inputs, use_cache=use_cache, **arguments), torch.stack(best))
+
+
+@torch.no_grad()
+def test_the_scores_of_long_beams_are_those_of_the_answers_read_anew(question_model, batch):
+    inputs = inputs_of(batch, AlbefForQuestionAnswering)
+    del inputs["labels"]
+    beams = question_model.generate(
+        **inputs,
+        max_new_tokens=6,
+        num_beams=3,
+        num_return_sequences=3,
+        length_penalty=0.0,
+        eos_token_id=0,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    repeated = {name: value.repeat_interleave(3, 0) for name, value in inputs.items()}
+    logits = question_model(**repeated, decoder_input_ids=beams.sequences[:, :-1]).logits.log_softmax(-1)
+    anew = logits.gather(2, beams.sequences[:, 1:, None]).sum((1, 2))
+    assert torch.allclose(beams.sequences_scores, anew, rtol=1e-4)
+    assert len({tuple(row) for row in beams.sequences.tolist()}) == 12
 
 
 @torch.no_grad()
@@ -262,6 +307,36 @@ def test_ranking_changes_no_weight_and_needs_no_label(question_model, batch, ans
     assert all(torch.equal(value, before[name]) for name, value in question_model.state_dict().items())
     with pytest.raises(ValueError, match="list of answers is empty"):
         question_model.rank_answers(**inputs, answer_ids=ids[:0])
+    with pytest.raises(ValueError, match="k is 0"):
+        question_model.rank_answers(**inputs, answer_ids=ids, k=0)
+
+
+def test_masks_of_padding_are_the_default_of_the_ranking(question_model, batch, answers):
+    inputs = inputs_of(batch, AlbefForQuestionAnswering)
+    del inputs["labels"]
+    ids = answers.masked_fill(answers == IGNORED, 0)
+    given = question_model.rank_answers(**inputs, answer_ids=ids, answer_attention_mask=(answers != IGNORED).long())
+    del inputs["attention_mask"]
+    assert torch.equal(question_model.rank_answers(**inputs, answer_ids=ids)[1], given[1])
+
+
+def test_probabilities_of_answers_stay_float32_under_bfloat16(question_model, batch):
+    inputs = inputs_of(batch, AlbefForQuestionAnswering)
+    del inputs["labels"]
+    ids = torch.tensor([[101, 2000 + answer, 102] for answer in range(40)])
+    model = question_model.to(torch.bfloat16)
+    probabilities = model.rank_answers(**inputs, answer_ids=ids)[1]
+    assert probabilities.dtype == torch.float32
+    assert torch.allclose(probabilities.sum(1), torch.ones(4))
+
+
+def test_the_vocabulary_of_questions_and_answers_can_grow(question_model, batch, tmp_path):
+    question_model.resize_token_embeddings(30530)
+    inputs = inputs_of(batch, AlbefForQuestionAnswering) | {"labels": torch.tensor([[101, 30529, 102]] * 4)}
+    inputs["input_ids"][:, 1] = 30528
+    loss = question_model(**inputs).loss
+    question_model.save_pretrained(tmp_path)
+    assert torch.equal(AlbefForQuestionAnswering.from_pretrained(tmp_path)(**inputs).loss, loss)
 
 
 @torch.no_grad()
@@ -279,6 +354,8 @@ def test_padding_of_questions_changes_no_answer(question_model, batch, answers):
 
 @torch.no_grad()
 def test_visual_reasoning_reads_both_images_in_their_order(config, batch):
+    torch.manual_seed(0)
+    config.initializer_range = config.text_config.initializer_range = config.vision_config.initializer_range = 0.2
     model = AlbefForVisualReasoning(config).eval()
     inputs = inputs_of(batch, AlbefForVisualReasoning)
     logits = model(**inputs).logits
@@ -327,6 +404,8 @@ def test_text_assignment_without_labels_only_predicts(config, batch):
     outputs = model(**inputs, image_pairs=torch.tensor([[0, 1], [2, 1], [2, 3], [0, 1]]))
     assert outputs.loss is None and outputs.logits.shape == (4, 3)
     assert model(**inputs).loss is not None
+    with pytest.raises(ValueError, match="give image_pairs with them"):
+        model(**inputs, labels=torch.tensor([0, 1, 2, 2]))
 
 
 # Classes
@@ -356,6 +435,35 @@ def test_distillation_of_classes_by_hand(config, batch):
     hard = -logits[torch.arange(4), inputs["labels"]].mean()
     soft = -(targets.logits.softmax(-1) * logits).sum(1).mean()
     assert loss.item() == pytest.approx((0.6 * hard + 0.4 * soft).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_teacher_takes_the_batch_of_its_student(kind, config, batch):
+    torch.manual_seed(0)
+    model = kind(config)
+    inputs = inputs_of(batch, kind)
+    if kind is AlbefForTextAssignment:
+        inputs |= {"image_pairs": torch.tensor([[0, 1], [2, 1], [2, 3], [0, 1]]), "labels": torch.tensor([0, 1, 0, 2])}
+    teacher = MomentumTeacher(model, queue_size=4)
+    model.eval()
+    teacher.eval()
+    for mask in ({}, {"attention_mask": None}):
+        loss = model(**inputs | mask, teacher_outputs=teacher(**inputs | mask), alpha=0.4).loss
+        assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("kind", [AlbefForRetrieval, AlbefForVisualEntailment, AlbefForVisualReasoning])
+@torch.no_grad()
+def test_tuples_are_returned_where_the_configuration_says_so(kind, config, batch):
+    model = kind(config).eval()
+    inputs = inputs_of(batch, kind)
+    torch.manual_seed(1)
+    expected = model(**inputs).loss
+    config.return_dict = False
+    model = kind(config).eval()
+    model.load_state_dict(kind(config).state_dict())
+    outputs = model(**inputs)
+    assert isinstance(outputs, tuple) and outputs[0].shape == expected.shape
 
 
 # From one checkpoint to another
@@ -396,6 +504,71 @@ def test_what_is_new_is_reported_and_nothing_else(kind, fresh, pretrained, tmp_p
             assert torch.equal(weight, source[name]), name
 
 
+def test_a_head_that_is_not_in_the_checkpoint_is_new(three_deep, tmp_path):
+    AlbefForRetrieval(three_deep).save_pretrained(tmp_path)
+    _, report = AlbefForQuestionAnswering.from_pretrained(tmp_path, output_loading_info=True)
+    assert {name.rpartition(".")[0] for name in report["missing_keys"]} == {
+        "mlm_head.dense",
+        "mlm_head.norm",
+        "mlm_head.decoder",
+    }
+    assert "mlm_head.decoder.weight" not in report["missing_keys"], "it is tied to a copy"
+
+
+def test_a_part_of_a_copy_that_is_missing_is_reported_and_not_copied(three_deep, tmp_path):
+    for kind, name in (
+        (AlbefForQuestionAnswering, "decoder.layers.1.mlp.fc1.weight"),
+        (AlbefForVisualReasoning, "albef.multimodal_model.second_layers.0.mlp.fc1.weight"),
+    ):
+        kind(three_deep).save_pretrained(tmp_path)
+        weights = load_file(tmp_path / "model.safetensors")
+        del weights[name]
+        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        _, report = kind.from_pretrained(tmp_path, output_loading_info=True)
+        assert report["missing_keys"] == {name}
+
+
+def test_what_cannot_be_copied_is_reported(three_deep, tmp_path):
+    three_deep.vision_config.hidden_size = three_deep.text_config.encoder_hidden_size = 64
+    AlbefForPreTraining(three_deep).save_pretrained(tmp_path)
+    _, report = AlbefForQuestionAnswering.from_pretrained(tmp_path, output_loading_info=True)
+    keys = {f"decoder.layers.{layer}.cross_attn.{name}_proj.weight" for layer in range(3) for name in "kv"}
+    assert report["missing_keys"] == keys
+
+
+def test_classes_of_another_head_are_not_taken_over(config, tmp_path):
+    AlbefForVisualEntailment(config).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AlbefForVisualReasoning.from_pretrained(tmp_path)
+    model = AlbefForVisualReasoning.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+    assert model.config.id2label == {0: "False", 1: "True"} and model.classifier.out_proj.out_features == 2
+
+
+def test_nothing_looks_corrupted(pretrained, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(logging.get_logger("transformers.modeling_utils"), "warning", lines.append)
+    AlbefForQuestionAnswering.from_pretrained(tmp_path)
+    assert not any("corrupted" in line for line in lines)
+
+
+def test_a_teacher_stays_float32_beside_a_bfloat16_student(pretrained, tmp_path):
+    student = AlbefForRetrieval.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    saved = load_file(tmp_path / "momentum.safetensors")
+    teacher = MomentumTeacher.from_pretrained(tmp_path, student).state_dict()
+    for name, weight in saved.items():
+        if name in teacher:
+            assert torch.equal(teacher[name], weight), name
+
+
+def test_teachers_of_heads_without_a_queue_or_with_two_images_serve_retrieval(three_deep, tmp_path):
+    for kind in (AlbefForQuestionAnswering, AlbefForVisualReasoning):
+        model = kind(three_deep)
+        model.save_pretrained(tmp_path)
+        MomentumTeacher(model).save_pretrained(tmp_path)
+        teacher = MomentumTeacher.from_pretrained(tmp_path, AlbefForRetrieval.from_pretrained(tmp_path))
+        assert len(teacher.queue.image_features) == 65536
+
+
 def test_the_decoder_starts_from_the_multimodal_encoder(pretrained, tmp_path, warnings_of_albef):
     weights = AlbefForQuestionAnswering.from_pretrained(tmp_path).state_dict()
     source = pretrained.state_dict()
@@ -405,7 +578,7 @@ def test_the_decoder_starts_from_the_multimodal_encoder(pretrained, tmp_path, wa
         origin = name.replace("decoder.layers", "albef.multimodal_model.layers")
         origin = origin.replace("decoder.embeddings", "albef.text_model.embeddings")
         assert torch.equal(weights[name], source[origin]), name
-    assert "decoder.layers: they start as a copy of albef.multimodal_model.layers" in "".join(warnings_of_albef)
+    assert "no decoder.layers: what fits of albef.multimodal_model.layers" in "".join(warnings_of_albef)
 
 
 def test_the_second_layers_start_from_the_first(pretrained, tmp_path):

@@ -25,8 +25,13 @@ def test_the_queue_wraps_round_with_any_batch_size():
     assert queue.pointer == 2
     assert queue.image_features[:, 0].tolist() == [5, 6, 2, 3, 4]
     assert torch.equal(queue.text_features, -queue.image_features)
-    queue.enqueue(numbered(10, 12), numbered(10, 12))  # more than it holds: the newest stay
+    assert (queue.ids == -100).all()
+    # More than it holds: the newest stay.
+    queue.enqueue(numbered(10, 12), numbered(10, 12), torch.arange(10, 22))
     assert sorted(queue.image_features[:, 0].tolist()) == [17, 18, 19, 20, 21]
+    assert torch.equal(queue.ids, queue.image_features[:, 0].long())
+    queue.enqueue(numbered(30, 2), numbered(30, 2), torch.tensor([7, 8]))
+    assert torch.equal(queue.ids[queue.image_features[:, 0] >= 30], torch.tensor([7, 8]))
 
 
 def test_a_queue_of_nothing_is_allowed(model, batch):

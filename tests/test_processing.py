@@ -105,6 +105,25 @@ def test_answers_are_tokenized_as_in_the_original(processor):
 def test_what_somebody_writes_in_an_answer_stays_text(processor):
     (row,) = processor.encode_answers("[SEP] no")["input_ids"].tolist()
     assert row[0] == 101 and row[-1] == 102 and 102 not in row[:-1]
-    for wrong in ([""], ["yes", 3]):
-        with pytest.raises(ValueError, match="answers must be strings"):
+    for wrong in ([""], ["yes", 3], [], ["\u200b"]):
+        with pytest.raises(ValueError, match="answers must be strings|no word that can be written"):
             processor.encode_answers(wrong)
+
+
+def test_padding_of_answers_is_no_label(processor):
+    answers = processor.encode_answers(["yes", "two dogs"])
+    assert torch.equal(answers["labels"] == -100, answers["attention_mask"] == 0)
+    assert torch.equal(
+        answers["labels"][answers["labels"] != -100], answers["input_ids"][answers["attention_mask"] == 1]
+    )
+
+
+def test_a_processor_may_keep_longer_texts(processor, tmp_path):
+    text = " ".join(["word"] * 45)
+    assert len(processor(text=[text])["input_ids"][0]) == 30
+    longer = AlbefProcessor(processor.image_processor, processor.tokenizer, max_words=50, max_length=512)
+    longer.save_pretrained(tmp_path)
+    for tokens in (longer(text=[text]), AlbefProcessor.from_pretrained(tmp_path)(text=[text])):
+        assert len(tokens["input_ids"][0]) == 46
+    assert len(longer(text=[text], max_length=7)["input_ids"][0]) == 7
+    assert len(longer(text=[text], text_kwargs={"max_length": 7})["input_ids"][0]) == 7
