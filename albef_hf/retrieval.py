@@ -142,7 +142,46 @@ def recall(scores: torch.Tensor, positives: torch.Tensor, ranks: Sequence[int] =
     return {k: round(100 * (ahead < k).double().mean().item(), 3) for k in ranks}
 
 
-def retrieval_metrics(
+@dataclass
+class RetrievalScores:
+    """Scores of every image with every text, and what was reranked.
+
+    Args:
+        similarities: Cosines, (images, texts).
+        matched: Matching logits of the pairs that were reranked, (images, texts).
+        of_image: Which pairs are among the best k of their image, (images, texts).
+        of_text: Which pairs are among the best k of their text, (images, texts).
+        positives: Which texts belong to which images, (images, texts).
+    """
+
+    similarities: torch.Tensor
+    matched: torch.Tensor
+    of_image: torch.Tensor
+    of_text: torch.Tensor
+    positives: torch.Tensor
+
+    @property
+    def image_to_text(self) -> torch.Tensor:
+        """Reranked scores of the texts of each image, (images, texts)."""
+        return self.matched.masked_fill(~self.of_image, NOT_RERANKED)
+
+    @property
+    def text_to_image(self) -> torch.Tensor:
+        """Reranked scores of the images of each text, (texts, images)."""
+        return self.matched.masked_fill(~self.of_text, NOT_RERANKED).T
+
+    def metrics(self) -> dict[str, float]:
+        """Recall at 1, 5 and 10 in percent: `itc_text_r1` (image to text) to `itm_image_r10` (text to image)."""
+        rankings = {
+            "itc_text": recall(self.similarities, self.positives),
+            "itc_image": recall(self.similarities.T, self.positives.T),
+            "itm_text": recall(self.image_to_text, self.positives),
+            "itm_image": recall(self.text_to_image, self.positives.T),
+        }
+        return {f"{name}_r{k}": value for name, recalls in rankings.items() for k, value in recalls.items()}
+
+
+def score_all(
     model: AlbefAlignedModel,
     processor: AlbefProcessor,
     images: Sequence[Image.Image],
@@ -151,8 +190,8 @@ def retrieval_metrics(
     batch_size: int = 64,
     share: tuple[int, int] = (0, 1),
     reduce: Callable[[torch.Tensor], torch.Tensor] = lambda scores: scores,
-) -> dict[str, float]:
-    """Recall at 1, 5 and 10 of both directions, by ITC and after reranking the best k by ITM.
+) -> RetrievalScores:
+    """Contrast all pairs, and match the best k of each query.
 
     Args:
         model: The model; it is put into evaluation mode and back.
@@ -163,23 +202,14 @@ def retrieval_metrics(
         batch_size: Pictures and texts encoded at a time.
         share: Number of this process and of all processes; each reranks its share of the images.
         reduce: Sums a tensor over all processes.
-
-    Returns:
-        In percent, such as `itc_text_r1` (text retrieval: image to text) and `itm_image_r10` (text to image).
     """
     was_training = model.training
     features = encode(model, processor, images, [text for texts in captions for text in texts], batch_size)
     owner = torch.tensor([i for i, texts in enumerate(captions) for _ in texts], device=features.text_embeds.device)
-    positives = torch.arange(len(images), device=owner.device)[:, None] == owner  # (images, texts)
     similarities = features.similarities
     of_image, of_text = rerank_candidates(similarities, k)
     mine = tqdm(range(share[0], len(images), share[1]), "rerank", leave=False, disable=share[0] > 0)
     matched = reduce(match(model, features, of_image | of_text, mine))
     model.train(was_training)
-    rankings = {
-        "itc_text": recall(similarities, positives),
-        "itc_image": recall(similarities.T, positives.T),
-        "itm_text": recall(matched.masked_fill(~of_image, NOT_RERANKED), positives),
-        "itm_image": recall(matched.masked_fill(~of_text, NOT_RERANKED).T, positives.T),
-    }
-    return {f"{name}_r{k}": value for name, recalls in rankings.items() for k, value in recalls.items()}
+    positives = torch.arange(len(images), device=owner.device)[:, None] == owner
+    return RetrievalScores(similarities, matched, of_image, of_text, positives)

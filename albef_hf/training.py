@@ -5,19 +5,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
+from transformers import PreTrainedModel
 
 from .data.pairs import Issue
 from .momentum import MomentumTeacher
 from .options import option
 from .run_log import RunLog
-
-METRICS = ("loss", "loss_itc", "loss_itm", "loss_mlm", "info_nce")
 
 
 @dataclass
@@ -34,6 +33,8 @@ class TrainingOptions:
     learning_rate: float = option(1e-4, "highest learning rate; it is not scaled with the batch size")
     min_learning_rate: float = option(1e-5, "learning rate at the end of the cosine")
     warmup_steps: int = option(1000, "steps of linear warm-up")
+    warmup_learning_rate: float = option(0.0, "learning rate at the start of the warm-up")
+    staircase: bool = option(False, "like the original, hold the rate for an epoch, and for 100 steps of the warm-up")
     weight_decay: float = option(0.02, "AdamW's weight decay; biases and layer norms have none")
     max_grad_norm: float = option(0.0, "clip gradients to this norm; 0 leaves them as they are, like the original")
     alpha: float = option(0.4, "share of the teacher in the targets; 0 turns distillation off")
@@ -98,6 +99,16 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
     )
 
 
+def prepare_folder(options: TrainingOptions, accelerator: Accelerator) -> Path:
+    """The output folder; a model that is in it stays, unless the options say otherwise."""
+    folder = Path(options.output_dir)
+    if (folder / "model.safetensors").exists() and not options.overwrite_output_dir:
+        raise ValueError(f"{folder} holds a model already: set another output_dir, or overwrite_output_dir.")
+    accelerator.wait_for_everyone()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _has_tensorboard() -> bool:
     try:
         import torch.utils.tensorboard  # noqa: F401
@@ -123,8 +134,31 @@ def alpha_at(step: int, alpha: float, ramp_steps: int) -> float:
     return alpha * min(1.0, step / ramp_steps) if ramp_steps > 0 else alpha
 
 
+def learning_rate_at(step: int, options: TrainingOptions, epoch_steps: int, all_steps: int) -> float:
+    """Learning rate of a step: linear warm-up, then a cosine.
+
+    As a staircase it is what the original's scripts step through: the warm-up, part of the first epoch, rises every
+    100 steps, and the cosine falls at the end of an epoch.
+
+    Args:
+        step: Counted from 0.
+        options: Say the highest and the lowest rate, and the warm-up.
+        epoch_steps: Steps of an epoch.
+        all_steps: Steps of the run.
+    """
+    start, peak, lowest = options.warmup_learning_rate, options.learning_rate, options.min_learning_rate
+    warmup = min(options.warmup_steps, all_steps)
+    if options.staircase and step < epoch_steps or not options.staircase and step < warmup:
+        held = max(step - 1, 0) // 100 * 100 if options.staircase else step
+        return start + (peak - start) * min(held / warmup, 1) if warmup else peak
+    done = (step - warmup) / max(all_steps - warmup, 1)
+    if options.staircase:
+        done = step // epoch_steps * epoch_steps / all_steps
+    return lowest + (peak - lowest) * (1 + math.cos(math.pi * done)) / 2
+
+
 class MomentumTraining:
-    """Trains a student with a momentum teacher.
+    """Trains a student with a momentum teacher, or without one.
 
     The loop alone knows of processes and of time: it gathers what the queue takes in, and calls the teacher's update
     once per optimizer step. A step whose loss or gradient is not finite on any process is skipped on all of them, and
@@ -134,7 +168,7 @@ class MomentumTraining:
         accelerator: From `make_accelerator`.
         options: How to train.
         student: The model.
-        teacher: Its teacher.
+        teacher: Its teacher; None where nothing is distilled and no queue is needed.
         loader: Yields batches with `issues`; prepared.
         steps_per_epoch: Optimizer steps of an epoch, or None for a stream.
         log: Takes the records.
@@ -149,7 +183,7 @@ class MomentumTraining:
         accelerator: Accelerator,
         options: TrainingOptions,
         student: PreTrainedModel,
-        teacher: MomentumTeacher,
+        teacher: MomentumTeacher | None,
         loader: DataLoader,
         steps_per_epoch: int | None,
         log: RunLog,
@@ -166,25 +200,25 @@ class MomentumTraining:
             enable = getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)
             enable()
         student.train()
-        teacher.train(options.teacher_dropout)
         fused = accelerator.device.type in ("cuda", "cpu")
         optimizer = torch.optim.AdamW(
             parameter_groups(student, options.weight_decay), lr=options.learning_rate, fused=fused
         )
         self.model, self.optimizer = accelerator.prepare(student, optimizer)
-        self.teacher = accelerator.prepare_model(teacher, evaluation_mode=True)
+        self.teacher = teacher
+        if teacher is not None:
+            self.teacher = accelerator.prepare_model(teacher.train(options.teacher_dropout), evaluation_mode=True)
         # Not prepared: Accelerate would step it once per process.
-        self.scheduler = get_cosine_with_min_lr_schedule_with_warmup(
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
-            num_warmup_steps=min(options.warmup_steps, self.total_steps),
-            num_training_steps=self.total_steps,
-            min_lr=options.min_learning_rate,
+            lambda step: learning_rate_at(step, options, epoch_steps, self.total_steps) / options.learning_rate,
         )
         self.step = 0
         self.keys = 0
         self.nonfinite_in_a_row = 0
         self.counts: Counter[str] = Counter()
-        self.pending: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.pending: list[list[torch.Tensor]] = []
+        self.loss_names: list[str] = []
         self.micro_losses: list[torch.Tensor] = []
         self.window = _Window(accelerator.device)
 
@@ -230,13 +264,19 @@ class MomentumTraining:
         """One forward and backward pass: the teacher speaks, the student learns, the teacher's features are kept."""
         self.window.issues += batch.pop("issues")
         self.window.pairs += len(batch["input_ids"])
-        alpha = alpha_at(self.step, self.options.alpha, self.alpha_ramp_steps)
-        targets = self.teacher(**batch)
-        outputs = self.model(**batch, teacher_outputs=targets, alpha=alpha)
+        distillation = {}
+        if self.teacher is not None:
+            targets = self.teacher(**batch)
+            alpha = alpha_at(self.step, self.options.alpha, self.alpha_ramp_steps)
+            distillation = {"teacher_outputs": targets, "alpha": alpha}
+            features = (targets.image_embeds, targets.text_embeds, targets.ids)
+            self.pending.append([feature for feature in features if feature is not None])
+            self.keys = 0 if targets.image_embeds is None else len(targets.image_embeds) + len(targets.image_queue)
+        outputs = self.model(**batch, **distillation)
         self.accelerator.backward(outputs.loss)
-        self.pending.append((targets.image_embeds, targets.text_embeds))
-        self.micro_losses.append(torch.stack([outputs[name].detach().float() for name in METRICS]))
-        self.keys = len(targets.image_embeds) + len(targets.image_queue)
+        losses = {name: value for name, value in outputs.items() if name.startswith("loss") or name == "info_nce"}
+        self.loss_names = list(losses)
+        self.micro_losses.append(torch.stack([value.detach().float() for value in losses.values()]))
 
     def _optimizer_step(self) -> None:
         """Update student, teacher and queue, unless something is not finite."""
@@ -251,13 +291,21 @@ class MomentumTraining:
         self.scheduler.step()
         self.step += 1
         if healthy:
-            images, texts = (torch.cat(features) for features in zip(*self.pending, strict=True))
-            self.teacher.enqueue(*self.accelerator.gather((images, texts)))
-            self.student.clamp_temperature()
-            self.teacher.update(self.student)
+            self._follow()
             self.window.add(torch.cat([losses, norm.detach().float().view(1)]))
         self._watch_nonfinite(healthy)
         self.pending, self.micro_losses = [], []
+
+    def _follow(self) -> None:
+        """What comes after a step of the student: clamp, queue, average."""
+        if hasattr(self.student, "clamp_temperature"):
+            self.student.clamp_temperature()
+        if self.teacher is None:
+            return
+        features = [torch.cat(parts) for parts in zip(*self.pending, strict=True)]
+        if features:
+            self.teacher.enqueue(*self.accelerator.gather(tuple(features)))
+        self.teacher.update(self.student)
 
     def _watch_nonfinite(self, healthy: bool) -> None:
         self.nonfinite_in_a_row = 0 if healthy else self.nonfinite_in_a_row + 1
@@ -278,22 +326,19 @@ class MomentumTraining:
         *issues, pairs = reduce(totals, "sum").tolist()
         self.counts.update({issue.name.lower(): int(count) for issue, count in zip(Issue, issues, strict=True)})
         self.counts["pairs"] += int(pairs)
-        averages = reduce(window.average(), "mean").tolist()
+        averages = reduce(window.average(len(self.loss_names) + 1), "mean").tolist()
         seconds = time.monotonic() - window.start
-        record = dict(zip((*METRICS, "gradient_norm"), averages, strict=True))
-        record |= {
-            "mutual_information_bound": math.log(self.keys) - record["info_nce"],
-            "temperature": self.student.contrastive_head.temperature.item(),
-            "learning_rate": self.scheduler.get_last_lr()[0],
-            "alpha": alpha_at(self.step, self.options.alpha, self.alpha_ramp_steps),
-            "pairs_per_second": pairs / seconds,
-            "data_wait_share": window.waited / seconds,
-            **self.counts,
-        }
+        record = dict(zip((*self.loss_names, "gradient_norm"), averages, strict=True))
+        if self.keys:
+            record["mutual_information_bound"] = math.log(self.keys) - record["info_nce"]
+            record["temperature"] = self.student.contrastive_head.temperature.item()
+        record["learning_rate"] = self.scheduler.get_last_lr()[0]
+        if self.teacher is not None:
+            record["alpha"] = alpha_at(self.step, self.options.alpha, self.alpha_ramp_steps)
+        record |= {"pairs_per_second": pairs / seconds, "data_wait_share": window.waited / seconds, **self.counts}
         self.log.write(self.step, record)
-        self.log.show(
-            itc=record["loss_itc"], itm=record["loss_itm"], mlm=record["loss_mlm"], pairs_s=record["pairs_per_second"]
-        )
+        shown = {name.removeprefix("loss_"): record[name] for name in self.loss_names if name.startswith("loss_")}
+        self.log.show(**(shown or {"loss": record["loss"]}), pairs_s=record["pairs_per_second"])
         self.window = _Window(device)
         self._watch_skipped()
 
@@ -331,13 +376,13 @@ class _Window:
         self.pairs = 0
         self.issues = torch.zeros(len(Issue), dtype=torch.long, device=device)
         self.steps = 0
-        self.sums = torch.zeros(len(METRICS) + 1, device=device)
+        self.sums = torch.zeros((), device=device)
 
     def add(self, values: torch.Tensor) -> None:
         """Add the numbers of a step, without waiting for the device."""
-        self.sums += values
+        self.sums = self.sums + values
         self.steps += 1
 
-    def average(self) -> torch.Tensor:
-        """Mean of the steps; not a number where all of them were skipped."""
-        return self.sums / self.steps if self.steps else torch.full_like(self.sums, math.nan)
+    def average(self, count: int) -> torch.Tensor:
+        """Mean of the steps, of `count` numbers each; not a number where all of them were skipped."""
+        return self.sums / self.steps if self.steps else self.sums.new_full((count,), math.nan)

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from albef_hf import AlbefForPreTraining
-from albef_hf.retrieval import encode, match, recall, rerank_candidates, retrieval_metrics
+from albef_hf.retrieval import encode, match, recall, rerank_candidates, score_all
 
 
 def test_recall_by_hand():
@@ -54,13 +54,11 @@ def test_matching_scores_are_those_of_the_forward(model, processor, pictures):
 
 def test_metrics_do_not_depend_on_how_the_work_is_shared(model, processor, pictures):
     captions = [["red", "a red one"], ["green"], ["blue", "sky", "a blue one"]]
-    alone = retrieval_metrics(model, processor, pictures, captions, k=3)
+    alone = score_all(model, processor, pictures, captions, k=3).metrics()
     parts = []
     for rank in (0, 1):
-        retrieval_metrics(
-            model, processor, pictures, captions, k=3, share=(rank, 2), reduce=lambda s: parts.append(s) or s
-        )
-    together = retrieval_metrics(model, processor, pictures, captions, k=3, reduce=lambda s: parts[0] + parts[1])
+        score_all(model, processor, pictures, captions, k=3, share=(rank, 2), reduce=lambda s: parts.append(s) or s)
+    together = score_all(model, processor, pictures, captions, k=3, reduce=lambda s: parts[0] + parts[1]).metrics()
     assert together == alone
     assert set(alone) == {f"{a}_{b}_r{k}" for a in ("itc", "itm") for b in ("text", "image") for k in (1, 5, 10)}
     assert all(0 <= value <= 100 for value in alone.values())
@@ -68,7 +66,7 @@ def test_metrics_do_not_depend_on_how_the_work_is_shared(model, processor, pictu
 
 def test_training_mode_is_left_as_it_was(model, processor, pictures):
     model.train()
-    retrieval_metrics(model, processor, pictures, [["a"], ["b"], ["c"]], k=2)
+    score_all(model, processor, pictures, [["a"], ["b"], ["c"]], k=2)
     assert model.training
 
 

@@ -41,9 +41,9 @@ from albef_hf.data import (
 from albef_hf.data.sources import load_hub_rows, read_annotations
 from albef_hf.momentum import MOMENTUM_FILE
 from albef_hf.options import nearest, option, parse_options, save_options
-from albef_hf.retrieval import retrieval_metrics
+from albef_hf.retrieval import score_all
 from albef_hf.run_log import RunLog
-from albef_hf.training import MomentumTraining, TrainingOptions, make_accelerator, total_steps
+from albef_hf.training import MomentumTraining, TrainingOptions, make_accelerator, prepare_folder, total_steps
 
 
 @dataclass
@@ -146,16 +146,6 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
     log.say(f"pairs skipped or cut: {training.issues_found()}")
     log.say(f"saved to {folder}: model, teacher, processor, log.jsonl, metrics.json, curves.png")
     return metrics
-
-
-def prepare_folder(options: PretrainingOptions, accelerator: Accelerator) -> Path:
-    """The output folder; a model that is in it stays, unless the options say otherwise."""
-    folder = Path(options.output_dir)
-    if (folder / "model.safetensors").exists() and not options.overwrite_output_dir:
-        raise ValueError(f"{folder} holds a model already: set another output_dir, or overwrite_output_dir.")
-    accelerator.wait_for_everyone()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def make_model(options: PretrainingOptions) -> tuple[AlbefForPreTraining, AlbefProcessor]:
@@ -376,7 +366,8 @@ def evaluate(
     share = (accelerator.process_index, accelerator.num_processes)
     pairs = (held_out.images, held_out.captions)
     with accelerator.autocast():
-        return retrieval_metrics(student, processor, *pairs, k=options.rerank, share=share, reduce=accelerator.reduce)
+        scores = score_all(student, processor, *pairs, k=options.rerank, share=share, reduce=accelerator.reduce)
+    return scores.metrics()
 
 
 def describe_run(

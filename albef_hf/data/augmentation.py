@@ -85,6 +85,7 @@ class Augmentation:
         image_std: Standard deviation of each channel.
         min_scale: Smallest share of the picture's area that a crop keeps; the paper's 0.2 (0.5 in fine-tuning).
         operations: Operations of RandAugment drawn for each picture; the paper's 2.
+        flip_probability: Chance of a picture to be mirrored.
     """
 
     def __init__(
@@ -94,8 +95,10 @@ class Augmentation:
         image_std: Sequence[float],
         min_scale: float = 0.2,
         operations: int = 2,
+        flip_probability: float = 0.5,
     ):
         self.image_size, self.min_scale, self.operations = image_size, min_scale, operations
+        self.flip_probability = flip_probability
         # uint8 pixels go to normalised ones in one multiplication and one addition.
         self.factor = torch.tensor([1 / (255 * deviation) for deviation in image_std]).view(3, 1, 1)
         self.offset = torch.tensor([-m / s for m, s in zip(image_mean, image_std, strict=True)]).view(3, 1, 1)
@@ -107,7 +110,7 @@ class Augmentation:
             Pixels, (3, height, width), and whether left and right were swapped.
         """
         image = random_resized_crop(image, self.image_size, rng, (self.min_scale, 1.0))
-        flipped = bool(rng.random() < 0.5)
+        flipped = bool(rng.random() < self.flip_probability)
         image = ImageOps.mirror(image) if flipped else image
         pixels = torch.from_numpy(np.array(random_augment(image, rng, self.operations))).permute(2, 0, 1)
         return pixels * self.factor + self.offset, flipped

@@ -19,14 +19,15 @@ ATTEMPTS = 1000  # unreadable pairs in a row after which the data, not the pair,
 
 
 class Issue(enum.IntEnum):
-    """What can be wrong with a pair. All but the last one skip it."""
+    """What can be wrong with a pair, or another row. All but the last one skip it."""
 
     IMAGE_MISSING = 0
     IMAGE_OUTSIDE_ROOT = 1
     IMAGE_BROKEN = 2
     IMAGE_TOO_LARGE = 3
     CAPTION_EMPTY = 4
-    CAPTION_CUT = 5
+    LABEL_UNKNOWN = 5
+    CAPTION_CUT = 6
 
 
 class BadSampleError(ValueError):

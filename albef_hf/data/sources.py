@@ -49,7 +49,20 @@ def load_hub_rows(
     image_column: str,
     caption_column: str,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Load a dataset by name, with its two columns as `image` and `caption` and without the others.
+    """Load pairs by name, with their two columns as `image` and `caption`; see `load_columns`."""
+    columns = {"image": image_column, "caption": caption_column}
+    return load_columns(name, config_name, data_files, split, columns, streaming)
+
+
+def load_columns(
+    name: str,
+    config_name: str | None,
+    data_files: list[str] | None,
+    split: str,
+    columns: dict[str, str],
+    streaming: bool = False,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Load a dataset by name, with some of its columns under other names and without the others.
 
     Pictures stay encoded, so that a broken one harms nobody else.
 
@@ -58,20 +71,20 @@ def load_hub_rows(
         config_name: Name of a configuration of the dataset.
         data_files: Files to read, for the packaged formats.
         split: Such as `train` or `train[:90%]`.
+        columns: What each column is to be called, and what the dataset calls it.
         streaming: Read on the fly instead of downloading first.
-        image_column: Name of the picture's column.
-        caption_column: Name of the caption's column.
 
     Raises:
         ValueError: If a column does not exist.
     """
     rows = datasets.load_dataset(name, config_name, data_files=data_files, split=split, streaming=streaming)
-    columns = rows.column_names or list(next(iter(rows), {}))
-    for option, column in (("image_column", image_column), ("caption_column", caption_column)):
-        if column not in columns:
-            raise ValueError(f"{name} has no column {column!r}; set {option} to one of {', '.join(columns)}.")
-    rows = rows.select_columns([image_column, caption_column])
-    if rows.features is None or isinstance(rows.features[image_column], datasets.Image):
-        rows = rows.cast_column(image_column, datasets.Image(decode=False))
-    names = {image_column: "image", caption_column: "caption"}
-    return rows.rename_columns({old: new for old, new in names.items() if old != new})
+    present = rows.column_names or list(next(iter(rows), {}))
+    for wanted, column in columns.items():
+        if column not in present:
+            raise ValueError(f"{name} has no column {column!r}; set {wanted}_column to one of {', '.join(present)}.")
+    rows = rows.select_columns(list(columns.values()))
+    for column in columns.values():
+        feature = None if rows.features is None else rows.features[column]
+        if isinstance(feature, datasets.Image) or (feature is None and column == columns.get("image")):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows.rename_columns({column: wanted for wanted, column in columns.items() if column != wanted})

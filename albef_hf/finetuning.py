@@ -1,0 +1,360 @@
+"""What the downstream tasks have in common: their options, where rows come from, and what a task has to say."""
+
+import itertools
+import json
+import re
+import zlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from .configuration_albef import AlbefConfig
+from .data import Augmentation, BadSampleError, Issue, load_image
+from .data.scene_tasks import SceneRows
+from .options import option
+from .processing_albef import AlbefProcessor, clean_caption
+from .training import TrainingOptions
+
+Rows = Sequence[Mapping[str, Any]]
+
+BASELINE_ROWS = 20_000  # training rows that the text-only baseline learns from
+
+
+@dataclass
+class FineTuningOptions(TrainingOptions):
+    """What to start from and what to train on, beside how."""
+
+    model: str = option("", "folder or Hub name of an ALBEF to start from, its teacher included")
+    image_size: int = option(0, "resolution in pixels, to which positions are interpolated; 0: that of the model")
+    train_files: list[str] = option([], "JSON lists in the original's format")
+    validation_files: list[str] = option([], "such lists for evaluation")
+    image_root: str | None = option(None, "folder that image paths are relative to; nothing outside of it is read")
+    dataset: str | None = option(None, "what datasets.load_dataset takes: Hub name, folder, imagefolder, parquet")
+    dataset_config: str | None = option(None, "configuration of the dataset")
+    data_files: list[str] = option([], "files of the dataset, for parquet and the like")
+    split: str = option("train", "split of the dataset to train on")
+    validation_split: str = option("validation", "split of the dataset for evaluation")
+    columns: list[str] = option([], "names of the dataset's columns, where they are others: image=picture ...")
+    scenes: int = option(16000, "number of built-in rows, where no other data is given")
+    validation_size: int = option(1000, "built-in rows for evaluation")
+    min_crop_scale: float = option(0.5, "smallest share of a picture that the augmentation keeps")
+    randaugment_operations: int = option(2, "operations of RandAugment drawn for each picture")
+    flip_probability: float = option(0.5, "chance of a picture to be mirrored; never for the built-in rows")
+    max_words: int = option(30, "words of a text that are kept")
+    max_tokens: int = option(30, "tokens of a text that are kept")
+    eval_batch_size: int = option(64, "rows per forward pass in the evaluation")
+    text_only_baseline: bool = option(True, "train a classifier on the texts alone, for comparison")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(1, "max_words", "scenes", "validation_size", "eval_batch_size")
+        self.require_at_least(2, "max_tokens")
+        self.require_at_least(0, "randaugment_operations", "image_size")
+        self.require_share("min_crop_scale", "flip_probability")
+        if not self.model:
+            raise ValueError("model is missing: name the folder or Hub repository of an ALBEF to start from.")
+        if self.train_files and self.dataset:
+            raise ValueError("train_files and dataset are two sources of rows: give one of them.")
+
+
+def with_defaults(kind: type[FineTuningOptions], **defaults: Any) -> type[FineTuningOptions]:
+    """The same options with other defaults, such as the paper's for a task."""
+    changed = [
+        (entry.name, entry.type, field(default=defaults[entry.name], metadata=entry.metadata))
+        for entry in fields(kind)
+        if entry.name in defaults
+    ]
+    return make_dataclass(kind.__name__, changed, bases=(kind,))
+
+
+class Task(ABC):
+    """A downstream task: found by the name of its file, and all that the scripts need to know of it.
+
+    Args:
+        options: Of the class that `options` names.
+        processor: Makes pixels and tokens.
+    """
+
+    name: ClassVar[str]
+    head: ClassVar[type[PreTrainedModel]]
+    options_class: ClassVar[type[FineTuningOptions]]
+    metric: ClassVar[str]  # of the validation; the highest is the best checkpoint
+    columns: ClassVar[tuple[str, ...]]  # that a row must have
+    scenes: ClassVar[type[SceneRows]]
+
+    def __init__(self, options: FineTuningOptions, processor: AlbefProcessor):
+        self.options, self.processor = options, processor
+        self.bad_rows: dict[int, str] = {}  # of the last evaluation, and what is wrong with them
+        images = processor.image_processor
+        self.built_in = not (options.train_files or options.validation_files or options.dataset)
+        self.augmentation = Augmentation(
+            images.size["height"],
+            images.image_mean,
+            images.image_std,
+            options.min_crop_scale,
+            options.randaugment_operations,
+            0.0 if self.built_in else options.flip_probability,
+        )
+
+    # Rows
+
+    def train_rows(self) -> Rows:
+        """Rows to train on."""
+        return self._rows(self.options.train_files, self.options.split, self.options.scenes, self.options.seed)
+
+    def validation_rows(self) -> Rows:
+        """Rows to evaluate on."""
+        options = self.options
+        return self._rows(
+            options.validation_files, options.validation_split, options.validation_size, options.seed + 1
+        )
+
+    def _rows(self, files: list[str], split: str, count: int, seed: int) -> Rows:
+        if self.built_in:
+            return self.scenes(count, seed, max(96, self.processor.image_processor.size["height"]))
+        if self.options.dataset:
+            from .data.sources import load_columns
+
+            source = (self.options.dataset, self.options.dataset_config, self.options.data_files or None, split)
+            return load_columns(*source, self._column_names())
+        if not files:
+            raise ValueError("train_files needs validation_files beside it, and the other way round.")
+        rows = [row for file in files for row in read_json_list(file)]
+        for row in rows:
+            missing = [name for name in self.columns if name not in row]
+            if missing:
+                raise ValueError(f"A row of {', '.join(files)} has {sorted(row)}, but not {', '.join(missing)}.")
+        return rows
+
+    def _column_names(self) -> dict[str, str]:
+        """What each column is called in the dataset."""
+        names = dict(entry.partition("=")[::2] for entry in self.options.columns)
+        unknown = [name for name in names if name not in self.columns]
+        if unknown:
+            raise ValueError(f"columns names {', '.join(unknown)}; {self.name} has {', '.join(self.columns)}.")
+        return {name: names.get(name, name) for name in self.columns}
+
+    # Training
+
+    @abstractmethod
+    def read(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """A training sample of a row, with `pixel_values` and `issues`.
+
+        Raises:
+            BadSampleError: If the row cannot be used.
+        """
+
+    @abstractmethod
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """A batch that the head takes, and `issues`."""
+
+    # Evaluation
+
+    @abstractmethod
+    def evaluate(
+        self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Metrics in percent, the same on all processes, and predictions, as JSON takes them."""
+
+    @abstractmethod
+    def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
+        """Metrics of answers that need no model, or no picture."""
+
+    def show(self, prediction: dict[str, Any]) -> str:
+        """A prediction in a line."""
+        return ", ".join(f"{name} {value}" for name, value in prediction.items())
+
+    # What tasks share
+
+    def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """Cleaned texts as `input_ids` and `attention_mask`."""
+        tokens = self.processor(text=texts, max_length=self.options.max_tokens, return_tensors="pt")
+        return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+    def clean(self, text: Any, issues: list[Issue]) -> str:
+        """A text as the model takes it; what is cut is noted.
+
+        Raises:
+            BadSampleError: If there is no text.
+        """
+        if not isinstance(text, str) or not (whole := clean_caption(text, max_words=10**9)).strip():
+            raise BadSampleError(Issue.CAPTION_EMPTY, repr(text)[:100])
+        kept = clean_caption(text, self.options.max_words)
+        if len(kept) < len(whole):
+            issues.append(Issue.CAPTION_CUT)
+        return kept
+
+    def pixels(self, image: Any, rng: np.random.Generator) -> torch.Tensor:
+        """Augmented pixels of a picture."""
+        return self.augmentation(load_image(image, self.options.image_root), rng)[0]
+
+    def readable(
+        self, rows: Rows, numbers: Sequence[int], read: Callable[[Mapping[str, Any]], dict[str, Any]]
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Batches of rows read for the evaluation; bad ones are left out, and their number noted with the reason."""
+        good: list[dict[str, Any]] = []
+        for number in tqdm(numbers, f"evaluate {self.name}", leave=False):
+            try:
+                good.append({"row": number, **read(rows[number])})
+            except BadSampleError as error:
+                self.bad_rows[number] = str(error)
+            if len(good) == self.options.eval_batch_size:
+                yield good
+                good = []
+        if good:
+            yield good
+
+    def inputs(self, model: PreTrainedModel, texts: list[str], images: list[Image.Image]) -> dict[str, torch.Tensor]:
+        """What a head takes of texts and as many pictures, on its device."""
+        pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
+        inputs = self.tokenize(texts) | {"pixel_values": pixels}
+        return {name: value.to(model.device) for name, value in inputs.items()}
+
+
+class RowTask(Task):
+    """A task in which every row has a prediction of its own."""
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Metrics and predictions; every process predicts its share of the rows, and no row is counted twice."""
+        training = model.training
+        model.eval()
+        numbers = range(accelerator.process_index, len(rows), accelerator.num_processes)
+        self.bad_rows = {}
+        with accelerator.autocast():
+            predictions = gather_object(self.predict(model, rows, numbers))
+        left_out = sum(len(bad) for bad in gather_object([self.bad_rows]))
+        model.train(training)
+        predictions.sort(key=lambda prediction: prediction["row"])
+        metrics = self.score(predictions, rows)
+        return metrics | ({"rows_left_out": left_out} if left_out else {}), predictions
+
+    @abstractmethod
+    def predict(self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """A prediction, as JSON takes it, for each of the rows with these numbers; bad rows have none."""
+
+    @abstractmethod
+    def score(self, predictions: list[dict[str, Any]], rows: Rows) -> dict[str, float]:
+        """The metrics of predictions, in percent."""
+
+    def text_and_label(self, row: Mapping[str, Any]) -> tuple[str, Any]:
+        """What a classifier that sees no picture has of a row: its text, and the label to give."""
+        return row[self.columns[1]], row[self.columns[2]]
+
+    def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
+        """The metric of answers that need no picture: always the most frequent one, and a classifier of the texts."""
+        train = [self.text_and_label(train_rows[number]) for number in range(min(len(train_rows), BASELINE_ROWS))]
+        texts = [self.text_and_label(rows[number])[0] for number in range(len(rows))]
+        train_texts, labels = zip(*train, strict=True)
+        answers = {"majority": [Counter(labels).most_common(1)[0][0]] * len(texts)}
+        if self.options.text_only_baseline:
+            answers["text_only"] = text_only_answers(train_texts, labels, texts)
+        return {
+            f"{name}_{self.metric}": self.score(
+                [{"row": row, "answer": answer} for row, answer in enumerate(given)], rows
+            )[self.metric]
+            for name, given in answers.items()
+        }
+
+
+def flat(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested scores side by side: `{"per_label": {"neutral": 1.0}}` as `{"per_label/neutral": 1.0}`."""
+    numbers: dict[str, float] = {}
+    for name, value in scores.items():
+        numbers |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": float(value)}
+    return numbers
+
+
+def count_issues(samples: list[dict[str, Any]]) -> torch.Tensor:
+    """How often each `Issue` occurred, (number of issues,)."""
+    issues = torch.tensor([issue for sample in samples for issue in sample["issues"]], dtype=torch.long)
+    return torch.bincount(issues, minlength=len(Issue))
+
+
+def read_json_list(file: str, kind: type = dict) -> list[Any]:
+    """A list of objects, or of another kind of thing.
+
+    Raises:
+        ValueError: If the file is none.
+    """
+    try:
+        rows = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as a JSON list: {error}.") from error
+    if not isinstance(rows, list) or not all(isinstance(row, kind) for row in rows):
+        raise ValueError(f"{file} is not a JSON list of {'texts' if kind is str else 'objects'}.")
+    return rows
+
+
+def text_only_answers(
+    train_texts: Sequence[str],
+    train_labels: Sequence[Any],
+    texts: Sequence[str],
+    epochs: int = 20,
+    buckets: int = 2**15,
+) -> list[Any]:
+    """What a linear classifier of words and pairs of words, trained on the texts alone, makes of other texts."""
+    classes = sorted(set(train_labels), key=str)
+    index = {label: number for number, label in enumerate(classes)}
+    targets = torch.tensor([index[label] for label in train_labels])
+    features = [_hashed_words(text, buckets) for text in train_texts]
+    generator = torch.Generator().manual_seed(0)
+    weights = nn.EmbeddingBag(buckets, len(classes), mode="sum", sparse=False)
+    nn.init.zeros_(weights.weight)
+    optimizer = torch.optim.Adam(weights.parameters(), lr=0.02)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(features), generator=generator).split(512):
+            loss = F.cross_entropy(weights(*_bags([features[row] for row in rows.tolist()])), targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        scores = weights(*_bags([_hashed_words(text, buckets) for text in texts]))
+    return [classes[number] for number in scores.argmax(1).tolist()]
+
+
+def _hashed_words(text: str, buckets: int) -> list[int]:
+    words = ["^", *re.findall(r"\w+", text.lower()), "$"]
+    pairs = [" ".join(pair) for pair in itertools.pairwise(words)]
+    return [zlib.crc32(word.encode()) % buckets for word in words + pairs]
+
+
+def _bags(features: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    lengths = [0, *itertools.accumulate(len(words) for words in features)]
+    return torch.tensor([word for words in features for word in words]), torch.tensor(lengths[:-1])
+
+
+def load_model(
+    kind: type[Task], name: str, image_size: int = 0, attention: str = "sdpa"
+) -> tuple[PreTrainedModel, AlbefProcessor]:
+    """The head of a task from any ALBEF checkpoint, and the processor, at a resolution."""
+    config, processor = AlbefConfig.from_pretrained(name), AlbefProcessor.from_pretrained(name)
+    if image_size:
+        config.vision_config.image_size = image_size
+        processor.image_processor.size = {"height": image_size, "width": image_size}
+    model = kind.head.from_pretrained(name, config=config, dtype=torch.float32)
+    model.set_attn_implementation(attention)
+    return model, processor
+
+
+def write_results(folder: Path, metrics: dict[str, float], predictions: list[dict[str, Any]]) -> None:
+    """Write `metrics.json` and `predictions.jsonl`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    lines = [json.dumps(prediction) + "\n" for prediction in predictions]
+    (folder / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")

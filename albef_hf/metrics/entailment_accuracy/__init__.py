@@ -1,0 +1,1 @@
+"""Accuracy of visual entailment, as in SNLI-VE."""

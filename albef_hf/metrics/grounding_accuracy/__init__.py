@@ -1,0 +1,1 @@
+"""Accuracy of the boxes that expressions refer to, as in RefCOCO+."""

@@ -1,0 +1,1 @@
+"""Accuracy of answers to questions about images, as in VQA v2."""

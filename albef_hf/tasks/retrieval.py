@@ -1,0 +1,158 @@
+"""Image-text retrieval: Flickr30k, COCO (section 5 of the paper, the original's `Retrieval.py`)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..data import BadSampleError, Issue, load_image, usable_captions
+from ..data.scene_tasks import SceneCaptions
+from ..finetuning import FineTuningOptions, Rows, Task, count_issues, with_defaults
+from ..modeling_albef import AlbefForRetrieval
+from ..options import option
+from ..retrieval import score_all
+
+SHOWN = 10  # best answers of each query that are written down
+
+
+@dataclass
+class RetrievalOptions(
+    with_defaults(
+        FineTuningOptions,
+        epochs=10,
+        batch_size=32,
+        learning_rate=1e-5,
+        min_learning_rate=1e-6,
+        warmup_learning_rate=1e-5,
+        warmup_steps=100,
+    )
+):
+    """The paper's settings for Flickr30k (COCO: 5 epochs, 256 candidates)."""
+
+    rerank: int = option(128, "candidates of each query that are reranked by matching")
+
+
+class NumberedRows(Sequence):
+    """Rows with the `number` of their picture, which rows of the same picture share.
+
+    Args:
+        rows: With `image_id`, or pictures named by paths; else each row is a picture of its own.
+    """
+
+    def __init__(self, rows: Rows):
+        self.rows = rows
+        numbers: dict[Any, int] = {}
+        # Rows that are read or drawn one at a time are not all read for this.
+        keys = [_picture(row) for row in rows] if isinstance(rows, list) else range(len(rows))
+        self.numbers = [numbers.setdefault(index if key is None else key, index) for index, key in enumerate(keys)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.rows[index], "number": self.numbers[index]}
+
+
+def _picture(row: Mapping[str, Any]) -> Any:
+    image = row.get("image_id", row.get("image"))
+    return image if isinstance(image, (str, int)) else None
+
+
+class PairTask(Task):
+    """A task that is trained on pairs of picture and text, by contrast and matching."""
+
+    head = AlbefForRetrieval
+
+    def train_rows(self) -> Rows:
+        """Rows to train on, with the number of their picture."""
+        return NumberedRows(super().train_rows())
+
+    def read(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """One of the captions of a picture."""
+        issues: list[Issue] = []
+        captions = usable_captions(row[self.columns[1]])
+        text = self.clean(captions[rng.integers(len(captions))], issues)
+        return {
+            "pixel_values": self.pixels(row["image"], rng),
+            "text": text,
+            "number": row["number"],
+            "issues": issues,
+        }
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Pairs, and the number of each picture as label."""
+        return {
+            **self.tokenize([sample["text"] for sample in samples]),
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            "labels": torch.tensor([sample["number"] for sample in samples]),
+            "issues": count_issues(samples),
+        }
+
+
+class Retrieval(PairTask):
+    """Rows: `image`, `caption` (a text or a list of them), and maybe `image_id`."""
+
+    name = "retrieval"
+    options_class = RetrievalOptions
+    metric = "itm_r_mean"
+    columns = ("image", "caption")
+    scenes = SceneCaptions
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Recall of both directions among all pictures; processes share the reranking."""
+        images, captions = self._pictures(rows)
+        share = (accelerator.process_index, accelerator.num_processes)
+        with accelerator.autocast():
+            scores = score_all(
+                model,
+                self.processor,
+                images,
+                captions,
+                self.options.rerank,
+                self.options.eval_batch_size,
+                share,
+                accelerator.reduce,
+            )
+        metrics = scores.metrics()
+        for step in ("itc", "itm"):
+            means = [value for name, value in metrics.items() if name.startswith(step)]
+            metrics[f"{step}_r_mean"] = sum(means) / len(means)
+        texts = [text for several in captions for text in several]
+        best_texts = scores.image_to_text.topk(min(SHOWN, len(texts)), dim=1).indices.tolist()
+        best_images = scores.text_to_image.topk(min(SHOWN, len(images)), dim=1).indices.tolist()
+        predictions = [{"image": i, "texts": [texts[j] for j in found]} for i, found in enumerate(best_texts)]
+        predictions += [{"text": text, "images": found} for text, found in zip(texts, best_images, strict=True)]
+        return metrics | ({"rows_left_out": len(self.bad_rows)} if self.bad_rows else {}), predictions
+
+    def _pictures(self, rows: Rows) -> tuple[list[Any], list[list[str]]]:
+        """Pictures at the size of the model, and the captions of each; rows of one picture go together."""
+        size = (self.processor.image_processor.size["width"], self.processor.image_processor.size["height"])
+        images: dict[Any, Any] = {}
+        captions: dict[Any, list[str]] = {}
+        self.bad_rows = {}
+        for index in tqdm(range(len(rows)), "read pictures", leave=False):
+            row = rows[index]
+            key = index if _picture(row) is None else _picture(row)
+            try:
+                texts = usable_captions(row[self.columns[1]])
+                if key not in images:
+                    images[key] = load_image(row["image"], self.options.image_root).resize(size, 3)
+                captions.setdefault(key, []).extend(texts)
+            except BadSampleError as error:
+                self.bad_rows[index] = str(error)
+        return list(images.values()), list(captions.values())
+
+    def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
+        """What a random order would reach."""
+        return {"chance_r1": 100 / max(len(rows), 1)}
+
+
+TASK = Retrieval

@@ -1,0 +1,53 @@
+"""Evaluate a fine-tuned ALBEF on a downstream task: metrics and every prediction go to a folder.
+
+Give --task first: --task NAME --help lists the options, of which --model names what to evaluate. Question answering
+chooses from the answers of --train_files, or from an --answer_list.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# This folder has an evaluate.py, which would hide the library of that name.
+sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent.resolve()]
+
+from huggingface_hub.errors import StrictDataclassError
+
+from albef_hf.finetuning import FineTuningOptions, Task, load_model, write_results
+from albef_hf.options import parse_options
+from albef_hf.tasks import find_task, task_names
+from albef_hf.training import make_accelerator
+
+
+def main(arguments: list[str]) -> None:
+    """Read the options, evaluate, write."""
+    chooser = argparse.ArgumentParser(add_help=False)
+    chooser.add_argument("--task", choices=task_names(), required=not {"-h", "--help"} & {*arguments})
+    chosen, rest = chooser.parse_known_args(arguments)
+    kind = find_task(chosen.task or task_names()[0])
+    options = parse_options(kind.options_class, f"{__doc__}\nThese are the options of {kind.name}.", rest)
+    try:
+        evaluate(kind, options)
+    except (ValueError, RuntimeError, OSError, StrictDataclassError) as error:
+        if os.environ.get("ALBEF_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}\n(set ALBEF_TRACEBACK=1 to see where it happened)")
+
+
+def evaluate(kind: type[Task], options: FineTuningOptions) -> dict[str, float]:
+    """Metrics of a model on the validation rows; the main process prints and writes them."""
+    accelerator = make_accelerator(options)
+    model, processor = load_model(kind, options.model, options.image_size, options.attention)
+    task = kind(options, processor)
+    metrics, predictions = task.evaluate(model.to(accelerator.device), task.validation_rows(), accelerator)
+    if accelerator.is_main_process:
+        write_results(Path(options.output_dir), metrics, predictions)
+        for name, value in metrics.items():
+            print(f"{name:24s} {value:8.2f}")
+        print(f"{len(predictions)} predictions and metrics.json are in {options.output_dir}")
+    return metrics
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
