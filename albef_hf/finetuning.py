@@ -1,5 +1,6 @@
 """What the downstream tasks have in common: their options, where rows come from, and what a task has to say."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -252,24 +253,37 @@ class RowTask(Task):
     def score(self, predictions: list[dict[str, Any]], rows: Rows) -> dict[str, float]:
         """The metrics of predictions, in percent."""
 
-    def text_and_label(self, row: Mapping[str, Any]) -> tuple[str, Any]:
-        """What a classifier that sees no picture has of a row: its text, and the label to give."""
-        return row[self.columns[1]], row[self.columns[2]]
+
+class LabelTask(RowTask):
+    """A task whose predictions are one of some answers, which a classifier that sees no picture may give too."""
+
+    @abstractmethod
+    def text_and_label(self, row: Mapping[str, Any]) -> tuple[str, str]:
+        """What a classifier that sees no picture has of a row: its text, and the answer to give.
+
+        Raises:
+            BadSampleError: If there is none.
+        """
 
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
         """The metric of answers that need no picture: always the most frequent one, and a classifier of the texts."""
-        train = [self.text_and_label(train_rows[number]) for number in range(min(len(train_rows), BASELINE_ROWS))]
-        texts = [self.text_and_label(rows[number])[0] for number in range(len(rows))]
-        train_texts, labels = zip(*train, strict=True)
-        answers = {"majority": [Counter(labels).most_common(1)[0][0]] * len(texts)}
+        train = dict(self._texts_and_labels(train_rows, BASELINE_ROWS))
+        asked = dict(self._texts_and_labels(rows, len(rows)))
+        train_texts, labels = zip(*train.values(), strict=True)
+        answers = {"majority": [Counter(labels).most_common(1)[0][0]] * len(asked)}
         if self.options.text_only_baseline:
-            answers["text_only"] = text_only_answers(train_texts, labels, texts)
-        return {
-            f"{name}_{self.metric}": self.score(
-                [{"row": row, "answer": answer} for row, answer in enumerate(given)], rows
-            )[self.metric]
-            for name, given in answers.items()
-        }
+            answers["text_only"] = text_only_answers(train_texts, labels, [text for text, _ in asked.values()])
+        scores = {}
+        for name, given in answers.items():
+            predictions = [{"row": row, "answer": answer} for row, answer in zip(asked, given, strict=True)]
+            scores[f"{name}_{self.metric}"] = self.score(predictions, rows)[self.metric]
+        return scores
+
+    def _texts_and_labels(self, rows: Rows, most: int) -> Iterator[tuple[int, tuple[str, Any]]]:
+        """Numbers of rows that can be used, with their texts and labels."""
+        for number in range(min(len(rows), most)):
+            with contextlib.suppress(BadSampleError):  # it is counted where it is read for training or evaluation
+                yield number, self.text_and_label(rows[number])
 
 
 def flat(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:

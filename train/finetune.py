@@ -1,7 +1,7 @@
 """Fine-tune ALBEF on a downstream task, with a momentum teacher, and evaluate it.
 
 Without data options it trains on what the built-in scenes pose. The defaults are the paper's settings for each task; a
-recipe such as train/configs/vqa_scenes.yaml changes them. Give --task first: --task NAME --help lists its options.
+recipe such as train/configs/vqa/scenes.yaml changes them. Give --task first: --task NAME --help lists its options.
 """
 
 import argparse

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..data import BadSampleError, Issue, load_image
 from ..data.scene_tasks import SceneEntailment
-from ..finetuning import FineTuningOptions, Rows, RowTask, count_issues, flat, with_defaults
+from ..finetuning import FineTuningOptions, LabelTask, Rows, count_issues, flat, with_defaults
 from ..metrics.entailment_accuracy.entailment_accuracy import entailment_accuracy
 from ..modeling_albef import AlbefForVisualEntailment
 from ..options import option
@@ -36,7 +36,7 @@ class EntailmentOptions(
     image_suffix: str = option("", "what the names of pictures lack, such as .jpg for SNLI-VE's Flickr30k numbers")
 
 
-class VisualEntailment(RowTask):
+class VisualEntailment(LabelTask):
     """Rows: `image`, `sentence`, `label` (contradiction, neutral or entailment)."""
 
     name = "entailment"
@@ -81,6 +81,10 @@ class VisualEntailment(RowTask):
                 prediction = {"row": row["row"], "sentence": row["sentence"], "answer": LABELS[number]}
                 predictions.append({**prediction, "probability": round(share, 4)})
         return predictions
+
+    def text_and_label(self, row: Mapping[str, Any]) -> tuple[str, str]:
+        """The sentence and its label."""
+        return self.clean(row["sentence"], []), LABELS[label_number(row["label"])]
 
     def score(self, predictions: list[dict[str, Any]], rows: Rows) -> dict[str, float]:
         """Accuracy, overall and by label."""

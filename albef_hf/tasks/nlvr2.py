@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..data import BadSampleError, Issue, load_image
 from ..data.scene_tasks import ScenePairs
-from ..finetuning import FineTuningOptions, Rows, RowTask, count_issues, with_defaults
+from ..finetuning import FineTuningOptions, LabelTask, Rows, count_issues, with_defaults
 from ..metrics.nlvr2_accuracy.nlvr2_accuracy import nlvr2_accuracy
 from ..modeling_albef import AlbefForVisualReasoning
 
@@ -32,7 +32,7 @@ class Nlvr2Options(
     """The paper's settings."""
 
 
-class VisualReasoning(RowTask):
+class VisualReasoning(LabelTask):
     """Rows: `images` (two), `sentence`, `label` (True or False)."""
 
     name = "nlvr2"
@@ -75,6 +75,10 @@ class VisualReasoning(RowTask):
                 prediction = {"row": row["row"], "sentence": row["sentence"], "answer": LABELS[share > 0.5]}
                 predictions.append({**prediction, "probability": round(max(share, 1 - share), 4)})
         return predictions
+
+    def text_and_label(self, row: Mapping[str, Any]) -> tuple[str, str]:
+        """The statement and its label."""
+        return self.clean(row["sentence"], []), LABELS[label_number(row["label"])]
 
     def score(self, predictions: list[dict[str, Any]], rows: Rows) -> dict[str, float]:
         """Accuracy, and the share of sentences that are judged right with all their pairs."""

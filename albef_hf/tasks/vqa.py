@@ -13,8 +13,8 @@ from ..data import BadSampleError, Issue, load_image
 from ..data.scene_tasks import SceneQuestions
 from ..finetuning import (
     FineTuningOptions,
+    LabelTask,
     Rows,
-    RowTask,
     count_issues,
     flat,
     read_json_list,
@@ -58,7 +58,7 @@ def weighted_answers(row: Mapping[str, Any]) -> dict[str, float]:
     return {answer: count / len(usable) for answer, count in Counter(usable).items()}
 
 
-class VisualQuestionAnswering(RowTask):
+class VisualQuestionAnswering(LabelTask):
     """Rows: `image`, `question`, `answer` (a text, or a list of the annotators'), and maybe `question_id`."""
 
     name = "vqa"
@@ -162,7 +162,7 @@ class VisualQuestionAnswering(RowTask):
 
     def text_and_label(self, row: Mapping[str, Any]) -> tuple[str, str]:
         """The question, and the answer that most annotators have given."""
-        return row["question"], max((answers := weighted_answers(row)), key=answers.get)
+        return self.clean(row["question"], []), max((answers := weighted_answers(row)), key=answers.get)
 
 
 TASK = VisualQuestionAnswering

@@ -1,0 +1,117 @@
+"""Heat maps are those of the original, and show what is there."""
+
+import pytest
+import torch
+from original import assert_close, convert, load
+from PIL import Image
+
+from albef_hf import AlbefForQuestionAnswering, AlbefForRetrieval
+from albef_hf.explain import (
+    answer_heatmaps,
+    contrastive_heatmaps,
+    matching_heatmaps,
+    overlay,
+    panels,
+    score_boxes,
+    word_heatmaps,
+)
+
+
+@pytest.fixture
+def retrieval(config) -> AlbefForRetrieval:
+    torch.manual_seed(0)
+    return AlbefForRetrieval(config)
+
+
+@pytest.fixture
+def inputs(batch) -> dict[str, torch.Tensor]:
+    return {name: batch[name] for name in ("input_ids", "pixel_values", "attention_mask")}
+
+
+def test_heat_maps_are_those_of_the_original(tmp_path):
+    """The notebook's per token, and those that `Grounding.py` makes of the matching and of the contrastive score."""
+    golden = load("eval_gradcam")
+    model = AlbefForRetrieval.from_pretrained(convert(golden, "retrieval", tmp_path)).double()
+    inputs, expected = golden["inputs"], golden["expected"]
+    arguments = (inputs["input_ids"], inputs["images"].double(), inputs["attention_mask"])
+    maps = matching_heatmaps(model, *arguments)
+    assert_close(maps.mean(1), expected["grounding_itm"], 1e-9, "matching")
+    first = matching_heatmaps(model, *(part[:1] for part in arguments), layer=golden["block_num_itm"] - 6)
+    assert_close(first[0], expected["notebook"]["gradcam"], 1e-9, "notebook")
+    contrast = contrastive_heatmaps(model, *arguments, layer=golden["block_num_itc"])
+    assert_close(contrast, expected["grounding_itc"], 1e-9, "contrast")
+
+
+def test_a_map_does_not_depend_on_the_batch_and_padding_has_none(retrieval, inputs):
+    maps = matching_heatmaps(retrieval, **inputs)
+    assert maps.shape == (4, 9, 2, 2) and (maps >= 0).all() and maps[0].sum() > 0
+    assert (maps[2:, 6:] == 0).all()
+    alone = matching_heatmaps(
+        retrieval, *(inputs[name][2:3] for name in ("input_ids", "pixel_values", "attention_mask"))
+    )
+    assert torch.allclose(alone, maps[2:3], atol=1e-7)
+    contrast = contrastive_heatmaps(retrieval, **inputs)
+    assert contrast.shape == (4, 2, 2) and contrast.sum() > 0
+
+
+def test_the_model_is_left_as_it_was(retrieval, inputs):
+    retrieval.train().requires_grad_(False)
+    with torch.no_grad():
+        matching_heatmaps(retrieval, **inputs)
+    assert retrieval.training and retrieval.config._attn_implementation == "sdpa"
+    assert all(weight.grad is None and not weight.requires_grad for weight in retrieval.parameters())
+
+
+def test_layers_heads_and_resolutions_can_be_chosen(retrieval, inputs):
+    first, second = (matching_heatmaps(retrieval, **inputs, layer=layer) for layer in (0, 1))
+    assert not torch.allclose(first, second)
+    strongest = matching_heatmaps(retrieval, **inputs, reduce_heads=lambda maps: maps.amax(1))
+    assert (strongest >= matching_heatmaps(retrieval, **inputs)).all()
+    inputs["pixel_values"] = torch.randn(4, 3, 48, 64)
+    assert matching_heatmaps(retrieval, **inputs).shape == (4, 9, 3, 4)
+    assert contrastive_heatmaps(retrieval, **inputs).shape == (4, 3, 4)
+
+
+def test_maps_of_an_answer_are_the_gradient_of_its_likelihood(config, inputs):
+    torch.manual_seed(0)
+    model = AlbefForQuestionAnswering(config)
+    answers = torch.tensor([[101, 2003, 102, 0], [101, 2004, 2005, 102]] * 2)
+    maps = answer_heatmaps(model, **inputs, answer_ids=answers)
+    assert maps.shape == (4, 9, 2, 2) and maps.sum() > 0
+    other = answer_heatmaps(model, **inputs, answer_ids=answers.flip(0))
+    assert not torch.allclose(maps, other)
+
+
+def test_pieces_of_a_word_are_put_together(processor):
+    tokens = processor(text=["a surfboarding dog"], return_tensors="pt")["input_ids"][0]
+    pieces = processor.tokenizer.convert_ids_to_tokens(tokens.tolist())
+    assert pieces == ["[CLS]", "a", "surf", "##board", "##ing", "dog"]
+    maps = torch.arange(6.0)[:, None, None].expand(6, 2, 2)
+    words, merged = word_heatmaps(processor.tokenizer, tokens, maps)
+    assert words == ["a", "surfboarding", "dog"]
+    assert merged[:, 0, 0].tolist() == [1.0, 3.0, 5.0]
+    assert word_heatmaps(processor.tokenizer, tokens[:1], maps[:1])[0] == []
+
+
+def test_boxes_are_scored_by_heat_over_area():
+    """A map of one hot quarter: bicubic keeps its middle; sums over areas are worked out from the map itself."""
+    heat = torch.zeros(4, 4)
+    heat[:2, :2] = 1
+    whole, hot, cold = (0, 0, 40, 40), (0, 0, 20, 20), (20, 20, 20, 20)
+    for alpha, best in ((0.0, 0), (0.5, 1), (1.0, 1)):
+        scores = score_boxes(heat, [whole, hot, cold], (40, 40), alpha)
+        assert scores.argmax() == best and scores[2] < 0.1 * scores[1]
+    total = score_boxes(heat, [whole], (40, 40), 0.0).item()
+    assert score_boxes(heat, [whole], (40, 40), 0.5).item() == pytest.approx(total / 40)
+    assert len(score_boxes(heat, [], (40, 40))) == 0
+
+
+def test_pictures_are_red_where_it_is_hot():
+    heat = torch.zeros(4, 4)
+    heat[0, 0] = 1
+    picture = overlay(Image.new("RGB", (80, 60), "white"), heat)
+    assert picture.size == (80, 60)
+    red, blue = picture.getpixel((8, 6)), picture.getpixel((70, 50))
+    assert red[0] > red[2] + 50 and blue[2] >= blue[0]
+    sheet = panels(Image.new("RGB", (80, 60), "white"), ["a", "dog"], heat.expand(2, 4, 4), columns=2, size=100)
+    assert sheet.size == (2 * 108 + 8, 2 * (75 + 24 + 8) + 8)

@@ -1,0 +1,357 @@
+"""The downstream tasks, from the command line to the metric."""
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from original import FIXTURES
+from PIL import Image
+
+from albef_hf import MomentumTeacher
+from albef_hf.data import BadSampleError
+from albef_hf.data.scene_tasks import SceneEntailment, SceneExpressions, ScenePairs, SceneQuestions
+from albef_hf.finetuning import text_only_answers
+from albef_hf.options import parse_options
+from albef_hf.tasks import find_task, task_names
+from albef_hf.training import TrainingOptions, learning_rate_at
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(f"train_{name}", REPOSITORY / "train" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[f"train_{name}"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs a script in this process."""
+    monkeypatch.setenv("ALBEF_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def start(name: str, *arguments: object) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        load_script(name).main([str(argument) for argument in arguments])
+
+    return start
+
+
+@pytest.fixture
+def pretrained(model, processor, tmp_path) -> Path:
+    """A small pretrained model with its teacher."""
+    model.save_pretrained(tmp_path / "pretrained")
+    processor.save_pretrained(tmp_path / "pretrained")
+    MomentumTeacher(model, queue_size=24).save_pretrained(tmp_path / "pretrained")
+    return tmp_path / "pretrained"
+
+
+def small(pretrained: Path, folder: Path, **options: object) -> list[object]:
+    settings = {
+        "model": pretrained,
+        "output_dir": folder,
+        "scenes": 24,
+        "validation_size": 10,
+        "batch_size": 6,
+        "epochs": 1,
+        "num_workers": 0,
+        "log_every": 1,
+        "warmup_steps": 1,
+        "learning_rate": 1e-3,
+        "eval_every": 2,
+    }
+    return [part for name, value in {**settings, **options}.items() for part in (f"--{name}", value)]
+
+
+def results_of(folder: Path) -> tuple[dict, list[dict]]:
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    return json.loads((folder / "metrics.json").read_text()), [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("task", task_names())
+def test_a_task_from_the_scenes_to_the_metric_and_again_from_what_is_saved(task, run, pretrained, tmp_path):
+    run("finetune", "--task", task, *small(pretrained, tmp_path / "tuned"))
+    metrics, predictions = results_of(tmp_path / "tuned")
+    kind = find_task(task)
+    assert 0 <= metrics[kind.metric] <= 100 and predictions
+    records = [json.loads(line) for line in (tmp_path / "tuned" / "log.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "loss" in record]
+    assert len(steps) == 4 and all(math.isfinite(record["loss"]) for record in steps)
+    assert "alpha" in steps[0], "the teacher is part of the default"
+    evaluations = [record[kind.metric] for record in records if kind.metric in record]
+    assert len(evaluations) == 2 and max(evaluations) == pytest.approx(metrics[kind.metric])
+
+    run("evaluate", "--task", task, *small(tmp_path / "tuned", tmp_path / "again"))
+    again, predicted_again = results_of(tmp_path / "again")
+    assert all(again[name] == pytest.approx(metrics[name]) for name in again)
+    assert predicted_again == predictions
+
+
+def test_without_distillation_there_is_no_teacher(run, pretrained, tmp_path):
+    run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "tuned", alpha=0.0))
+    assert not (tmp_path / "tuned" / "momentum.safetensors").exists()
+    record = json.loads((tmp_path / "tuned" / "log.jsonl").read_text().splitlines()[0])
+    assert "alpha" not in record and "mutual_information_bound" not in record
+
+
+def test_recipes_of_the_tasks_are_valid():
+    recipes = list((REPOSITORY / "train" / "configs").glob("*/*.yaml"))
+    assert {recipe.parent.name for recipe in recipes} == set(task_names())
+    for recipe in recipes:
+        options = parse_options(
+            find_task(recipe.parent.name).options_class, "", ["--config", str(recipe), "--model", "m"]
+        )
+        assert set(yaml.safe_load(recipe.read_text())) <= set(vars(options))
+
+
+def test_learning_rates_are_those_of_the_originals_scripts():
+    """Every value that the replayed loops of the original's eight configurations have set."""
+    for case in json.loads((FIXTURES / "misc.json").read_text())["lr"]:
+        schedule, peak = case["schedular"], case["optimizer"]["lr"]
+        options = TrainingOptions(
+            learning_rate=peak,
+            min_learning_rate=schedule["min_lr"],
+            warmup_learning_rate=schedule["warmup_lr"],
+            warmup_steps=100 * schedule["warmup_epochs"],
+            staircase=True,
+        )
+        epoch_steps = 3000
+        for epoch in case["log"]:
+            changes = epoch["lr_changes_[iteration,lr]"]
+            ends = [start for start, _ in changes[1:]] + [epoch_steps]
+            for (start, expected), end in zip(changes, ends, strict=True):
+                for step in (start, end - 1):
+                    rate = learning_rate_at(
+                        epoch["epoch"] * epoch_steps + step, options, epoch_steps, epoch_steps * schedule["epochs"]
+                    )
+                    assert rate == pytest.approx(expected, rel=1e-12), (case["config"], epoch["epoch"], step)
+
+
+# What the scenes ask
+
+
+def test_labels_of_pairs_are_balanced_and_each_statement_is_made_of_a_true_and_a_false_pair():
+    rows = ScenePairs(60, seed=5)
+    for first, second in zip(list(rows)[::2], list(rows)[1::2], strict=True):
+        assert first["sentence"] == second["sentence"]
+        assert {first["label"], second["label"]} == {"True", "False"}
+
+
+def test_rows_depend_on_seed_and_index_alone():
+    for kind in (SceneQuestions, ScenePairs, SceneEntailment, SceneExpressions):
+        first, again, other = kind(5, seed=1)[3], kind(9, seed=1)[3], kind(5, seed=2)[3]
+        plain = [{name: value for name, value in row.items() if "image" not in name} for row in (first, again, other)]
+        assert plain[0] == plain[1] != plain[2]
+
+
+def test_annotators_answer_from_the_list():
+    for row in SceneQuestions(60, seed=3):
+        assert len(row["answer"]) == 10 and set(row["answer"]) <= set(SceneQuestions.answers)
+
+
+def test_the_box_of_an_expression_is_where_its_colour_is():
+    from albef_hf.data.scenes import COLORS
+
+    for row in SceneExpressions(30, seed=1):
+        left, top, width, height = row["bbox"]
+        pixels = np.asarray(row["image"])
+        color = next(np.array(COLORS[word]) for word in row["text"].split() if word in COLORS)
+        inside = pixels[int(top) : int(top + height) + 1, int(left) : int(left + width) + 1].reshape(-1, 3)
+        assert (np.abs(inside - color).sum(1) < 30).mean() > 0.15
+        assert row["bbox"] in row["boxes"]
+
+
+def test_a_classifier_of_texts_learns_what_texts_tell():
+    texts = [f"is it {color} or {other}" for color in ("red", "blue") for other in ("green", "pink")] * 20
+    labels = ["yes" if "red" in text else "no" for text in texts]
+    assert text_only_answers(texts, labels, ["is it red", "is it blue"]) == ["yes", "no"]
+
+
+# Data of other people
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+    for name, color in (("a", "red"), ("b", "blue"), ("c", "green"), ("d", "black")):
+        Image.new("RGB", (40, 50), color).save(tmp_path / f"{name}.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    return tmp_path
+
+
+def write(folder: Path, name: str, rows: list) -> Path:
+    (folder / name).write_text(json.dumps(rows))
+    return folder / name
+
+
+FILES = {
+    "vqa": [
+        {
+            "question_id": 1,
+            "image": "a.png",
+            "question": "What colour?",
+            "answer": ["red"] * 9 + ["pink"],
+            "dataset": "vqa",
+        },
+        {"image": "b.png", "question": "What colour is it?", "answer": "blue", "dataset": "vg"},
+    ],
+    "entailment": [
+        {"image": "a.png", "sentence": "It is red.", "label": "entailment"},
+        {"image": "b.png", "sentence": "It is red.", "label": "Contradiction "},
+    ],
+    "nlvr2": [
+        {"images": ["a.png", "b.png"], "sentence": "One is red.", "label": "True"},
+        {"images": ["c.png", "d.png"], "sentence": "One is red.", "label": "false"},
+    ],
+    "retrieval": [
+        {"image": "a.png", "caption": ["a red picture", "all red"], "image_id": 7},
+        {"image": "b.png", "caption": "a blue picture", "image_id": 8},
+    ],
+    "grounding": [
+        {
+            "image": "a.png",
+            "text": "the red thing",
+            "ref_id": 1,
+            "bbox": [0, 0, 20, 20],
+            "boxes": [[0, 0, 20, 20], [20, 20, 20, 20]],
+        },
+        {"image": "b.png", "text": "the blue thing", "ref_id": 2, "bbox": [0, 0, 20, 20], "boxes": [[20, 20, 20, 20]]},
+    ],
+}
+BAD = {
+    "vqa": [
+        {"image": "missing.png", "question": "What?", "answer": ["red"]},
+        {"image": "../a.png", "question": "What?", "answer": ["red"]},
+        {"image": "a.png", "question": " ?", "answer": ["red"]},
+    ],
+    "entailment": [
+        {"image": "/etc/passwd", "sentence": "It is red.", "label": "entailment"},
+        {"image": "a.png", "sentence": "It is red.", "label": "perhaps"},
+        {"image": "broken.png", "sentence": "It is red.", "label": "neutral"},
+    ],
+    "nlvr2": [
+        {"images": ["a.png", "broken.png"], "sentence": "One is red.", "label": "True"},
+        {"images": ["a.png"], "sentence": "One is red.", "label": "True"},
+        {"images": ["a.png", "b.png"], "sentence": "One is red.", "label": "maybe"},
+    ],
+    "retrieval": [
+        {"image": "broken.png", "caption": "a picture"},
+        {"image": "../a.png", "caption": "a picture"},
+        {"image": "c.png", "caption": ["", None]},
+    ],
+    "grounding": [
+        {"image": "broken.png", "text": "the red thing", "bbox": [0, 0, 5, 5], "boxes": [[0, 0, 5, 5]]},
+        {"image": "a.png", "text": "", "bbox": [0, 0, 5, 5], "boxes": [[0, 0, 5, 5]]},
+        {"image": "a.png", "text": "the red thing", "bbox": [0, 0, 5, 5], "boxes": []},
+    ],
+}
+
+
+@pytest.mark.parametrize("task", task_names())
+def test_bad_rows_are_counted_and_nothing_else_is_lost(task, run, pretrained, photographs, tmp_path):
+    train = write(tmp_path, "train.json", FILES[task] * 6)
+    validation = write(tmp_path, "validation.json", FILES[task] + BAD[task])
+    files = {"train_files": train, "validation_files": validation, "image_root": photographs}
+    run("finetune", "--task", task, *small(pretrained, tmp_path / "tuned", **files))
+    metrics, predictions = results_of(tmp_path / "tuned")
+    assert metrics["rows_left_out"] == 3
+    if task != "retrieval":
+        assert [prediction["row"] for prediction in predictions] == [0, 1]
+
+
+def test_a_long_question_is_cut_and_an_answer_outside_the_list_is_wrong(run, pretrained, photographs, tmp_path):
+    rows = [{"image": "a.png", "question": "what " * 500, "answer": ["crimson"] * 10}] * 12
+    files = {
+        "train_files": write(tmp_path, "train.json", rows),
+        "validation_files": write(tmp_path, "validation.json", rows[:2]),
+        "answer_list": write(tmp_path, "answers.json", ["red", "blue"]),
+        "image_root": photographs,
+    }
+    run("finetune", "--task", "vqa", *small(pretrained, tmp_path / "tuned", **files))
+    metrics, predictions = results_of(tmp_path / "tuned")
+    assert metrics["accuracy"] == 0 and len(predictions) == 2
+    records = [json.loads(line) for line in (tmp_path / "tuned" / "log.jsonl").read_text().splitlines()]
+    assert max(record.get("caption_cut", 0) for record in records) == 12
+
+
+def test_mistakes_are_named(run, pretrained, photographs, tmp_path):
+    rows = write(tmp_path, "rows.json", [{"image": "a.png", "caption": "a"}] * 8)
+    right = write(tmp_path, "right.json", FILES["entailment"] * 4)
+    for options, message in (
+        ({"train_files": rows, "validation_files": rows}, "but not sentence, label"),
+        ({"train_files": right}, "needs validation_files"),
+        ({"train_files": tmp_path / "none.json", "validation_files": right}, "cannot be read as a JSON list"),
+        ({"scenes": 3}, "fewer than the 6 of one batch"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "tuned", **options))
+    with pytest.raises(ValueError, match="no task 'captioning'; there are entailment"):
+        find_task("captioning")
+
+
+def test_labels_are_read_in_any_spelling():
+    from albef_hf.tasks import entailment, nlvr2
+
+    assert [entailment.label_number(label) for label in ("Neutral", " ENTAILMENT", 0)] == [1, 2, 0]
+    assert [nlvr2.label_number(label) for label in ("True", "false", True, 0)] == [1, 0, 1, 0]
+    for task in (entailment, nlvr2):
+        with pytest.raises(BadSampleError, match="label_unknown"):
+            task.label_number("perhaps")
+
+
+def test_answers_of_visual_genome_weigh_half():
+    from albef_hf.tasks.vqa import weighted_answers
+
+    assert weighted_answers({"answer": "red", "dataset": "vg"}) == {"red": 0.5}
+    assert weighted_answers({"answer": ["red", "red", "pink", "red"]}) == {"red": 0.75, "pink": 0.25}
+
+
+def test_pictures_keep_their_numbers(processor, tmp_path):
+    from albef_hf.tasks.retrieval import NumberedRows
+
+    rows = [{"image_id": 7, "image": "a"}, {"image_id": 8, "image": "b"}, {"image_id": 7, "image": "a"}]
+    assert [row["number"] for row in NumberedRows(rows)] == [0, 1, 0]
+    assert [row["number"] for row in NumberedRows([{"image": "x"}, {"image": "y"}, {"image": "x"}])] == [0, 1, 0]
+
+
+def test_references_are_read_without_running_what_they_may_hold(tmp_path):
+    import pickle
+
+    from albef_hf.tasks.grounding import add_boxes
+
+    references = [{"ref_id": 5, "ann_id": 9, "image_id": 3, "split": "testA"}]
+    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(references, protocol=2))
+    (tmp_path / "instances.json").write_text(json.dumps({"annotations": [{"id": 9, "bbox": [1, 2, 3, 4]}]}))
+    (tmp_path / "dets.json").write_text(json.dumps({"3": [[1, 2, 3, 4, 0.9], [5, 6, 7, 8, 0.1]]}))
+    (row,) = add_boxes([{"image": "a.png", "text": "it", "ref_id": 5}], tmp_path)
+    assert (row["bbox"], row["boxes"], row["split"]) == ([1, 2, 3, 4], [[1, 2, 3, 4], [5, 6, 7, 8]], "testA")
+    with pytest.raises(ValueError, match="no reference 6"):
+        add_boxes([{"ref_id": 6}], tmp_path)
+    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(Accelerator))
+    with pytest.raises(ValueError, match="may do harm and is not read"):
+        add_boxes([{"ref_id": 5}], tmp_path)
+
+
+def test_prediction_of_a_share_is_that_of_all(pretrained, processor):
+    """Processes predict every other row; together they have all of them once."""
+    kind = find_task("entailment")
+    options = kind.options_class(model=str(pretrained), eval_batch_size=3)
+    task = kind(options, processor)
+    rows = SceneEntailment(11, seed=2)
+    model = kind.head.from_pretrained(pretrained).eval()
+    with torch.no_grad():
+        whole = task.predict(model, rows, range(11))
+        parts = task.predict(model, rows, range(0, 11, 2)) + task.predict(model, rows, range(1, 11, 2))
+    assert [p["row"] for p in whole] == list(range(11))
+    by_row = sorted(parts, key=lambda prediction: prediction["row"])
+    assert [p["answer"] for p in by_row] == [p["answer"] for p in whole]
