@@ -1916,6 +1916,11 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         )
 
     @torch.no_grad()
+    def draw_image_pairs(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pairs of pictures to show with each text, and their labels, as `sample_image_pairs` draws them."""
+        return sample_image_pairs(self._image_similarities(self.albef.vision_model(pixel_values).last_hidden_state))
+
+    @torch.no_grad()
     def _image_similarities(self, images: torch.Tensor) -> torch.Tensor:
         """Cosine of every image with every other, (batch, batch)."""
         features = self.contrastive_head["image_projection"](images[:, 0])

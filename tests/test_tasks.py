@@ -88,7 +88,7 @@ def test_a_task_from_the_scenes_to_the_metric_and_again_from_what_is_saved(task,
     records = [json.loads(line) for line in (tmp_path / "tuned" / "log.jsonl").read_text().splitlines()]
     steps = [record for record in records if "loss" in record]
     assert len(steps) == 4 and all(math.isfinite(record["loss"]) for record in steps)
-    assert "alpha" in steps[0], "the teacher is part of the default"
+    assert ("alpha" in steps[0]) == (task != "text_assignment"), "the teacher is part of the default"
     evaluations = [record[kind.metric] for record in records if kind.metric in record]
     assert len(evaluations) == 2 and max(evaluations) == pytest.approx(metrics[kind.metric])
 
@@ -194,7 +194,9 @@ def write(folder: Path, name: str, rows: list) -> Path:
     return folder / name
 
 
+CAPTIONED = [{"image": f"{name}.png", "caption": f"a picture called {name}"} for name in "abcd"]
 FILES = {
+    "text_assignment": CAPTIONED,
     "vqa": [
         {
             "question_id": 1,
@@ -229,6 +231,11 @@ FILES = {
     ],
 }
 BAD = {
+    "text_assignment": [
+        {"image": "broken.png", "caption": "a picture"},
+        {"image": "../a.png", "caption": "a picture"},
+        {"image": "c.png", "caption": ["", None]},
+    ],
     "vqa": [
         {"image": "missing.png", "question": "What?", "answer": ["red"]},
         {"image": "../a.png", "question": "What?", "answer": ["red"]},
@@ -266,7 +273,7 @@ def test_bad_rows_are_counted_and_nothing_else_is_lost(task, run, pretrained, ph
     metrics, predictions = results_of(tmp_path / "tuned")
     assert metrics["rows_left_out"] == 3
     if task != "retrieval":
-        assert [prediction["row"] for prediction in predictions] == [0, 1]
+        assert [prediction["row"] for prediction in predictions] == list(range(len(FILES[task])))
 
 
 def test_a_long_question_is_cut_and_an_answer_outside_the_list_is_wrong(run, pretrained, photographs, tmp_path):
