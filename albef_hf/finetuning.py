@@ -8,7 +8,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,9 +25,9 @@ from transformers import PreTrainedModel
 from .configuration_albef import AlbefConfig
 from .data import Augmentation, BadSampleError, Issue, load_image
 from .data.scene_tasks import SceneRows
-from .options import option
+from .options import option, with_defaults
 from .processing_albef import AlbefProcessor, clean_caption
-from .training import TrainingOptions
+from .training import DataOptions
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -35,50 +35,23 @@ BASELINE_ROWS = 20_000  # training rows that the text-only baseline learns from
 
 
 @dataclass
-class FineTuningOptions(TrainingOptions):
+class FineTuningOptions(with_defaults(DataOptions, validation_split="validation", min_crop_scale=0.5, max_tokens=30)):
     """What to start from and what to train on, beside how."""
 
     model: str = option("", "folder or Hub name of an ALBEF to start from, its teacher included")
     image_size: int = option(0, "resolution in pixels, to which positions are interpolated; 0: that of the model")
-    train_files: list[str] = option([], "JSON lists in the original's format")
-    validation_files: list[str] = option([], "such lists for evaluation")
-    image_root: str | None = option(None, "folder that image paths are relative to; nothing outside of it is read")
-    dataset: str | None = option(None, "what datasets.load_dataset takes: Hub name, folder, imagefolder, parquet")
-    dataset_config: str | None = option(None, "configuration of the dataset")
-    data_files: list[str] = option([], "files of the dataset, for parquet and the like")
-    split: str = option("train", "split of the dataset to train on")
-    validation_split: str = option("validation", "split of the dataset for evaluation")
     columns: list[str] = option([], "names of the dataset's columns, where they are others: image=picture ...")
-    scenes: int = option(16000, "number of built-in rows, where no other data is given")
-    validation_size: int = option(1000, "built-in rows for evaluation")
-    min_crop_scale: float = option(0.5, "smallest share of a picture that the augmentation keeps")
-    randaugment_operations: int = option(2, "operations of RandAugment drawn for each picture")
     flip_probability: float = option(0.5, "chance of a picture to be mirrored; never for the built-in rows")
-    max_words: int = option(30, "words of a text that are kept")
-    max_tokens: int = option(30, "tokens of a text that are kept")
     eval_batch_size: int = option(64, "rows per forward pass in the evaluation")
     text_only_baseline: bool = option(True, "train a classifier on the texts alone, for comparison")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(1, "max_words", "scenes", "validation_size", "eval_batch_size")
-        self.require_at_least(2, "max_tokens")
-        self.require_at_least(0, "randaugment_operations", "image_size")
-        self.require_share("min_crop_scale", "flip_probability")
+        self.require_at_least(1, "validation_size", "eval_batch_size")
+        self.require_at_least(0, "image_size")
+        self.require_share("flip_probability")
         if not self.model:
             raise ValueError("model is missing: name the folder or Hub repository of an ALBEF to start from.")
-        if self.train_files and self.dataset:
-            raise ValueError("train_files and dataset are two sources of rows: give one of them.")
-
-
-def with_defaults(kind: type[FineTuningOptions], **defaults: Any) -> type[FineTuningOptions]:
-    """The same options with other defaults, such as the paper's for a task."""
-    changed = [
-        (entry.name, entry.type, field(default=defaults[entry.name], metadata=entry.metadata))
-        for entry in fields(kind)
-        if entry.name in defaults
-    ]
-    return make_dataclass(kind.__name__, changed, bases=(kind,))
 
 
 class Task(ABC):
@@ -372,3 +345,60 @@ def write_results(folder: Path, metrics: dict[str, float], predictions: list[dic
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     lines = [json.dumps(prediction) + "\n" for prediction in predictions]
     (folder / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+class SentenceTask(LabelTask):
+    """A task of sentences with one of some labels."""
+
+    labels: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def sentence_pixels(self, row: Mapping[str, Any], rng: np.random.Generator) -> torch.Tensor:
+        """Augmented pixels of what a sentence is about."""
+
+    def read(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """A sentence with its label."""
+        issues: list[Issue] = []
+        sample = {"sentence": self.clean(row["sentence"], issues), "label": self.label_number(row["label"])}
+        return {**sample, "pixel_values": self.sentence_pixels(row, rng), "issues": issues}
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Sentences, pictures and labels."""
+        return {
+            **self.tokenize([sample["sentence"] for sample in samples]),
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            "labels": torch.tensor([sample["label"] for sample in samples]),
+            "issues": count_issues(samples),
+        }
+
+    def text_and_label(self, row: Mapping[str, Any]) -> tuple[str, str]:
+        """The sentence and its label."""
+        return self.clean(row["sentence"], []), self.labels[self.label_number(row["label"])]
+
+    def label_number(self, label: Any) -> int:
+        """Number of a label in any spelling, or the number itself.
+
+        Raises:
+            BadSampleError: If it is none of the labels.
+        """
+        if isinstance(label, int) and 0 <= label < len(self.labels):
+            return int(label)
+        names = [name.lower() for name in self.labels]
+        if str(label).strip().lower() not in names:
+            raise BadSampleError(Issue.LABEL_UNKNOWN, repr(label)[:100])
+        return names.index(str(label).strip().lower())
+
+    def predict_labels(
+        self, model: PreTrainedModel, batch: list[dict[str, Any]], inputs: dict[str, torch.Tensor]
+    ) -> list[dict[str, Any]]:
+        """The likeliest label of each sentence of a batch."""
+        shares, best = model(**inputs).logits.softmax(-1).max(-1)
+        return [
+            {
+                "row": row["row"],
+                "sentence": row["sentence"],
+                "answer": self.labels[number],
+                "probability": round(share, 4),
+            }
+            for row, share, number in zip(batch, shares.tolist(), best.tolist(), strict=True)
+        ]

@@ -22,6 +22,16 @@ def option(default: Any, description: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": description})
 
 
+def with_defaults(kind: type[Options], **defaults: Any) -> type[Options]:
+    """The same options with other defaults, such as the paper's for a task."""
+    changed = [
+        (entry.name, entry.type, dataclasses.field(default=defaults[entry.name], metadata=entry.metadata))
+        for entry in dataclasses.fields(kind)
+        if entry.name in defaults
+    ]
+    return dataclasses.make_dataclass(kind.__name__, changed, bases=(kind,))
+
+
 def parse_options(kind: type[Options], description: str, arguments: list[str]) -> Options:
     """Read options; the command line wins over the YAML file given by `--config`.
 

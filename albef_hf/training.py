@@ -83,6 +83,35 @@ class TrainingOptions:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share between 0 and 1.")
 
 
+@dataclass
+class DataOptions(TrainingOptions):
+    """What to train on and to evaluate on, and how texts and pictures are prepared."""
+
+    train_files: list[str] = option([], 'JSON lists of {"image": path, "caption": text or list}, or of a task\'s rows')
+    validation_files: list[str] = option([], "such lists for evaluation")
+    image_root: str | None = option(None, "folder that image paths are relative to; nothing outside of it is read")
+    dataset: str | None = option(None, "what datasets.load_dataset takes: Hub name, folder, imagefolder, webdataset")
+    dataset_config: str | None = option(None, "configuration of the dataset")
+    data_files: list[str] = option([], "files of the dataset, for parquet, webdataset and the like")
+    split: str = option("train", "split of the dataset to train on")
+    validation_split: str | None = option(None, "split of the dataset for evaluation")
+    scenes: int = option(20000, "number of built-in rows, where no other data is given")
+    validation_size: int = option(1000, "pictures, or built-in rows, used for evaluation")
+    min_crop_scale: float = option(0.2, "smallest share of a picture that the augmentation keeps")
+    randaugment_operations: int = option(2, "operations of RandAugment drawn for each picture")
+    max_words: int = option(30, "words of a text that are kept")
+    max_tokens: int = option(25, "tokens of a text that are kept")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(1, "max_words", "scenes")
+        self.require_at_least(2, "max_tokens")
+        self.require_at_least(0, "validation_size", "randaugment_operations")
+        self.require_share("min_crop_scale")
+        if self.train_files and self.dataset:
+            raise ValueError("train_files and dataset are two sources of rows: give one of them.")
+
+
 def make_accelerator(options: TrainingOptions) -> Accelerator:
     """An `Accelerator` for these options; settings of `accelerate launch` hold where the options leave them open."""
     compile_layers = TorchDynamoPlugin(backend="inductor", use_regional_compilation=True)

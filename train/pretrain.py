@@ -43,12 +43,12 @@ from albef_hf.momentum import MOMENTUM_FILE
 from albef_hf.options import nearest, option, parse_options, save_options
 from albef_hf.retrieval import score_all
 from albef_hf.run_log import RunLog
-from albef_hf.training import MomentumTraining, TrainingOptions, make_accelerator, prepare_folder, total_steps
+from albef_hf.training import DataOptions, MomentumTraining, make_accelerator, prepare_folder, total_steps
 
 
 @dataclass
-class PretrainingOptions(TrainingOptions):
-    """Where to start from and what to train on, beside how."""
+class PretrainingOptions(DataOptions):
+    """Where to start from, beside how and on what; without validation data, pairs are held out for the evaluation."""
 
     model: str | None = option(None, "folder or Hub name of an ALBEF to go on with, its teacher included")
     vision_model: str | None = option(None, "folder or Hub name of a ViT or DeiT to start the image encoder from")
@@ -56,37 +56,19 @@ class PretrainingOptions(TrainingOptions):
     model_config: str | None = option(None, "AlbefConfig as a JSON file or text; what it leaves out is base size")
     tokenizer: str | None = option(None, "folder or Hub name; default: that of the text model, or BERT-base uncased")
 
-    train_files: list[str] = option([], 'JSON lists of {"image": path, "caption": text or list of texts}')
-    validation_files: list[str] = option([], "such lists for evaluation; default: held-out training pairs")
-    image_root: str | None = option(None, "folder that image paths are relative to; nothing outside of it is read")
-    dataset: str | None = option(None, "what datasets.load_dataset takes: Hub name, folder, imagefolder, webdataset")
-    dataset_config: str | None = option(None, "configuration of the dataset")
-    data_files: list[str] = option([], "files of the dataset, for parquet, webdataset and the like")
-    split: str = option("train", "split of the dataset to train on")
-    validation_split: str | None = option(None, "split of the dataset for evaluation; default: held-out pairs")
     streaming: bool = option(False, "read the dataset on the fly instead of downloading it first")
     image_column: str = option("image", "column of the picture")
     caption_column: str = option("caption", "column of the caption, a text or a list of texts")
-    scenes: int = option(20000, "number of built-in scenes, where no other data is given")
     scenes_wrong_share: float = option(0.0, "share of the scenes' captions that belong to another scene")
     scenes_vague_share: float = option(0.0, "share of the scenes' captions that fit any scene")
 
-    min_crop_scale: float = option(0.2, "smallest share of a picture that the augmentation keeps")
-    randaugment_operations: int = option(2, "operations of RandAugment drawn for each picture")
-    max_words: int = option(30, "words of a caption that are kept")
-    max_tokens: int = option(25, "tokens of a caption that are kept")
     mlm_probability: float = option(0.15, "chance of a token to be masked")
-    validation_size: int = option(1000, "pictures used for evaluation, at most a tenth of the training data")
     rerank: int = option(16, "candidates of each query that ITM reranks in the evaluation")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(1, "max_words", "rerank", "scenes")
-        self.require_at_least(2, "max_tokens")
-        self.require_at_least(0, "validation_size", "randaugment_operations")
-        self.require_share("mlm_probability", "min_crop_scale", "scenes_wrong_share", "scenes_vague_share")
-        if self.train_files and self.dataset:
-            raise ValueError("train_files and dataset are two sources of pairs: give one of them.")
+        self.require_at_least(1, "rerank")
+        self.require_share("mlm_probability", "scenes_wrong_share", "scenes_vague_share")
         started = [name for name in ("vision_model", "text_model", "model_config", "tokenizer") if getattr(self, name)]
         if self.model and started:
             raise ValueError(f"model brings its own configuration and tokenizer: leave out {', '.join(started)}.")

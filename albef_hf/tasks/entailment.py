@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..data import BadSampleError, Issue, load_image
+from ..data import load_image
 from ..data.scene_tasks import SceneEntailment
-from ..finetuning import FineTuningOptions, LabelTask, Rows, count_issues, flat, with_defaults
+from ..finetuning import FineTuningOptions, Rows, SentenceTask, flat
 from ..metrics.entailment_accuracy.entailment_accuracy import entailment_accuracy
-from ..modeling_albef import AlbefForVisualEntailment
-from ..options import option
-
-LABELS = ("contradiction", "neutral", "entailment")
+from ..modeling_albef import ENTAILMENT_CLASSES, AlbefForVisualEntailment
+from ..options import option, with_defaults
 
 
 @dataclass
@@ -36,7 +34,7 @@ class EntailmentOptions(
     image_suffix: str = option("", "what the names of pictures lack, such as .jpg for SNLI-VE's Flickr30k numbers")
 
 
-class VisualEntailment(LabelTask):
+class VisualEntailment(SentenceTask):
     """Rows: `image`, `sentence`, `label` (contradiction, neutral or entailment)."""
 
     name = "entailment"
@@ -44,65 +42,34 @@ class VisualEntailment(LabelTask):
     options_class = EntailmentOptions
     metric = "accuracy"
     columns = ("image", "sentence", "label")
+    labels = ENTAILMENT_CLASSES
     scenes = SceneEntailment
 
-    def read(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """A sentence with its label."""
-        issues: list[Issue] = []
-        sample = {"sentence": self.clean(row["sentence"], issues), "label": label_number(row["label"])}
-        return {**sample, "pixel_values": self.pixels(self._image(row), rng), "issues": issues}
+    def sentence_pixels(self, row: Mapping[str, Any], rng: np.random.Generator) -> torch.Tensor:
+        """Augmented pixels of the picture."""
+        return self.pixels(self._image(row), rng)
 
     def _image(self, row: Mapping[str, Any]) -> Any:
         image = row["image"]
         return f"{image}{self.options.image_suffix}" if isinstance(image, str) else image
 
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Sentences, pictures and labels."""
-        return {
-            **self.tokenize([sample["sentence"] for sample in samples]),
-            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-            "labels": torch.tensor([sample["label"] for sample in samples]),
-            "issues": count_issues(samples),
-        }
-
     def predict(self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """The likeliest label of each row."""
 
         def read(row: Mapping[str, Any]) -> dict[str, Any]:
-            label_number(row["label"])
-            image = load_image(self._image(row), self.options.image_root)
-            return {"sentence": self.clean(row["sentence"], []), "image": image}
+            sentence, _ = self.text_and_label(row)
+            return {"sentence": sentence, "image": load_image(self._image(row), self.options.image_root)}
 
         predictions = []
         for batch in self.readable(rows, numbers, read):
             inputs = self.inputs(model, [row["sentence"] for row in batch], [row["image"] for row in batch])
-            shares, best = model(**inputs).logits.softmax(-1).max(-1)
-            for row, share, number in zip(batch, shares.tolist(), best.tolist(), strict=True):
-                prediction = {"row": row["row"], "sentence": row["sentence"], "answer": LABELS[number]}
-                predictions.append({**prediction, "probability": round(share, 4)})
+            predictions += self.predict_labels(model, batch, inputs)
         return predictions
-
-    def text_and_label(self, row: Mapping[str, Any]) -> tuple[str, str]:
-        """The sentence and its label."""
-        return self.clean(row["sentence"], []), LABELS[label_number(row["label"])]
 
     def score(self, predictions: list[dict[str, Any]], rows: Rows) -> dict[str, float]:
         """Accuracy, overall and by label."""
-        given = [prediction["answer"] for prediction in predictions]
-        right = [LABELS[label_number(rows[prediction["row"]]["label"])] for prediction in predictions]
-        return flat(entailment_accuracy(given, right))
-
-
-def label_number(label: Any) -> int:
-    """Number of a label in any spelling, or the number itself.
-
-    Raises:
-        BadSampleError: If it is none of the three.
-    """
-    text = LABELS[label] if label in (0, 1, 2) else str(label).strip().lower()
-    if text not in LABELS:
-        raise BadSampleError(Issue.LABEL_UNKNOWN, repr(label)[:100])
-    return LABELS.index(text)
+        right = [self.text_and_label(rows[prediction["row"]])[1] for prediction in predictions]
+        return flat(entailment_accuracy([prediction["answer"] for prediction in predictions], right))
 
 
 TASK = VisualEntailment

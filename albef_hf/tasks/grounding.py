@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from ..data import BadSampleError, Issue, load_image
 from ..data.scene_tasks import SceneExpressions
 from ..explain import matching_heatmaps, resize_heatmap, score_boxes
-from ..finetuning import Rows, RowTask, flat, with_defaults
+from ..finetuning import Rows, RowTask, flat
 from ..metrics.grounding_accuracy.grounding_accuracy import grounding_accuracy
-from ..options import option
+from ..options import option, with_defaults
 from .retrieval import PairTask, RetrievalOptions
 
 

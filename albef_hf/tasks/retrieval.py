@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from ..data import BadSampleError, Issue, load_image, usable_captions
 from ..data.scene_tasks import SceneCaptions
-from ..finetuning import FineTuningOptions, Rows, Task, count_issues, with_defaults
+from ..finetuning import FineTuningOptions, Rows, Task, count_issues
 from ..modeling_albef import AlbefForRetrieval
-from ..options import option
+from ..options import option, with_defaults
 from ..retrieval import score_all
 
 SHOWN = 10  # best answers of each query that are written down

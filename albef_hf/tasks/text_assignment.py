@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from ..data import load_image, usable_captions
 from ..data.scene_tasks import SceneCaptions
-from ..finetuning import FineTuningOptions, Rows, with_defaults
+from ..finetuning import FineTuningOptions, Rows
 from ..modeling_albef import AlbefForTextAssignment
+from ..options import with_defaults
 from .retrieval import PairTask
 
 PLACES = ("first", "second", "neither")

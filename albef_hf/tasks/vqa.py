@@ -18,11 +18,10 @@ from ..finetuning import (
     count_issues,
     flat,
     read_json_list,
-    with_defaults,
 )
 from ..metrics.vqa_accuracy.vqa_accuracy import vqa_accuracy
 from ..modeling_albef import AlbefForQuestionAnswering
-from ..options import option
+from ..options import option, with_defaults
 
 VISUAL_GENOME_WEIGHT = 0.5  # of its answers, which a single annotator has given
 
