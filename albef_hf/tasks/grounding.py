@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from ..data import BadSampleError, Issue, load_image
 from ..data.scene_tasks import SceneExpressions
-from ..explain import matching_heatmaps, resize_heatmap, score_boxes
+from ..explain import contrastive_heatmaps, matching_heatmaps, resize_heatmap, score_boxes
 from ..finetuning import Rows, RowTask, flat
 from ..metrics.grounding_accuracy.grounding_accuracy import grounding_accuracy
 from ..options import option, with_defaults
 from .retrieval import PairTask, RetrievalOptions
+
+HEATMAPS = ("matching", "contrast")
 
 
 @dataclass
@@ -26,10 +29,14 @@ class GroundingOptions(with_defaults(RetrievalOptions, epochs=5, min_crop_scale=
     """The paper's settings."""
 
     refer_root: str | None = option(None, "folder with refs(unc).p, instances.json and dets.json of RefCOCO+")
-    layer: int = option(
-        -1, "cross-attention layer of the heat map, counted from 0; -1: a third of the depth, the paper's"
-    )
+    heatmap: str = option("matching", "of the matching score through the text's attention, or of the contrast")
+    layer: int = option(-1, "layer of the heat map, counted from 0; -1: the paper's, or the last one of the contrast")
     box_alpha: float = option(0.5, "power of the area that the heat in a box is divided by")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heatmap not in HEATMAPS:
+            raise ValueError(f"heatmap is {self.heatmap!r}; choose {' or '.join(HEATMAPS)}.")
 
 
 class Grounding(PairTask, RowTask):
@@ -55,10 +62,10 @@ class Grounding(PairTask, RowTask):
             image = load_image(row["image"], self.options.image_root)
             return {"text": self.clean(row["text"], []), "image": image, "boxes": row["boxes"]}
 
-        layer, predictions = (None if self.options.layer < 0 else self.options.layer), []
+        predictions = []
         for batch in self.readable(rows, numbers, read):
             inputs = self.inputs(model, [row["text"] for row in batch], [row["image"] for row in batch])
-            heatmaps = matching_heatmaps(model, **inputs, layer=layer).mean(1).cpu()
+            heatmaps = self._heatmaps(model, inputs).cpu()
             for row, heatmap in zip(batch, heatmaps, strict=True):
                 scores = score_boxes(heatmap, row["boxes"], row["image"].size, self.options.box_alpha)
                 width, height = row["image"].size
@@ -66,6 +73,13 @@ class Grounding(PairTask, RowTask):
                 prediction = {"row": row["row"], "text": row["text"], "box": list(row["boxes"][int(scores.argmax())])}
                 predictions.append({**prediction, "point": [hottest % width, hottest // width]})
         return predictions
+
+    def _heatmaps(self, model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A map of each text, (batch, rows, columns)."""
+        layer = self.options.layer
+        if self.options.heatmap == "contrast":
+            return contrastive_heatmaps(model, **inputs, layer=layer)
+        return matching_heatmaps(model, **inputs, layer=None if layer < 0 else layer).mean(1)
 
     def score(self, predictions: list[dict[str, Any]], rows: Rows) -> dict[str, float]:
         """Accuracy at an overlap of one half, and of the hottest point, by split where the rows name it."""
