@@ -838,6 +838,20 @@ class AlbefUnimodalModels(AlbefPreTrainedModel):
         """Replace the word embeddings."""
         self.text_model.set_input_embeddings(value)
 
+    @staticmethod
+    def _join(
+        images: BaseModelOutput, texts: BaseModelOutput, fused: BaseModelOutputWithCrossAttentions
+    ) -> AlbefModelOutput:
+        """What the three encoders have returned, as one output."""
+        return AlbefModelOutput(
+            last_hidden_state=fused.last_hidden_state,
+            image_hidden_states=images.last_hidden_state,
+            text_hidden_states=texts.last_hidden_state,
+            vision_model_output=images,
+            text_model_output=texts,
+            multimodal_model_output=fused,
+        )
+
 
 class AlbefModel(AlbefUnimodalModels):
     """The three encoders without a head."""
@@ -880,14 +894,7 @@ class AlbefModel(AlbefUnimodalModels):
         texts = self.text_model(input_ids, attention_mask, **kwargs)
         image_key_values = self.multimodal_model.project_images(images.last_hidden_state)
         fused = self.multimodal_model(texts.last_hidden_state, attention_mask, image_key_values, **kwargs)
-        return AlbefModelOutput(
-            last_hidden_state=fused.last_hidden_state,
-            image_hidden_states=images.last_hidden_state,
-            text_hidden_states=texts.last_hidden_state,
-            vision_model_output=images,
-            text_model_output=texts,
-            multimodal_model_output=fused,
-        )
+        return self._join(images, texts, fused)
 
 
 class AlbefPairModel(AlbefUnimodalModels):
@@ -940,14 +947,7 @@ class AlbefPairModel(AlbefUnimodalModels):
             select_key_values(key_values, first + 1),
             **kwargs,
         )
-        return AlbefModelOutput(
-            last_hidden_state=fused.last_hidden_state,
-            image_hidden_states=images.last_hidden_state,
-            text_hidden_states=texts.last_hidden_state,
-            vision_model_output=images,
-            text_model_output=texts,
-            multimodal_model_output=fused,
-        )
+        return self._join(images, texts, fused)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
