@@ -103,7 +103,7 @@ class Task(ABC):
             from .data.sources import load_columns
 
             source = (self.options.dataset, self.options.dataset_config, self.options.data_files or None, split)
-            return load_columns(*source, self._column_names())
+            return load_columns(*source, self._column_names(), remedy="columns {}=...")
         if not files:
             raise ValueError("train_files needs validation_files beside it, and the other way round.")
         rows = [row for file in files for row in read_json_list(file)]

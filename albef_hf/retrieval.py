@@ -1,137 +1,193 @@
 """Retrieval in two steps: contrastive similarities (ITC) of all pairs, then matching scores (ITM) of the best ones.
 
-`evaluation` and `itm_eval` in the original's `Retrieval.py`.
+`evaluation` and `itm_eval` in the original's `Retrieval.py`. Memory grows with the number of pictures and texts, not
+with their product, and the hidden states of pictures are held only as far as `KEPT_VALUES` allows.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .modeling_albef import AlbefAlignedModel
 from .processing_albef import AlbefProcessor
 
-NOT_RERANKED = -100.0
+RANKS = (1, 5, 10)
 MAX_TOKENS = 30  # of a text, as in the original's evaluation
+KEPT_VALUES = 2**28  # of pictures' hidden states, a gigabyte in float32; other pictures are encoded once more
 
 
 @dataclass
-class RetrievalFeatures:
-    """What the two unimodal encoders make of a set of pictures and a set of texts.
+class TextFeatures:
+    """What the text encoder makes of a set of texts.
 
     Args:
-        image_hidden_states: (images, patches + 1, image width).
-        image_embeds: Unit features, (images, projection).
-        text_hidden_states: (texts, tokens, text width).
-        text_mask: 1 for tokens, 0 for padding, (texts, tokens).
-        text_embeds: Unit features, (texts, projection).
+        hidden_states: (texts, tokens, text width), in the host's memory.
+        mask: 1 for tokens, 0 for padding, (texts, tokens), there too.
+        embeds: Unit features, (texts, projection).
     """
 
-    image_hidden_states: torch.Tensor
-    image_embeds: torch.Tensor
-    text_hidden_states: torch.Tensor
-    text_mask: torch.Tensor
-    text_embeds: torch.Tensor
-
-    @property
-    def similarities(self) -> torch.Tensor:
-        """Cosine of every image with every text, (images, texts), never below float32, where ties would abound."""
-        with torch.autocast(self.image_embeds.device.type, enabled=False):
-            return self.image_embeds @ self.text_embeds.T
+    hidden_states: torch.Tensor
+    mask: torch.Tensor
+    embeds: torch.Tensor
 
 
 @torch.no_grad()
-def encode(
-    model: AlbefAlignedModel,
-    processor: AlbefProcessor,
-    images: Sequence[Image.Image],
-    texts: Sequence[str],
-    batch_size: int = 64,
-) -> RetrievalFeatures:
-    """Run the unimodal encoders over pictures and texts, in evaluation mode."""
+def encode_texts(
+    model: AlbefAlignedModel, processor: AlbefProcessor, texts: Sequence[str], batch_size: int = 64
+) -> TextFeatures:
+    """Run the text encoder, in evaluation mode."""
     model.eval()
-    image_outputs = []
-    for start in range(0, len(images), batch_size):
-        inputs = processor(images=list(images[start : start + batch_size]), return_tensors="pt").to(model.device)
-        image_outputs.append(model.get_image_features(**inputs))
     longest = min(MAX_TOKENS, model.config.text_config.max_position_embeddings)
-    tokens = processor(text=list(texts), max_length=longest, return_tensors="pt").to(model.device)
-    text_outputs = [
-        model.get_text_features(ids, mask)
-        for ids, mask in zip(
-            tokens["input_ids"].split(batch_size), tokens["attention_mask"].split(batch_size), strict=True
-        )
-    ]
-    return RetrievalFeatures(
-        image_hidden_states=torch.cat([output.last_hidden_state for output in image_outputs]),
-        image_embeds=torch.cat([output.pooler_output for output in image_outputs]),
-        text_hidden_states=torch.cat([output.last_hidden_state for output in text_outputs]),
-        text_mask=tokens["attention_mask"],
-        text_embeds=torch.cat([output.pooler_output for output in text_outputs]),
-    )
+    tokens = processor(text=list(texts), max_length=longest, return_tensors="pt")
+    ids, mask = tokens["input_ids"].split(batch_size), tokens["attention_mask"].split(batch_size)
+    hidden_states, embeds = [], []
+    for start in range(len(ids)):
+        outputs = model.get_text_features(ids[start].to(model.device), mask[start].to(model.device))
+        hidden_states.append(outputs.last_hidden_state.cpu())
+        embeds.append(outputs.pooler_output)
+    return TextFeatures(torch.cat(hidden_states), tokens["attention_mask"], torch.cat(embeds))
 
 
-def rerank_candidates(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which pairs are among the best k of their image, and of their text; each a mask, (images, texts)."""
-    images, texts = similarities.shape
-    of_image = torch.zeros_like(similarities, dtype=torch.bool)
-    of_image.scatter_(1, similarities.topk(min(k, texts), dim=1).indices, True)
-    of_text = torch.zeros_like(of_image)
-    of_text.scatter_(0, similarities.topk(min(k, images), dim=0).indices, True)
-    return of_image, of_text
+class ImageEncoder:
+    """Encodes pictures for the contrast, and again for the matching, as far as they could not be kept in between.
+
+    Args:
+        model: Has the image encoder and the joint space.
+        processor: Makes pixels.
+        images: Pictures; only a batch of them is read at a time.
+        numbers: Of the pictures that this process is in charge of.
+        batch_size: Pictures encoded at a time.
+    """
+
+    def __init__(
+        self,
+        model: AlbefAlignedModel,
+        processor: AlbefProcessor,
+        images: Sequence[Image.Image],
+        numbers: Sequence[int],
+        batch_size: int = 64,
+    ):
+        self.model, self.processor, self.images, self.numbers = model.eval(), processor, images, numbers
+        self.batches = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
+        self.kept: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def embeds(self) -> torch.Tensor:
+        """Unit features of all pictures, (images, projection), zero for those of other processes."""
+        features = torch.zeros(len(self.images), self.model.config.projection_dim, device=self.model.device)
+        room = KEPT_VALUES
+        for batch in tqdm(self.batches, "encode pictures", leave=False, disable=0 not in self.numbers):
+            outputs = self._encode(batch)
+            features = features.to(torch.promote_types(features.dtype, outputs.pooler_output.dtype))
+            features[list(batch)] = outputs.pooler_output.to(features.dtype)
+            room -= outputs.last_hidden_state.numel()
+            if room >= 0:
+                self.kept.append(outputs.last_hidden_state.cpu())
+        return features
+
+    @torch.no_grad()
+    def hidden_states(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Number and hidden states, (1, patches + 1, width), of one picture after the other."""
+        for position, batch in enumerate(self.batches):
+            kept = position < len(self.kept)
+            states = self.kept[position].to(self.model.device) if kept else self._encode(batch).last_hidden_state
+            yield from zip(batch, states.split(1), strict=True)
+
+    def _encode(self, batch: Sequence[int]) -> BaseModelOutputWithPooling:
+        inputs = self.processor(images=[self.images[number] for number in batch], return_tensors="pt")
+        return self.model.get_image_features(**inputs.to(self.model.device))
+
+
+def best_matches(queries: torch.Tensor, keys: torch.Tensor, k: int, block: int = 1024) -> tuple[torch.Tensor, ...]:
+    """Cosines and numbers of the best k keys of each query, each (queries, k), best first.
+
+    Never below float32, where ties would abound.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        found = [(rows @ keys.T).topk(min(k, len(keys)), dim=1) for rows in queries.split(block)]
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
 @torch.no_grad()
 def match(
     model: AlbefAlignedModel,
-    features: RetrievalFeatures,
-    pairs: torch.Tensor,
-    images: Iterable[int],
+    image_hidden_states: torch.Tensor,
+    texts: TextFeatures,
+    numbers: torch.Tensor,
     batch_size: int = 256,
 ) -> torch.Tensor:
-    """Matching logits of the wanted pairs.
-
-    Pairs are grouped by image, whose keys and values are projected once, and a pair that both directions of retrieval
-    ask for is scored once.
+    """Matching logits of a picture with some texts; its keys and values are projected once.
 
     Args:
         model: Has the multimodal encoder and the matching head.
-        features: From `encode`.
-        pairs: Mask of the pairs wanted, (images, texts).
-        images: Numbers of the images to score.
+        image_hidden_states: (1, patches + 1, width).
+        texts: From `encode_texts`.
+        numbers: Of the texts to score, (wanted,).
         batch_size: Texts scored at a time.
 
     Returns:
-        Logits of "match", (images, texts), zero where nothing was asked for.
+        Logits of "match", (wanted,).
     """
-    model.eval()
-    scores = torch.zeros(pairs.shape, device=pairs.device)
-    for image in images:
-        wanted = pairs[image].nonzero().squeeze(1)
-        if len(wanted) == 0:
-            continue
-        key_values = model.albef.multimodal_model.project_images(features.image_hidden_states[image : image + 1])
-        for texts in wanted.split(batch_size):
-            longest = int(features.text_mask[texts].sum(1).max())
-            fused = model.albef.multimodal_model(
-                features.text_hidden_states[texts, :longest], features.text_mask[texts, :longest], key_values
-            )
-            cls = fused.last_hidden_state[:, 0]
-            with torch.autocast(cls.device.type, enabled=False):
-                scores[image, texts] = model.itm_head(cls.to(model.itm_head.weight.dtype))[:, 1].to(scores.dtype)
-    return scores
+    key_values = model.albef.multimodal_model.project_images(image_hidden_states)
+    logits = []
+    for wanted in numbers.to(texts.mask.device).split(batch_size):
+        mask = texts.mask[wanted]
+        longest = int(mask.sum(1).max())
+        states = texts.hidden_states[wanted, :longest].to(model.device)
+        fused = model.albef.multimodal_model(states, mask[:, :longest].to(model.device), key_values)
+        cls = fused.last_hidden_state[:, 0]
+        with torch.autocast(cls.device.type, enabled=False):
+            logits.append(model.itm_head(cls.to(model.itm_head.weight.dtype))[:, 1])
+    return torch.cat(logits)
 
 
-def recall(scores: torch.Tensor, positives: torch.Tensor, ranks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
-    """Share of the queries for which one of the right answers is among the best k.
-
-    Ties count against the right answer, and so does what is not a number.
+def rerank(
+    model: AlbefAlignedModel,
+    pictures: Iterable[tuple[int, torch.Tensor]],
+    texts: TextFeatures,
+    of_images: torch.Tensor,
+    of_texts: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Matching logits of candidates; a pair that both directions ask for is scored once.
 
     Args:
-        scores: (queries, answers).
-        positives: Which answers are right, (queries, answers).
+        model: Has the multimodal encoder and the matching head; in evaluation mode.
+        pictures: Number and hidden states of each picture to score.
+        texts: From `encode_texts`.
+        of_images: Texts to score for each image, (images, k).
+        of_texts: Images to score for each text, (texts, k).
+
+    Returns:
+        Logits, (images, k) and (texts, k); zero where a picture is not among `pictures`.
+    """
+    image_logits = torch.zeros_like(of_images, dtype=texts.embeds.dtype)
+    text_logits = torch.zeros_like(of_texts, dtype=texts.embeds.dtype)
+    # Which texts ask for an image: the places of its number in of_texts, which lie side by side once sorted.
+    asked, places = of_texts.flatten().sort()
+    bounds = torch.searchsorted(asked, torch.arange(len(of_images) + 1, device=asked.device)).tolist()
+    for image, hidden_states in pictures:
+        asking = places[bounds[image] : bounds[image + 1]]
+        wanted = torch.cat([of_images[image], asking // of_texts.shape[1]])
+        numbers, positions = wanted.unique(return_inverse=True)
+        logits = match(model, hidden_states, texts, numbers)[positions].to(image_logits.dtype)
+        image_logits[image] = logits[: of_images.shape[1]]
+        text_logits.view(-1)[asking] = logits[of_images.shape[1] :]
+    return image_logits, text_logits
+
+
+def recall(scores: torch.Tensor, positives: torch.Tensor, ranks: Sequence[int] = RANKS) -> dict[int, float]:
+    """Share of the queries for which one of the right answers is among the best k.
+
+    Ties count against the right answer, and so does what is not a number; a query whose candidates are all wrong finds
+    nothing.
+
+    Args:
+        scores: Of each query's candidates, (queries, candidates).
+        positives: Which of them are right, (queries, candidates).
         ranks: The k's.
 
     Returns:
@@ -139,46 +195,51 @@ def recall(scores: torch.Tensor, positives: torch.Tensor, ranks: Sequence[int] =
     """
     best_positive = scores.masked_fill(~positives, -torch.inf).max(1, keepdim=True).values
     ahead = (~(scores < best_positive) & ~positives).sum(1)
-    return {k: round(100 * (ahead < k).double().mean().item(), 3) for k in ranks}
+    found = positives.any(1)
+    return {k: round(100 * (found & (ahead < k)).double().mean().item(), 3) for k in ranks}
+
+
+@dataclass
+class Ranking:
+    """The candidates of each query, from the highest cosine to the lowest.
+
+    Args:
+        numbers: Of the candidates, (queries, candidates).
+        similarities: Cosines, (queries, candidates).
+        logits: Matching logits of the first k, (queries, k).
+        positives: Which candidates are right, (queries, candidates).
+    """
+
+    numbers: torch.Tensor
+    similarities: torch.Tensor
+    logits: torch.Tensor
+    positives: torch.Tensor
+
+    def scores(self, itc_weight: float = 0.0) -> torch.Tensor:
+        """Reranked scores, (queries, k): the matching logit, and the cosine as far as it is wanted."""
+        return self.logits + itc_weight * self.similarities[:, : self.logits.shape[1]]
+
+    def reranked(self, itc_weight: float = 0.0) -> torch.Tensor:
+        """Numbers of the candidates after reranking, best first, (queries, k)."""
+        return self.numbers.gather(1, self.scores(itc_weight).argsort(dim=1, descending=True, stable=True))
 
 
 @dataclass
 class RetrievalScores:
-    """Scores of every image with every text, and what was reranked.
+    """Both directions: the texts of each image, and the images of each text."""
 
-    Args:
-        similarities: Cosines, (images, texts).
-        matched: Matching logits of the pairs that were reranked, (images, texts).
-        of_image: Which pairs are among the best k of their image, (images, texts).
-        of_text: Which pairs are among the best k of their text, (images, texts).
-        positives: Which texts belong to which images, (images, texts).
-    """
+    image_to_text: Ranking
+    text_to_image: Ranking
 
-    similarities: torch.Tensor
-    matched: torch.Tensor
-    of_image: torch.Tensor
-    of_text: torch.Tensor
-    positives: torch.Tensor
-
-    @property
-    def image_to_text(self) -> torch.Tensor:
-        """Reranked scores of the texts of each image, (images, texts)."""
-        return self.matched.masked_fill(~self.of_image, NOT_RERANKED)
-
-    @property
-    def text_to_image(self) -> torch.Tensor:
-        """Reranked scores of the images of each text, (texts, images)."""
-        return self.matched.masked_fill(~self.of_text, NOT_RERANKED).T
-
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, itc_weight: float = 0.0) -> dict[str, float]:
         """Recall at 1, 5 and 10 in percent: `itc_text_r1` (image to text) to `itm_image_r10` (text to image)."""
-        rankings = {
-            "itc_text": recall(self.similarities, self.positives),
-            "itc_image": recall(self.similarities.T, self.positives.T),
-            "itm_text": recall(self.image_to_text, self.positives),
-            "itm_image": recall(self.text_to_image, self.positives.T),
-        }
-        return {f"{name}_r{k}": value for name, recalls in rankings.items() for k, value in recalls.items()}
+        metrics = {}
+        for step in ("itc", "itm"):
+            for way, ranking in (("text", self.image_to_text), ("image", self.text_to_image)):
+                scores = ranking.similarities if step == "itc" else ranking.scores(itc_weight)
+                recalls = recall(scores, ranking.positives[:, : scores.shape[1]])
+                metrics |= {f"{step}_{way}_r{k}": value for k, value in recalls.items()}
+        return metrics
 
 
 def score_all(
@@ -189,27 +250,32 @@ def score_all(
     k: int = 16,
     batch_size: int = 64,
     share: tuple[int, int] = (0, 1),
-    reduce: Callable[[torch.Tensor], torch.Tensor] = lambda scores: scores,
+    reduce: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
 ) -> RetrievalScores:
     """Contrast all pairs, and match the best k of each query.
 
     Args:
         model: The model; it is put into evaluation mode and back.
         processor: Its processor.
-        images: Pictures.
+        images: Pictures; each is read when it is encoded, a batch at a time.
         captions: The captions of each picture.
         k: Candidates of each query that are reranked; with fewer than 10 the reranked R@10 has little meaning.
         batch_size: Pictures and texts encoded at a time.
-        share: Number of this process and of all processes; each reranks its share of the images.
+        share: Number of this process and of all processes; each encodes and reranks its share of the images.
         reduce: Sums a tensor over all processes.
     """
     was_training = model.training
-    features = encode(model, processor, images, [text for texts in captions for text in texts], batch_size)
-    owner = torch.tensor([i for i, texts in enumerate(captions) for _ in texts], device=features.text_embeds.device)
-    similarities = features.similarities
-    of_image, of_text = rerank_candidates(similarities, k)
-    mine = tqdm(range(share[0], len(images), share[1]), "rerank", leave=False, disable=share[0] > 0)
-    matched = reduce(match(model, features, of_image | of_text, mine))
+    encoder = ImageEncoder(model, processor, images, range(share[0], len(images), share[1]), batch_size)
+    texts = encode_texts(model, processor, [text for several in captions for text in several], batch_size)
+    embeds = reduce(encoder.embeds())
+    owner = torch.tensor([i for i, several in enumerate(captions) for _ in several], device=embeds.device)
+    image_best = best_matches(embeds, texts.embeds, max(k, *RANKS))
+    text_best = best_matches(texts.embeds, embeds, max(k, *RANKS))
+    pictures = tqdm(encoder.hidden_states(), "rerank", total=len(encoder.numbers), leave=False, disable=share[0] > 0)
+    image_logits, text_logits = rerank(model, pictures, texts, image_best[1][:, :k], text_best[1][:, :k])
     model.train(was_training)
-    positives = torch.arange(len(images), device=owner.device)[:, None] == owner
-    return RetrievalScores(similarities, matched, of_image, of_text, positives)
+    of_images = owner[image_best[1]] == torch.arange(len(images), device=owner.device)[:, None]
+    return RetrievalScores(
+        Ranking(image_best[1], image_best[0], reduce(image_logits), of_images),
+        Ranking(text_best[1], text_best[0], reduce(text_logits), text_best[1] == owner[:, None]),
+    )

@@ -60,7 +60,7 @@ class RunLog:
 
 
 def plot_curves(log: Path, picture: Path) -> None:
-    """Draw the curves of a run: losses, temperature, gradient norm, retrieval; needs matplotlib, else draws nothing.
+    """Draw the curves of a run: losses, temperature, gradient norm, metrics; needs matplotlib, else draws nothing.
 
     Args:
         log: A `log.jsonl`.
@@ -71,22 +71,39 @@ def plot_curves(log: Path, picture: Path) -> None:
     except ImportError:
         return
     records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    panels = {
-        "losses": ["loss_itc", "loss_itm", "loss_mlm"],
-        "ITC: temperature": ["temperature"],
-        "ITC: bound on mutual information (nats)": ["mutual_information_bound"],
-        "gradient norm": ["gradient_norm"],
-        "text retrieval, recall (%)": ["itc_text_r1", "itc_text_r10", "itm_text_r1", "itm_text_r10"],
-        "image retrieval, recall (%)": ["itc_image_r1", "itc_image_r10", "itm_image_r1", "itm_image_r10"],
-    }
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(2, 3).flat, panels.items(), strict=True):
+    panels = {title: names for title, names in _panels(records).items() if names}
+    columns = min(3, max(1, len(panels)))
+    rows = max(1, math.ceil(len(panels) / columns))
+    figure = Figure(figsize=(4.4 * columns, 3.5 * rows), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels.items(), strict=False):
         for name in names:
             points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else None)
+            axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else None)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         if len(axes.lines) > 1:
             axes.legend(fontsize=8)
+    for axes in figure.axes[len(panels) :]:
+        axes.set_axis_off()
     figure.savefig(picture, dpi=110)
+
+
+def _panels(records: list[dict[str, float]]) -> dict[str, list[str]]:
+    """Which numbers of a run go into which panel."""
+    # A record of the training has a loss; the others are of the evaluation.
+    trained = {name for record in records if "loss" in record for name in record if record[name] is not None}
+    measured = [name for record in records if "loss" not in record for name in record if record[name] is not None]
+    metrics = [name for name in dict.fromkeys(measured) if name not in ("step", "seconds", "rows_left_out")]
+    parts = sorted(name for name in trained if name.startswith("loss_"))
+    recalls = [name for name in metrics if name.endswith(("_r1", "_r10"))]
+    others = [name for name in metrics if "_r" not in name]
+    return {
+        "losses": parts or [name for name in ("loss",) if name in trained],
+        "ITC: temperature": [name for name in ("temperature",) if name in trained],
+        "ITC: bound on mutual information (nats)": [n for n in ("mutual_information_bound",) if n in trained],
+        "gradient norm": [name for name in ("gradient_norm",) if name in trained],
+        "learning rate": [name for name in ("learning_rate",) if name in trained and not recalls],
+        "text retrieval, recall (%)": [name for name in recalls if "_text_" in name],
+        "image retrieval, recall (%)": [name for name in recalls if "_image_" in name],
+        "evaluation (%)": others,
+    }

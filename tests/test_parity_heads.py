@@ -18,7 +18,7 @@ from original import (
 
 from albef_hf import AlbefForRetrieval, AlbefForTextAssignment
 from albef_hf.modeling_albef import sample_image_pairs
-from albef_hf.retrieval import RetrievalFeatures, match, recall, rerank_candidates
+from albef_hf.retrieval import TextFeatures, best_matches, recall, rerank
 
 RUNS = ["fp64_alpha0", "fp64_alpha0.4", "fp64_alpha0_nodistill"]
 
@@ -181,25 +181,19 @@ def test_retrieval_evaluation(tmp_path):
     with torch.no_grad():
         images = model.get_image_features(inputs["images"].double())
         texts = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
-    features = RetrievalFeatures(
-        image_hidden_states=images.last_hidden_state,
-        image_embeds=images.pooler_output,
-        text_hidden_states=texts.last_hidden_state,
-        text_mask=inputs["attention_mask"],
-        text_embeds=texts.pooler_output,
-    )
-    assert_close(features.similarities, expected["sims_matrix_i2t"], 1e-9, "similarities")
-    of_image, of_text = rerank_candidates(features.similarities, inputs["k_test"])
-    scores = match(model, features, of_image | of_text, range(len(inputs["images"])))
-    by_image = scores.masked_fill(~of_image, -100)
-    by_text = scores.masked_fill(~of_text, -100).T
-    assert_close(by_image, expected["score_matrix_i2t"].double(), 1e-6, "image to text")  # kept in float32 there
-    assert_close(by_text, expected["score_matrix_t2i"].double(), 1e-6, "text to image")
-    positives = torch.zeros_like(scores, dtype=torch.bool)
-    for text, image in inputs["txt2img"].items():
-        positives[image, text] = True
+    features = TextFeatures(texts.last_hidden_state, inputs["attention_mask"], texts.pooler_output)
+    k, owner = inputs["k_test"], torch.tensor([inputs["txt2img"][text] for text in range(len(inputs["input_ids"]))])
+    similarities, of_images = best_matches(images.pooler_output, features.embeds, k)
+    _, of_texts = best_matches(features.embeds, images.pooler_output, k)
+    assert_close(similarities, expected["sims_matrix_i2t"].gather(1, of_images), 1e-9, "similarities")
+    pictures = enumerate(images.last_hidden_state.split(1))
+    image_logits, text_logits = rerank(model, pictures, features, of_images, of_texts)
+    for ways, numbers, logits in (("i2t", of_images, image_logits), ("t2i", of_texts, text_logits)):
+        theirs = expected[f"score_matrix_{ways}"].double()  # kept in float32 there; -100 where not reranked
+        ours = torch.full_like(theirs, -100).scatter(1, numbers, logits)
+        assert_close(ours, theirs, 1e-6, ways)
     metrics = expected["itm_eval"]
-    assert recall(by_image, positives, (1, 5)) == pytest.approx({1: metrics["txt_r1"], 5: metrics["txt_r5"]}, abs=1e-3)
-    assert recall(by_text, positives.T, (1, 5)) == pytest.approx(
-        {1: metrics["img_r1"], 5: metrics["img_r5"]}, abs=1e-3
-    )
+    texts_found = recall(image_logits, owner[of_images] == torch.arange(len(of_images))[:, None], (1, 5))
+    images_found = recall(text_logits, of_texts == owner[:, None], (1, 5))
+    assert texts_found == pytest.approx({1: metrics["txt_r1"], 5: metrics["txt_r5"]}, abs=1e-3)
+    assert images_found == pytest.approx({1: metrics["img_r1"], 5: metrics["img_r5"]}, abs=1e-3)

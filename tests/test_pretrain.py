@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 
 from albef_hf import AlbefForPreTraining, AlbefProcessor, MomentumTeacher
-from albef_hf.data import PretrainingCollator, Scenes
+from albef_hf.data import Issue, Pictures, PretrainingCollator, Scenes
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPT = REPOSITORY / "train" / "pretrain.py"
@@ -261,14 +261,14 @@ def test_held_out_pictures_are_in_no_training_row(script):
     assert not set(training["image"]) & set(held_out["image"])
 
 
-def test_rows_of_one_picture_are_evaluated_as_one(script, processor, photographs):
+def test_rows_of_one_picture_are_evaluated_as_one(photographs):
     rows = datasets.Dataset.from_dict({"image": ["0.png", "1.png", "0.png", "x.png"], "caption": ["a", "b", "c", "d"]})
-    options = script.PretrainingOptions(image_root=str(photographs))
-    held_out = script.read_held_out(options, rows, processor)
-    assert held_out.captions == [["a", "c"], ["b"]] and len(held_out.images) == 2
-    assert held_out.issues == {"image_missing": 1}
-    options.validation_size = 1
-    assert script.read_held_out(options, rows, processor).captions == [["a"]]
+    held_out = Pictures(rows, str(photographs))
+    assert held_out.captions == [["a", "c"], ["b"]] and len(held_out) == 2
+    assert [error.issue for error in held_out.bad_rows.values()] == [Issue.IMAGE_MISSING]
+    assert Pictures(rows, str(photographs), most=1).captions == [["a"]]
+    stream = Pictures(iter([{"image": Image.new("RGB", (9, 9), "red"), "caption": "a"}]))
+    assert stream[0].getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_batches_of_a_stream_go_to_the_device(script, processor, photographs):

@@ -4,8 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
-from albef_hf import AlbefForPreTraining
-from albef_hf.retrieval import encode, match, recall, rerank_candidates, score_all
+from albef_hf import AlbefForPreTraining, retrieval
+from albef_hf.retrieval import ImageEncoder, Ranking, best_matches, encode_texts, match, recall, rerank, score_all
+
+CAPTIONS = [["red", "a red one"], ["green"], ["blue", "sky", "a blue one"]]
 
 
 def test_recall_by_hand():
@@ -27,12 +29,34 @@ def test_recall_with_several_right_answers_takes_the_best():
     assert recall(scores, positives, (1, 2)) == {1: 0.0, 2: 100.0}
 
 
-def test_candidates_are_the_best_of_each_side():
-    similarities = torch.tensor([[0.9, 0.8, 0.1], [0.7, 0.95, 0.2]])
-    of_image, of_text = rerank_candidates(similarities, 1)
-    assert of_image.tolist() == [[True, False, False], [False, True, False]]
-    assert of_text.tolist() == [[True, False, False], [False, True, True]]
-    assert rerank_candidates(similarities, 99)[0].all()
+def test_a_query_without_a_right_candidate_finds_nothing():
+    scores, positives = torch.tensor([[0.2, 0.1], [0.1, 0.2]]), torch.tensor([[False, False], [False, True]])
+    assert recall(scores, positives, (1, 5)) == {1: 50.0, 5: 50.0}
+
+
+def test_scores_that_are_no_numbers_find_nothing():
+    assert recall(torch.full((3, 20), torch.nan), torch.eye(3, 20, dtype=torch.bool)) == {1: 0.0, 5: 0.0, 10: 0.0}
+
+
+def test_best_matches_do_not_depend_on_the_blocks():
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(7, 4, generator=generator), torch.randn(9, 4, generator=generator)
+    similarities, numbers = best_matches(queries, keys, 3, block=2)
+    assert torch.equal(numbers, (queries @ keys.T).argsort(1, descending=True)[:, :3])
+    assert torch.allclose(similarities, (queries @ keys.T).gather(1, numbers))
+    assert best_matches(queries, keys, 99)[1].shape == (7, 9)
+
+
+def test_the_cosine_counts_as_far_as_it_is_wanted():
+    ranking = Ranking(
+        numbers=torch.tensor([[4, 2, 9]]),
+        similarities=torch.tensor([[0.9, 0.5, 0.1]]),
+        logits=torch.tensor([[0.0, 0.3]]),  # the third is not reranked
+        positives=torch.tensor([[True, False, False]]),
+    )
+    assert ranking.reranked().tolist() == [[2, 4]]
+    assert ranking.reranked(itc_weight=1.0).tolist() == [[4, 2]]
+    assert torch.allclose(ranking.scores(itc_weight=2.0), torch.tensor([[1.8, 1.3]]))
 
 
 @pytest.fixture
@@ -40,28 +64,76 @@ def pictures() -> list[Image.Image]:
     return [Image.new("RGB", (40, 30), color) for color in ("red", "green", "blue")]
 
 
+def expected_logit(model, processor, picture, caption) -> float:
+    return model(**processor(images=picture, text=caption, return_tensors="pt")).itm_logits[0, 1].item()
+
+
 def test_matching_scores_are_those_of_the_forward(model, processor, pictures):
     texts = ["a red one", "green", "the blue one of all the pictures", "none"]
-    features = encode(model, processor, pictures, texts, batch_size=2)
-    wanted = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
-    scores = match(model, features, wanted, range(3), batch_size=2)
-    for image, picture in enumerate(pictures):
-        for text, caption in enumerate(texts):
-            inputs = processor(images=picture, text=caption, return_tensors="pt")
-            expected = model(**inputs).itm_logits[0, 1] if wanted[image, text] else torch.tensor(0.0)
-            assert scores[image, text].item() == pytest.approx(expected.item(), abs=1e-5)
+    encoder = ImageEncoder(model, processor, pictures, range(3), batch_size=2)
+    features = encode_texts(model, processor, texts, batch_size=2)
+    of_images = torch.tensor([[0, 2], [3, 1], [1, 2]])
+    of_texts = torch.tensor([[0], [0], [2], [2]])
+    image_logits, text_logits = rerank(model, encoder.hidden_states(), features, of_images, of_texts)
+    for image, numbers in enumerate(of_images.tolist()):
+        for place, text in enumerate(numbers):
+            expected = expected_logit(model, processor, pictures[image], texts[text])
+            assert image_logits[image, place].item() == pytest.approx(expected, abs=1e-5)
+    for text, (image,) in enumerate(of_texts.tolist()):
+        expected = expected_logit(model, processor, pictures[image], texts[text])
+        assert text_logits[text, 0].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_pair_that_both_directions_ask_for_is_scored_once(model, processor, pictures, monkeypatch):
+    scored = []
+    monkeypatch.setattr(retrieval, "match", lambda *args: scored.append(len(args[3])) or match(*args))
+    score_all(model, processor, pictures, CAPTIONS, k=6)
+    assert scored == [6, 6, 6]
+
+
+def test_pictures_are_encoded_again_where_memory_is_short(model, processor, pictures, monkeypatch):
+    plenty = score_all(model, processor, pictures, CAPTIONS, k=3, batch_size=1)
+    vision = model.config.vision_config
+    values = ((vision.image_size // vision.patch_size) ** 2 + 1) * vision.hidden_size  # of one picture
+    encoded = []
+    encode = ImageEncoder._encode
+    monkeypatch.setattr(ImageEncoder, "_encode", lambda self, batch: encoded.extend(batch) or encode(self, batch))
+    monkeypatch.setattr(retrieval, "KEPT_VALUES", values)
+    scarce = score_all(model, processor, pictures, CAPTIONS, k=3, batch_size=1)
+    assert encoded == [0, 1, 2, 1, 2]
+    assert torch.equal(scarce.image_to_text.logits, plenty.image_to_text.logits)
 
 
 def test_metrics_do_not_depend_on_how_the_work_is_shared(model, processor, pictures):
-    captions = [["red", "a red one"], ["green"], ["blue", "sky", "a blue one"]]
-    alone = score_all(model, processor, pictures, captions, k=3).metrics()
-    parts = []
+    alone = score_all(model, processor, pictures, CAPTIONS, k=3)
+    # Each process hands over its features, and then its logits of both directions; what comes back are the sums.
+    handed: list[list[torch.Tensor]] = [[], []]
     for rank in (0, 1):
-        score_all(model, processor, pictures, captions, k=3, share=(rank, 2), reduce=lambda s: parts.append(s) or s)
-    together = score_all(model, processor, pictures, captions, k=3, reduce=lambda s: parts[0] + parts[1]).metrics()
-    assert together == alone
-    assert set(alone) == {f"{a}_{b}_r{k}" for a in ("itc", "itm") for b in ("text", "image") for k in (1, 5, 10)}
-    assert all(0 <= value <= 100 for value in alone.values())
+        encoder = ImageEncoder(model, processor, pictures, range(rank, 3, 2))
+        handed[rank].append(encoder.embeds())
+    together = handed[0][0] + handed[1][0]
+    assert torch.allclose(together.norm(dim=1), torch.ones(3))
+    for rank in (0, 1):
+        answers = iter([together])
+        score_all(
+            model,
+            processor,
+            pictures,
+            CAPTIONS,
+            k=3,
+            share=(rank, 2),
+            reduce=lambda values, answers=answers, rank=rank: handed[rank].append(values) or next(answers, values),
+        )
+    assert torch.allclose(handed[0][-2] + handed[1][-2], alone.image_to_text.logits, atol=1e-6)
+    assert torch.allclose(handed[0][-1] + handed[1][-1], alone.text_to_image.logits, atol=1e-6)
+    assert not torch.equal(handed[0][-1], handed[1][-1])
+
+
+def test_metrics_have_every_recall(model, processor, pictures):
+    metrics = score_all(model, processor, pictures, CAPTIONS, k=3).metrics()
+    assert set(metrics) == {f"{a}_{b}_r{k}" for a in ("itc", "itm") for b in ("text", "image") for k in (1, 5, 10)}
+    assert all(0 <= value <= 100 for value in metrics.values())
+    assert metrics["itc_text_r10"] == 100
 
 
 def test_training_mode_is_left_as_it_was(model, processor, pictures):
@@ -70,19 +142,17 @@ def test_training_mode_is_left_as_it_was(model, processor, pictures):
     assert model.training
 
 
-def test_scores_that_are_no_numbers_find_nothing():
-    assert recall(torch.full((3, 20), torch.nan), torch.eye(3, 20, dtype=torch.bool)) == {1: 0.0, 5: 0.0, 10: 0.0}
-
-
 def test_similarities_stay_float32_under_bfloat16(model, processor, pictures):
     with torch.autocast("cpu", torch.bfloat16):
-        features = encode(model, processor, pictures, ["red", "green"])
-        similarities = features.similarities
+        embeds = ImageEncoder(model, processor, pictures, range(3)).embeds()
+        similarities, numbers = best_matches(embeds, encode_texts(model, processor, ["red", "green"]).embeds, 2)
     assert similarities.dtype == torch.float32
-    assert torch.equal(similarities, features.image_embeds @ features.text_embeds.T)
+    texts = encode_texts(model, processor, ["red", "green"]).embeds
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(similarities, (embeds @ texts.T).gather(1, numbers).float())
 
 
-def test_texts_are_cut_to_what_the_model_has_positions_for(config, processor, pictures):
+def test_texts_are_cut_to_what_the_model_has_positions_for(config, processor):
     config.text_config.max_position_embeddings = 12
-    features = encode(AlbefForPreTraining(config), processor, pictures, ["word " * 25])
-    assert features.text_hidden_states.shape[1] == 12
+    features = encode_texts(AlbefForPreTraining(config), processor, ["word " * 25])
+    assert features.hidden_states.shape[1] == 12

@@ -105,6 +105,54 @@ def test_without_distillation_there_is_no_teacher(run, pretrained, tmp_path):
     assert "alpha" not in record and "mutual_information_bound" not in record
 
 
+def test_the_best_is_kept_and_the_last_beside_it(run, pretrained, tmp_path, monkeypatch):
+    accuracies = iter([70.0, 60.0])
+    monkeypatch.setattr(find_task("entailment"), "evaluate", lambda *_: ({"accuracy": next(accuracies)}, []))
+    run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "tuned"))
+    assert results_of(tmp_path / "tuned")[0] | {"accuracy": 70.0, "step": 2} == results_of(tmp_path / "tuned")[0]
+    head = find_task("entailment").head
+    best, last = (head.from_pretrained(tmp_path / "tuned" / part).state_dict() for part in ("", "last"))
+    assert any(not torch.equal(best[name], last[name]) for name in best)
+    assert (tmp_path / "tuned" / "last" / "momentum.safetensors").exists()
+
+    # Where the last is the best, an older run's last is gone.
+    accuracies = iter([60.0, 70.0])
+    run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "tuned", overwrite_output_dir=True))
+    assert not (tmp_path / "tuned" / "last").exists()
+
+
+def test_an_interrupted_run_keeps_what_was_learned(run, pretrained, tmp_path, monkeypatch):
+    def interrupted(self, *_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(find_task("entailment"), "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "tuned"))
+    assert find_task("entailment").head.from_pretrained(tmp_path / "tuned" / "last")
+
+
+def test_curves_have_a_panel_for_whatever_a_run_has_logged(tmp_path):
+    from albef_hf.run_log import _panels, plot_curves
+
+    records = [
+        {"step": 1, "seconds": 0.1, "loss": 2.0, "gradient_norm": 1.0, "learning_rate": 0.1},
+        {"step": 1, "seconds": 0.2, "accuracy": 40.0, "accuracy/yes": 30.0, "rows_left_out": 1},
+    ]
+    panels = {title: names for title, names in _panels(records).items() if names}
+    assert panels == {
+        "losses": ["loss"],
+        "gradient norm": ["gradient_norm"],
+        "learning rate": ["learning_rate"],
+        "evaluation (%)": ["accuracy", "accuracy/yes"],
+    }
+    (tmp_path / "log.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    plot_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size[0] > 800
+    (tmp_path / "log.jsonl").write_text("")
+    plot_curves(tmp_path / "log.jsonl", tmp_path / "empty.png")
+    assert (tmp_path / "empty.png").exists()
+
+
 def test_recipes_of_the_tasks_are_valid():
     recipes = list((REPOSITORY / "train" / "configs").glob("*/*.yaml"))
     assert {recipe.parent.name for recipe in recipes} == set(task_names())
@@ -343,6 +391,9 @@ def test_references_are_read_without_running_what_they_may_hold(tmp_path):
     (tmp_path / "dets.json").write_text(json.dumps({"3": [[1, 2, 3, 4, 0.9], [5, 6, 7, 8, 0.1]]}))
     (row,) = add_boxes([{"image": "a.png", "text": "it", "ref_id": 5}], tmp_path)
     assert (row["bbox"], row["boxes"], row["split"]) == ([1, 2, 3, 4], [[1, 2, 3, 4], [5, 6, 7, 8]], "testA")
+    (tmp_path / "cocos.json").write_text(json.dumps({"3": [[7, 7, 7, 7]]}))
+    (row,) = add_boxes([{"ref_id": 5}], tmp_path, "cocos.json")
+    assert row["boxes"] == [[7, 7, 7, 7]]
     with pytest.raises(ValueError, match="no reference 6"):
         add_boxes([{"ref_id": 6}], tmp_path)
     (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(Accelerator))

@@ -6,6 +6,7 @@ recipe such as train/configs/vqa/scenes.yaml changes them. Give --task first: --
 
 import argparse
 import os
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,8 @@ from albef_hf.options import parse_options, save_options
 from albef_hf.run_log import RunLog
 from albef_hf.tasks import find_task, task_names
 from albef_hf.training import MomentumTraining, make_accelerator, prepare_folder, total_steps
+
+LAST = "last"  # folder of the last state, in that of the best
 
 
 def main(arguments: list[str]) -> None:
@@ -52,6 +55,8 @@ def main(arguments: list[str]) -> None:
 def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelerator) -> dict[str, float]:
     """Train and keep the best; returns its metrics."""
     folder = prepare_folder(options, accelerator)
+    if accelerator.is_main_process:
+        shutil.rmtree(folder / LAST, ignore_errors=True)
     set_seed(options.seed)  # the same on all processes, so that their teachers and queues start alike
     student, processor = load_model(kind, options.model, options.image_size, options.attention)
     teacher = make_teacher(options, student)
@@ -76,12 +81,16 @@ def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelera
         if not best or metrics[task.metric] > best[task.metric]:
             best.clear()
             best.update(metrics | {"step": step})
+            save(folder)
             if accelerator.is_main_process:
-                for part in (student, processor, *([teacher] if teacher else [])):
-                    part.save_pretrained(folder)
-                save_options(options, folder / "options.yaml")
                 write_results(folder, best | baselines, predictions)
         return metrics
+
+    def save(folder: Path) -> None:
+        if accelerator.is_main_process:
+            for part in (student, processor, *([teacher] if teacher else [])):
+                part.save_pretrained(folder)
+            save_options(options, folder / "options.yaml")
 
     set_seed(options.seed, device_specific=True)
     training = MomentumTraining(
@@ -89,10 +98,14 @@ def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelera
     )
     try:
         training.run()
-    finally:
+    finally:  # an interrupt too: what was learned last is kept beside the best
+        if best.get("step") != training.step:
+            save(folder / LAST)
         log.close()
     log.say(f"rows skipped or cut: {training.issues_found()}")
     log.say(f"best: {task.metric} {best[task.metric]:.2f} at step {best['step']}; it is in {folder}")
+    if best["step"] != training.step:
+        log.say(f"the last state, of step {training.step}, is in {folder / LAST}")
     return best
 
 

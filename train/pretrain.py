@@ -19,24 +19,20 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import set_seed
 from datasets.distributed import split_dataset_by_node
 from huggingface_hub.errors import StrictDataclassError
-from PIL import Image
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import AutoTokenizer, BlipImageProcessorPil
 from transformers.utils.hub import cached_file
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor, MomentumTeacher
 from albef_hf.data import (
     Augmentation,
-    BadSampleError,
     ImageTextPairs,
     ImageTextStream,
     PairReader,
+    Pictures,
     PretrainingCollator,
     Scenes,
     embedded_tokenizer,
-    load_image,
-    usable_captions,
 )
 from albef_hf.data.sources import load_hub_rows, read_annotations
 from albef_hf.momentum import MOMENTUM_FILE
@@ -97,7 +93,7 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
     teacher = make_teacher(options, student)
     rows, validation_rows = load_rows(options, student.config.vision_config.image_size, accelerator)
     loader, steps_per_epoch = make_loader(options, rows, processor, accelerator)
-    held_out = read_held_out(options, validation_rows, processor)
+    held_out = Pictures(validation_rows, options.image_root, most=options.validation_size)
     check_words_are_known(processor, held_out.captions)
     numbers = {name: value for name, value in asdict(options).items() if isinstance(value, (int, float))}
     accelerator.init_trackers("tensorboard", config=numbers)
@@ -108,7 +104,7 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
         accelerator.wait_for_everyone()
         metrics = evaluate(options, accelerator, student, processor, held_out)
         if metrics:
-            log.say(f"step {step}: {retrieval_table(metrics, len(held_out.images))}")
+            log.say(f"step {step}: {retrieval_table(metrics, len(held_out))}")
         return metrics
 
     log.say(describe_run(options, student, teacher, held_out, steps_per_epoch, accelerator.num_processes))
@@ -276,39 +272,6 @@ def make_loader(options: PretrainingOptions, rows, processor: AlbefProcessor, ac
     return loader, max(1, len(loader) // options.gradient_accumulation_steps)
 
 
-@dataclass
-class HeldOut:
-    """Pictures, the captions of each, and what kept others from being used."""
-
-    images: list[Image.Image]
-    captions: list[list[str]]
-    issues: Counter[str]
-
-
-def read_held_out(options: PretrainingOptions, rows, processor: AlbefProcessor) -> HeldOut:
-    """Pictures and captions for the evaluation, resized as the processor would; bad pairs are left out and counted.
-
-    Rows that name the same picture are one picture with several captions.
-    """
-    size = (processor.image_processor.size["width"], processor.image_processor.size["height"])
-    images: dict[str | int, Image.Image] = {}
-    captions: dict[str | int, list[str]] = {}
-    issues: Counter[str] = Counter()
-    for number, row in enumerate(tqdm(rows, "read held-out pairs", leave=False)):
-        picture = row["image"] if isinstance(row["image"], str) else number
-        if len(images) == options.validation_size and picture not in images:
-            break
-        try:
-            texts = usable_captions(row["caption"])
-            if picture not in images:
-                image = load_image(row["image"], options.image_root)
-                images[picture] = image.resize(size, Image.Resampling.BICUBIC)
-            captions.setdefault(picture, []).extend(texts)
-        except BadSampleError as error:
-            issues[error.issue.name.lower()] += 1
-    return HeldOut(list(images.values()), list(captions.values()), issues)
-
-
 def check_words_are_known(processor: AlbefProcessor, captions: list[list[str]]) -> None:
     """Refuse a tokenizer to which most of the captions are unknown words."""
     tokens = processor(text=[texts[0] for texts in captions[:200]] or [""])["input_ids"]
@@ -340,15 +303,15 @@ def evaluate(
     accelerator: Accelerator,
     student: AlbefForPreTraining,
     processor: AlbefProcessor,
-    held_out: HeldOut,
+    held_out: Pictures,
 ) -> dict[str, float]:
     """Retrieval among the held-out pictures, the reranking shared by all processes; nothing where there are none."""
-    if len(held_out.images) < 2:
+    if len(held_out) < 2:
         return {}
     share = (accelerator.process_index, accelerator.num_processes)
-    pairs = (held_out.images, held_out.captions)
+    queries = (held_out, held_out.captions, options.rerank)
     with accelerator.autocast():
-        scores = score_all(student, processor, *pairs, k=options.rerank, share=share, reduce=accelerator.reduce)
+        scores = score_all(student, processor, *queries, share=share, reduce=accelerator.reduce)
     return scores.metrics()
 
 
@@ -356,7 +319,7 @@ def describe_run(
     options: PretrainingOptions,
     student: AlbefForPreTraining,
     teacher: MomentumTeacher,
-    held_out: HeldOut,
+    held_out: Pictures,
     steps_per_epoch: int | None,
     processes: int,
 ) -> str:
@@ -364,13 +327,14 @@ def describe_run(
     steps = total_steps(options, steps_per_epoch)
     batch = options.batch_size * options.gradient_accumulation_steps * processes
     epochs = f" ({steps / steps_per_epoch:.3g} epochs)" if steps_per_epoch else ""
-    left_out = ", ".join(f"{name} {count}" for name, count in held_out.issues.items())
+    issues = Counter(error.issue.name.lower() for error in held_out.bad_rows.values())
+    left_out = ", ".join(f"{name} {count}" for name, count in issues.items())
     return (
         f"{student.num_parameters() / 1e6:.1f} million parameters, teacher of the same size, queue of "
         f"{len(teacher.queue.image_features)} pairs\n"
         f"{steps} steps{epochs} of {batch} pairs: {options.batch_size} on each of {processes} process(es), "
         f"{options.gradient_accumulation_steps} accumulated\n"
-        f"evaluation on {len(held_out.images)} held-out pictures{f' (left out: {left_out})' if left_out else ''}; "
+        f"evaluation on {len(held_out)} held-out pictures{f' (left out: {left_out})' if left_out else ''}; "
         f"everything goes to {options.output_dir}"
     )
 

@@ -6,6 +6,7 @@ What reads datasets by name is in `albef_hf.data.sources`, which needs the datas
 from .augmentation import Augmentation
 from .collator import PretrainingCollator, embedded_tokenizer, mask_tokens
 from .pairs import BadSampleError, ImageTextPairs, ImageTextStream, Issue, PairReader, load_image, usable_captions
+from .pictures import Pictures, picture_of
 from .scenes import Scenes
 
 __all__ = [
@@ -15,10 +16,12 @@ __all__ = [
     "ImageTextStream",
     "Issue",
     "PairReader",
+    "Pictures",
     "PretrainingCollator",
     "Scenes",
     "embedded_tokenizer",
     "load_image",
     "mask_tokens",
+    "picture_of",
     "usable_captions",
 ]

@@ -61,6 +61,7 @@ def load_columns(
     split: str,
     columns: dict[str, str],
     streaming: bool = False,
+    remedy: str = "{}_column",
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load a dataset by name, with some of its columns under other names and without the others.
 
@@ -73,6 +74,7 @@ def load_columns(
         split: Such as `train` or `train[:90%]`.
         columns: What each column is to be called, and what the dataset calls it.
         streaming: Read on the fly instead of downloading first.
+        remedy: The option that names a column, for the error.
 
     Raises:
         ValueError: If a column does not exist.
@@ -81,7 +83,9 @@ def load_columns(
     present = rows.column_names or list(next(iter(rows), {}))
     for wanted, column in columns.items():
         if column not in present:
-            raise ValueError(f"{name} has no column {column!r}; set {wanted}_column to one of {', '.join(present)}.")
+            raise ValueError(
+                f"{name} has no column {column!r}; set {remedy.format(wanted)} to one of {', '.join(present)}."
+            )
     rows = rows.select_columns(list(columns.values()))
     for column in columns.values():
         feature = None if rows.features is None else rows.features[column]

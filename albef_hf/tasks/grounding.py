@@ -28,7 +28,8 @@ HEATMAPS = ("matching", "contrast")
 class GroundingOptions(with_defaults(RetrievalOptions, epochs=5, min_crop_scale=1.0)):
     """The paper's settings."""
 
-    refer_root: str | None = option(None, "folder with refs(unc).p, instances.json and dets.json of RefCOCO+")
+    refer_root: str | None = option(None, "folder with refs(unc).p, instances.json and the box file of RefCOCO+")
+    box_file: str = option("dets.json", "boxes to choose from: dets.json, detected ones; cocos.json, annotated ones")
     heatmap: str = option("matching", "of the matching score through the text's attention, or of the contrast")
     layer: int = option(-1, "layer of the heat map, counted from 0; -1: the paper's, or the last one of the contrast")
     box_alpha: float = option(0.5, "power of the area that the heat in a box is divided by")
@@ -51,7 +52,9 @@ class Grounding(PairTask, RowTask):
     def validation_rows(self) -> Rows:
         """Rows to evaluate on, each with the box that is meant and those to choose from."""
         rows = super().validation_rows()
-        return rows if self.options.refer_root is None else add_boxes(rows, Path(self.options.refer_root))
+        if self.options.refer_root is None:
+            return rows
+        return add_boxes(rows, Path(self.options.refer_root), self.options.box_file)
 
     def predict(self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """The box that holds most of the heat, and the hottest point."""
@@ -113,8 +116,13 @@ class _PlainUnpickler(pickle.Unpickler):
         raise ValueError(f"The file of references asks for {module}.{name}; it may do harm and is not read.")
 
 
-def add_boxes(rows: Rows, folder: Path) -> list[dict[str, Any]]:
-    """Give rows with a `ref_id` their box and the detected boxes of their picture (the original's `refTools`).
+def add_boxes(rows: Rows, folder: Path, box_file: str = "dets.json") -> list[dict[str, Any]]:
+    """Give rows with a `ref_id` their box and those of their picture to choose from (the original's `refTools`).
+
+    Args:
+        rows: With `ref_id`.
+        folder: Where the files are.
+        box_file: Boxes of each picture by its number: lists of left, top, width, height and maybe more.
 
     Raises:
         ValueError: If a file is missing, or a reference unknown.
@@ -123,16 +131,16 @@ def add_boxes(rows: Rows, folder: Path) -> list[dict[str, Any]]:
         with (folder / "refs(unc).p").open("rb") as file:
             references = {reference["ref_id"]: reference for reference in _PlainUnpickler(file).load()}
         annotations = json.loads((folder / "instances.json").read_text(encoding="utf-8"))["annotations"]
-        detections = json.loads((folder / "dets.json").read_text(encoding="utf-8"))
+        candidates = json.loads((folder / box_file).read_text(encoding="utf-8"))
     except (OSError, pickle.UnpicklingError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"refer_root {folder} needs refs(unc).p, instances.json and dets.json: {error}") from error
+        raise ValueError(f"refer_root {folder} needs refs(unc).p, instances.json and {box_file}: {error}") from error
     boxes = {annotation["id"]: annotation["bbox"] for annotation in annotations}
     found = []
     for row in rows:
         reference = references.get(row.get("ref_id"))
         if reference is None:
             raise ValueError(f"refs(unc).p has no reference {row.get('ref_id')}; the rows belong to another dataset.")
-        choice = [detection[:4] for detection in detections.get(str(reference["image_id"]), [])]
+        choice = [box[:4] for box in candidates.get(str(reference["image_id"]), [])]
         extra = {"bbox": boxes[reference["ann_id"]], "boxes": choice, "split": reference["split"]}
         found.append({**row, **extra})
     return found

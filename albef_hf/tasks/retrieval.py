@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..data import BadSampleError, Issue, load_image, usable_captions
+from ..data import Issue, Pictures, picture_of, usable_captions
 from ..data.scene_tasks import SceneCaptions
 from ..finetuning import FineTuningOptions, Rows, Task, count_issues
 from ..modeling_albef import AlbefForRetrieval
@@ -35,6 +34,7 @@ class RetrievalOptions(
     """The paper's settings for Flickr30k (COCO: 5 epochs, 256 candidates)."""
 
     rerank: int = option(128, "candidates of each query that are reranked by matching")
+    itc_weight: float = option(0.0, "weight of the cosine beside the matching logit; 0: the paper, 1: BLIP")
 
 
 class NumberedRows(Sequence):
@@ -48,7 +48,7 @@ class NumberedRows(Sequence):
         self.rows = rows
         numbers: dict[Any, int] = {}
         # Rows that are read or drawn one at a time are not all read for this.
-        keys = [_picture(row) for row in rows] if isinstance(rows, list) else range(len(rows))
+        keys = [picture_of(row) for row in rows] if isinstance(rows, list) else range(len(rows))
         self.numbers = [numbers.setdefault(index if key is None else key, index) for index, key in enumerate(keys)]
 
     def __len__(self) -> int:
@@ -56,11 +56,6 @@ class NumberedRows(Sequence):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**self.rows[index], "number": self.numbers[index]}
-
-
-def _picture(row: Mapping[str, Any]) -> Any:
-    image = row.get("image_id", row.get("image"))
-    return image if isinstance(image, (str, int)) else None
 
 
 class PairTask(Task):
@@ -108,47 +103,26 @@ class Retrieval(PairTask):
         self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Recall of both directions among all pictures; processes share the reranking."""
-        images, captions = self._pictures(rows)
+        pictures = Pictures(rows, self.options.image_root, self.columns[1])
+        self.bad_rows = {number: str(error) for number, error in pictures.bad_rows.items()}
+        options, weight = self.options, self.options.itc_weight
         share = (accelerator.process_index, accelerator.num_processes)
+        queries = (pictures, pictures.captions, options.rerank, options.eval_batch_size)
         with accelerator.autocast():
-            scores = score_all(
-                model,
-                self.processor,
-                images,
-                captions,
-                self.options.rerank,
-                self.options.eval_batch_size,
-                share,
-                accelerator.reduce,
-            )
-        metrics = scores.metrics()
+            scores = score_all(model, self.processor, *queries, share, accelerator.reduce)
+        metrics = scores.metrics(weight)
         for step in ("itc", "itm"):
             means = [value for name, value in metrics.items() if name.startswith(step)]
             metrics[f"{step}_r_mean"] = sum(means) / len(means)
-        texts = [text for several in captions for text in several]
-        best_texts = scores.image_to_text.topk(min(SHOWN, len(texts)), dim=1).indices.tolist()
-        best_images = scores.text_to_image.topk(min(SHOWN, len(images)), dim=1).indices.tolist()
-        predictions = [{"image": i, "texts": [texts[j] for j in found]} for i, found in enumerate(best_texts)]
+        texts = [text for several in pictures.captions for text in several]
+        best_texts = scores.image_to_text.reranked(weight)[:, :SHOWN].tolist()
+        best_images = scores.text_to_image.reranked(weight)[:, :SHOWN].tolist()
+        predictions = [
+            {"image": i, "row": pictures.numbers[i], "texts": [texts[j] for j in found]}
+            for i, found in enumerate(best_texts)
+        ]
         predictions += [{"text": text, "images": found} for text, found in zip(texts, best_images, strict=True)]
         return metrics | ({"rows_left_out": len(self.bad_rows)} if self.bad_rows else {}), predictions
-
-    def _pictures(self, rows: Rows) -> tuple[list[Any], list[list[str]]]:
-        """Pictures at the size of the model, and the captions of each; rows of one picture go together."""
-        size = (self.processor.image_processor.size["width"], self.processor.image_processor.size["height"])
-        images: dict[Any, Any] = {}
-        captions: dict[Any, list[str]] = {}
-        self.bad_rows = {}
-        for index in tqdm(range(len(rows)), "read pictures", leave=False):
-            row = rows[index]
-            key = index if _picture(row) is None else _picture(row)
-            try:
-                texts = usable_captions(row[self.columns[1]])
-                if key not in images:
-                    images[key] = load_image(row["image"], self.options.image_root).resize(size, 3)
-                captions.setdefault(key, []).extend(texts)
-            except BadSampleError as error:
-                self.bad_rows[index] = str(error)
-        return list(images.values()), list(captions.values())
 
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
         """What a random order would reach."""

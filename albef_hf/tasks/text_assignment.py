@@ -1,16 +1,15 @@
 """Text assignment, between pretraining and NLVR2 (section 5 of the paper, the original's `Pretrain_nlvr.py`)."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
 from ..data import load_image, usable_captions
 from ..data.scene_tasks import SceneCaptions
-from ..finetuning import FineTuningOptions, Rows
+from ..finetuning import FineTuningOptions, Rows, RowTask
 from ..modeling_albef import AlbefForTextAssignment
 from ..options import with_defaults
 from .retrieval import PairTask
@@ -35,7 +34,7 @@ class TextAssignmentOptions(
     """The paper's settings; there is no teacher."""
 
 
-class TextAssignment(PairTask):
+class TextAssignment(PairTask, RowTask):
     """Rows: `image`, `caption` (a text or a list of them), the data of pretraining."""
 
     name = "text_assignment"
@@ -51,22 +50,15 @@ class TextAssignment(PairTask):
         del batch["labels"]
         return batch
 
-    @torch.no_grad()
-    def evaluate(
-        self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator
-    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """How often the place of a text's own picture is found; the draws are the same in every evaluation."""
-        training = model.training
-        model.eval()
-        self.bad_rows = {}
-        numbers = range(accelerator.process_index, len(rows), accelerator.num_processes)
+    def predict(self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """The place where a text's own picture is thought to be; the draws are the same in every evaluation."""
 
-        def read(row) -> dict[str, Any]:
+        def read(row: Mapping[str, Any]) -> dict[str, Any]:
             text = self.clean(usable_captions(row["caption"])[0], [])
             return {"text": text, "image": load_image(row["image"], self.options.image_root)}
 
         predictions = []
-        with torch.random.fork_rng(), accelerator.autocast():
+        with torch.random.fork_rng():
             torch.manual_seed(self.options.seed)
             for batch in self.readable(rows, numbers, read):
                 if len(batch) < 3:
@@ -77,12 +69,12 @@ class TextAssignment(PairTask):
                 for row, answer, right in zip(batch, found.tolist(), places.tolist(), strict=True):
                     prediction = {"row": row["row"], "text": row["text"], "answer": PLACES[answer]}
                     predictions.append({**prediction, "right": PLACES[right]})
-        predictions = sorted(gather_object(predictions), key=lambda prediction: prediction["row"])
-        left_out = sum(len(bad) for bad in gather_object([self.bad_rows]))
-        model.train(training)
+        return predictions
+
+    def score(self, predictions: list[dict[str, Any]], rows: Rows) -> dict[str, float]:
+        """How often the place is found."""
         hits = [prediction["answer"] == prediction["right"] for prediction in predictions]
-        metrics = {"accuracy": 100 * sum(hits) / max(len(hits), 1)}
-        return metrics | ({"rows_left_out": left_out} if left_out else {}), predictions
+        return {"accuracy": 100 * sum(hits) / max(len(hits), 1)}
 
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
         """What guessing would reach."""

@@ -1,0 +1,69 @@
+"""The pictures that rows name and the captions of each, for the evaluation of retrieval."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .pairs import BadSampleError, load_image, usable_captions
+
+
+def picture_of(row: Mapping[str, Any]) -> str | int | None:
+    """What rows of the same picture share: its `image_id` or its path; None for a row that embeds its picture."""
+    image = row.get("image_id", row.get("image"))
+    return image if isinstance(image, (str, int)) else None
+
+
+class Pictures(Sequence):
+    """Pictures, each read when it is asked for; rows that name the same one are one picture with several captions.
+
+    Every picture is read once in advance, so that broken ones are left out before anything is ranked.
+
+    Args:
+        rows: With `image` and a caption, a text or a list of texts; a stream is read once and kept.
+        image_root: Folder that paths are relative to.
+        caption_column: Name of the captions.
+        most: Number of pictures at most.
+
+    Attributes:
+        captions: Those of each picture.
+        bad_rows: Numbers of the rows left out, and what is wrong with them.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        image_root: str | None = None,
+        caption_column: str = "caption",
+        most: int | None = None,
+    ):
+        self.image_root = image_root
+        self.rows = rows if hasattr(rows, "__len__") else []
+        self.captions: list[list[str]] = []
+        self.bad_rows: dict[int, BadSampleError] = {}
+        self.numbers: list[int] = []  # of the row that each picture is read from
+        position: dict[Any, int] = {}
+        for number, row in enumerate(tqdm(rows, "read pictures", leave=False)):
+            named = picture_of(row)
+            picture = ("row", number) if named is None else named
+            if len(self.numbers) == most and picture not in position:
+                break
+            if self.rows is not rows:
+                self.rows.append(row)
+            try:
+                texts = usable_captions(row[caption_column])
+                if picture not in position:
+                    load_image(row["image"], image_root)
+                    position[picture] = len(self.numbers)
+                    self.numbers.append(number)
+                    self.captions.append([])
+                self.captions[position[picture]] += texts
+            except BadSampleError as error:
+                self.bad_rows[number] = error
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return load_image(self.rows[self.numbers[index]]["image"], self.image_root)
