@@ -28,6 +28,7 @@ from transformers.utils.hub import cached_file
 
 from .configuration_albef import AlbefConfig
 from .data import embedded_tokenizer
+from .model_card import CONVERSION_FILE, model_card
 from .modeling_albef import (
     IGNORED,
     AlbefForPreTraining,
@@ -56,7 +57,6 @@ BASE_WIDTH = 768
 MAX_WORDS = {"vqa": 50}
 UNLIMITED_TOKENS = ("vqa", "nlvr2", "entailment")
 INTEGERS = ("position_ids", "queue_ptr", "idx_queue")  # names of what is not a weight
-REPORT_FILE = "conversion.json"
 DROPPED_FILE = "dropped.safetensors"  # under the original names, for the way back
 
 CROSS_KEY = r"text_encoder\.encoder\.layer\.\d+\.crossattention\.self\.key\.weight"
@@ -499,7 +499,7 @@ def convert_checkpoint(
 
     Returns:
         What `conversion.json` holds: source, its SHA-256, task, resolution, attention heads of the image and of the
-        text side, number of keys, keys dropped and why.
+        text side, number of keys, keys dropped and why, largest difference between a weight there and here.
 
     Raises:
         ValueError: If the file is no checkpoint of the original, is of another task or incomplete, if the
@@ -531,8 +531,10 @@ def convert_checkpoint(
         "attention_heads": [part.num_attention_heads for part in (config.vision_config, config.text_config)],
         "keys": len(state),
         "dropped": dropped,
+        "largest_difference": _largest_difference(model, names, state),
     }
     _write(Path(output_dir), model, momentum, kept, summary)
+    model_card(Path(output_dir), Path(output_dir).name).save(Path(output_dir) / "README.md")
     return summary
 
 
@@ -574,6 +576,16 @@ def _fill(kind: type[PreTrainedModel], config: AlbefConfig, weights: Weights) ->
     return model
 
 
+def _largest_difference(model: PreTrainedModel, names: Names, state: Weights) -> float:
+    """Between the weights of the model and of the checkpoint, but for positions that had to be interpolated."""
+    weights, largest = model.state_dict(), 0.0
+    for name, ours in names.items():
+        here = _joined(ours, weights)
+        if here.shape == state[name].shape:
+            largest = max(largest, (here.float() - state[name].float()).abs().max().item())
+    return largest
+
+
 def _check_momentum(momentum: Weights, model: PreTrainedModel) -> None:
     """Refuse a momentum model of other shapes than the model's, and queues that do not go together."""
     shapes = {f"model.{name}": weight.shape for name, weight in model.state_dict().items()}
@@ -602,6 +614,11 @@ def _to_ours(state: Weights, names: Names, bar: tqdm) -> Weights:
                 raise ValueError(f"{name} differs from the parameter that it is tied to in the original, {our} here.")
         bar.update()
     return weights
+
+
+def _joined(ours: tuple[str, ...], weights: Weights) -> torch.Tensor:
+    """What `split` has taken apart."""
+    return torch.cat([weights[our] for our in ours]) if len(ours) > 1 else weights[ours[0]]
 
 
 def split(ours: tuple[str, ...], tensor: torch.Tensor) -> Weights:
@@ -653,7 +670,7 @@ def _write(folder: Path, model: PreTrainedModel, momentum: Weights, dropped: Wei
             f"No processor is written: the vocabulary has {model.config.text_config.vocab_size} words, that of "
             f"BERT-base uncased {len(tokenizer)}. Save an AlbefProcessor with the right tokenizer to {folder}."
         )
-    (folder / REPORT_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    (folder / CONVERSION_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -711,7 +728,7 @@ def _to_theirs(weights: Weights, names: Names) -> Weights:
         if missing:
             raise ValueError(f"{missing[0]} is missing: {MOMENTUM_FILE} may belong to another model; remove it.")
         if ours not in tied:
-            tied[ours] = torch.cat([weights[our] for our in ours]) if len(ours) > 1 else weights[ours[0]]
+            tied[ours] = _joined(ours, weights)
         state[name] = tied[ours]
     return state
 

@@ -66,6 +66,7 @@ class Task(ABC):
     head: ClassVar[type[PreTrainedModel]]
     options_class: ClassVar[type[FineTuningOptions]]
     metric: ClassVar[str]  # of the validation; the highest is the best checkpoint
+    protocol: ClassVar[str]  # how it is measured, for the model card
     columns: ClassVar[tuple[str, ...]]  # that a row must have
     scenes: ClassVar[type[SceneRows]]
 

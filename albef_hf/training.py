@@ -4,16 +4,19 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .data.pairs import Issue
+from .hub import HubPush
+from .model_card import Evaluation, Training, model_card, on_the_hub
 from .momentum import MomentumTeacher
 from .options import option
 from .run_log import RunLog
@@ -51,6 +54,11 @@ class TrainingOptions:
     eval_every: int = option(0, "steps between two evaluations; 0: at the end of each epoch")
     max_skipped_share: float = option(0.1, "stop when more than this share of the pairs read had to be skipped")
     max_nonfinite_steps: int = option(20, "stop after so many steps in a row with a non-finite loss or gradient")
+    push_to_hub: bool = option(False, "push the folder to the Hub whenever a model is saved, and at the end")
+    hub_model_id: str | None = option(None, "repository to push to, such as you/albef; default: the folder's name")
+    hub_private: bool = option(False, "make the repository private, where it does not exist yet")
+    hub_tag: str | None = option(None, "tag of what is pushed at the end, such as v1.0")
+    hub_teacher: bool = option(False, "push momentum.safetensors too, from which training can go on")
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
@@ -111,6 +119,14 @@ class DataOptions(TrainingOptions):
         if self.train_files and self.dataset:
             raise ValueError("train_files and dataset are two sources of rows: give one of them.")
 
+    def data_in_words(self, files: list[str], split: str | None, count: int) -> str:
+        """What rows come from, for the model card."""
+        if files:
+            return f"the rows of {', '.join(Path(file).name for file in files)}"
+        if self.dataset:
+            return f"the dataset {self.dataset}, split {split}"
+        return f"{count} built-in rows, pictures of coloured shapes drawn from a seed"
+
 
 def make_accelerator(options: TrainingOptions) -> Accelerator:
     """An `Accelerator` for these options; settings of `accelerate launch` hold where the options leave them open."""
@@ -126,6 +142,49 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
         log_with="tensorboard" if _has_tensorboard() else None,
         project_dir=options.output_dir,
     )
+
+
+def start_push(options: TrainingOptions, accelerator: Accelerator) -> HubPush | None:
+    """What pushes the output folder, on the main process, where it is wanted; see `HubPush` for what it checks."""
+    if not options.push_to_hub or not accelerator.is_main_process:
+        return None
+    folder = Path(options.output_dir)
+    name = options.hub_model_id or folder.resolve().name
+    return HubPush(name, folder, options.hub_private, options.hub_teacher, say=tqdm.write)
+
+
+def write_card(
+    options: DataOptions,
+    push: HubPush | None,
+    step: int,
+    log: RunLog,
+    evaluation: Evaluation | None,
+    script: str,
+    base_model: str | None,
+) -> None:
+    """Leave a model card in the folder of a run; on the main process.
+
+    Args:
+        options: Of the run.
+        push: Knows what the repository is called.
+        step: Optimizer steps so far.
+        log: Knows when the run has started.
+        evaluation: What was measured.
+        script: What repeats the run, but for its options.
+        base_model: What the run has started from.
+    """
+    training = Training(
+        options=asdict(options),
+        steps=step,
+        seconds=time.monotonic() - log.start,
+        processes=log.accelerator.num_processes,
+        command=f"accelerate launch {script} --config options.yaml",
+        data=options.data_in_words(options.train_files, options.split, options.scenes),
+        dataset=on_the_hub(options.dataset),
+        base_model=base_model,
+    )
+    folder = Path(options.output_dir)
+    model_card(folder, push.repo_id if push else str(folder), training, evaluation).save(folder / "README.md")
 
 
 def prepare_folder(options: TrainingOptions, accelerator: Accelerator) -> Path:

@@ -64,6 +64,7 @@ def test_there_and_back_is_the_identity(name, size, heads, tmp_path):
     source = save({"model": state}, tmp_path)
     summary = convert_checkpoint(source, tmp_path / "converted", task=TASKS[name], config=heads)
     assert summary["keys"] == len(state)
+    assert summary["largest_difference"] == 0
     assert summary["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     revert_checkpoint(tmp_path / "converted", tmp_path / "again.pth")
     again = torch.load(tmp_path / "again.pth", weights_only=True)["model"]

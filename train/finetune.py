@@ -8,7 +8,7 @@ import argparse
 import os
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 # This folder has an evaluate.py, which would hide the library of that name.
@@ -18,17 +18,27 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from albef_hf import MomentumTeacher
 from albef_hf.data import ImageTextPairs
 from albef_hf.finetuning import FineTuningOptions, Rows, Task, load_model, write_results
+from albef_hf.hub import HubPush
+from albef_hf.model_card import Evaluation, on_the_hub
 from albef_hf.modeling_albef import AlbefAlignedModel
 from albef_hf.momentum import MOMENTUM_FILE
 from albef_hf.options import parse_options, save_options
 from albef_hf.run_log import RunLog
 from albef_hf.tasks import find_task, task_names
-from albef_hf.training import MomentumTraining, make_accelerator, prepare_folder, total_steps
+from albef_hf.training import (
+    MomentumTraining,
+    make_accelerator,
+    prepare_folder,
+    start_push,
+    total_steps,
+    write_card,
+)
 
 LAST = "last"  # folder of the last state, in that of the best
 
@@ -55,6 +65,7 @@ def main(arguments: list[str]) -> None:
 def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelerator) -> dict[str, float]:
     """Train and keep the best; returns its metrics."""
     folder = prepare_folder(options, accelerator)
+    push = start_push(options, accelerator)
     if accelerator.is_main_process:
         shutil.rmtree(folder / LAST, ignore_errors=True)
     set_seed(options.seed)  # the same on all processes, so that their teachers and queues start alike
@@ -71,42 +82,98 @@ def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelera
     log.say(
         f"{task.name}: {len(rows)} rows to train on, {len(validation)} to evaluate on; without pictures {baselines}"
     )
-    best: dict[str, float] = {}
-
-    def evaluate_and_keep(step: int) -> dict[str, float]:
-        metrics, predictions = task.evaluate(student, validation, accelerator)
-        log.say(f"step {step}: {', '.join(f'{name} {value:.2f}' for name, value in metrics.items())}")
-        for prediction in predictions[:3]:
-            log.say(f"    {task.show(prediction)}")
-        if not best or metrics[task.metric] > best[task.metric]:
-            best.clear()
-            best.update(metrics | {"step": step})
-            save(folder)
-            if accelerator.is_main_process:
-                write_results(folder, best | baselines, predictions)
-        return metrics
-
-    def save(folder: Path) -> None:
-        if accelerator.is_main_process:
-            for part in (student, processor, *([teacher] if teacher else [])):
-                part.save_pretrained(folder)
-            save_options(options, folder / "options.yaml")
-
+    keeper = Keeper(task, validation, baselines, student, teacher, accelerator, log, push)
     set_seed(options.seed, device_specific=True)
-    training = MomentumTraining(
-        accelerator, options, student, teacher, loader, steps_per_epoch, log, evaluate_and_keep
-    )
+    training = MomentumTraining(accelerator, options, student, teacher, loader, steps_per_epoch, log, keeper.evaluate)
     try:
         training.run()
     finally:  # an interrupt too: what was learned last is kept beside the best
-        if best.get("step") != training.step:
-            save(folder / LAST)
+        keeper.save_last(training.step)
         log.close()
+    keeper.finish(training.step)
     log.say(f"rows skipped or cut: {training.issues_found()}")
-    log.say(f"best: {task.metric} {best[task.metric]:.2f} at step {best['step']}; it is in {folder}")
-    if best["step"] != training.step:
-        log.say(f"the last state, of step {training.step}, is in {folder / LAST}")
-    return best
+    return keeper.best
+
+
+@dataclass
+class Keeper:
+    """Evaluates now and then, and keeps the best model with its metrics, predictions and card.
+
+    Args:
+        task: Evaluates.
+        validation: Rows to evaluate on.
+        baselines: Metrics to compare with.
+        student: The model.
+        teacher: Its teacher, if it has one.
+        accelerator: Knows the main process, which writes.
+        log: Takes what there is to say.
+        push: Pushes the folder, where that is wanted.
+    """
+
+    task: Task
+    validation: Rows
+    baselines: dict[str, float]
+    student: PreTrainedModel
+    teacher: MomentumTeacher | None
+    accelerator: Accelerator
+    log: RunLog
+    push: HubPush | None
+    best: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where the best model is."""
+        return Path(self.task.options.output_dir)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Metrics of the model as it is now; if it is the best so far, it is saved."""
+        metrics, predictions = self.task.evaluate(self.student, self.validation, self.accelerator)
+        self.log.say(f"step {step}: {', '.join(f'{name} {value:.2f}' for name, value in metrics.items())}")
+        for prediction in predictions[:3]:
+            self.log.say(f"    {self.task.show(prediction)}")
+        if self.best and metrics[self.task.metric] <= self.best[self.task.metric]:
+            return metrics
+        self.best = metrics | {"step": step}
+        if self.push:
+            self.push.wait()
+        self.save(self.folder)
+        if self.accelerator.is_main_process:
+            write_results(self.folder, self.best | self.baselines, predictions)
+            self.describe(step)
+        if self.push:
+            self.push.start(f"Step {step}: {self.task.metric} {metrics[self.task.metric]:.2f}")
+        return metrics
+
+    def save(self, folder: Path) -> None:
+        """Write all that `from_pretrained` and another training need."""
+        if self.accelerator.is_main_process:
+            for part in (self.student, self.task.processor, *([self.teacher] if self.teacher else [])):
+                part.save_pretrained(folder)
+            save_options(self.task.options, folder / "options.yaml")
+
+    def save_last(self, step: int) -> None:
+        """Write the state of a step beside the best, unless it is the best."""
+        if self.best.get("step") != step:
+            self.save(self.folder / LAST)
+            self.log.say(f"the last state, of step {step}, is in {self.folder / LAST}")
+
+    def describe(self, step: int) -> None:
+        """Leave a model card."""
+        task, options = self.task, self.task.options
+        measured = options.data_in_words(options.validation_files, options.validation_split, options.validation_size)
+        metrics = {name: value for name, value in self.best.items() if name != "step"}
+        evaluation = Evaluation(metrics, task.protocol, measured, on_the_hub(options.dataset), self.baselines)
+        script = f"train/finetune.py --task {task.name}"
+        write_card(options, self.push, step, self.log, evaluation, script, options.model)
+
+    def finish(self, step: int) -> None:
+        """The last card, the last push."""
+        if self.accelerator.is_main_process:
+            self.describe(step)
+        if self.push:
+            self.push.finish("End of training", self.task.options.hub_tag)
+        best = f"{self.task.metric} {self.best[self.task.metric]:.2f} at step {self.best['step']}"
+        self.log.say(f"best: {best}; it is in {self.folder}")
 
 
 def make_teacher(options: FineTuningOptions, student) -> MomentumTeacher | None:

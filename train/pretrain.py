@@ -35,11 +35,26 @@ from albef_hf.data import (
     embedded_tokenizer,
 )
 from albef_hf.data.sources import load_hub_rows, read_annotations
+from albef_hf.hub import HubPush
+from albef_hf.model_card import Evaluation, on_the_hub
 from albef_hf.momentum import MOMENTUM_FILE
 from albef_hf.options import nearest, option, parse_options, save_options
 from albef_hf.retrieval import score_all
 from albef_hf.run_log import RunLog
-from albef_hf.training import DataOptions, MomentumTraining, make_accelerator, prepare_folder, total_steps
+from albef_hf.training import (
+    DataOptions,
+    MomentumTraining,
+    make_accelerator,
+    prepare_folder,
+    start_push,
+    total_steps,
+    write_card,
+)
+
+PROTOCOL = (
+    "Retrieval without fine-tuning: all pairs are ranked by similarity (itc), and the best {} of each query again by "
+    "matching (itm); recall at 1, 5 and 10 of the texts of a picture, and of the pictures of a text."
+)
 
 
 @dataclass
@@ -87,6 +102,7 @@ def main(arguments: list[str]) -> None:
 def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str, float]:
     """Train and save; returns the metrics of the last evaluation."""
     folder = prepare_folder(options, accelerator)
+    push = start_push(options, accelerator)
     set_seed(options.seed)  # the same on all processes, so that their teachers and queues start alike
     student, processor = make_model(options)
     check_texts_fit(options, student, processor)
@@ -100,11 +116,17 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
     log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch))
 
     def save_and_evaluate(step: int) -> dict[str, float]:
+        if push:
+            push.wait()
         save(options, accelerator, student, teacher, processor)
         accelerator.wait_for_everyone()
         metrics = evaluate(options, accelerator, student, processor, held_out)
         if metrics:
             log.say(f"step {step}: {retrieval_table(metrics, len(held_out))}")
+        if accelerator.is_main_process:
+            write_metrics(options, push, log, step, metrics, len(held_out))
+        if push:
+            push.start(f"Step {step}")
         return metrics
 
     log.say(describe_run(options, student, teacher, held_out, steps_per_epoch, accelerator.num_processes))
@@ -115,15 +137,35 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
     try:
         metrics = training.run()
     except BaseException:  # an interrupt too: what was learned so far is kept
+        if push:
+            push.wait()
         save(options, accelerator, student, teacher, processor)
         raise
     finally:
         log.close()
     if accelerator.is_main_process:
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        write_metrics(options, push, log, training.step, metrics, len(held_out))
+    if push:
+        push.finish("End of training", options.hub_tag)
     log.say(f"pairs skipped or cut: {training.issues_found()}")
     log.say(f"saved to {folder}: model, teacher, processor, log.jsonl, metrics.json, curves.png")
     return metrics
+
+
+def write_metrics(
+    options: PretrainingOptions, push: HubPush | None, log: RunLog, step: int, metrics: dict[str, float], pictures: int
+) -> None:
+    """Write metrics and model card into the folder."""
+    (Path(options.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    files, split = options.validation_files, options.validation_split
+    measured = f"{pictures} pictures of {options.data_in_words(files, split, options.validation_size)}"
+    evaluation = Evaluation(metrics, PROTOCOL.format(options.rerank), measured, on_the_hub(options.dataset))
+    write_card(options, push, step, log, evaluation if metrics else None, "train/pretrain.py", base_model(options))
+
+
+def base_model(options: PretrainingOptions) -> str | None:
+    """What training starts from, for the model card."""
+    return options.model or options.vision_model or options.text_model
 
 
 def make_model(options: PretrainingOptions) -> tuple[AlbefForPreTraining, AlbefProcessor]:

@@ -38,6 +38,7 @@ class VisualEntailment(SentenceTask):
     """Rows: `image`, `sentence`, `label` (contradiction, neutral or entailment)."""
 
     name = "entailment"
+    protocol = "Accuracy over three labels."
     head = AlbefForVisualEntailment
     options_class = EntailmentOptions
     metric = "accuracy"

@@ -44,6 +44,10 @@ class Grounding(PairTask, RowTask):
     """Rows: `image`, `text`; for evaluation `bbox` and `boxes` too, or `ref_id` and refer_root."""
 
     name = "grounding"
+    protocol = (
+        "No box is seen in training: the heat map of an expression, by Grad-CAM, ranks boxes; accuracy at an overlap "
+        "of one half, and of the hottest point."
+    )
     options_class = GroundingOptions
     metric = "accuracy"
     columns = ("image", "text")

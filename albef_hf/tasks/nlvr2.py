@@ -35,6 +35,10 @@ class VisualReasoning(SentenceTask):
     """Rows: `images` (two), `sentence`, `label` (True or False)."""
 
     name = "nlvr2"
+    protocol = (
+        "Accuracy over statements about two pictures; consistency is the share of statements that are judged rightly "
+        "of all their pictures."
+    )
     head = AlbefForVisualReasoning
     options_class = Nlvr2Options
     metric = "accuracy"

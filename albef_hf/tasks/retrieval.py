@@ -93,6 +93,10 @@ class Retrieval(PairTask):
     """Rows: `image`, `caption` (a text or a list of them), and maybe `image_id`."""
 
     name = "retrieval"
+    protocol = (
+        "All pairs are ranked by similarity (itc), and the best candidates of each query again by matching (itm); "
+        "recall at 1, 5 and 10 of the texts of a picture, and of the pictures of a text, and its mean."
+    )
     options_class = RetrievalOptions
     metric = "itm_r_mean"
     columns = ("image", "caption")

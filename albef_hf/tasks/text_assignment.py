@@ -38,6 +38,7 @@ class TextAssignment(PairTask, RowTask):
     """Rows: `image`, `caption` (a text or a list of them), the data of pretraining."""
 
     name = "text_assignment"
+    protocol = "How often the place of a text's own picture is found among first picture, second picture and neither."
     head = AlbefForTextAssignment
     options_class = TextAssignmentOptions
     metric = "accuracy"

@@ -61,6 +61,10 @@ class VisualQuestionAnswering(LabelTask):
     """Rows: `image`, `question`, `answer` (a text, or a list of the annotators'), and maybe `question_id`."""
 
     name = "vqa"
+    protocol = (
+        "The likeliest of a list of answers; VQA accuracy with the official normalisation of answers, a share of the "
+        "annotators who have given it."
+    )
     head = AlbefForQuestionAnswering
     options_class = VqaOptions
     metric = "accuracy"
