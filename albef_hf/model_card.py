@@ -141,7 +141,7 @@ def model_card(
         base_model=on_the_hub(training.base_model) if training else None,
         model_name=repo_id.split("/")[-1],
         eval_results=_eval_results(evaluation, head) if evaluation else None,
-        metrics=sorted({_metric_type(name) for name in evaluation.metrics}) if evaluation else None,
+        metrics=sorted({_metric_type(name) for name in _headline(evaluation)}) if evaluation else None,
         co2_eq_emissions=emissions,
     )
     return ModelCard.from_template(
@@ -182,6 +182,11 @@ def on_the_hub(name: str | None) -> str | None:
     return name if name and not Path(name).exists() and name.count("/") <= 1 else None
 
 
+def _headline(evaluation: Evaluation) -> dict[str, float]:
+    """Metrics that stand for the model, without their parts and counts."""
+    return {name: value for name, value in evaluation.metrics.items() if "/" not in name and name != "rows_left_out"}
+
+
 def _metric_type(name: str) -> str:
     return "recall" if "_r" in name else "accuracy"
 
@@ -197,6 +202,5 @@ def _eval_results(evaluation: Evaluation, head: str) -> list[EvalResult]:
             metric_name=name,
             metric_value=round(value, 2),
         )
-        for name, value in evaluation.metrics.items()
-        if name != "rows_left_out" and "/" not in name  # parts of another one
+        for name, value in _headline(evaluation).items()
     ]

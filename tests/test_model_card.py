@@ -1,0 +1,144 @@
+"""Model cards: what is known is in them, what is not is left out, and their snippets run."""
+
+import json
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from albef_hf.convert import MODELS
+from albef_hf.model_card import Evaluation, Training, model_card, on_the_hub
+
+OPTIONS = {
+    "batch_size": 8,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 1e-4,
+    "min_learning_rate": 1e-5,
+    "warmup_steps": 10,
+    "weight_decay": 0.02,
+    "alpha": 0.4,
+    "momentum": 0.995,
+    "queue_size": 64,
+    "mixed_precision": "bf16",
+    "seed": 7,
+}
+
+
+@pytest.fixture
+def folder(config, processor, tmp_path):
+    """Saves a small head with its processor."""
+
+    def save(kind):
+        kind(config).save_pretrained(tmp_path / "little")
+        processor.save_pretrained(tmp_path / "little")
+        return tmp_path / "little"
+
+    return save
+
+
+def metadata(card: ModelCard) -> dict:
+    return yaml.safe_load(card.content.split("---")[1])
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_snippet_of_every_head_runs(task, folder, tmp_path, monkeypatch, capsys):
+    saved = folder(MODELS[task])
+    card = model_card(saved, str(saved))
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = re.findall(r"```python\n(.*?)```", card.content, re.DOTALL)
+    exec(snippet, {})  # noqa: S102
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_nothing_is_made_up(task, folder):
+    card = model_card(folder(MODELS[task]), "you/little")
+    assert metadata(card)["library_name"] == "transformers" and "albef" in metadata(card)["tags"]
+    for unknown in ("license", "datasets", "base_model", "model-index", "co2_eq_emissions", "metrics"):
+        assert unknown not in metadata(card)
+    for word in (
+        "More Information Needed",
+        "| None",
+        "`None`",
+        "Undefined",
+        "{{",
+        "{%",
+        "## Training",
+        "## Evaluation",
+    ):
+        assert word not in card.content
+    assert "\n\n\n" not in card.content.split("```")[0]
+
+
+def test_what_is_known_is_told(folder):
+    saved = folder(MODELS["retrieval"])
+    training = Training(OPTIONS, 120, 90.0, 2, "make it again", "some pairs", "you/pairs", "you/base")
+    evaluation = Evaluation(
+        {"itm_text_r1": 41.239, "confusion/a/b": 3.0, "rows_left_out": 1},
+        "As always.",
+        "500 pictures",
+        "you/pairs",
+        {"chance": 0.2},
+    )
+    card = model_card(saved, "you/little", training, evaluation)
+    known = metadata(card)
+    assert known["pipeline_tag"] == "zero-shot-image-classification"
+    assert (known["datasets"], known["base_model"], known["metrics"]) == (["you/pairs"], "you/base", ["recall"])
+    (result,) = known["model-index"][0]["results"]
+    assert result["dataset"] == {"name": "500 pictures", "type": "you/pairs"}
+    assert result["metrics"] == [{"type": "recall", "value": 41.24, "name": "itm_text_r1"}]
+    for text in (
+        "| pairs or rows per step | 32 |",
+        "| alpha | 0.4 |",
+        "1.5 minutes",
+        "make it again",
+        "| 41.24 |",
+        "| 0.20 |",
+    ):
+        assert text in card.content, text
+    assert "confusion" not in card.content
+
+
+def test_folders_of_this_machine_stay_here(folder, tmp_path):
+    saved = folder(MODELS["retrieval"])
+    training = Training(OPTIONS, 1, 1.0, 1, "command", "pairs", on_the_hub(str(tmp_path)), str(saved))
+    card = model_card(saved, "you/little", training)
+    assert str(tmp_path) not in card.content and "Started from: `little`" in card.content
+    assert "datasets" not in metadata(card) and "base_model" not in metadata(card)
+
+
+def test_provenance_and_emissions(folder):
+    saved = folder(MODELS["vqa"])
+    (saved / "conversion.json").write_text(
+        json.dumps(
+            {
+                "source": "vqa.pth",
+                "sha256": "ab" * 32,
+                "task": "vqa",
+                "keys": 9,
+                "dropped": {},
+                "largest_difference": 0.0,
+            }
+        )
+    )
+    (saved / "emissions.csv").write_text(
+        "emissions,country_name,gpu_model,cpu_model\n0.5,Iceland,,a CPU\n0.25,Iceland,,a CPU\n"
+    )
+    (saved / "momentum.safetensors").write_bytes(b"")
+    card = model_card(saved, "you/little")
+    assert (
+        metadata(card)["license"] == "bsd-3-clause" and metadata(card)["pipeline_tag"] == "visual-question-answering"
+    )
+    assert metadata(card)["co2_eq_emissions"]["emissions"] == 750
+    assert metadata(card)["co2_eq_emissions"]["hardware_used"] == "a CPU"
+    for text in ("vqa.pth", "ab" * 32, "difference between a weight there and here | 0.0", "momentum teacher", "750"):
+        assert text in card.content, text
+
+
+def test_a_folder_of_something_else_has_no_card(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
+    with pytest.raises(ValueError, match="holds BertModel, for which there is no card"):
+        model_card(tmp_path, "you/little")
