@@ -537,6 +537,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
     hub: HubServer
     protocol_version = "HTTP/1.1"
+    wbufsize, disable_nagle_algorithm = 2**16, True  # an answer leaves at once and in one piece
 
     def _respond(self) -> None:
         address = urlsplit(self.path)
