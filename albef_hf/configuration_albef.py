@@ -164,4 +164,7 @@ def _check_heads(config: AlbefVisionConfig | AlbefTextConfig) -> None:
         )
 
 
+for _config in (AlbefConfig, AlbefTextConfig, AlbefVisionConfig):
+    _config.register_for_auto_class()  # so that it is saved together with this file
+
 __all__ = ["AlbefConfig", "AlbefTextConfig", "AlbefVisionConfig"]

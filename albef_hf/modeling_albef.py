@@ -7,6 +7,7 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -33,6 +34,9 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
+
+if TYPE_CHECKING:  # never run: transformers reads here which files a saved model takes along, beside those above
+    from .processing_albef import AlbefProcessor  # noqa: F401
 
 logger = logging.get_logger(__name__)
 
@@ -516,6 +520,11 @@ class AlbefPreTrainedModel(PreTrainedModel):
                 self._copied_weights |= {f"{prefix}.{name}.{key}".removeprefix(".") for key in copied}
                 if copied and any(getattr(weight, "_is_hf_initialized", False) for weight in other.parameters()):
                     logger.warning(f"The checkpoint has no {name}: what fits of {other_name} is copied there.")
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As in transformers; the folder brings this code along and says what each Auto class loads from it."""
+        self.config.auto_map = dict(AUTO_MAP) if self.config.model_type == AlbefConfig.model_type else {}
+        super().save_pretrained(*args, **kwargs)  # which enters the class that is being saved
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Share what is tied; what has just been copied is not missing, so that only what is new is reported."""
@@ -1961,6 +1970,25 @@ def sample_image_pairs(similarities: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The Auto classes
+# ---------------------------------------------------------------------------------------------------------------------
+
+# What each Auto class loads from the folder of any head: of two, the one that was saved there, else the first.
+AUTO_MODELS = {
+    "AutoModel": (AlbefModel, AlbefPairModel),
+    "AutoModelForPreTraining": (AlbefForPreTraining, AlbefForTextAssignment),
+    "AutoModelForZeroShotImageClassification": (AlbefForRetrieval,),
+    "AutoModelForVisualQuestionAnswering": (AlbefForQuestionAnswering,),
+    "AutoModelForSequenceClassification": (AlbefForVisualEntailment, AlbefForVisualReasoning),
+}
+AUTO_MAP = {name: f"modeling_albef.{models[0].__name__}" for name, models in AUTO_MODELS.items()}
+
+for _name, _models in [*AUTO_MODELS.items(), ("AutoModel", (AlbefVisionModel, AlbefTextModel, AlbefMultimodalModel))]:
+    for _model in _models:
+        _model.register_for_auto_class(_name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Pretrained ViT, DeiT and BERT
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -2072,6 +2100,7 @@ def _modules_of(names: set[str] | list[str]) -> list[str]:
 
 
 __all__ = [
+    "AUTO_MODELS",
     "AlbefForPreTraining",
     "AlbefForPreTrainingOutput",
     "AlbefForQuestionAnswering",

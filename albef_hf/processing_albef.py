@@ -155,4 +155,6 @@ class AlbefProcessor(ProcessorMixin):
         return ["pixel_values", "input_ids", "attention_mask"]
 
 
+AlbefProcessor.register_for_auto_class()  # so that it is saved together with this file
+
 __all__ = ["AlbefProcessor", "clean_caption"]

@@ -34,14 +34,22 @@ ALLOWED = {
 
 
 def imports_of(path: Path) -> list[tuple[int, str]]:
-    """(level, module) of every import statement."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """(level, module) of every import statement that is run."""
+    found, nodes = [], [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
         if isinstance(node, ast.Import):
             found += [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             found.append((node.level, node.module or ""))
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            nodes += ast.iter_child_nodes(node)
     return found
+
+
+def relative_imports_of(path: Path) -> set[str]:
+    """The files that transformers' copier takes along: it reads the text, a docstring or what is never run too."""
+    return set(re.findall(r"^\s*from\s+\.(\S*)\s+import", path.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def owner_of(path: Path) -> str:
@@ -75,9 +83,11 @@ def test_what_ships_to_the_hub_is_flat_and_needs_transformers_alone(name):
                 "huggingface_hub",
             }
             assert not module.startswith("torch.distributed")
-    # The copier reads the text: a line that looks like a relative import ships that file, even in a docstring.
-    relative = re.findall(r"^\s*from\s+\.(\S*)\s+import", path.read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(relative) <= set(HUB_FILES)
+    assert relative_imports_of(path) <= set(HUB_FILES)
+
+
+def test_a_model_takes_all_that_ships_to_the_hub_along():
+    assert relative_imports_of(PACKAGE / "modeling_albef.py") == set(HUB_FILES) - {"modeling_albef"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

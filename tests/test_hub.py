@@ -1,0 +1,183 @@
+"""Models on the Hub: what is pushed, that it loads without the package, and that this goes on after fine-tuning."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_client import HEADS
+from hub_server import HubServer
+from test_architecture import HUB_FILES, PACKAGE
+from transformers import AutoModel
+
+import albef_hf
+from albef_hf import AlbefConfig, AlbefForRetrieval, AlbefModel, AlbefVisionModel
+from albef_hf.modeling_albef import AUTO_MODELS, AlbefPairModel
+
+CODE = {f"{name}.py": (PACKAGE / f"{name}.py").read_bytes() for name in HUB_FILES}
+AUTO_MAP = {
+    "AutoConfig": "configuration_albef.AlbefConfig",
+    "AutoModel": "modeling_albef.AlbefModel",
+    "AutoModelForPreTraining": "modeling_albef.AlbefForPreTraining",
+    "AutoModelForZeroShotImageClassification": "modeling_albef.AlbefForRetrieval",
+    "AutoModelForVisualQuestionAnswering": "modeling_albef.AlbefForQuestionAnswering",
+    "AutoModelForSequenceClassification": "modeling_albef.AlbefForVisualEntailment",
+}
+
+
+def code_of(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if name.endswith(".py")}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys() and expected
+    for name, tensor in expected.items():
+        assert torch.isfinite(tensor).all() and torch.equal(actual[name], tensor), name
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory) -> dict:
+    """The Hub, and what its owner, a visitor without the package, and the same offline have seen."""
+    folder = tmp_path_factory.mktemp("hub")
+    with HubServer() as hub:
+        results = {"hub": hub}
+        for role, home, token, variables in (
+            ("owner", "owner", "hf_owner", {"PYTHONPATH": str(PACKAGE.parent)}),
+            ("visitor", "visitor", "hf_visitor", {}),
+            ("offline", "visitor", "hf_visitor", {"HF_HUB_OFFLINE": "1"}),
+        ):
+            environment = hub.environment(folder / home, token, OMP_NUM_THREADS="1", **variables)
+            command = [sys.executable, str(Path(__file__).with_name("hub_client.py")), role, str(folder)]
+            asked = len(hub.log)
+            run = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
+            assert run.returncode == 0, f"{role}: {run.stderr[-5000:]}"
+            results[role] = torch.load(folder / f"{role}.pt", weights_only=True)
+            results[f"{role}_requests"] = hub.log[asked:]
+        return results
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("pusher", ["owner", "visitor"])
+def test_what_is_pushed_brings_the_code_along(story, pusher, head):
+    files = story["hub"].files(f"{pusher}/{head}")
+    assert code_of(files) == CODE
+    assert json.loads(files["config.json"])["auto_map"] == AUTO_MAP | {HEADS[head]: f"modeling_albef.{head}"}
+    assert json.loads(files["processor_config.json"])["auto_map"] == {
+        "AutoProcessor": "processing_albef.AlbefProcessor"
+    }
+    assert {"model.safetensors", "tokenizer.json", "README.md"} <= set(files)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_with_the_package_nothing_remote_is_run(story, head):
+    result = story["owner"][head]
+    assert_same(result["loaded"], result["outputs"])
+    assert result["classes"] == [
+        f"albef_hf.modeling_albef.{head}",
+        "albef_hf.processing_albef.AlbefProcessor",
+        "albef_hf.configuration_albef.AlbefConfig",
+    ]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_without_the_package_it_computes_the_same(story, head):
+    result = story["visitor"][head]
+    assert_same(result["outputs"], story["owner"][head]["outputs"])
+    commit = story["hub"].repositories["models", f"owner/{head}"].find("main").oid
+    place = f"transformers_modules.owner.{head}.{commit}"
+    assert result["classes"] == [f"{place}.modeling_albef.{head}", f"{place}.processing_albef.AlbefProcessor"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_trained_and_pushed_without_the_package_it_loads_again(story, head):
+    result = story["visitor"][head]
+    assert_same(result["again"], result["trained"])
+    assert any(not torch.equal(value, result["outputs"][name]) for name, value in result["trained"].items())
+    commit = story["hub"].repositories["models", f"visitor/{head}"].find("main").oid
+    place = f"transformers_modules.visitor.{head}.{commit}"
+    assert result["again_classes"] == [f"{place}.modeling_albef.{head}", f"{place}.processing_albef.AlbefProcessor"]
+    assert result["base_class"] == f"{place}.modeling_albef.AlbefModel"
+    assert_same(story["offline"][head]["outputs"], result["trained"])
+    assert story["offline"][head]["classes"] == result["again_classes"][:1]
+
+
+def test_offline_asks_nobody(story):
+    assert story["offline_requests"] == [] and story["visitor_requests"]
+
+
+def test_one_head_starts_from_the_repository_of_another(story):
+    assert story["visitor"]["other_head"].endswith(".modeling_albef.AlbefForQuestionAnswering")
+
+
+def test_tokenizer_and_image_processor_load_on_their_own(story):
+    tokenizer, images, config = (name.rpartition(".")[2] for name in story["visitor"]["parts"])
+    assert (tokenizer, config) == ("TokenizersBackend", "AlbefConfig")
+    assert images in ("BlipImageProcessor", "BlipImageProcessorPil")
+
+
+def test_a_revision_pins_weights_and_code(story):
+    versions, first, second = story["visitor"]["versions"], story["owner"]["first"], story["owner"]["second"]
+    assert not torch.equal(first["itm_logits"], second["itm_logits"])
+    assert_same(versions["main"]["outputs"], second)
+    assert_same(versions["v1"]["outputs"], first)
+    assert_same(versions["folder"]["outputs"], first)
+    assert_same(story["offline"]["v1"], first)
+    repository = story["hub"].repositories["models", "owner/versions"]
+    for revision in ("main", "v1"):
+        assert f".{repository.find(revision).oid}." in versions[revision]["class"]
+    assert "transformers_modules.snapshot." in versions["folder"]["class"]
+
+
+def test_what_may_not_be_loaded_says_why(story):
+    refusals = story["visitor"]["refusals"]
+    assert refusals["trust"].startswith("ValueError") and "trust_remote_code=True" in refusals["trust"]
+    assert "not a valid model identifier" in refusals["private"]
+    assert "not a valid git identifier" in refusals["revision"]
+    assert_same(story["visitor"]["private"], story["owner"]["private"])
+
+
+@pytest.mark.parametrize("head", [*HEADS, "AlbefPairModel"])
+def test_what_is_saved_brings_the_code_along(config, tmp_path, head):
+    model = AlbefPairModel(config) if head == "AlbefPairModel" else getattr(albef_hf, head)(config)
+    model.save_pretrained(tmp_path)
+    files = files_of(tmp_path)
+    auto_class = HEADS.get(head, "AutoModel")
+    assert code_of(files) == CODE
+    assert json.loads(files["config.json"])["auto_map"] == AUTO_MAP | {auto_class: f"modeling_albef.{head}"}
+
+
+def test_an_encoder_a_configuration_and_a_processor_bring_theirs(config, processor, tmp_path):
+    parts = {"model": AlbefModel(config).vision_model, "config": AlbefConfig(), "processor": processor}
+    for name, part in parts.items():
+        part.save_pretrained(tmp_path / name)
+    files = {name: files_of(tmp_path / name) for name in parts}
+    assert code_of(files["model"]) == CODE
+    assert code_of(files["config"]).keys() == {"configuration_albef.py"}
+    assert code_of(files["processor"]).keys() == {"processing_albef.py"}
+    assert json.loads(files["config"]["config.json"])["auto_map"] == {"AutoConfig": "configuration_albef.AlbefConfig"}
+    assert json.loads(files["model"]["config.json"])["auto_map"] == {
+        "AutoConfig": "configuration_albef.AlbefVisionConfig",
+        "AutoModel": "modeling_albef.AlbefVisionModel",
+    }
+    assert type(AutoModel.from_pretrained(tmp_path / "model")) is AlbefVisionModel
+
+
+def test_a_head_leaves_nothing_of_another_in_the_map(config, tmp_path):
+    """A configuration goes from head to head, as in fine-tuning, and each folder suits the last one."""
+    albef_hf.AlbefForVisualReasoning(config).save_pretrained(tmp_path / "reasoning")
+    reasoning = AlbefConfig.from_pretrained(tmp_path / "reasoning")
+    assert reasoning.auto_map["AutoModelForSequenceClassification"] == "modeling_albef.AlbefForVisualReasoning"
+    AlbefForRetrieval(reasoning).save_pretrained(tmp_path / "retrieval")
+    assert json.loads((tmp_path / "retrieval" / "config.json").read_text())["auto_map"] == AUTO_MAP
+
+
+def test_every_head_has_an_auto_class():
+    heads = {model.__name__ for models in AUTO_MODELS.values() for model in models}
+    public = {name for name in albef_hf.__all__ if name == "AlbefModel" or name.startswith("AlbefFor")}
+    assert heads - {"AlbefPairModel"} == public == set(HEADS)
