@@ -1,34 +1,39 @@
-"""What the README shows runs, on a small model in place of the one that its first command leaves."""
+"""What the README shows runs, on small models in place of those that it speaks of, and against a Hub on loopback."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-import pytest
 import torch
+from hub_server import HubServer
 
 from albef_hf import MomentumTeacher
 
-README = Path(__file__).parents[1] / "README.md"
+REPOSITORY = Path(__file__).parents[1]
+# What a reader has by the time of the training step.
+BATCH = """
+import torch
+from albef_hf import AlbefForPreTraining, MomentumTeacher
+student = AlbefForPreTraining.from_pretrained("albef").train()
+teacher, optimizer = MomentumTeacher(student, queue_size=8), torch.optim.AdamW(student.parameters())
+batch = torch.load("batch.pt")
+"""
 
 
-@pytest.fixture
-def somewhere(model, processor, batch, tmp_path, monkeypatch) -> dict:
-    """A folder with the models that the README speaks of, and the names that a reader has by then."""
+def test_every_snippet_of_the_readme_runs(model, processor, batch, tmp_path):
     for folder in ("runs/scenes", "albef"):
-        model.save_pretrained(tmp_path / folder)
-        processor.save_pretrained(tmp_path / folder)
-        MomentumTeacher(model, queue_size=8).save_pretrained(tmp_path / folder)
-    monkeypatch.chdir(tmp_path)
-    student = model.train()
-    optimizer = torch.optim.AdamW(student.parameters())
-    teacher = MomentumTeacher(student, queue_size=8)
-    return {"student": student, "teacher": teacher, "optimizer": optimizer, "batch": batch}
-
-
-def test_every_snippet_of_the_readme_runs(somewhere):
-    snippets = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(snippets) >= 4
-    names: dict = {}
-    for number, snippet in enumerate(snippets):
-        names |= somewhere
-        exec(compile(snippet, f"snippet {number} of the README", "exec"), names)  # noqa: S102
+        for part in (model, processor, MomentumTeacher(model, queue_size=8)):
+            part.save_pretrained(tmp_path / folder)
+    torch.save(batch, tmp_path / "batch.pt")
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    snippets = [s.replace("you/", "owner/") for s in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+    assert len(snippets) >= 6
+    program = "\n".join(BATCH + snippet if "teacher(**batch)" in snippet else snippet for snippet in snippets)
+    with HubServer() as hub:
+        environment = hub.environment(tmp_path / "home", PYTHONPATH=str(REPOSITORY))
+        ended = subprocess.run(
+            [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600
+        )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "matching tensor" in ended.stdout
