@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from .configuration_albef import AlbefConfig
 from .data import Augmentation, BadSampleError, Issue, load_image
 from .data.scene_tasks import SceneRows
+from .from_scratch import make_processor, read_model_config
 from .options import option, with_defaults
 from .processing_albef import AlbefProcessor, clean_caption
 from .training import DataOptions
@@ -39,6 +40,7 @@ class FineTuningOptions(with_defaults(DataOptions, validation_split="validation"
     """What to start from and what to train on, beside how."""
 
     model: str = option("", "folder or Hub name of an ALBEF to start from, its teacher included")
+    model_config: str | None = option(None, "JSON file or text with AlbefConfig settings of a fresh model, instead")
     image_size: int = option(0, "resolution in pixels, to which positions are interpolated; 0: that of the model")
     columns: list[str] = option([], "names of the dataset's columns, where they are others: image=picture ...")
     flip_probability: float = option(0.5, "chance of a picture to be mirrored; never for the built-in rows")
@@ -50,8 +52,11 @@ class FineTuningOptions(with_defaults(DataOptions, validation_split="validation"
         self.require_at_least(1, "validation_size", "eval_batch_size")
         self.require_at_least(0, "image_size")
         self.require_share("flip_probability")
-        if not self.model:
-            raise ValueError("model is missing: name the folder or Hub repository of an ALBEF to start from.")
+        if bool(self.model) == bool(self.model_config):
+            raise ValueError(
+                "Name the folder or Hub repository of an ALBEF to start from (model), or the settings of a fresh one "
+                "(model_config); one of the two."
+            )
 
 
 class Task(ABC):
@@ -327,16 +332,21 @@ def _bags(features: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor([word for words in features for word in words]), torch.tensor(lengths[:-1])
 
 
-def load_model(
-    kind: type[Task], name: str, image_size: int = 0, attention: str = "sdpa"
-) -> tuple[PreTrainedModel, AlbefProcessor]:
-    """The head of a task from any ALBEF checkpoint, and the processor, at a resolution."""
-    config, processor = AlbefConfig.from_pretrained(name), AlbefProcessor.from_pretrained(name)
-    if image_size:
-        config.vision_config.image_size = image_size
-        processor.image_processor.size = {"height": image_size, "width": image_size}
-    model = kind.head.from_pretrained(name, config=config, dtype=torch.float32)
-    model.set_attn_implementation(attention)
+def load_model(kind: type[Task], options: FineTuningOptions) -> tuple[PreTrainedModel, AlbefProcessor]:
+    """The head of a task from any ALBEF checkpoint, or a fresh one, and the processor, at a resolution."""
+    if options.model_config:
+        config = AlbefConfig(**read_model_config(options.model_config))
+        processor = make_processor(config, max_words=options.max_words)
+    else:
+        config, processor = AlbefConfig.from_pretrained(options.model), AlbefProcessor.from_pretrained(options.model)
+    if options.image_size:
+        config.vision_config.image_size = options.image_size
+        processor.image_processor.size = {"height": options.image_size, "width": options.image_size}
+    if options.model_config:
+        model = kind.head(config)
+    else:
+        model = kind.head.from_pretrained(options.model, config=config, dtype=torch.float32)
+    model.set_attn_implementation(options.attention)
     return model, processor
 
 

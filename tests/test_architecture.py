@@ -28,7 +28,8 @@ ALLOWED = {
     "model_card": set(),
     "training": {"data", "hub", "model_card", "momentum", "options", "run_log"},
     "metrics": set(),
-    "finetuning": {"configuration_albef", "data", "options", "processing_albef", "training"},
+    "from_scratch": {"configuration_albef", "data", "options", "processing_albef"},
+    "finetuning": {"configuration_albef", "data", "from_scratch", "options", "processing_albef", "training"},
     "tasks": {"data", "explain", "finetuning", "metrics", "modeling_albef", "options", "retrieval", "tasks"},
 }
 

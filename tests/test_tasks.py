@@ -15,10 +15,10 @@ from accelerate.state import AcceleratorState, GradientState
 from original import FIXTURES
 from PIL import Image
 
-from albef_hf import MomentumTeacher
+from albef_hf import AlbefProcessor, MomentumTeacher
 from albef_hf.data import BadSampleError
 from albef_hf.data.scene_tasks import SceneEntailment, SceneExpressions, ScenePairs, SceneQuestions
-from albef_hf.finetuning import text_only_answers
+from albef_hf.finetuning import load_model, text_only_answers
 from albef_hf.options import parse_options
 from albef_hf.tasks import find_task, task_names
 from albef_hf.training import TrainingOptions, learning_rate_at
@@ -157,10 +157,27 @@ def test_recipes_of_the_tasks_are_valid():
     recipes = list((REPOSITORY / "train" / "configs").glob("*/*.yaml"))
     assert {recipe.parent.name for recipe in recipes} == set(task_names())
     for recipe in recipes:
-        options = parse_options(
-            find_task(recipe.parent.name).options_class, "", ["--config", str(recipe), "--model", "m"]
-        )
-        assert set(yaml.safe_load(recipe.read_text())) <= set(vars(options))
+        settings = yaml.safe_load(recipe.read_text())
+        start = [] if "model_config" in settings else ["--model", "m"]
+        kind = find_task(recipe.parent.name)
+        options = parse_options(kind.options_class, "", ["--config", str(recipe), *start])
+        assert set(settings) <= set(vars(options))
+        if options.model_config:
+            load_model(kind, options)
+
+
+def test_a_model_of_its_own_settings_is_trained_from_scratch(run, config, tmp_path, capsys):
+    settings = json.dumps({name: value for name, value in config.to_dict().items() if name.endswith("_config")})
+    arguments = small("", tmp_path / "tuned", model_config=settings, alpha=0.0)
+    del arguments[:2]  # the model
+    run("finetune", "--task", "entailment", *arguments)
+    head = find_task("entailment").head.from_pretrained(tmp_path / "tuned")
+    assert head.config.vision_config.hidden_size == config.vision_config.hidden_size
+    assert AlbefProcessor.from_pretrained(tmp_path / "tuned").image_processor.size["height"] == 32
+    assert "Started from" not in (tmp_path / "tuned" / "README.md").read_text()
+    with pytest.raises(SystemExit):
+        run("finetune", "--task", "entailment", *small("both", tmp_path / "more", model_config=settings))
+    assert "one of the two" in capsys.readouterr().err
 
 
 def test_learning_rates_are_those_of_the_originals_scripts():

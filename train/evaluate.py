@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
 def evaluate(kind: type[Task], options: FineTuningOptions) -> dict[str, float]:
     """Metrics of a model on the validation rows; the main process prints and writes them."""
     accelerator = make_accelerator(options)
-    model, processor = load_model(kind, options.model, options.image_size, options.attention)
+    model, processor = load_model(kind, options)
     task = kind(options, processor)
     metrics, predictions = task.evaluate(model.to(accelerator.device), task.validation_rows(), accelerator)
     if accelerator.is_main_process:

@@ -69,7 +69,7 @@ def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelera
     if accelerator.is_main_process:
         shutil.rmtree(folder / LAST, ignore_errors=True)
     set_seed(options.seed)  # the same on all processes, so that their teachers and queues start alike
-    student, processor = load_model(kind, options.model, options.image_size, options.attention)
+    student, processor = load_model(kind, options)
     teacher = make_teacher(options, student)
     task = kind(options, processor)
     rows, validation = task.train_rows(), task.validation_rows()
@@ -164,7 +164,7 @@ class Keeper:
         metrics = {name: value for name, value in self.best.items() if name != "step"}
         evaluation = Evaluation(metrics, task.protocol, measured, on_the_hub(options.dataset), self.baselines)
         script = f"train/finetune.py --task {task.name}"
-        write_card(options, self.push, step, self.log, evaluation, script, options.model)
+        write_card(options, self.push, step, self.log, evaluation, script, options.model or None)
 
     def finish(self, step: int) -> None:
         """The last card, the last push."""
@@ -181,7 +181,7 @@ def make_teacher(options: FineTuningOptions, student) -> MomentumTeacher | None:
     needed = options.alpha > 0 or isinstance(student, AlbefAlignedModel)
     if not needed or not hasattr(student, "get_teacher_outputs"):
         return None
-    if cached_file(options.model, MOMENTUM_FILE, _raise_exceptions_for_missing_entries=False):
+    if options.model and cached_file(options.model, MOMENTUM_FILE, _raise_exceptions_for_missing_entries=False):
         return MomentumTeacher.from_pretrained(options.model, student, options.momentum)
     return MomentumTeacher(student, options.momentum, options.queue_size)
 

@@ -20,7 +20,7 @@ from accelerate.utils import set_seed
 from datasets.distributed import split_dataset_by_node
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, BlipImageProcessorPil
+from transformers import AutoTokenizer
 from transformers.utils.hub import cached_file
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor, MomentumTeacher
@@ -32,13 +32,13 @@ from albef_hf.data import (
     Pictures,
     PretrainingCollator,
     Scenes,
-    embedded_tokenizer,
 )
 from albef_hf.data.sources import load_hub_rows, read_annotations
+from albef_hf.from_scratch import make_processor, read_model_config
 from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation, on_the_hub
 from albef_hf.momentum import MOMENTUM_FILE
-from albef_hf.options import nearest, option, parse_options, save_options
+from albef_hf.options import option, parse_options, save_options
 from albef_hf.retrieval import score_all
 from albef_hf.run_log import RunLog
 from albef_hf.training import (
@@ -181,31 +181,8 @@ def make_model(options: PretrainingOptions) -> tuple[AlbefForPreTraining, AlbefP
         student = AlbefForPreTraining(AlbefConfig(**settings))
     student.set_attn_implementation(options.attention)
     source = options.tokenizer or options.text_model
-    tokenizer = AutoTokenizer.from_pretrained(source) if source else embedded_tokenizer()
-    size = student.config.vision_config.image_size
-    image_processor = BlipImageProcessorPil(size={"height": size, "width": size})
-    return student, AlbefProcessor(image_processor, tokenizer, max_words=options.max_words)
-
-
-def read_model_config(source: str | None) -> dict:
-    """Settings of an `AlbefConfig`, from a JSON file or text."""
-    if source is None:
-        return {}
-    try:
-        settings = json.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"model_config is neither a JSON file nor a JSON text ({error}).") from error
-    check_settings(settings, AlbefConfig().to_dict())
-    return settings
-
-
-def check_settings(settings: dict, known: dict) -> None:
-    """Refuse a name in `settings`, at any depth, that `known` does not have."""
-    for name, value in settings.items():
-        if name not in known:
-            raise ValueError(f"There is no model_config setting {name}{nearest(name, known)}")
-        if isinstance(value, dict) and isinstance(known[name], dict):
-            check_settings(value, known[name])
+    tokenizer = AutoTokenizer.from_pretrained(source) if source else None
+    return student, make_processor(student.config, tokenizer, options.max_words)
 
 
 def make_teacher(options: PretrainingOptions, student: AlbefForPreTraining) -> MomentumTeacher:
