@@ -188,8 +188,8 @@ def _language_head_names(original: str, embeddings: str) -> Names:
     head = f"{original}.cls.predictions"
     names = _modules(head, {"transform.dense": "mlm_head.dense", "transform.LayerNorm": "mlm_head.norm"})
     return names | {
-        f"{head}.bias": ("mlm_head.decoder.bias",),
-        f"{head}.decoder.bias": ("mlm_head.decoder.bias",),
+        f"{head}.bias": ("mlm_head.out_proj.bias",),
+        f"{head}.decoder.bias": ("mlm_head.out_proj.bias",),
         f"{head}.decoder.weight": (f"{embeddings}.word_embeddings.weight",),
     }
 

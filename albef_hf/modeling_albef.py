@@ -208,6 +208,14 @@ def eager_attention_forward(
     return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
 
 
+def _beside(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """States on the device of a weight, where a call does not go through the `forward` to which they are brought.
+
+    A weight that accelerate keeps on a disk says meta, and is fetched to where the states are.
+    """
+    return states if weight.is_meta else states.to(weight.device)
+
+
 class AlbefAttention(nn.Module):
     """Multi-head attention over the states themselves, or over keys and values projected beforehand.
 
@@ -233,6 +241,7 @@ class AlbefAttention(nn.Module):
 
     def project_key_values(self, hidden_states: torch.Tensor) -> KeyValues:
         """Project (batch, tokens, width) to a key and a value, each (batch, heads, tokens, head width)."""
+        hidden_states = _beside(self.k_proj.weight, hidden_states)
         return self._split_heads(self.k_proj(hidden_states)), self._split_heads(self.v_proj(hidden_states))
 
     def forward(
@@ -441,9 +450,9 @@ class AlbefTextEmbeddings(nn.Module):
                 f"The text has {tokens} tokens, the model takes {longest} at most: truncate it when tokenizing "
                 "(truncation=True, max_length=...)."
             )
-        embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
-        embeddings = embeddings + self.position_embeddings.weight[start:tokens]
-        return self.dropout(self.norm(embeddings))
+        positions = torch.arange(start, tokens, device=input_ids.device)
+        embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings(input_ids.new_zeros(1))
+        return self.dropout(self.norm(embeddings + self.position_embeddings(positions)))
 
 
 def interpolate_position_embeddings(positions: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -512,10 +521,17 @@ class AlbefPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # Losses are means over the batch: Trainer has to divide them by the number of accumulation steps itself.
     accepts_loss_kwargs = False
+    # Whole where one device has the room, since heads share what encoders project; of an encoder alone, whole layers.
     _no_split_modules = [
+        "AlbefModel",
+        "AlbefPairModel",
+        "AlbefVisionModel",
+        "AlbefTextModel",
+        "AlbefMultimodalModel",
+        "AlbefAnswerDecoder",
         "AlbefVisionEmbeddings",
-        "AlbefTextEmbeddings",
         "AlbefVisionLayer",
+        "AlbefTextEmbeddings",
         "AlbefTextLayer",
         "AlbefMultimodalLayer",
     ]
@@ -764,7 +780,7 @@ class AlbefPairMultimodalModel(AlbefMultimodalModel):
 
 def select_key_values(key_values: list[KeyValues], index: torch.Tensor) -> list[KeyValues]:
     """Rows of projected keys and values, which repeats or reorders the images that they belong to."""
-    return [(key[index], value[index]) for key, value in key_values]
+    return [(key[index.to(key.device)], value[index.to(key.device)]) for key, value in key_values]
 
 
 class AlbefAnswerDecoder(AlbefPreTrainedModel):
@@ -1075,11 +1091,16 @@ class AlbefContrastiveHead(nn.Module):
 
     def project_image(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
         """Unit-length features, (batch, projection), of (batch, image tokens, image width) states."""
-        return F.normalize(_at_least_float32(self.image_projection(image_hidden_states[:, 0])), dim=-1)
+        return self._project(self.image_projection, image_hidden_states)
 
     def project_text(self, text_hidden_states: torch.Tensor) -> torch.Tensor:
         """Unit-length features, (batch, projection), of (batch, text tokens, text width) states."""
-        return F.normalize(_at_least_float32(self.text_projection(text_hidden_states[:, 0])), dim=-1)
+        return self._project(self.text_projection, text_hidden_states)
+
+    @staticmethod
+    def _project(projection: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
+        features = projection(_beside(projection.weight, hidden_states[:, 0]))
+        return F.normalize(_at_least_float32(features), dim=-1)
 
     def forward(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Similarity over temperature, (queries, keys), of features (queries, projection) and (keys, projection).
@@ -1135,17 +1156,18 @@ class AlbefContrastiveHead(nn.Module):
 
 
 class AlbefMaskedLanguageHead(nn.Module):
-    """BERT's masked-language head; its decoder shares the word embeddings."""
+    """BERT's masked-language head; its last layer shares the word embeddings."""
 
     def __init__(self, config: AlbefTextConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        # Not `decoder`, as in BERT: by that name accelerate takes it for a part of the answer decoder.
+        self.out_proj = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.norm(self.activation(self.dense(hidden_states))))
+        return self.out_proj(self.norm(self.activation(self.dense(hidden_states))))
 
 
 class AlbefAlignedModel(AlbefPreTrainedModel):
@@ -1214,7 +1236,7 @@ class AlbefForPreTraining(AlbefAlignedModel):
     With those of an `albef_hf.momentum.MomentumTeacher`, it is the paper's.
     """
 
-    _tied_weights_keys = {"mlm_head.decoder.weight": "albef.text_model.embeddings.word_embeddings.weight"}
+    _tied_weights_keys = {"mlm_head.out_proj.weight": "albef.text_model.embeddings.word_embeddings.weight"}
 
     def __init__(self, config: AlbefConfig):
         super().__init__(config)
@@ -1222,12 +1244,12 @@ class AlbefForPreTraining(AlbefAlignedModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        """The decoder of the masked-language head."""
-        return self.mlm_head.decoder
+        """The last layer of the masked-language head."""
+        return self.mlm_head.out_proj
 
     def set_output_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder of the masked-language head."""
-        self.mlm_head.decoder = value
+        """Replace the last layer of the masked-language head."""
+        self.mlm_head.out_proj = value
 
     @torch.no_grad()
     def get_teacher_outputs(
@@ -1502,7 +1524,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
     pretraining checkpoint, the decoder starts as a copy of the multimodal encoder.
     """
 
-    _tied_weights_keys = {"mlm_head.decoder.weight": "decoder.embeddings.word_embeddings.weight"}
+    _tied_weights_keys = {"mlm_head.out_proj.weight": "decoder.embeddings.word_embeddings.weight"}
     _copied_modules = {
         "decoder.embeddings": "albef.text_model.embeddings",
         "decoder.layers": "albef.multimodal_model.layers",
@@ -1527,12 +1549,12 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         return self.albef
 
     def get_output_embeddings(self) -> nn.Module:
-        """The decoder of the language head."""
-        return self.mlm_head.decoder
+        """The last layer of the language head."""
+        return self.mlm_head.out_proj
 
     def set_output_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder of the language head."""
-        self.mlm_head.decoder = value
+        """Replace the last layer of the language head."""
+        self.mlm_head.out_proj = value
 
     @torch.no_grad()
     def get_teacher_outputs(
@@ -2012,7 +2034,7 @@ _PRETRAINED_NAMES = [
     (r"^layernorm\.", "norm."),
     (r"^cls\.predictions\.transform\.dense\.", "mlm_head.dense."),
     (r"^cls\.predictions\.transform\.LayerNorm\.", "mlm_head.norm."),
-    (r"^cls\.predictions\.bias$", "mlm_head.decoder.bias"),
+    (r"^cls\.predictions\.bias$", "mlm_head.out_proj.bias"),
 ]
 
 _SHARED_SETTINGS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
