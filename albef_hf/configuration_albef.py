@@ -141,14 +141,16 @@ class AlbefConfig(PreTrainedConfig):
         if not isinstance(self.text_config, PreTrainedConfig):
             self.text_config = AlbefTextConfig(**(self.text_config or {}))
         self.text_config.encoder_hidden_size = self.vision_config.hidden_size
+        # The question answering head says so itself; a head that starts from its checkpoint is none.
+        self.is_encoder_decoder = False
         super().__post_init__(**kwargs)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """The text side; with `decoder`, a copy that describes the answer decoder of visual question answering.
+        """The text side; with `decoder`, where there is one, a copy that describes the decoder of answers.
 
         The decoder has the depth of the multimodal encoder, from which it starts, and reads text states, not images.
         """
-        if not decoder or encoder:
+        if not (decoder and self.is_encoder_decoder) or encoder:
             return super().get_text_config(decoder, encoder)
         config = copy.deepcopy(self.text_config)
         config.num_hidden_layers = config.num_multimodal_layers

@@ -40,7 +40,7 @@ from .modeling_albef import (
     interpolate_position_embeddings,
 )
 from .momentum import MOMENTUM_FILE
-from .processing_albef import AlbefProcessor
+from .processing_albef import AlbefProcessor, without_separator
 
 logger = logging.get_logger(__name__)
 
@@ -188,8 +188,8 @@ def _language_head_names(original: str, embeddings: str) -> Names:
     head = f"{original}.cls.predictions"
     names = _modules(head, {"transform.dense": "mlm_head.dense", "transform.LayerNorm": "mlm_head.norm"})
     return names | {
-        f"{head}.bias": ("mlm_head.decoder.bias",),
-        f"{head}.decoder.bias": ("mlm_head.decoder.bias",),
+        f"{head}.bias": ("mlm_head.out_proj.bias",),
+        f"{head}.decoder.bias": ("mlm_head.out_proj.bias",),
         f"{head}.decoder.weight": (f"{embeddings}.word_embeddings.weight",),
     }
 
@@ -661,10 +661,10 @@ def _write(folder: Path, model: PreTrainedModel, momentum: Weights, dropped: Wei
     size, tokenizer = summary["image_size"], embedded_tokenizer()
     if len(tokenizer) == model.config.text_config.vocab_size:
         images = BlipImageProcessorPil(size={"height": size, "width": size})
-        limits = {"max_words": MAX_WORDS.get(summary["task"], 30)}
         if summary["task"] in UNLIMITED_TOKENS:
-            limits["max_length"] = model.config.text_config.max_position_embeddings
-        AlbefProcessor(images, tokenizer, **limits).save_pretrained(folder)
+            tokenizer = without_separator(tokenizer, max_length=model.config.text_config.max_position_embeddings)
+        words = MAX_WORDS.get(summary["task"], 30)
+        AlbefProcessor(images, tokenizer, max_words=words).save_pretrained(folder)
     else:
         logger.warning(
             f"No processor is written: the vocabulary has {model.config.text_config.vocab_size} words, that of "

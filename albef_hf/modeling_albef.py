@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, Cache, EncoderDecoderC
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -59,6 +59,9 @@ class AlbefModelOutput(ModelOutput):
         vision_model_output: Everything the image encoder returned.
         text_model_output: Everything the text encoder returned.
         multimodal_model_output: Everything the multimodal encoder returned.
+        hidden_states: Its states after each layer, where asked for.
+        attentions: Of its tokens to each other, (batch, heads, text tokens, text tokens) a layer, where asked for.
+        cross_attentions: Of its tokens to the image, (batch, heads, text tokens, patches + 1) a layer, likewise.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -67,6 +70,9 @@ class AlbefModelOutput(ModelOutput):
     vision_model_output: BaseModelOutput | None = None
     text_model_output: BaseModelOutput | None = None
     multimodal_model_output: BaseModelOutputWithCrossAttentions | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
     def to_tuple(self) -> tuple:
         """Convert to a tuple, nested outputs included."""
@@ -114,6 +120,9 @@ class AlbefForPreTrainingOutput(ModelOutput):
             (batch, text tokens, vocabulary).
         image_embeds: Image features, unit length, (batch, projection).
         text_embeds: Text features, unit length, (batch, projection).
+        hidden_states: As in `AlbefModelOutput`, at inference, like the next two.
+        attentions: Likewise.
+        cross_attentions: Likewise.
     """
 
     loss: torch.Tensor | None = None
@@ -125,6 +134,9 @@ class AlbefForPreTrainingOutput(ModelOutput):
     logits: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -143,6 +155,9 @@ class AlbefForRetrievalOutput(ModelOutput):
             (3 batch, 2): the pairs, each text with a hard negative image, each image with a hard negative text.
         image_embeds: Image features, unit length, (images, projection).
         text_embeds: Text features, unit length, (texts, projection).
+        hidden_states: As in `AlbefModelOutput`, at inference, like the next two.
+        attentions: Likewise.
+        cross_attentions: Likewise.
     """
 
     loss: torch.Tensor | None = None
@@ -154,6 +169,20 @@ class AlbefForRetrievalOutput(ModelOutput):
     itm_logits: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class AlbefClassifierOutput(SequenceClassifierOutput):
+    """What transformers' classifiers return, and where the tokens of the text look.
+
+    Args:
+        cross_attentions: As in `AlbefModelOutput`; with two images, those to the first and to the second by turns.
+    """
+
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -183,6 +212,14 @@ def eager_attention_forward(
     return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
 
 
+def _beside(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """States on the device of a weight, where a call does not go through the `forward` to which they are brought.
+
+    A weight that accelerate keeps on a disk says meta, and is fetched to where the states are.
+    """
+    return states if weight.is_meta else states.to(weight.device)
+
+
 class AlbefAttention(nn.Module):
     """Multi-head attention over the states themselves, or over keys and values projected beforehand.
 
@@ -208,6 +245,7 @@ class AlbefAttention(nn.Module):
 
     def project_key_values(self, hidden_states: torch.Tensor) -> KeyValues:
         """Project (batch, tokens, width) to a key and a value, each (batch, heads, tokens, head width)."""
+        hidden_states = _beside(self.k_proj.weight, hidden_states)
         return self._split_heads(self.k_proj(hidden_states)), self._split_heads(self.v_proj(hidden_states))
 
     def forward(
@@ -416,9 +454,9 @@ class AlbefTextEmbeddings(nn.Module):
                 f"The text has {tokens} tokens, the model takes {longest} at most: truncate it when tokenizing "
                 "(truncation=True, max_length=...)."
             )
-        embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
-        embeddings = embeddings + self.position_embeddings.weight[start:tokens]
-        return self.dropout(self.norm(embeddings))
+        positions = torch.arange(start, tokens, device=input_ids.device)
+        embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings(input_ids.new_zeros(1))
+        return self.dropout(self.norm(embeddings + self.position_embeddings(positions)))
 
 
 def interpolate_position_embeddings(positions: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -461,10 +499,16 @@ class ResampleImagePositions(ConversionOps):
         return self
 
 
-_POSITIONS = "vision_model.embeddings.position_embeddings"
-register_checkpoint_conversion_mapping(
-    AlbefConfig.model_type, [WeightConverter(_POSITIONS, _POSITIONS, [ResampleImagePositions()])], overwrite=True
-)
+_POSITIONS = r"embeddings\.position_embeddings(?!\.weight)"  # those of texts are the weight of an nn.Embedding
+_RESAMPLING = WeightConverter(_POSITIONS, _POSITIONS, [ResampleImagePositions()])
+
+# An encoder alone is found in the folder of a whole model: by its base_model_prefix there, or by less without a head.
+for _name, _conversions in (("vision", [_RESAMPLING]), ("text", []), ("multimodal", [])):
+    register_checkpoint_conversion_mapping(
+        f"Albef{_name.title()}Model",
+        [WeightRenaming(rf"^{_name}_model\.", f"albef.{_name}_model."), *_conversions],
+        overwrite=True,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -481,10 +525,17 @@ class AlbefPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # Losses are means over the batch: Trainer has to divide them by the number of accumulation steps itself.
     accepts_loss_kwargs = False
+    # Whole where one device has the room, since heads share what encoders project; of an encoder alone, whole layers.
     _no_split_modules = [
+        "AlbefModel",
+        "AlbefPairModel",
+        "AlbefVisionModel",
+        "AlbefTextModel",
+        "AlbefMultimodalModel",
+        "AlbefAnswerDecoder",
         "AlbefVisionEmbeddings",
-        "AlbefTextEmbeddings",
         "AlbefVisionLayer",
+        "AlbefTextEmbeddings",
         "AlbefTextLayer",
         "AlbefMultimodalLayer",
     ]
@@ -506,7 +557,7 @@ class AlbefPreTrainedModel(PreTrainedModel):
         elif isinstance(module, AlbefContrastiveHead):
             init.constant_(module.temperature, module.initial_temperature)
         elif isinstance(module, AlbefFrozenProjection):
-            init.normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.weight)
             init.zeros_(module.bias)
 
     def initialize_weights(self) -> None:
@@ -515,10 +566,12 @@ class AlbefPreTrainedModel(PreTrainedModel):
         self._copied_weights: set[str] = set()
         for prefix, model in self.named_modules():
             for name, other_name in getattr(model, "_copied_modules", {}).items():
-                other = model.get_submodule(other_name)
+                other = dict(model.get_submodule(other_name).named_parameters())
                 copied = _copy_if_fresh(model.get_submodule(name), other)
+                # A copy of what the checkpoint does not have either is as new as that.
+                copied = [key for key in copied if getattr(other[key], "_is_hf_initialized", False)]
                 self._copied_weights |= {f"{prefix}.{name}.{key}".removeprefix(".") for key in copied}
-                if copied and any(getattr(weight, "_is_hf_initialized", False) for weight in other.parameters()):
+                if copied:
                     logger.warning(f"The checkpoint has no {name}: what fits of {other_name} is copied there.")
 
     def save_pretrained(self, *args, **kwargs) -> None:
@@ -533,9 +586,9 @@ class AlbefPreTrainedModel(PreTrainedModel):
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
 
 
-def _copy_if_fresh(module: nn.Module, other: nn.Module) -> list[str]:
+def _copy_if_fresh(module: nn.Module, others: dict[str, torch.Tensor]) -> list[str]:
     """Give a module the weights of another, those of the same shape, unless a checkpoint has filled some of it."""
-    weights, others = dict(module.named_parameters()), dict(other.named_parameters())
+    weights = dict(module.named_parameters())
     if any(getattr(weight, "_is_hf_initialized", False) for weight in weights.values()):
         return []
     copied = [name for name, weight in weights.items() if weight.shape == others[name].shape]
@@ -548,8 +601,10 @@ class AlbefVisionModel(AlbefPreTrainedModel):
     """The image encoder: a vision transformer that keeps every patch."""
 
     config: AlbefVisionConfig
+    base_model_prefix = "albef.vision_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    _input_embed_layer = "patch_embedding"
     _can_record_outputs = {"hidden_states": AlbefVisionLayer, "attentions": AlbefAttention}
 
     def __init__(self, config: AlbefVisionConfig):
@@ -558,10 +613,6 @@ class AlbefVisionModel(AlbefPreTrainedModel):
         self.layers = nn.ModuleList([AlbefVisionLayer(config) for _ in range(config.num_hidden_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The patch projection."""
-        return self.embeddings.patch_embedding
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -593,7 +644,9 @@ class AlbefTextModel(AlbefPreTrainedModel):
     """The text encoder: the lower half of BERT."""
 
     config: AlbefTextConfig
+    base_model_prefix = "albef.text_model"
     input_modalities = ("text",)
+    _input_embed_layer = "word_embeddings"
     _can_record_outputs = {"hidden_states": AlbefTextLayer, "attentions": AlbefAttention}
 
     def __init__(self, config: AlbefTextConfig):
@@ -601,14 +654,6 @@ class AlbefTextModel(AlbefPreTrainedModel):
         self.embeddings = AlbefTextEmbeddings(config)
         self.layers = nn.ModuleList([AlbefTextLayer(config) for _ in range(config.num_hidden_layers)])
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The word embeddings."""
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the word embeddings."""
-        self.embeddings.word_embeddings = value
 
     @merge_with_config_defaults
     @capture_outputs
@@ -647,6 +692,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
     """
 
     config: AlbefTextConfig
+    base_model_prefix = "albef.multimodal_model"
     main_input_name = "hidden_states"
     _can_record_outputs = {
         "hidden_states": AlbefMultimodalLayer,
@@ -743,7 +789,7 @@ class AlbefPairMultimodalModel(AlbefMultimodalModel):
 
 def select_key_values(key_values: list[KeyValues], index: torch.Tensor) -> list[KeyValues]:
     """Rows of projected keys and values, which repeats or reorders the images that they belong to."""
-    return [(key[index], value[index]) for key, value in key_values]
+    return [(key[index.to(key.device)], value[index.to(key.device)]) for key, value in key_values]
 
 
 class AlbefAnswerDecoder(AlbefPreTrainedModel):
@@ -754,6 +800,7 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
 
     config: AlbefTextConfig
     input_modalities = ("text",)
+    _input_embed_layer = "word_embeddings"
     _can_record_outputs = {
         "hidden_states": AlbefDecoderLayer,
         "attentions": OutputRecorder(AlbefAttention, index=1, layer_name="self_attn"),
@@ -765,14 +812,6 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
         self.embeddings = AlbefTextEmbeddings(config)
         self.layers = nn.ModuleList([AlbefDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The word embeddings."""
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the word embeddings."""
-        self.embeddings.word_embeddings = value
 
     def project_questions(self, question_states: torch.Tensor) -> list[KeyValues]:
         """Keys and values of (questions, question tokens, width) states, one pair a layer."""
@@ -831,6 +870,11 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
         )
 
 
+def _recorded(outputs: ModelOutput) -> dict[str, tuple[torch.Tensor, ...] | None]:
+    """What `output_hidden_states` and `output_attentions` have asked of the multimodal encoder."""
+    return {name: outputs.get(name) for name in ("hidden_states", "attentions", "cross_attentions")}
+
+
 class AlbefUnimodalModels(AlbefPreTrainedModel):
     """The image encoder and the text encoder, which the models of one image and of two have in common."""
 
@@ -859,6 +903,7 @@ class AlbefUnimodalModels(AlbefPreTrainedModel):
             vision_model_output=images,
             text_model_output=texts,
             multimodal_model_output=fused,
+            **_recorded(fused),
         )
 
 
@@ -1055,11 +1100,16 @@ class AlbefContrastiveHead(nn.Module):
 
     def project_image(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
         """Unit-length features, (batch, projection), of (batch, image tokens, image width) states."""
-        return F.normalize(_at_least_float32(self.image_projection(image_hidden_states[:, 0])), dim=-1)
+        return self._project(self.image_projection, image_hidden_states)
 
     def project_text(self, text_hidden_states: torch.Tensor) -> torch.Tensor:
         """Unit-length features, (batch, projection), of (batch, text tokens, text width) states."""
-        return F.normalize(_at_least_float32(self.text_projection(text_hidden_states[:, 0])), dim=-1)
+        return self._project(self.text_projection, text_hidden_states)
+
+    @staticmethod
+    def _project(projection: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
+        features = projection(_beside(projection.weight, hidden_states[:, 0]))
+        return F.normalize(_at_least_float32(features), dim=-1)
 
     def forward(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Similarity over temperature, (queries, keys), of features (queries, projection) and (keys, projection).
@@ -1115,17 +1165,18 @@ class AlbefContrastiveHead(nn.Module):
 
 
 class AlbefMaskedLanguageHead(nn.Module):
-    """BERT's masked-language head; its decoder shares the word embeddings."""
+    """BERT's masked-language head; its last layer shares the word embeddings."""
 
     def __init__(self, config: AlbefTextConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        # Not `decoder`, as in BERT: by that name accelerate takes it for a part of the answer decoder.
+        self.out_proj = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.norm(self.activation(self.dense(hidden_states))))
+        return self.out_proj(self.norm(self.activation(self.dense(hidden_states))))
 
 
 class AlbefAlignedModel(AlbefPreTrainedModel):
@@ -1194,7 +1245,7 @@ class AlbefForPreTraining(AlbefAlignedModel):
     With those of an `albef_hf.momentum.MomentumTeacher`, it is the paper's.
     """
 
-    _tied_weights_keys = {"mlm_head.decoder.weight": "albef.text_model.embeddings.word_embeddings.weight"}
+    _tied_weights_keys = {"mlm_head.out_proj.weight": "albef.text_model.embeddings.word_embeddings.weight"}
 
     def __init__(self, config: AlbefConfig):
         super().__init__(config)
@@ -1202,12 +1253,12 @@ class AlbefForPreTraining(AlbefAlignedModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        """The decoder of the masked-language head."""
-        return self.mlm_head.decoder
+        """The last layer of the masked-language head."""
+        return self.mlm_head.out_proj
 
     def set_output_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder of the masked-language head."""
-        self.mlm_head.decoder = value
+        """Replace the last layer of the masked-language head."""
+        self.mlm_head.out_proj = value
 
     @torch.no_grad()
     def get_teacher_outputs(
@@ -1321,6 +1372,7 @@ class AlbefForPreTraining(AlbefAlignedModel):
             logits=self.mlm_head(outputs.last_hidden_state),
             image_embeds=self.contrastive_head.project_image(outputs.image_hidden_states),
             text_embeds=self.contrastive_head.project_text(outputs.text_hidden_states),
+            **_recorded(outputs),
         )
 
     @classmethod
@@ -1463,6 +1515,7 @@ class AlbefForRetrieval(AlbefAlignedModel):
             itm_logits=self.itm_head(outputs.last_hidden_state[:, 0]),
             image_embeds=image_embeds,
             text_embeds=text_embeds,
+            **_recorded(outputs),
         )
 
 
@@ -1480,7 +1533,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
     pretraining checkpoint, the decoder starts as a copy of the multimodal encoder.
     """
 
-    _tied_weights_keys = {"mlm_head.decoder.weight": "decoder.embeddings.word_embeddings.weight"}
+    _tied_weights_keys = {"mlm_head.out_proj.weight": "decoder.embeddings.word_embeddings.weight"}
     _copied_modules = {
         "decoder.embeddings": "albef.text_model.embeddings",
         "decoder.layers": "albef.multimodal_model.layers",
@@ -1505,12 +1558,12 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         return self.albef
 
     def get_output_embeddings(self) -> nn.Module:
-        """The decoder of the language head."""
-        return self.mlm_head.decoder
+        """The last layer of the language head."""
+        return self.mlm_head.out_proj
 
     def set_output_embeddings(self, value: nn.Module) -> None:
-        """Replace the decoder of the language head."""
-        self.mlm_head.decoder = value
+        """Replace the last layer of the language head."""
+        self.mlm_head.out_proj = value
 
     @torch.no_grad()
     def get_teacher_outputs(
@@ -1574,11 +1627,11 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         """
         if encoder_outputs is None:
             encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
-        questions = encoder_outputs[0]
         if labels is None:
             return self._next_tokens(
-                questions, attention_mask, decoder_input_ids, decoder_attention_mask, past_key_values, **kwargs
+                encoder_outputs, attention_mask, decoder_input_ids, decoder_attention_mask, past_key_values, **kwargs
             )
+        questions = encoder_outputs.last_hidden_state
         question_of = _question_of_answers(labels, answer_counts, answer_weights, len(questions))
         logits = self._answer_logits(labels, questions, attention_mask, question_of)
         answer_of, token = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
@@ -1611,14 +1664,15 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
 
     def _next_tokens(
         self,
-        questions: torch.Tensor,
+        encoder_outputs: ModelOutput,
         attention_mask: torch.Tensor | None,
-        answer_ids: torch.Tensor | None,
-        answer_mask: torch.Tensor | None,
-        cache: EncoderDecoderCache | None,
+        answer_ids: torch.Tensor | None = None,
+        answer_mask: torch.Tensor | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """Logits of what follows each token of answers so far, (questions, tokens, vocabulary)."""
+        questions = encoder_outputs.last_hidden_state
         if answer_ids is None:
             answer_ids = torch.full((len(questions), 1), self.config.text_config.bos_token_id, device=questions.device)
         outputs = self.decoder(
@@ -1636,6 +1690,8 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             decoder_attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
             encoder_last_hidden_state=questions,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
         )
 
     def _question_key_values(self, questions: torch.Tensor, cache: EncoderDecoderCache | None) -> list[KeyValues]:
@@ -1690,8 +1746,9 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         if answer_attention_mask is None:
             answer_attention_mask = answer_ids != padding
         answers = answer_ids.masked_fill(answer_attention_mask == 0, IGNORED)
-        questions = self.albef(input_ids, pixel_values, attention_mask, return_dict=True).last_hidden_state
-        start = self._next_tokens(questions, attention_mask, None, None, None).logits[:, 0]
+        encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True)
+        questions = encoder_outputs.last_hidden_state
+        start = self._next_tokens(encoder_outputs, attention_mask).logits[:, 0]
         first = _at_least_float32(start).log_softmax(-1)
         first, rows = first[:, answer_ids[:, 1]].topk(min(k, len(answers)), dim=1)  # (questions, k)
         key_values = self.decoder.project_questions(questions)
@@ -1768,7 +1825,7 @@ class AlbefClassifier(AlbefPreTrainedModel):
         teacher_outputs: AlbefTeacherOutput | None = None,
         alpha: float = 0.0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> SequenceClassifierOutput:
+    ) -> AlbefClassifierOutput:
         """Classify texts by their images.
 
         Args:
@@ -1788,10 +1845,7 @@ class AlbefClassifier(AlbefPreTrainedModel):
         loss = None
         if labels is not None:
             loss = distilled_cross_entropy(logits, labels, _teacher_logits(teacher_outputs), alpha).mean()
-        fused = outputs.multimodal_model_output
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=fused.hidden_states, attentions=fused.cross_attentions
-        )
+        return AlbefClassifierOutput(loss=loss, logits=logits, **_recorded(outputs))
 
 
 REASONING_CLASSES = ("False", "True")
@@ -1835,7 +1889,7 @@ class AlbefForVisualEntailment(AlbefClassifier):
 
 
 class AlbefFrozenProjection(nn.Module):
-    """A linear map that no loss reaches, hence of buffers."""
+    """A linear map that no loss reaches, hence of buffers; until a checkpoint fills it, all is alike to it."""
 
     def __init__(self, input_size: int, output_size: int):
         super().__init__()
@@ -1887,7 +1941,7 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         teacher_outputs: AlbefTeacherOutput | None = None,
         alpha: float = 0.0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> SequenceClassifierOutput:
+    ) -> AlbefClassifierOutput:
         """Show each text two pictures of the batch.
 
         Args:
@@ -1920,9 +1974,7 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         loss = None
         if labels is not None:
             loss = distilled_cross_entropy(logits, labels, _teacher_logits(teacher_outputs), alpha).mean()
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=fused.hidden_states, attentions=fused.cross_attentions
-        )
+        return AlbefClassifierOutput(loss=loss, logits=logits, **_recorded(fused))
 
     @torch.no_grad()
     def draw_image_pairs(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -2010,7 +2062,7 @@ _PRETRAINED_NAMES = [
     (r"^layernorm\.", "norm."),
     (r"^cls\.predictions\.transform\.dense\.", "mlm_head.dense."),
     (r"^cls\.predictions\.transform\.LayerNorm\.", "mlm_head.norm."),
-    (r"^cls\.predictions\.bias$", "mlm_head.decoder.bias"),
+    (r"^cls\.predictions\.bias$", "mlm_head.out_proj.bias"),
 ]
 
 _SHARED_SETTINGS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")

@@ -32,14 +32,24 @@ def clean_caption(caption: str, max_words: int = 30) -> str:
     return " ".join(caption.rstrip("\n").strip(" ").split(" ")[:max_words])
 
 
-def without_separator(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrainedTokenizerFast:
     """The same vocabulary in a tokenizer that emits `[CLS] x` and no `[SEP]`, as the original's does.
 
     It is not a `BertTokenizer`, since that class puts its `[SEP]` back whenever it is loaded.
+
+    Args:
+        tokenizer: A BERT tokenizer, or one that this function has made.
+        settings: What the tokenizer does where a call of the processor does not say otherwise, such as
+            `max_length=512` instead of 30 tokens.
+
+    Raises:
+        ValueError: If the tokenizer lacks one of BERT's special tokens.
     """
     missing = [name for name in ("cls", "sep", "pad", "mask") if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
         raise ValueError(f"The tokenizer has no {', '.join(missing)} token; ALBEF needs a BERT tokenizer.")
+    if not settings and tokenizer("") == {"input_ids": [tokenizer.cls_token_id], "attention_mask": [1]}:
+        return tokenizer  # with the settings that it has
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     cls, sep = (tokenizer.cls_token, tokenizer.cls_token_id), (tokenizer.sep_token, tokenizer.sep_token_id)
     backend.post_processor = TemplateProcessing(
@@ -50,6 +60,7 @@ def without_separator(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=True,
         **tokenizer.special_tokens_map,
+        **settings,
     )
 
 
@@ -68,9 +79,8 @@ class AlbefProcessor(ProcessorMixin):
 
     Args:
         image_processor: Such as `BlipImageProcessor(size={"height": 256, "width": 256})`, whose settings are ALBEF's.
-        tokenizer: A BERT tokenizer; its `[SEP]` is dropped.
+        tokenizer: A BERT tokenizer; its `[SEP]` is dropped. One of `without_separator` may keep more than 30 tokens.
         max_words: Words of a caption that are kept.
-        max_length: Tokens of a caption that are kept, where a call does not say otherwise.
 
     Example:
         ```python
@@ -82,8 +92,8 @@ class AlbefProcessor(ProcessorMixin):
     text_kwargs = AlbefProcessorKwargs._defaults["text_kwargs"]
     valid_processor_kwargs = AlbefProcessorKwargs
 
-    def __init__(self, image_processor, tokenizer, max_words: int = 30, max_length: int = 30, **kwargs):
-        self.max_words, self.max_length = max_words, max_length
+    def __init__(self, image_processor, tokenizer, max_words: int = 30, **kwargs):
+        self.max_words = max_words
         super().__init__(image_processor, without_separator(tokenizer), **kwargs)
 
     def __call__(
@@ -109,8 +119,6 @@ class AlbefProcessor(ProcessorMixin):
             raise ValueError("Nothing to process: give images, text, or both.")
         if text is not None:
             text = self._clean(text)
-            if "max_length" not in kwargs.get("text_kwargs", {}):
-                kwargs.setdefault("max_length", self.max_length)
         return super().__call__(images=images, text=text, **kwargs)
 
     def encode_answers(self, answers: str | list[str]) -> BatchEncoding:

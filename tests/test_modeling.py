@@ -56,7 +56,7 @@ def test_save_and_load_give_the_same_numbers(model, batch, tmp_path):
     expected, actual = model(**pairs_of(batch)), loaded(**pairs_of(batch))
     for name in expected:
         assert torch.equal(actual[name], expected[name]), name
-    assert loaded.mlm_head.decoder.weight is loaded.albef.text_model.embeddings.word_embeddings.weight
+    assert loaded.mlm_head.out_proj.weight is loaded.albef.text_model.embeddings.word_embeddings.weight
     assert loaded.contrastive_head.temperature.item() == pytest.approx(0.03)
     base = AlbefModel.from_pretrained(tmp_path).eval()
     assert torch.equal(base(**pairs_of(batch)).last_hidden_state, model.albef(**pairs_of(batch)).last_hidden_state)

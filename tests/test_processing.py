@@ -11,6 +11,7 @@ from transformers import BlipImageProcessorPil
 
 from albef_hf import AlbefProcessor, clean_caption
 from albef_hf.data import embedded_tokenizer
+from albef_hf.processing_albef import without_separator
 
 GOLDEN = json.loads((FIXTURES / "misc.json").read_text())
 
@@ -121,7 +122,8 @@ def test_padding_of_answers_is_no_label(processor):
 def test_a_processor_may_keep_longer_texts(processor, tmp_path):
     text = " ".join(["word"] * 45)
     assert len(processor(text=[text])["input_ids"][0]) == 30
-    longer = AlbefProcessor(processor.image_processor, processor.tokenizer, max_words=50, max_length=512)
+    tokenizer = without_separator(processor.tokenizer, max_length=512)
+    longer = AlbefProcessor(processor.image_processor, tokenizer, max_words=50)
     longer.save_pretrained(tmp_path)
     for tokens in (longer(text=[text]), AlbefProcessor.from_pretrained(tmp_path)(text=[text])):
         assert len(tokens["input_ids"][0]) == 46
