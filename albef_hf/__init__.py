@@ -1,8 +1,11 @@
 """ALBEF (Align before Fuse, arXiv 2107.07651) for the Hugging Face ecosystem."""
 
+import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
+from . import pipeline_albef
+from .configuration_albef import PIPELINES, AlbefConfig, AlbefTextConfig, AlbefVisionConfig
 from .modeling_albef import (
     AlbefForPreTraining,
     AlbefForQuestionAnswering,
@@ -16,6 +19,13 @@ from .modeling_albef import (
     AlbefVisionModel,
 )
 from .momentum import FeatureQueue, MomentumTeacher
+from .pipeline_albef import (
+    ImageTextRetrievalPipeline,
+    VisualEntailmentPipeline,
+    VisualGroundingPipeline,
+    VisualQuestionAnsweringPipeline,
+    VisualReasoningPipeline,
+)
 from .processing_albef import AlbefProcessor, clean_caption
 
 __version__ = "0.1.0"
@@ -24,6 +34,18 @@ AutoConfig.register("albef", AlbefConfig)
 AutoModel.register(AlbefConfig, AlbefModel)
 AutoModelForPreTraining.register(AlbefConfig, AlbefForPreTraining)
 AutoProcessor.register(AlbefConfig, AlbefProcessor)
+transformers.AutoModelForZeroShotImageClassification.register(AlbefConfig, AlbefForRetrieval)
+transformers.AutoModelForVisualQuestionAnswering.register(AlbefConfig, AlbefForQuestionAnswering)
+transformers.AutoModelForSequenceClassification.register(
+    AlbefConfig, (AlbefForVisualEntailment, AlbefForVisualReasoning)
+)
+
+for _task, (_pipeline, _auto_class, _) in PIPELINES.items():
+    PIPELINE_REGISTRY.register_pipeline(
+        _task, getattr(pipeline_albef, _pipeline), pt_model=getattr(transformers, _auto_class), type="multimodal"
+    )
+# transformers has given some tasks up, and refuses them even where somebody brings a pipeline along.
+getattr(transformers.pipelines, "REMOVED_TASKS", {}).pop("visual-question-answering", None)
 
 __all__ = [
     "AlbefConfig",
@@ -41,6 +63,11 @@ __all__ = [
     "AlbefVisionConfig",
     "AlbefVisionModel",
     "FeatureQueue",
+    "ImageTextRetrievalPipeline",
     "MomentumTeacher",
+    "VisualEntailmentPipeline",
+    "VisualGroundingPipeline",
+    "VisualQuestionAnsweringPipeline",
+    "VisualReasoningPipeline",
     "clean_caption",
 ]
