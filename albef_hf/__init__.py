@@ -20,6 +20,7 @@ from .modeling_albef import (
 )
 from .momentum import FeatureQueue, MomentumTeacher
 from .pipeline_albef import (
+    ImageTextMatchingPipeline,
     ImageTextRetrievalPipeline,
     VisualEntailmentPipeline,
     VisualGroundingPipeline,
@@ -63,6 +64,7 @@ __all__ = [
     "AlbefVisionConfig",
     "AlbefVisionModel",
     "FeatureQueue",
+    "ImageTextMatchingPipeline",
     "ImageTextRetrievalPipeline",
     "MomentumTeacher",
     "VisualEntailmentPipeline",

@@ -13,6 +13,7 @@ _ALIGNED = ("AlbefForPreTraining", "AlbefForRetrieval")
 # The tasks of transformers' `pipeline`: the class in `pipeline_albef.py`, what loads the model, the heads it is for.
 PIPELINES = {
     "image-text-retrieval": ("ImageTextRetrievalPipeline", "AutoModelForZeroShotImageClassification", _ALIGNED),
+    "image-text-matching": ("ImageTextMatchingPipeline", "AutoModelForZeroShotImageClassification", _ALIGNED),
     "visual-grounding": ("VisualGroundingPipeline", "AutoModelForZeroShotImageClassification", _ALIGNED),
     "visual-question-answering": (
         "VisualQuestionAnsweringPipeline",

@@ -1,4 +1,4 @@
-"""Pipelines of ALBEF: retrieval, questions, entailment, reasoning about two pictures, and grounding.
+"""Pipelines of ALBEF: retrieval, matching, questions, entailment, reasoning about two pictures, grounding.
 
 Pictures are PIL images, paths, addresses (http or https) or base64; inputs come one at a time, in lists, from
 generators and from datasets; `device`, `dtype` and `batch_size` are those of every pipeline of transformers.
@@ -344,6 +344,55 @@ class ImageAndTextPipeline(AlbefPipeline):
         return self.processor(images=[self._read_picture(image, timeout)], return_tensors="pt")["pixel_values"]
 
 
+class ImageTextMatchingPipeline(ImageAndTextPipeline):
+    """How well pictures and texts go together, pair by pair, as one filters data: task `image-text-matching`.
+
+    Example:
+        ```python
+        >>> import albef_hf
+        >>> from transformers import pipeline
+        >>> match = pipeline("image-text-matching", model="you/albef")
+        >>> rows = [{"image": "picture.png", "text": "a red ball"}, {"image": "other.png", "text": "a blue star"}]
+        >>> [sorted(result) for result in match(rows, batch_size=2)]
+        [['score', 'similarity'], ['score', 'similarity']]
+
+        ```
+    """
+
+    head = "AlbefForRetrieval"
+    part = "itm_head"
+
+    def __call__(self, image: Any, text: Any = None, **kwargs) -> Result | list[Result]:
+        """Score pairs.
+
+        Args:
+            image: A picture or a list of them, for one text or for one each; without a text, rows such as
+                `{"image": ..., "text": ...}`: one, a list, a generator or a dataset.
+            text: A text or a list of them, for one picture or one each.
+            timeout: Seconds that reading an address may take.
+
+        Returns:
+            For each pair a dictionary: `score`, the probability that picture and text match (ITM), and `similarity`,
+            the cosine of their features (ITC).
+
+        Raises:
+            ValueError: If a picture or a text is not what it should be.
+        """
+        return super().__call__(self._rows(image, text), **kwargs)
+
+    def _sanitize_parameters(self, timeout: float | None = None) -> tuple[dict, dict, dict]:
+        return _given(timeout=timeout), {}, {}
+
+    def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        outputs = self.model(**inputs)
+        similarities = (outputs.image_embeds * outputs.text_embeds).sum(-1)
+        return {"scores": outputs.itm_logits.float().softmax(-1)[:, 1], "similarities": similarities}
+
+    def postprocess(self, outputs: dict[str, torch.Tensor]) -> Result:
+        """The scores as numbers."""
+        return {"score": outputs["scores"].item(), "similarity": outputs["similarities"].item()}
+
+
 class VisualQuestionAnsweringPipeline(ImageAndTextPipeline):
     """Answers to questions about pictures, in free words or from a list: task `visual-question-answering`.
 
@@ -663,6 +712,7 @@ def _checked_boxes(boxes: Any) -> list[list[float]]:
 
 __all__ = [
     "AlbefPipeline",
+    "ImageTextMatchingPipeline",
     "ImageTextRetrievalPipeline",
     "VisualEntailmentPipeline",
     "VisualGroundingPipeline",

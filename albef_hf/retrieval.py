@@ -80,7 +80,8 @@ class ImageEncoder:
         """Unit features of all pictures, (images, projection), zero for those of other processes."""
         features = torch.zeros(len(self.images), self.model.config.projection_dim, device=self.model.device)
         room = KEPT_VALUES
-        for batch in tqdm(self._batches(self.numbers), "encode pictures", leave=False, disable=0 not in self.numbers):
+        batches, silent = self._batches(self.numbers), 0 not in self.numbers or len(self.numbers) <= self.batch_size
+        for batch in tqdm(batches, "encode pictures", leave=False, disable=silent):
             outputs = self._encode(batch)
             features = features.to(torch.promote_types(features.dtype, outputs.pooler_output.dtype))
             features[list(batch)] = outputs.pooler_output.to(features.dtype)
