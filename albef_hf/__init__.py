@@ -1,8 +1,10 @@
 """ALBEF (Align before Fuse, arXiv 2107.07651) for the Hugging Face ecosystem."""
 
 import transformers
+from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
+from . import pipeline_albef
+from .configuration_albef import PIPELINES, AlbefConfig, AlbefTextConfig, AlbefVisionConfig
 from .modeling_albef import (
     AUTO_MODELS,
     AlbefForPreTraining,
@@ -17,6 +19,14 @@ from .modeling_albef import (
     AlbefVisionModel,
 )
 from .momentum import FeatureQueue, MomentumTeacher
+from .pipeline_albef import (
+    ImageTextMatchingPipeline,
+    ImageTextRetrievalPipeline,
+    VisualEntailmentPipeline,
+    VisualGroundingPipeline,
+    VisualQuestionAnsweringPipeline,
+    VisualReasoningPipeline,
+)
 from .processing_albef import AlbefProcessor, clean_caption
 
 __version__ = "0.1.0"
@@ -29,6 +39,13 @@ for _name, _models in AUTO_MODELS.items():
 transformers.AutoModel.register(AlbefVisionConfig, AlbefVisionModel)
 transformers.AutoModel.register(AlbefTextConfig, (AlbefTextModel, AlbefMultimodalModel))
 transformers.AutoProcessor.register(AlbefConfig, AlbefProcessor)
+
+for _task, (_pipeline, _auto_class, _) in PIPELINES.items():
+    PIPELINE_REGISTRY.register_pipeline(
+        _task, getattr(pipeline_albef, _pipeline), pt_model=getattr(transformers, _auto_class), type="multimodal"
+    )
+# transformers has given some tasks up, and refuses them even where somebody brings a pipeline along.
+getattr(transformers.pipelines, "REMOVED_TASKS", {}).pop("visual-question-answering", None)
 
 __all__ = [
     "AlbefConfig",
@@ -46,6 +63,12 @@ __all__ = [
     "AlbefVisionConfig",
     "AlbefVisionModel",
     "FeatureQueue",
+    "ImageTextMatchingPipeline",
+    "ImageTextRetrievalPipeline",
     "MomentumTeacher",
+    "VisualEntailmentPipeline",
+    "VisualGroundingPipeline",
+    "VisualQuestionAnsweringPipeline",
+    "VisualReasoningPipeline",
     "clean_caption",
 ]

@@ -5,6 +5,29 @@ import copy
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+_ALIGNED = ("AlbefForPreTraining", "AlbefForRetrieval")
+# The tasks of transformers' `pipeline`: the class in `pipeline_albef.py`, what loads the model, the heads it is for.
+PIPELINES = {
+    "image-text-retrieval": ("ImageTextRetrievalPipeline", "AutoModelForZeroShotImageClassification", _ALIGNED),
+    "image-text-matching": ("ImageTextMatchingPipeline", "AutoModelForZeroShotImageClassification", _ALIGNED),
+    "visual-grounding": ("VisualGroundingPipeline", "AutoModelForZeroShotImageClassification", _ALIGNED),
+    "visual-question-answering": (
+        "VisualQuestionAnsweringPipeline",
+        "AutoModelForVisualQuestionAnswering",
+        ("AlbefForQuestionAnswering",),
+    ),
+    "visual-entailment": (
+        "VisualEntailmentPipeline",
+        "AutoModelForSequenceClassification",
+        ("AlbefForVisualEntailment",),
+    ),
+    "visual-reasoning": (
+        "VisualReasoningPipeline",
+        "AutoModelForSequenceClassification",
+        ("AlbefForVisualReasoning",),
+    ),
+}
+
 
 @strict
 class AlbefVisionConfig(PreTrainedConfig):
@@ -143,7 +166,20 @@ class AlbefConfig(PreTrainedConfig):
         self.text_config.encoder_hidden_size = self.vision_config.hidden_size
         # The question answering head says so itself; a head that starts from its checkpoint is none.
         self.is_encoder_decoder = False
+        # The package has its pipelines registered; transformers would insist on the code that lies beside the weights.
+        if not __name__.startswith("transformers_modules."):
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict:
+        """As in transformers, and the pipelines that a head is for, which who has no package finds by their names."""
+        settings = super().to_dict()
+        pipelines = {
+            task: {"impl": f"pipeline_albef.{pipeline}", "pt": [auto_class]}
+            for task, (pipeline, auto_class, heads) in PIPELINES.items()
+            if set(heads) & set(self.architectures or ())
+        }
+        return settings | ({"custom_pipelines": pipelines} if pipelines else {})
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The text side; with `decoder`, where there is one, a copy that describes the decoder of answers.

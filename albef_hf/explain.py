@@ -214,10 +214,15 @@ def score_boxes(
     """
     heat = resize_heatmap(heatmap, image_size[1], image_size[0])
     scores = [
-        heat[int(top) : int(top + height), int(left) : int(left + width)].sum() / max(width * height, 1) ** alpha
+        heat[_span(top, height), _span(left, width)].sum() / max(width * height, 1) ** alpha
         for left, top, width, height in boxes
     ]
     return torch.stack(scores) if scores else heat.new_zeros(0)
+
+
+def _span(start: float, length: float) -> slice:
+    """Pixels of a box along one side; what lies outside of the picture has none."""
+    return slice(max(int(start), 0), max(int(start + length), 0))
 
 
 def overlay(image: Image.Image, heatmap: torch.Tensor, opacity: float = 0.6) -> Image.Image:

@@ -36,7 +36,10 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
 
 if TYPE_CHECKING:  # never run: transformers reads here which files a saved model takes along, beside those above
+    from .explain import overlay  # noqa: F401
+    from .pipeline_albef import AlbefPipeline  # noqa: F401
     from .processing_albef import AlbefProcessor  # noqa: F401
+    from .retrieval import match  # noqa: F401
 
 logger = logging.get_logger(__name__)
 
@@ -151,8 +154,9 @@ class AlbefForRetrievalOutput(ModelOutput):
         logits_per_image: Cosine over temperature of every image with every text, (images, texts). In training with a
             teacher, the texts are its features.
         logits_per_text: The same of every text with every image, (texts, images).
-        itm_logits: Logits of (no match, match). At inference (texts, 2): text `i` with image `i % images`. In training
-            (3 batch, 2): the pairs, each text with a hard negative image, each image with a hard negative text.
+        itm_logits: Logits of (no match, match). At inference (texts, 2): text `i` with image `i % images`; None where
+            the images do not go evenly into the texts. In training (3 batch, 2): the pairs, each text with a hard
+            negative image, each image with a hard negative text.
         image_embeds: Image features, unit length, (images, projection).
         text_embeds: Text features, unit length, (texts, projection).
         hidden_states: As in `AlbefModelOutput`, at inference, like the next two.
@@ -1502,20 +1506,25 @@ class AlbefForRetrieval(AlbefAlignedModel):
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor,
         attention_mask: torch.Tensor | None,
+        interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForRetrievalOutput:
-        """Compare all images with all texts, and match text `i` with image `i % images`."""
-        outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
-        image_embeds = self.contrastive_head.project_image(outputs.image_hidden_states)
-        text_embeds = self.contrastive_head.project_text(outputs.text_hidden_states)
-        logits_per_image = self.contrastive_head(image_embeds, text_embeds)
+        """Compare all images with all texts, and match text `i` with image `i % images` where that comes out even."""
+        images = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
+        texts = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
+        logits_per_image = self.contrastive_head(images.pooler_output, texts.pooler_output)
+        itm_logits, recorded = None, {}
+        if len(input_ids) % len(pixel_values) == 0:
+            image_key_values = self.albef.multimodal_model.project_images(images.last_hidden_state)
+            fused = self.albef.multimodal_model(texts.last_hidden_state, attention_mask, image_key_values, **kwargs)
+            itm_logits, recorded = self.itm_head(fused.last_hidden_state[:, 0]), _recorded(fused)
         return AlbefForRetrievalOutput(
             logits_per_image=logits_per_image,
             logits_per_text=logits_per_image.T,
-            itm_logits=self.itm_head(outputs.last_hidden_state[:, 0]),
-            image_embeds=image_embeds,
-            text_embeds=text_embeds,
-            **_recorded(outputs),
+            itm_logits=itm_logits,
+            image_embeds=images.pooler_output,
+            text_embeds=texts.pooler_output,
+            **recorded,
         )
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.logging import tqdm
 
 from .modeling_albef import AlbefAlignedModel
 from .processing_albef import AlbefProcessor
@@ -72,30 +72,35 @@ class ImageEncoder:
         batch_size: int = 64,
     ):
         self.model, self.processor, self.images, self.numbers = model.eval(), processor, images, numbers
-        self.batches = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
-        self.kept: list[torch.Tensor] = []
+        self.batch_size = batch_size
+        self.kept: dict[int, torch.Tensor] = {}
 
     @torch.no_grad()
     def embeds(self) -> torch.Tensor:
         """Unit features of all pictures, (images, projection), zero for those of other processes."""
         features = torch.zeros(len(self.images), self.model.config.projection_dim, device=self.model.device)
         room = KEPT_VALUES
-        for batch in tqdm(self.batches, "encode pictures", leave=False, disable=0 not in self.numbers):
+        batches, silent = self._batches(self.numbers), 0 not in self.numbers or len(self.numbers) <= self.batch_size
+        for batch in tqdm(batches, "encode pictures", leave=False, disable=silent):
             outputs = self._encode(batch)
             features = features.to(torch.promote_types(features.dtype, outputs.pooler_output.dtype))
             features[list(batch)] = outputs.pooler_output.to(features.dtype)
             room -= outputs.last_hidden_state.numel()
             if room >= 0:
-                self.kept.append(outputs.last_hidden_state.cpu())
+                self.kept |= zip(batch, outputs.last_hidden_state.cpu().split(1), strict=True)
         return features
 
     @torch.no_grad()
-    def hidden_states(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Number and hidden states, (1, patches + 1, width), of one picture after the other."""
-        for position, batch in enumerate(self.batches):
-            kept = position < len(self.kept)
-            states = self.kept[position].to(self.model.device) if kept else self._encode(batch).last_hidden_state
-            yield from zip(batch, states.split(1), strict=True)
+    def hidden_states(self, numbers: Sequence[int] | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        """Number and hidden states, (1, patches + 1, width), of one picture after the other: of some, or of all."""
+        for batch in self._batches(self.numbers if numbers is None else numbers):
+            wanted = [number for number in batch if number not in self.kept]
+            fresh = dict(zip(wanted, self._encode(wanted).last_hidden_state.split(1), strict=True)) if wanted else {}
+            for number in batch:
+                yield number, fresh[number] if number in fresh else self.kept[number].to(self.model.device)
+
+    def _batches(self, numbers: Sequence[int]) -> list[Sequence[int]]:
+        return [numbers[start : start + self.batch_size] for start in range(0, len(numbers), self.batch_size)]
 
     def _encode(self, batch: Sequence[int]) -> BaseModelOutputWithPooling:
         inputs = self.processor(images=[self.images[number] for number in batch], return_tensors="pt")
@@ -130,7 +135,7 @@ def match(
         batch_size: Texts scored at a time.
 
     Returns:
-        Logits of "match", (wanted,).
+        Logits of (no match, match), (wanted, 2).
     """
     key_values = model.albef.multimodal_model.project_images(image_hidden_states)
     logits = []
@@ -141,7 +146,7 @@ def match(
         fused = model.albef.multimodal_model(states, mask[:, :longest].to(model.device), key_values)
         cls = fused.last_hidden_state[:, 0]
         with torch.autocast(cls.device.type, enabled=False):
-            logits.append(model.itm_head(cls.to(model.itm_head.weight.dtype))[:, 1])
+            logits.append(model.itm_head(cls.to(model.itm_head.weight.dtype)))
     return torch.cat(logits)
 
 
@@ -173,7 +178,7 @@ def rerank(
         asking = places[bounds[image] : bounds[image + 1]]
         wanted = torch.cat([of_images[image], asking // of_texts.shape[1]])
         numbers, positions = wanted.unique(return_inverse=True)
-        logits = match(model, hidden_states, texts, numbers)[positions].to(image_logits.dtype)
+        logits = match(model, hidden_states, texts, numbers)[positions, 1].to(image_logits.dtype)
         image_logits[image] = logits[: of_images.shape[1]]
         text_logits.view(-1)[asking] = logits[of_images.shape[1] :]
     return image_logits, text_logits

@@ -101,6 +101,8 @@ def test_boxes_are_scored_by_heat_over_area():
         assert scores.argmax() == best and scores[2] < 0.1 * scores[1]
     total = score_boxes(heat, [whole], (40, 40), 0.0).item()
     assert score_boxes(heat, [whole], (40, 40), 0.5).item() == pytest.approx(total / 40)
+    beyond, same = score_boxes(heat, [(-10, -10, 30, 30), (0, 0, 20, 20)], (40, 40), 0.0).tolist()
+    assert beyond == same  # what lies outside of the picture holds nothing
     assert len(score_boxes(heat, [], (40, 40))) == 0
 
 

@@ -141,8 +141,12 @@ def test_retrieval_scores_all_pairs_and_matches_texts_with_shared_images(config,
     assert torch.allclose(two.logits_per_image, cosine / model.contrastive_head.temperature)
     assert torch.allclose(two.itm_logits, each.itm_logits, atol=1e-6)
     assert torch.allclose(one.itm_logits[0], each.itm_logits[0], atol=1e-6)
+    with torch.no_grad():
+        uneven = model(ids, images[:3], mask)
+    assert uneven.itm_logits is None
+    assert torch.allclose(uneven.logits_per_image[:2], two.logits_per_image, atol=1e-6)
     with pytest.raises(ValueError, match="4 texts cannot share 3 images evenly"):
-        model(ids, images[:3], mask)
+        model.albef(ids, images[:3], mask)
 
 
 def test_texts_of_the_same_image_are_right_answers_and_no_negatives(config, batch, monkeypatch):

@@ -104,6 +104,19 @@ def test_pictures_are_encoded_again_where_memory_is_short(model, processor, pict
     assert torch.equal(scarce.image_to_text.logits, plenty.image_to_text.logits)
 
 
+def test_some_pictures_are_asked_for_in_any_order(model, processor, pictures, monkeypatch):
+    vision = model.config.vision_config
+    monkeypatch.setattr(
+        retrieval, "KEPT_VALUES", ((vision.image_size // vision.patch_size) ** 2 + 1) * vision.hidden_size
+    )
+    encoder = ImageEncoder(model, processor, pictures, range(3), batch_size=1)
+    encoder.embeds()
+    everything = dict(encoder.hidden_states())
+    numbers, states = zip(*encoder.hidden_states([2, 0, 1, 0]), strict=True)
+    assert numbers == (2, 0, 1, 0) and list(encoder.kept) == [0]
+    assert all(torch.equal(everything[number], one) for number, one in zip(numbers, states, strict=True))
+
+
 def test_metrics_do_not_depend_on_how_the_work_is_shared(model, processor, pictures):
     alone = score_all(model, processor, pictures, CAPTIONS, k=3)
     # Each process hands over its features, and then its logits of both directions; what comes back are the sums.

@@ -1,0 +1,617 @@
+"""Pipelines give the numbers of the plain model, take inputs as others do, and say what is wrong with wrong ones."""
+
+import base64
+import doctest
+import http.server
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import PreTrainedModel, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from albef_hf import (
+    AlbefConfig,
+    AlbefForPreTraining,
+    AlbefForQuestionAnswering,
+    AlbefForRetrieval,
+    AlbefForVisualEntailment,
+    AlbefForVisualReasoning,
+    AlbefProcessor,
+    ImageTextRetrievalPipeline,
+    VisualQuestionAnsweringPipeline,
+    pipeline_albef,
+    retrieval,
+)
+from albef_hf.explain import contrastive_heatmaps, matching_heatmaps, overlay, score_boxes
+
+TEXTS = ["a red ball", "two dogs in the snow, running", "nothing"]
+QUESTIONS = ["what is it?", "how many dogs are running in the snow", "is it red"]
+ANSWERS = ["yes", "no", "two dogs", "a red ball"]
+HEADS = {
+    "albef": AlbefForPreTraining,
+    "albef-retrieval": AlbefForRetrieval,
+    "albef-vqa": AlbefForQuestionAnswering,
+    "albef-entailment": AlbefForVisualEntailment,
+    "albef-nlvr2": AlbefForVisualReasoning,
+}
+
+
+def make(kind: type[PreTrainedModel], config: AlbefConfig) -> PreTrainedModel:
+    """A model whose scores differ well, and depend on pictures and on texts."""
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "embeddings" not in name:
+                parameter.normal_(std=0.2)
+    return model
+
+
+@pytest.fixture
+def aligned(config) -> AlbefForRetrieval:
+    return make(AlbefForRetrieval, config)
+
+
+@pytest.fixture
+def answering(config) -> AlbefForQuestionAnswering:
+    return make(AlbefForQuestionAnswering, config)
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    noise = [generator.integers(0, 256, (6, 8, 3), dtype=np.uint8) for _ in range(3)]
+    return [Image.fromarray(pixels).resize((40, 30)) for pixels in noise]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, config, processor, pictures) -> Path:
+    """The current directory, with models of every kind under `you/`, and two pictures."""
+    monkeypatch.chdir(tmp_path)
+    for name, kind in HEADS.items():
+        make(kind, config).save_pretrained(f"you/{name}")
+        processor.save_pretrained(f"you/{name}")
+    pictures[0].save("picture.png")
+    pictures[1].save("other.png")
+    return tmp_path
+
+
+@torch.no_grad()
+def plain(model, processor, picture, text):
+    """What the model itself says of a pair: probability of a match, and cosine."""
+    outputs = model(**processor(images=picture, text=[text], return_tensors="pt"))
+    return outputs.itm_logits.softmax(-1)[0, 1].item(), (outputs.image_embeds @ outputs.text_embeds.T).item()
+
+
+def close(results: list, others: list) -> bool:
+    """Whether results, lists of them, or lists of lists, have the same contents up to rounding."""
+    if isinstance(results, dict):
+        return results.keys() == others.keys() and all(close(results[name], others[name]) for name in results)
+    if isinstance(results, list):
+        return len(results) == len(others) and all(map(close, results, others))
+    return results == pytest.approx(others, abs=1e-5) if isinstance(results, float) else results == others
+
+
+# Retrieval
+
+
+def test_texts_are_ranked_by_the_probability_that_they_match(aligned, processor, pictures):
+    retrieve = ImageTextRetrievalPipeline(aligned, processor)
+    results = retrieve(pictures[0], candidate_texts=TEXTS)
+    assert sorted(result["index"] for result in results) == [0, 1, 2]
+    for result in results:
+        assert result["text"] == TEXTS[result["index"]]
+        expected = plain(aligned, processor, pictures[0], result["text"])
+        assert (result["score"], result["similarity"]) == pytest.approx(expected, abs=1e-5)
+    scores = [result["score"] for result in results]
+    assert scores == sorted(scores, reverse=True) and scores[0] - scores[-1] > 1e-3
+    assert close(retrieve(pictures[0], candidate_texts=TEXTS, top_k=2), results[:2])
+    (single,) = (result for result in results if result["text"] == TEXTS[1])
+    assert close(retrieve(pictures[0], candidate_texts=TEXTS[1]), [{**single, "index": 0}])
+
+
+def test_pictures_are_ranked_by_the_probability_that_they_match(aligned, processor, pictures):
+    find = ImageTextRetrievalPipeline(aligned, processor)
+    results = find(TEXTS, candidate_images=pictures)
+    for text, found in zip(TEXTS, results, strict=True):
+        assert sorted(result["index"] for result in found) == [0, 1, 2]
+        scores = [result["score"] for result in found]
+        assert scores == sorted(scores, reverse=True)
+        for result in found:
+            assert result["image"] is pictures[result["index"]]
+            expected = plain(aligned, processor, result["image"], text)
+            assert (result["score"], result["similarity"]) == pytest.approx(expected, abs=1e-5)
+    assert close(find(TEXTS[0], candidate_images=pictures, top_k=1), results[0][:1])
+    assert len(find(TEXTS[0], candidate_images=pictures[0])) == 1
+
+
+def test_only_the_most_similar_candidates_are_matched(aligned, processor, pictures):
+    retrieve = ImageTextRetrievalPipeline(aligned, processor)
+    everything = retrieve(pictures[0], candidate_texts=TEXTS)
+    (result,) = retrieve(pictures[0], candidate_texts=TEXTS, rerank=1)
+    assert close(result, max(everything, key=lambda one: one["similarity"]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_retrieval_takes_inputs_as_others_do(aligned, processor, pictures, batch_size):
+    retrieve = ImageTextRetrievalPipeline(aligned, processor, candidate_texts=TEXTS, batch_size=batch_size)
+    expected = [retrieve(picture) for picture in pictures]
+    assert close(retrieve(pictures), expected)
+    assert close(retrieve(tuple(pictures)), expected)
+    assert close(list(retrieve(picture for picture in pictures)), expected)
+    rows = [{"picture": picture} for picture in pictures]
+    assert close(list(retrieve(KeyDataset(rows, "picture"))), expected)
+    find = ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures, batch_size=batch_size)
+    expected = [find(text) for text in TEXTS]
+    assert close(find(TEXTS), expected)
+    assert close(list(find(np.array(TEXTS).tolist())), expected)
+    assert close(list(find(text for text in TEXTS)), expected)
+
+
+def test_rows_of_the_datasets_library_are_taken_as_they_are(aligned, answering, processor, pictures):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"image": pictures, "question": QUESTIONS})
+    answer = VisualQuestionAnsweringPipeline(answering, processor, candidate_answers=ANSWERS)
+    expected = [answer(*row) for row in zip(pictures, QUESTIONS, strict=True)]
+    assert close(list(answer(rows)), expected)
+    assert close(list(answer(KeyDataset(rows, "image"), QUESTIONS[0]))[0], expected[0])
+
+
+def test_candidates_of_a_pipeline_are_encoded_once(aligned, processor, pictures, monkeypatch):
+    encoded = []
+    get_image_features, get_text_features = aligned.get_image_features, aligned.get_text_features
+    monkeypatch.setattr(
+        aligned, "get_image_features", lambda *a, **k: encoded.append("i") or get_image_features(*a, **k)
+    )
+    monkeypatch.setattr(
+        aligned, "get_text_features", lambda *a, **k: encoded.append("t") or get_text_features(*a, **k)
+    )
+    find = ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)
+    assert encoded == ["i"]
+    find(TEXTS)
+    assert encoded == ["i", "t", "t", "t"]
+    retrieve = ImageTextRetrievalPipeline(aligned, processor, candidate_texts=TEXTS)
+    encoded.clear()
+    retrieve(pictures, batch_size=3)
+    assert encoded == ["i"]
+
+
+def test_pictures_that_memory_has_no_room_for_are_encoded_again(aligned, processor, pictures, monkeypatch):
+    plenty = ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)(TEXTS)
+    monkeypatch.setattr(retrieval, "KEPT_VALUES", 0)
+    assert close(ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)(TEXTS), plenty)
+
+
+def test_pairs_are_scored(folder, aligned, processor, pictures):
+    for model in (aligned, AlbefForPreTraining.from_pretrained("you/albef")):
+        match = pipeline("image-text-matching", model=model, processor=processor)
+        results = match(pictures, TEXTS, batch_size=2)
+        for picture, text, result in zip(pictures, TEXTS, results, strict=True):
+            score, similarity = plain(model, processor, picture, text)
+            assert close(result, {"score": score, "similarity": similarity})
+        assert close(match(pictures[1], TEXTS[1]), results[1])
+        rows = [{"image": picture, "text": text} for picture, text in zip(pictures, TEXTS, strict=True)]
+        assert close(list(match(row for row in rows)), results)
+
+
+# Where pictures come from
+
+
+@pytest.fixture
+def server(folder):
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    handler.log_message = lambda *args: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_pictures_are_read_from_paths_addresses_and_base64(aligned, processor, pictures, server):
+    retrieve = ImageTextRetrievalPipeline(aligned, processor, candidate_texts=TEXTS)
+    expected = retrieve(pictures[0])
+    encoded = base64.b64encode(Path("picture.png").read_bytes()).decode()
+    for image in ("picture.png", Path("picture.png").resolve(), f"{server}/picture.png", encoded):
+        assert close(retrieve(image, timeout=20), expected)
+    find = ImageTextRetrievalPipeline(aligned, processor)
+    sources = ["picture.png", f"{server}/other.png"]
+    found = find("a red ball", candidate_images=sources)
+    assert [result["image"] for result in found] == [sources[result["index"]] for result in found]
+    ours = find("a red ball", candidate_images=pictures[:2])
+    assert [result["score"] for result in found] == pytest.approx([result["score"] for result in ours], abs=1e-6)
+
+
+@pytest.mark.parametrize("wrong", ["missing.png", "words.txt", "empty.png", "/nothing/there", 7, None, b"\x89PNG"])
+def test_what_is_no_picture_is_named(aligned, processor, folder, server, wrong):
+    Path("words.txt").write_text("no picture")
+    Path("empty.png").write_bytes(b"")
+    retrieve = ImageTextRetrievalPipeline(aligned, processor, candidate_texts=TEXTS)
+    with pytest.raises(
+        ValueError, match=f"{wrong!r} cannot be read as a picture; give a PIL image, a path".replace("\\", "\\\\")
+    ):
+        retrieve(wrong)
+    with pytest.raises(ValueError, match="nowhere.png' cannot be read as a picture"):
+        retrieve(f"{server}/nowhere.png", timeout=20)
+
+
+# Questions
+
+
+def test_answers_from_a_list_are_those_of_rank_answers(answering, processor, pictures):
+    answer = VisualQuestionAnsweringPipeline(answering, processor, candidate_answers=ANSWERS)
+    results = answer(pictures, QUESTIONS, top_k=4)
+    tokens = processor.encode_answers(ANSWERS)
+    for picture, question, result in zip(pictures, QUESTIONS, results, strict=True):
+        inputs = processor(images=picture, text=[question], return_tensors="pt")
+        rows, probabilities = answering.rank_answers(**inputs, answer_ids=tokens["input_ids"])
+        assert [one["answer"] for one in result] == [ANSWERS[row] for row in rows[0]]
+        assert [one["score"] for one in result] == pytest.approx(probabilities[0].tolist(), abs=1e-5)
+    assert close(answer(pictures, QUESTIONS), [result[:1] for result in results])
+    assert close(answer(pictures, QUESTIONS, top_k=2, batch_size=3), [result[:2] for result in results])
+
+
+def test_written_answers_come_with_their_probability(answering, processor, pictures):
+    answer = VisualQuestionAnsweringPipeline(answering, processor)
+    settings = {"top_k": 3, "num_beams": 4, "max_new_tokens": 5}
+    results = answer(pictures, QUESTIONS, **settings)
+    assert close(answer(pictures, QUESTIONS, batch_size=2, **settings), results)
+    for picture, question, result in zip(pictures, QUESTIONS, results, strict=True):
+        inputs = processor(images=picture, text=[question], return_tensors="pt")
+        written = answering.generate(
+            **inputs,
+            num_beams=4,
+            num_return_sequences=3,
+            max_new_tokens=5,
+            min_new_tokens=1,
+            length_penalty=0.0,
+        )
+        assert [one["answer"] for one in result] == processor.decode_answers(written)
+        assert all(one["answer"] for one in result)
+        scores = [one["score"] for one in result]
+        assert scores == sorted(scores, reverse=True)
+        for tokens, score in zip(written, scores, strict=True):
+            tokens = tokens[None, : (tokens != 0).sum()]
+            with torch.no_grad():
+                logits = answering(**inputs, decoder_input_ids=tokens).logits[:, :-1].log_softmax(-1)
+            likelihood = logits.gather(-1, tokens[:, 1:, None]).sum()
+            assert score == pytest.approx(likelihood.exp().item(), rel=1e-4)
+
+
+def test_a_written_answer_has_a_word(answering, processor, pictures):
+    with torch.no_grad():
+        answering.mlm_head.out_proj.bias[102] = 100  # nothing but the end of the answer is likely
+    results = VisualQuestionAnsweringPipeline(answering, processor)(pictures[0], "what?", top_k=2)
+    assert all(one["answer"] and 0 <= one["score"] < 1e-9 for one in results)
+
+
+def test_questions_and_pictures_may_be_one_for_all(answering, processor, pictures):
+    answer = VisualQuestionAnsweringPipeline(answering, processor, candidate_answers=ANSWERS)
+    one = answer(image=pictures[0], question=QUESTIONS[0])
+    assert isinstance(one, list) and one[0].keys() == {"score", "answer"}
+    about_one = answer(pictures[0], QUESTIONS)
+    assert close(about_one, [answer(pictures[0], question)[:1] for question in QUESTIONS])
+    of_all = answer(pictures, QUESTIONS[0])
+    assert close(of_all, [answer(picture, QUESTIONS[0]) for picture in pictures])
+    rows = [{"image": picture, "question": QUESTIONS[0]} for picture in pictures]
+    assert close(answer(rows), of_all) and close(list(answer(row for row in rows)), of_all)
+    assert close(answer(rows[0]), one)
+    assert close(list(answer((picture for picture in pictures), QUESTIONS[0])), of_all)
+
+
+# Entailment and reasoning
+
+
+def test_entailment_names_its_classes_by_probability(config, processor, pictures):
+    model = make(AlbefForVisualEntailment, config)
+    judge = pipeline("visual-entailment", model=model, processor=processor)
+    results = judge(pictures, TEXTS, batch_size=2)
+    for picture, text, result in zip(pictures, TEXTS, results, strict=True):
+        with torch.no_grad():
+            logits = model(**processor(images=picture, text=[text], return_tensors="pt")).logits
+        expected = dict(zip(("contradiction", "neutral", "entailment"), logits.softmax(-1)[0].tolist(), strict=True))
+        assert {one["label"]: one["score"] for one in result} == pytest.approx(expected, abs=1e-5)
+        assert close([one["score"] for one in result], sorted(expected.values(), reverse=True))
+    assert close(judge(pictures[0], TEXTS[0], top_k=1), results[0][:1])
+
+
+def test_reasoning_reads_pairs_of_pictures(config, processor, pictures):
+    model = make(AlbefForVisualReasoning, config)
+    judge = pipeline("visual-reasoning", model=model, processor=processor)
+    pairs = [pictures[:2], tuple(pictures[1:]), pictures[::2]]
+    results = judge(pairs, TEXTS, batch_size=2)
+    for pair, text, result in zip(pairs, TEXTS, results, strict=True):
+        inputs = processor(images=list(pair), text=[text], return_tensors="pt")
+        inputs["pixel_values"] = inputs["pixel_values"][None]
+        with torch.no_grad():
+            expected = dict(zip(("False", "True"), model(**inputs).logits.softmax(-1)[0].tolist(), strict=True))
+        assert {one["label"]: one["score"] for one in result} == pytest.approx(expected, abs=1e-5)
+    assert close(judge(tuple(pictures[:2]), TEXTS[0]), results[0])
+    assert close(judge(pictures[:2], TEXTS)[0], results[0])
+    assert close(judge([{"images": pair, "text": text} for pair, text in zip(pairs, TEXTS, strict=True)]), results)
+    with pytest.raises(ValueError, match="is not a pair of pictures; give a list of two"):
+        judge(pictures, "three")
+
+
+# Grounding
+
+
+def test_heat_maps_are_those_of_the_plain_functions(aligned, processor, pictures):
+    ground = pipeline("visual-grounding", model=aligned, processor=processor)
+    boxes = [[0, 0, 20, 15], [20, 15, 20, 15], [-5, -5, 30, 30], [0.0, 0.0, 40.0, 30.0]]
+    for name, layer in (("matching", 1), ("contrast", 0)):
+        results = ground(pictures, TEXTS, boxes=boxes, heatmap=name, layer=layer, box_alpha=0.7, batch_size=2)
+        for picture, text, result in zip(pictures, TEXTS, results, strict=True):
+            inputs = processor(images=picture, text=[text], return_tensors="pt")
+            maps = contrastive_heatmaps if name == "contrast" else matching_heatmaps
+            heat = maps(aligned, **inputs, layer=layer)
+            heat = heat[0] if name == "contrast" else heat[0].mean(0)
+            assert result["heatmap"].shape == (30, 40) and result["heatmap"].max() > 0
+            scores = score_boxes(heat, boxes, picture.size, 0.7)
+            assert [boxes.index(box["box"]) for box in result["boxes"]] == scores.argsort(descending=True).tolist()
+            found = [box["score"] for box in result["boxes"]]
+            assert found == pytest.approx(sorted(scores.tolist(), reverse=True), rel=1e-4)
+            difference = np.asarray(result["overlay"], dtype=float) - np.asarray(overlay(picture, heat), dtype=float)
+            assert np.abs(difference).max() <= 1
+    assert aligned.config._attn_implementation == "sdpa"
+    assert all(weight.grad is None for weight in aligned.parameters())
+
+
+def test_rows_may_have_boxes_of_their_own(aligned, processor, pictures):
+    ground = pipeline("visual-grounding", model=aligned, processor=processor)
+    rows = [
+        {"image": pictures[0], "text": TEXTS[0], "boxes": [[0, 0, 9, 9]]},
+        {"image": pictures[1], "text": TEXTS[1]},
+    ]
+    first, second = ground(rows, boxes=np.array([[1, 2, 3, 4], [5, 6, 7, 8]]), batch_size=2)
+    assert [box["box"] for box in first["boxes"]] == [[0, 0, 9, 9]]
+    assert sorted(box["box"] for box in second["boxes"]) == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert "boxes" not in ground(rows[1])
+
+
+@pytest.mark.parametrize("boxes", [[0, 0, 5, 5], [[0, 0, 5]], 3, [[0, 0, 5, float("nan")]], [["a", 0, 5, 5]]])
+def test_boxes_that_are_none_are_named(aligned, processor, pictures, boxes):
+    ground = pipeline("visual-grounding", model=aligned, processor=processor)
+    with pytest.raises(ValueError, match=r"is not a box; give a list of \[left, top, width, height\] in pixels"):
+        ground(pictures[0], "a ball", boxes=boxes)
+    with pytest.raises(ValueError, match="has no area"):
+        ground(pictures[0], "a ball", boxes=[[5, 5, 0, 3]])
+    with pytest.raises(ValueError, match="heatmap is 'both'; choose matching or contrast"):
+        ground(pictures[0], "a ball", heatmap="both")
+
+
+# Loading
+
+
+def test_three_lines_suffice(folder, processor, pictures):
+    retrieve = pipeline("image-text-retrieval", model="you/albef")
+    assert isinstance(retrieve, ImageTextRetrievalPipeline) and isinstance(retrieve.model, AlbefForRetrieval)
+    expected = plain(AlbefForPreTraining.from_pretrained("you/albef"), processor, pictures[0], TEXTS[0])
+    (result,) = retrieve("picture.png", candidate_texts=TEXTS[:1])
+    assert (result["score"], result["similarity"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_examples_of_the_classes(folder):
+    failed, tried = doctest.testmod(pipeline_albef)
+    assert tried > 15 and not failed
+
+
+def test_half_precision_and_device_are_those_of_transformers(folder, pictures):
+    retrieve = pipeline("image-text-retrieval", model="you/albef", dtype=torch.bfloat16, device="cpu")
+    assert retrieve.model.dtype == torch.bfloat16
+    exact = pipeline("image-text-retrieval", model="you/albef")
+    both = [one(pictures, candidate_texts=TEXTS[:1], batch_size=2) for one in (retrieve, exact)]
+    for rough, fine in zip(*both, strict=True):
+        assert rough[0]["score"] == pytest.approx(fine[0]["score"], abs=0.05)
+    find = pipeline("image-text-retrieval", model="you/albef", dtype="bfloat16", candidate_images=pictures)
+    assert len(find(TEXTS[0])) == 3
+    answer = pipeline("visual-question-answering", model="you/albef-vqa", dtype=torch.bfloat16)
+    assert answer(pictures[0], "what?")[0]["answer"]
+    assert answer(pictures[0], "what?", candidate_answers=ANSWERS)[0]["answer"] in ANSWERS
+    ground = pipeline("visual-grounding", model="you/albef", dtype=torch.bfloat16)
+    assert np.isfinite(ground(pictures[0], "a ball")["heatmap"]).all()
+    judge = pipeline("visual-entailment", model="you/albef-entailment", dtype=torch.bfloat16)
+    assert sum(one["score"] for one in judge(pictures[0], "a ball")) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_pipeline_leaves_dropout_out(config, processor, pictures):
+    model = make(AlbefForVisualEntailment, config).train()
+    judge = pipeline("visual-entailment", model=model, processor=processor)
+    assert judge(pictures[0], TEXTS[0]) == judge(pictures[0], TEXTS[0])
+
+
+# What transformers brings along
+
+
+def test_zero_shot_image_classification_of_transformers(folder, processor, pictures, caplog):
+    with caplog.at_level(logging.WARNING):
+        classify = pipeline("zero-shot-image-classification", model="you/albef")
+    assert isinstance(classify.model, AlbefForRetrieval)
+    assert not [record for record in caplog.records if "not supported" in record.message]
+    template = "a photo of {} and nothing else"
+    results = classify(pictures, candidate_labels=["dogs", "a ball", "snow"], hypothesis_template=template)
+    labels = ["dogs", "a ball", "snow"]
+    with torch.no_grad():
+        inputs = processor(images=pictures, text=[template.format(label) for label in labels], return_tensors="pt")
+        expected = classify.model(**inputs).logits_per_image.softmax(-1)
+    for result, row in zip(results, expected, strict=True):
+        probabilities = dict(zip(labels, row.tolist(), strict=True))
+        assert {one["label"]: one["score"] for one in result} == pytest.approx(probabilities, abs=1e-5)
+    batched = classify(pictures, candidate_labels=labels, hypothesis_template=template, batch_size=2)
+    assert close(batched, results)
+
+
+# Wrong inputs
+
+
+@pytest.mark.parametrize("wrong", [7, None, 1.5, ["a list"], b"bytes"])
+def test_what_is_no_text_is_named(aligned, answering, processor, pictures, wrong):
+    with pytest.raises(ValueError, match="candidate text .* is a .*; it has to be a string"):
+        ImageTextRetrievalPipeline(aligned, processor)(pictures[0], candidate_texts=["fine", wrong])
+    with pytest.raises(ValueError, match="text .* is a .*; it has to be a string"):
+        ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)(["fine", wrong])
+    rows = [{"image": pictures[0], "question": wrong}]
+    with pytest.raises(ValueError, match="question .* is a .*; it has to be a string"):
+        VisualQuestionAnsweringPipeline(answering, processor)(rows)
+
+
+@pytest.mark.parametrize("empty", ["", "  \n", "?!", "\u200b"])
+def test_a_text_has_a_word(aligned, answering, processor, pictures, empty):
+    with pytest.raises(ValueError, match="candidate text .* has no word in it"):
+        ImageTextRetrievalPipeline(aligned, processor)(pictures[0], candidate_texts=["fine", empty])
+    with pytest.raises(ValueError, match="text .* has no word in it"):
+        ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)(empty)
+    with pytest.raises(ValueError, match="question .* has no word in it"):
+        VisualQuestionAnsweringPipeline(answering, processor)(pictures[0], empty)
+
+
+def test_what_is_missing_is_named(aligned, answering, processor, pictures):
+    retrieve = ImageTextRetrievalPipeline(aligned, processor)
+    with pytest.raises(ValueError, match="give candidate_texts or candidate_images"):
+        retrieve(pictures[0])
+    with pytest.raises(ValueError, match="not both"):
+        retrieve(pictures[0], candidate_texts=TEXTS, candidate_images=pictures)
+    with pytest.raises(ValueError, match="candidate_texts is empty"):
+        retrieve(pictures[0], candidate_texts=[])
+    with pytest.raises(ValueError, match="candidate_images is empty"):
+        retrieve("a ball", candidate_images=[])
+    with pytest.raises(ValueError, match="candidate_texts is 7; give a list"):
+        retrieve(pictures[0], candidate_texts=7)
+    with pytest.raises(ValueError, match="inputs is an empty list"):
+        retrieve([], candidate_texts=TEXTS)
+    for name, wrong in (("top_k", 0), ("top_k", "many"), ("rerank", -1)):
+        with pytest.raises(ValueError, match=f"{name} is {wrong!r}; it has to be a whole number from 1"):
+            retrieve(pictures[0], candidate_texts=TEXTS, **{name: wrong})
+    answer = VisualQuestionAnsweringPipeline(answering, processor)
+    for inputs in ((pictures[0],), ("picture.png",), ({"image": pictures[0]},), ([{"question": "what?"}],)):
+        with pytest.raises(ValueError, match="is not enough: give image and question, or rows"):
+            answer(*inputs)
+    with pytest.raises(ValueError, match="3 of image and 2 of question: give as many of either, or one for all"):
+        answer(pictures, QUESTIONS[:2])
+    for inputs, name in (([[], "what?"], "image"), ([[]], "image"), ([pictures, []], "question")):
+        with pytest.raises(ValueError, match=f"{name} is an empty list"):
+            answer(*inputs)
+    with pytest.raises(ValueError, match="answers must be strings"):
+        answer(pictures[0], "what?", candidate_answers=["yes", 3])
+    with pytest.raises(ValueError, match="candidate_answers is empty"):
+        answer(pictures[0], "what?", candidate_answers=[])
+
+
+def test_special_tokens_in_somebodys_text_stay_text(aligned, answering, processor, pictures, monkeypatch):
+    seen = []
+    for model in (aligned, answering):
+        model.albef.text_model.embeddings.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    text = "a [SEP] [MASK] ball [CLS] [PAD]"
+    ImageTextRetrievalPipeline(aligned, processor)(pictures[0], candidate_texts=[text, "a ball"])
+    ImageTextRetrievalPipeline(aligned, processor)(text, candidate_images=pictures)
+    VisualQuestionAnsweringPipeline(answering, processor)(pictures[0], text)
+    assert len(seen) == 3
+    for ids in seen:
+        words = processor.tokenizer.decode(ids[0]).replace(" ", "")
+        assert words == "[CLS]a[sep][mask]ball[cls][pad]" and ids[0].tolist().count(101) == 1
+        assert not {102, 103} & set(ids.flatten().tolist())
+
+
+def test_a_wrong_vocabulary_is_refused(aligned, answering, processor):
+    processor.tokenizer.add_tokens(["surfboarding"])
+    with pytest.raises(ValueError, match="30523 tokens and the model 30522: they do not belong together"):
+        ImageTextRetrievalPipeline(aligned, processor)
+    answering.config.text_config.eos_token_id = 3
+    answering.resize_token_embeddings(30523)
+    with pytest.raises(ValueError, match=r"tokens \(101, 3, 0\); the tokenizer has others"):
+        VisualQuestionAnsweringPipeline(answering, processor)
+
+
+def test_a_model_of_another_kind_is_refused(aligned, answering, config, processor):
+    with pytest.raises(
+        ValueError, match="AlbefForQuestionAnswering cannot do this: load the model as AlbefForRetrieval"
+    ):
+        ImageTextRetrievalPipeline(answering, processor)
+    with pytest.raises(ValueError, match="load the model as AlbefForQuestionAnswering"):
+        VisualQuestionAnsweringPipeline(aligned, processor)
+    with pytest.raises(ValueError, match="load the model as AlbefForVisualReasoning"):
+        pipeline("visual-reasoning", model=AlbefForVisualEntailment(config), processor=processor)
+    with pytest.raises(ValueError, match="needs a processor"):
+        ImageTextRetrievalPipeline(aligned)
+
+
+# Without the package
+
+
+def test_a_saved_model_names_its_pipelines_and_the_package_needs_no_trust(folder):
+    named = {}
+    for name in HEADS:
+        settings = json.loads(Path(f"you/{name}/config.json").read_text())
+        named[name] = set(settings["custom_pipelines"])
+        for task, entry in settings["custom_pipelines"].items():
+            module, _, kind = entry["impl"].partition(".")
+            assert module == "pipeline_albef" and task in getattr(pipeline_albef, kind).__doc__
+        assert not hasattr(AlbefConfig.from_pretrained(f"you/{name}"), "custom_pipelines")
+    assert named == {
+        "albef": {"image-text-retrieval", "image-text-matching", "visual-grounding"},
+        "albef-retrieval": {"image-text-retrieval", "image-text-matching", "visual-grounding"},
+        "albef-vqa": {"visual-question-answering"},
+        "albef-entailment": {"visual-entailment"},
+        "albef-nlvr2": {"visual-reasoning"},
+    }
+
+
+STRANGER = """
+import json, sys
+sys.modules["albef_hf"] = None  # as if it were not installed
+from transformers import PreTrainedModel, pipeline
+retrieve = pipeline("image-text-retrieval", model="you/albef", trust_remote_code=True)
+answer = pipeline("visual-question-answering", model="you/albef-vqa", trust_remote_code=True)
+assert type(answer.model).__module__.startswith("transformers_modules.")
+ground = pipeline("visual-grounding", model="you/albef", trust_remote_code=True)
+print(json.dumps({
+    "retrieval": retrieve("picture.png", candidate_texts=["a red ball", "snow"]),
+    "vqa": answer("picture.png", "what is it?", candidate_answers=["yes", "no"], top_k=2),
+    "grounding": ground("picture.png", "a ball", boxes=[[0, 0, 20, 15], [5, 5, 20, 15]])["boxes"],
+}))
+"""
+
+
+def test_the_code_that_a_pipeline_saves_runs_without_the_package(folder):
+    """What is pushed to the Hub is what is saved; the models' classes are named here as the Hub's `auto_map`."""
+    retrieve = pipeline("image-text-retrieval", model="you/albef")
+    answer = pipeline("visual-question-answering", model="you/albef-vqa")
+    ground = pipeline("visual-grounding", model="you/albef")
+    expected = {
+        "retrieval": retrieve("picture.png", candidate_texts=["a red ball", "snow"]),
+        "vqa": answer("picture.png", "what is it?", candidate_answers=["yes", "no"], top_k=2),
+        "grounding": ground("picture.png", "a ball", boxes=[[0, 0, 20, 15], [5, 5, 20, 15]])["boxes"],
+    }
+    auto_map = {
+        "AutoConfig": "configuration_albef.AlbefConfig",
+        "AutoModelForZeroShotImageClassification": "modeling_albef.AlbefForRetrieval",
+        "AutoModelForVisualQuestionAnswering": "modeling_albef.AlbefForQuestionAnswering",
+        "AutoProcessor": "processing_albef.AlbefProcessor",
+    }
+    for one, name in ((retrieve, "albef"), (answer, "albef-vqa")):
+        one.save_pretrained(f"you/{name}")
+        for file in ("config.json", "processor_config.json"):
+            path = Path(f"you/{name}/{file}")
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": auto_map}))
+    settings = os.environ | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run([sys.executable, "-c", STRANGER], env=settings, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert close(json.loads(run.stdout), expected)
+
+
+def test_a_saved_pipeline_loads_again(folder, aligned, processor, pictures):
+    short = AlbefProcessor(processor.image_processor, processor.tokenizer, max_words=2)
+    retrieve = ImageTextRetrievalPipeline(aligned, short, task="image-text-retrieval")
+    expected = retrieve(pictures[0], candidate_texts=TEXTS)
+    assert not close(expected, ImageTextRetrievalPipeline(aligned, processor)(pictures[0], candidate_texts=TEXTS))
+    retrieve.save_pretrained("saved")
+    assert close(pipeline("image-text-retrieval", model="saved")(pictures[0], candidate_texts=TEXTS), expected)
