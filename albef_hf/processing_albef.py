@@ -94,6 +94,7 @@ class AlbefProcessor(ProcessorMixin):
 
     def __init__(self, image_processor, tokenizer, max_words: int = 30, **kwargs):
         self.max_words = max_words
+        self.auto_map = {"AutoProcessor": f"processing_albef.{type(self).__name__}"}  # as it is saved, from the start
         super().__init__(image_processor, without_separator(tokenizer), **kwargs)
 
     def __call__(
