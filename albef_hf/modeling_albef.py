@@ -428,7 +428,8 @@ class AlbefVisionEmbeddings(nn.Module):
         if interpolate_pos_encoding:
             positions = interpolate_position_embeddings(positions, patches.shape[-2:])
         tokens = patches.flatten(2).transpose(1, 2)  # (batch, patches, width)
-        return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + positions
+        # Not len(): in an exported graph that would be the one batch size which it has been traced with.
+        return torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1) + positions
 
 
 class AlbefTextEmbeddings(nn.Module):
@@ -723,7 +724,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         Raises:
             ValueError: If the images do not go evenly into the texts.
         """
-        texts, images = len(hidden_states), len(image_key_values[0][0])
+        texts, images = hidden_states.shape[0], image_key_values[0][0].shape[0]
         if texts % images:
             raise ValueError(f"{texts} texts cannot share {images} images evenly: give one image, or one a text.")
         attention_mask = create_bidirectional_mask(
@@ -783,6 +784,10 @@ def select_key_values(key_values: list[KeyValues], index: torch.Tensor) -> list[
     return [(key[index.to(key.device)], value[index.to(key.device)]) for key, value in key_values]
 
 
+def _without_flash(attention: str | None) -> str | None:
+    return "sdpa" if attention is not None and "flash" in attention else attention
+
+
 class AlbefAnswerDecoder(AlbefPreTrainedModel):
     """A causal decoder over the tokens of an answer, which attends to a fused question (figure 3 of the paper).
 
@@ -803,6 +808,16 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
         self.embeddings = AlbefTextEmbeddings(config)
         self.layers = nn.ModuleList([AlbefDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.post_init()
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, *args, **kwargs) -> str:
+        """As in transformers; but SDPA instead of flash attention, which has no mask for keys alone.
+
+        It would take the padding of the questions for that of the answers.
+        """
+        return super().get_correct_attn_implementation(_without_flash(requested_attention), *args, **kwargs)
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
+        return super()._check_and_adjust_attn_implementation(_without_flash(attn_implementation), *args, **kwargs)
 
     def project_questions(self, question_states: torch.Tensor) -> list[KeyValues]:
         """Keys and values of (questions, question tokens, width) states, one pair a layer."""
@@ -842,7 +857,7 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
         question_keys = question_key_values[0][0][:, 0]  # (questions, question tokens, head width)
         question_attention_mask = create_bidirectional_mask(
             config=self.config,
-            inputs_embeds=hidden_states.reshape(len(question_keys), -1, hidden_states.shape[-1]),
+            inputs_embeds=hidden_states.reshape(question_keys.shape[0], -1, hidden_states.shape[-1]),
             attention_mask=question_attention_mask,
             encoder_hidden_states=question_keys,
         )
@@ -984,7 +999,7 @@ class AlbefPairModel(AlbefUnimodalModels):
         )
         texts = self.text_model(input_ids, attention_mask, **kwargs)
         key_values = self.multimodal_model.project_images(images.last_hidden_state)
-        first = torch.arange(0, len(images.last_hidden_state), 2, device=pixel_values.device)
+        first = torch.arange(0, images.last_hidden_state.shape[0], 2, device=pixel_values.device)
         fused = self.multimodal_model(
             texts.last_hidden_state,
             attention_mask,
@@ -1665,7 +1680,9 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         """Logits of what follows each token of answers so far, (questions, tokens, vocabulary)."""
         questions = encoder_outputs.last_hidden_state
         if answer_ids is None:
-            answer_ids = torch.full((len(questions), 1), self.config.text_config.bos_token_id, device=questions.device)
+            answer_ids = questions.new_full(
+                (questions.shape[0], 1), self.config.text_config.bos_token_id, dtype=torch.long
+            )
         outputs = self.decoder(
             answer_ids,
             answer_mask,

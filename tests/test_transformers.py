@@ -1,0 +1,396 @@
+"""The models do what transformers expects of a model: Trainer, generate, device maps, attention, export."""
+
+import copy
+
+import pytest
+import torch
+from accelerate import infer_auto_device_map
+from accelerate.utils import get_balanced_memory
+from safetensors.torch import load_file
+from test_heads import HEADS, inputs_of
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
+from torch.utils.data import SequentialSampler
+from transformers import (
+    PreTrainedModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+)
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from albef_hf import (
+    AlbefConfig,
+    AlbefForPreTraining,
+    AlbefForQuestionAnswering,
+    AlbefForRetrieval,
+    AlbefForTextAssignment,
+    AlbefForVisualEntailment,
+    AlbefForVisualReasoning,
+    AlbefModel,
+    AlbefMultimodalModel,
+    AlbefTextModel,
+    AlbefVisionConfig,
+    AlbefVisionModel,
+)
+from albef_hf.data import embedded_tokenizer
+from albef_hf.modeling_albef import IGNORED, AlbefAttention
+
+KINDS = [AlbefModel, AlbefForPreTraining, *HEADS]
+
+
+def questions_of(batch: dict, kind: type[PreTrainedModel]) -> dict[str, torch.Tensor]:
+    """What a head is called with to predict something."""
+    inputs = inputs_of(batch, kind)
+    inputs.pop("labels", None)
+    if kind is AlbefForTextAssignment:
+        inputs["image_pairs"] = torch.tensor([[0, 1], [2, 1], [2, 3], [0, 1]])
+    return inputs
+
+
+@pytest.fixture
+def sharp(config) -> AlbefConfig:
+    """Weights at which different texts and pictures give different numbers, and no dropout."""
+    config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
+    config.initializer_range = config.text_config.initializer_range = config.vision_config.initializer_range = 0.2
+    return config
+
+
+@pytest.fixture
+def hardest_negatives(monkeypatch):
+    monkeypatch.setattr(torch, "multinomial", lambda weights, number: weights.topk(number).indices)
+
+
+# Trainer
+
+
+class InOrder(Trainer):
+    def _get_train_sampler(self, *args) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+
+def arguments_of(folder, **changes) -> dict:
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    } | changes
+
+
+def rows_of(inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    return [{name: value[row] for name, value in inputs.items()} for row in range(len(inputs["labels"]))]
+
+
+@pytest.mark.parametrize("kind", [AlbefForRetrieval, AlbefForQuestionAnswering])
+def test_trainer_averages_the_losses_of_micro_batches(kind, sharp, batch, tmp_path, hardest_negatives):
+    """Also where one has more tokens to answer than the other: losses are means over pairs, not over tokens."""
+    torch.manual_seed(0)
+    model = kind(sharp).train()
+    plain = copy.deepcopy(model)
+    halves = [inputs_of(batch, kind), {name: value.flip(0) for name, value in inputs_of(batch, kind).items()}]
+    if kind is AlbefForQuestionAnswering:
+        long = torch.tensor([[101, 2000 + row, 2001, 2002, 102] for row in range(4)])
+        halves[0]["labels"] = torch.cat([halves[0]["labels"], torch.full((4, 2), IGNORED)], dim=1)
+        halves[1]["labels"] = long
+    torch.stack([plain(**half).loss for half in halves]).mean().backward()
+    changes = {"gradient_accumulation_steps": 2, "max_steps": 1, "optim": "sgd", "max_grad_norm": 0}
+    rows = [row for half in halves for row in rows_of(half)]
+    InOrder(model, TrainingArguments(**arguments_of(tmp_path, **changes)), train_dataset=rows).train()
+    for (name, weight), start in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(weight, start - 0.1 * start.grad, atol=1e-6), name
+
+
+def test_trainer_goes_on_from_a_checkpoint(config, batch, tmp_path):
+    """With tied weights, dropout, and activations computed twice."""
+    rows = 2 * rows_of(batch)
+    changes = {"max_steps": 2, "save_steps": 1, "gradient_checkpointing": True, "learning_rate": 1e-3}
+    trained = []
+    for checkpoint in (None, str(tmp_path / "checkpoint-1")):
+        torch.manual_seed(0)
+        trainer = Trainer(
+            AlbefForPreTraining(config), TrainingArguments(**arguments_of(tmp_path, **changes)), train_dataset=rows
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trained.append(trainer.model.state_dict())
+    for name, weight in trained[0].items():
+        assert torch.equal(weight, trained[1][name]), name
+    loaded = AlbefForPreTraining.from_pretrained(tmp_path / "checkpoint-2").state_dict()
+    assert all(torch.equal(weight, loaded[name]) for name, weight in trained[0].items())
+
+
+@torch.no_grad()
+def test_trainer_evaluates_and_predicts(sharp, batch, tmp_path):
+    model = AlbefForVisualEntailment(sharp).eval()
+    inputs = inputs_of(batch, AlbefForVisualEntailment)
+    trainer = Trainer(
+        model,
+        TrainingArguments(**arguments_of(tmp_path)),
+        eval_dataset=rows_of(inputs),
+        compute_metrics=lambda results: {"right": (results[0].argmax(1) == results[1]).mean()},
+    )
+    expected = model(**inputs)
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(expected.loss.item(), rel=1e-5)
+    assert metrics["eval_right"] == (expected.logits.argmax(1) == inputs["labels"]).float().mean().item()
+    answers = AlbefForQuestionAnswering(sharp).eval()
+    inputs = inputs_of(batch, AlbefForQuestionAnswering)
+    arguments = Seq2SeqTrainingArguments(
+        **arguments_of(tmp_path, predict_with_generate=True, generation_max_length=5, generation_num_beams=2)
+    )
+    trainer = Seq2SeqTrainer(answers, arguments, default_data_collator, processing_class=embedded_tokenizer())
+    predicted = trainer.predict(rows_of(inputs)).predictions
+    del inputs["labels"]
+    written = answers.generate(**inputs, max_length=5, num_beams=2)
+    assert torch.equal(torch.tensor(predicted)[:, :5], written) and not predicted[:, 5:].any()
+
+
+# Precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_every_precision_is_kept(dtype, config, batch, tmp_path):
+    for kind in KINDS:
+        model = kind(config).to(dtype)
+        model.save_pretrained(tmp_path)
+        loaded = kind.from_pretrained(tmp_path)
+        assert all(
+            torch.equal(weight, model.state_dict()[name]) and weight.dtype == dtype
+            for name, weight in loaded.state_dict().items()
+        )
+        outputs = loaded(**questions_of(batch, kind))
+        assert all(torch.isfinite(value).all() for value in outputs.values() if isinstance(value, torch.Tensor))
+
+
+# Devices
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_model_runs_from_where_accelerate_puts_it(kind, config, batch, tmp_path):
+    """Without a GPU that is there, or on the disk, from which each layer is fetched in its turn."""
+    model = kind(config).eval()
+    model.save_pretrained(tmp_path)
+    inputs = questions_of(batch, kind)
+    for device_map in ("auto", {"": "disk"}):
+        placed = kind.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload")
+        assert {weight.is_meta for weight in placed.parameters()} == {device_map != "auto"}
+        assert torch.equal(placed(**inputs)[0], model(**inputs)[0])
+        if kind is AlbefForQuestionAnswering:
+            written = placed.generate(**inputs, max_new_tokens=3)
+            assert torch.equal(written, model.generate(**inputs, max_new_tokens=3))
+
+
+@pytest.mark.parametrize("kind", [AlbefForPreTraining, AlbefForQuestionAnswering, AlbefForVisualReasoning])
+def test_of_several_devices_a_model_takes_the_first(kind):
+    with torch.device("meta"):
+        model = kind(AlbefConfig())
+    whole = model._no_split_modules
+    memory = get_balanced_memory(model, dict.fromkeys(range(8), 10**10), no_split_module_classes=whole)
+    assert set(infer_auto_device_map(model, memory, no_split_module_classes=whole).values()) == {0}
+
+
+@torch.no_grad()
+def test_keys_and_values_are_projected_where_the_weights_are(config):
+    """Devices of a machine that has two, on tensors without data."""
+    attention = AlbefAttention(config.text_config, key_value_size=32)
+    with FakeTensorMode():
+        for linear in (attention.k_proj, attention.v_proj):
+            shapes = {name: weight.shape for name, weight in linear.named_parameters()}
+            linear._parameters = {name: torch.empty(shape, device="cuda:1") for name, shape in shapes.items()}
+        key, value = attention.project_key_values(torch.empty(2, 5, 32, device="cuda:0"))
+    assert key.device == value.device == torch.device("cuda:1")
+
+
+# Attention
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_attention_goes_through_the_interface(kind, sharp, batch):
+    """What somebody registers there computes what is spelled out, every layer once."""
+    calls = []
+
+    def counted(module, *args, **kwargs):
+        calls.append(module)
+        return AttentionInterface()["sdpa"](module, *args, **kwargs)
+
+    AttentionInterface.register("counted", counted)
+    AttentionMaskInterface.register("counted", sdpa_mask)
+    model = kind(sharp).eval()
+    inputs = questions_of(batch, kind)
+    model.set_attn_implementation("eager")
+    expected = model(**inputs)
+    model.set_attn_implementation("counted")
+    for name, value in model(**inputs).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.allclose(value, expected[name], atol=1e-4), name
+    assert len(calls) == len(set(calls)) == sum(isinstance(module, AlbefAttention) for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_flash_attention_is_offered_but_for_padded_questions(kind, config):
+    model = kind(config)
+    with pytest.raises(ImportError, match="doesn't seem to be installed"):
+        model.set_attn_implementation("flash_attention_2")
+    if kind is AlbefForQuestionAnswering:
+        for name in ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"):
+            assert model.decoder.get_correct_attn_implementation(name) == "sdpa"
+            assert model.decoder._check_and_adjust_attn_implementation(name) == "sdpa"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_states_and_attentions_of_the_multimodal_encoder_are_returned(kind, config, batch):
+    model = kind(config).eval()
+    model.set_attn_implementation("eager")
+    inputs = questions_of(batch, kind)
+    outputs = model(**inputs, output_attentions=True, output_hidden_states=True)
+    layers = 4 if kind in (AlbefForVisualReasoning, AlbefForTextAssignment) else 2
+    prefix = ""
+    if kind is AlbefForQuestionAnswering:
+        prefix = "encoder_"
+        assert [states.shape for states in outputs.decoder_hidden_states] == 3 * [(4, 1, 32)]
+        assert [attention.shape for attention in outputs.cross_attentions] == 2 * [(4, 2, 1, 9)]
+    else:
+        assert [attention.shape for attention in outputs.cross_attentions] == layers * [(4, 2, 9, 5)]
+    assert [states.shape for states in outputs[f"{prefix}hidden_states"]] == (layers + 1) * [(4, 9, 32)]
+    assert [attention.shape for attention in outputs[f"{prefix}attentions"]] == layers * [(4, 2, 9, 9)]
+    assert f"{prefix}hidden_states" not in model(**inputs) and "cross_attentions" not in model(**inputs)
+
+
+# Generation
+
+
+@torch.no_grad()
+def test_answers_are_the_same_with_any_cache_and_any_help(sharp, batch):
+    torch.manual_seed(0)
+    model = AlbefForQuestionAnswering(sharp).eval()
+    inputs = questions_of(batch, AlbefForQuestionAnswering)
+    for beams in (1, 3):
+        settings = {"max_new_tokens": 6, "num_beams": beams, "eos_token_id": 0}
+        expected = model.generate(**inputs, **settings)
+        assert torch.equal(model.generate(**inputs, **settings, cache_implementation="static"), expected)
+        read = model.get_encoder()(**inputs)
+        mask = inputs["attention_mask"]
+        assert torch.equal(model.generate(encoder_outputs=read, attention_mask=mask, **settings), expected)
+    one = {name: value[:1] for name, value in inputs.items()}
+    settings["num_beams"] = 1
+    helper = AlbefForQuestionAnswering(sharp).eval()
+    assert torch.equal(model.generate(**one, **settings, assistant_model=helper), model.generate(**one, **settings))
+
+
+@torch.no_grad()
+def test_drawn_answers_come_with_all_that_is_asked_for(sharp, batch):
+    model = AlbefForQuestionAnswering(sharp).eval()
+    model.set_attn_implementation("eager")
+    written = model.generate(
+        **questions_of(batch, AlbefForQuestionAnswering),
+        do_sample=True,
+        num_return_sequences=2,
+        max_new_tokens=3,
+        eos_token_id=0,
+        return_dict_in_generate=True,
+        output_attentions=True,
+        output_hidden_states=True,
+    )
+    assert written.sequences.shape == (8, 4)
+    assert [states.shape for states in written.encoder_hidden_states] == 3 * [(4, 9, 32)]
+    assert [attention.shape for attention in written.encoder_attentions] == 2 * [(4, 2, 9, 9)]
+    for length, attentions in enumerate(written.decoder_attentions, start=1):
+        assert [attention.shape for attention in attentions] == 2 * [(8, 2, 1, length)]
+    assert all(attention.shape == (8, 2, 1, 9) for step in written.cross_attentions for attention in step)
+
+
+# From one checkpoint to another
+
+
+@pytest.mark.parametrize("kind", [AlbefModel, AlbefForRetrieval, AlbefForQuestionAnswering, AlbefForVisualReasoning])
+def test_an_encoder_is_found_in_the_folder_of_a_whole_model(kind, config, tmp_path):
+    model = kind(config)
+    model.save_pretrained(tmp_path)
+    for encoder, name in (
+        (AlbefVisionModel, "vision_model"),
+        (AlbefTextModel, "text_model"),
+        (AlbefMultimodalModel, "multimodal_model"),
+    ):
+        loaded, report = encoder.from_pretrained(tmp_path, output_loading_info=True)
+        source = model.base_model.get_submodule(name).state_dict()
+        assert not report["missing_keys"] and not report["mismatched_keys"]
+        assert all(torch.equal(weight, source[key]) for key, weight in loaded.state_dict().items())
+        loaded.save_pretrained(tmp_path / name)
+        assert load_file(tmp_path / name / "model.safetensors").keys() == loaded.state_dict().keys()
+        report = encoder.from_pretrained(tmp_path / name, output_loading_info=True)[1]
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+
+
+def test_an_image_encoder_alone_resamples_its_positions_too(config, tmp_path):
+    model = AlbefForRetrieval(config)
+    model.save_pretrained(tmp_path / "whole")
+    model.albef.vision_model.save_pretrained(tmp_path / "alone")
+    larger = copy.deepcopy(config)
+    larger.vision_config.image_size = 64
+    expected = AlbefForRetrieval.from_pretrained(tmp_path / "whole", config=larger).albef.vision_model.embeddings
+    for folder in ("whole", "alone"):
+        settings = AlbefVisionConfig.from_pretrained(tmp_path / folder)
+        settings.image_size = 64
+        loaded = AlbefVisionModel.from_pretrained(tmp_path / folder, config=settings).embeddings
+        assert loaded.position_embeddings.shape == (1, 17, 32)
+        assert torch.equal(loaded.position_embeddings, expected.position_embeddings)
+
+
+def test_other_heads_of_a_question_answering_checkpoint_have_no_decoder(config, tmp_path):
+    AlbefForQuestionAnswering(config).save_pretrained(tmp_path)
+    model = AlbefForRetrieval.from_pretrained(tmp_path)
+    assert not model.config.is_encoder_decoder
+    assert model.config.get_text_config(decoder=True) is model.config.text_config
+    answers = AlbefForQuestionAnswering.from_pretrained(tmp_path)
+    assert answers.config.is_encoder_decoder
+    assert answers.config.get_text_config(decoder=True).encoder_hidden_size == answers.config.text_config.hidden_size
+
+
+@pytest.mark.parametrize("kind", [AlbefForQuestionAnswering, AlbefForVisualReasoning])
+def test_a_copy_of_what_is_missing_is_missing(kind, config, warnings_of_albef):
+    _, report = kind.from_pretrained(None, config=config, state_dict={}, output_loading_info=True)
+    names = kind(config).state_dict().keys() - kind(config).all_tied_weights_keys.keys()
+    assert report["missing_keys"] >= names
+    assert not warnings_of_albef
+
+
+# Export; tests/common/export.py has more of it.
+
+
+@torch.no_grad()
+def test_text_features_are_exported_for_any_number_and_length_of_texts(sharp, batch):
+    class TextFeatures(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = AlbefForRetrieval(sharp).eval()
+
+        def forward(self, input_ids, attention_mask):
+            return self.model.get_text_features(input_ids, attention_mask).pooler_output
+
+    features = TextFeatures()
+    few = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    sizes = {0: Dim("texts", max=64), 1: Dim("tokens", max=40)}
+    program = torch.export.export(features, (), few, dynamic_shapes=dict.fromkeys(few, sizes)).module()
+    many = {name: value.repeat(2, 2)[:7] for name, value in few.items()}
+    assert torch.allclose(program(**many), features(**many), atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_compiled_model_is_one_graph(sharp, batch):
+    model = AlbefForRetrieval(sharp).eval()
+    inputs = questions_of(batch, AlbefForRetrieval)
+    expected = model(**inputs)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")(**inputs)
+    for name in expected:
+        assert torch.allclose(compiled[name], expected[name], atol=1e-5), name
