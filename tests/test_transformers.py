@@ -365,7 +365,7 @@ def test_a_copy_of_what_is_missing_is_missing(kind, config, warnings_of_albef):
     assert not warnings_of_albef
 
 
-# Export; tests/common/export.py has more of it.
+# Export
 
 
 @torch.no_grad()
