@@ -5,7 +5,7 @@ Align before Fuse, Li et al. 2021, arXiv 2107.07651; the original code is github
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -262,7 +262,9 @@ class AlbefAttention(nn.Module):
         texts, tokens, _ = hidden_states.shape
         key, value = self.project_key_values(hidden_states) if key_values is None else key_values
         query = self._split_heads(self.q_proj(hidden_states))
-        groups = texts // key.shape[0]
+        groups, left_over = divmod(texts, len(key))
+        if left_over:
+            raise ValueError(f"{texts} texts cannot share {len(key)} images evenly: give one image, or one a text.")
         if groups > 1:
             query = query.unflatten(0, (groups, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -367,9 +369,12 @@ class AlbefMultimodalLayer(AlbefTextLayer):
         attention_mask: torch.Tensor | None,
         image_key: torch.Tensor,
         image_value: torch.Tensor,
+        context: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        hidden_states = self.attend(hidden_states, attention_mask, **kwargs)
+        """Tokens attend to each other; where `context` is given, to its tokens, of which they are some."""
+        key_values = None if context is None else self.self_attn.project_key_values(context)
+        hidden_states = self.attend(hidden_states, attention_mask, key_values, **kwargs)
         return self.feed_forward(self.look(hidden_states, (image_key, image_value), **kwargs))
 
 
@@ -737,15 +742,67 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         Raises:
             ValueError: If the images do not go evenly into the texts.
         """
-        texts, images = hidden_states.shape[0], image_key_values[0][0].shape[0]
-        if texts % images:
-            raise ValueError(f"{texts} texts cannot share {images} images evenly: give one image, or one a text.")
-        attention_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-        )
-        for layer, (image_key, image_value) in zip(self.layers, image_key_values, strict=True):
-            hidden_states = layer(hidden_states, attention_mask, image_key, image_value, **kwargs)
+        hidden_states = self._run(self.layers, hidden_states, attention_mask, image_key_values, **kwargs)
         return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
+
+    def summarize(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, image_key_values: list[KeyValues]
+    ) -> torch.Tensor:
+        """The `[CLS]` token that `forward` returns, (groups * batch, width), for the same arguments.
+
+        It is all that matching reads, so the last layer computes nothing else.
+        """
+        return self._summarize(self.layers, hidden_states, attention_mask, image_key_values)
+
+    def prepare_texts(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """What the first layer makes of texts before it looks at an image, (texts, tokens, width)."""
+        return self.layers[0].attend(hidden_states, self._mask(hidden_states, attention_mask))
+
+    def summarize_prepared(
+        self, prepared: torch.Tensor, attention_mask: torch.Tensor | None, image_key_values: list[KeyValues]
+    ) -> torch.Tensor:
+        """As `summarize`, of texts that come from `prepare_texts`, and may so be read with many images."""
+        (first, *others), (keys, *other_keys) = self.layers, image_key_values
+        if not others:
+            return first.feed_forward(first.look(prepared[:, :1], keys))[:, 0]
+        hidden_states = first.feed_forward(first.look(prepared, keys))
+        return self._summarize(others, hidden_states, attention_mask, other_keys)
+
+    def _summarize(
+        self,
+        layers: Sequence[AlbefMultimodalLayer],
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_key_values: list[KeyValues],
+    ) -> torch.Tensor:
+        hidden_states = self._run(layers[:-1], hidden_states, attention_mask, image_key_values[:-1])
+        cls = hidden_states[:, :1]
+        mask = self._mask(cls, attention_mask, hidden_states)
+        return layers[-1](cls, mask, *image_key_values[-1], hidden_states)[:, 0]
+
+    def _mask(
+        self, queries: torch.Tensor, attention_mask: torch.Tensor | None, context: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """The mask of a text's tokens in the form that the attention takes, for all tokens as queries or for some."""
+        return create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=queries,
+            attention_mask=attention_mask,
+            encoder_hidden_states=context,
+        )
+
+    def _run(
+        self,
+        layers: Sequence[AlbefMultimodalLayer],
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_key_values: list[KeyValues],
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attention_mask = self._mask(hidden_states, attention_mask)
+        for layer, (image_key, image_value) in zip(layers, image_key_values, strict=True):
+            hidden_states = layer(hidden_states, attention_mask, image_key, image_value, **kwargs)
+        return hidden_states
 
 
 class AlbefPairMultimodalModel(AlbefMultimodalModel):
@@ -781,9 +838,7 @@ class AlbefPairMultimodalModel(AlbefMultimodalModel):
         Returns:
             `last_hidden_state`: (batch, tokens, width). Recorded states and attentions alternate between the images.
         """
-        attention_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-        )
+        attention_mask = self._mask(hidden_states, attention_mask)
         for layer, first, second_layer, second in zip(
             self.layers, first_key_values, self.second_layers, second_key_values, strict=True
         ):
@@ -1235,26 +1290,23 @@ class AlbefAlignedModel(AlbefPreTrainedModel):
 
     def _match(
         self,
-        images: torch.Tensor,
+        image_key_values: list[KeyValues],
         texts: torch.Tensor,
         attention_mask: torch.Tensor,
         negatives: tuple[torch.Tensor, torch.Tensor],
-        other_texts: tuple[torch.Tensor, ...] = (),
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Matching logits, (3 batch, 2), and what the images make of other texts, each (batch, tokens, width).
+    ) -> torch.Tensor:
+        """Matching logits, (3 batch, 2), of the pairs and of their hard negatives.
 
-        Several texts read each picture (its own, a hard negative, others), so they share its keys and values; each
-        text then reads a hard negative picture.
+        Two texts read each picture, its own and a wrong one, and share its keys and values; then each text reads a
+        wrong picture.
         """
         image_for_text, text_for_image = negatives
-        fuse = self.albef.multimodal_model
-        key_values = fuse.project_images(images)
-        readers = torch.cat([texts, texts[text_for_image], *other_texts])
-        masks = [attention_mask, attention_mask[text_for_image], *[attention_mask] * len(other_texts)]
-        fused = fuse(readers, torch.cat(masks), key_values).last_hidden_state
-        matched, wrong_text, *others = fused.chunk(2 + len(other_texts))
-        wrong_image = fuse(texts, attention_mask, select_key_values(key_values, image_for_text)).last_hidden_state
-        return self.itm_head(torch.cat([matched[:, 0], wrong_image[:, 0], wrong_text[:, 0]])), others
+        summarize = self.albef.multimodal_model.summarize
+        readers = torch.cat([texts, texts[text_for_image]])
+        mask = torch.cat([attention_mask, attention_mask[text_for_image]])
+        matched, wrong_text = summarize(readers, mask, image_key_values).chunk(2)
+        wrong_image = summarize(texts, attention_mask, select_key_values(image_key_values, image_for_text))
+        return self.itm_head(torch.cat([matched, wrong_image, wrong_text]))
 
 
 class AlbefForPreTraining(AlbefAlignedModel):
@@ -1340,8 +1392,10 @@ class AlbefForPreTraining(AlbefAlignedModel):
         loss_itc, info_nce, logits = self.contrastive_head.loss(image_embeds, text_embeds, own, teacher_outputs, alpha)
         others_pairs = own[:, None] != own
         negatives = sample_hard_negatives(*logits, others_pairs)
-        itm_logits, (masked,) = self._match(images, texts, attention_mask, negatives, (masked_texts,))
+        image_key_values = self.albef.multimodal_model.project_images(images)
+        itm_logits = self._match(image_key_values, texts, attention_mask, negatives)
         loss_itm = matching_loss(itm_logits, others_pairs)
+        masked = self.albef.multimodal_model(masked_texts, attention_mask, image_key_values).last_hidden_state
         mlm_logits = self.mlm_head(masked[labels != IGNORED])
         loss_mlm = self._masked_language_loss(mlm_logits, labels, teacher_outputs, alpha)
         return AlbefForPreTrainingOutput(
@@ -1502,7 +1556,8 @@ class AlbefForRetrieval(AlbefAlignedModel):
         )
         others_pairs = labels[:, None] != labels
         negatives = sample_hard_negatives(*logits, others_pairs)
-        itm_logits, _ = self._match(images.last_hidden_state, texts.last_hidden_state, attention_mask, negatives)
+        image_key_values = self.albef.multimodal_model.project_images(images.last_hidden_state)
+        itm_logits = self._match(image_key_values, texts.last_hidden_state, attention_mask, negatives)
         loss_itm = matching_loss(itm_logits, others_pairs)
         return AlbefForRetrievalOutput(
             loss=loss_itc + loss_itm,

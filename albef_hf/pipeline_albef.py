@@ -20,7 +20,7 @@ from transformers.image_utils import load_image
 
 from .explain import contrastive_heatmaps, matching_heatmaps, overlay, resize_heatmap, score_boxes
 from .processing_albef import AlbefProcessor
-from .retrieval import ImageEncoder, TextFeatures, best_matches, encode_texts, match
+from .retrieval import ImageEncoder, best_matches, encode_texts, match, read_texts
 
 Picture = Image.Image | str | os.PathLike  # itself, or a path, an address, or its bytes in base64
 Result = dict[str, Any]
@@ -266,8 +266,7 @@ class _ImageCandidates:
     def rank(self, inputs: dict[str, torch.Tensor], rerank: int) -> dict[str, torch.Tensor]:
         """Numbers, similarities and matching logits of the candidates, (texts, candidates, ...)."""
         model = self.pipeline.model
-        outputs = model.get_text_features(**inputs)
-        texts = TextFeatures(outputs.last_hidden_state, inputs["attention_mask"], outputs.pooler_output)
+        texts = read_texts(model, **inputs)
         similarities, numbers = best_matches(texts.embeds, self.embeds, rerank)
         logits = []
         for text, wanted in enumerate(numbers.tolist()):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.logging import tqdm
 
@@ -22,34 +23,46 @@ KEPT_VALUES = 2**28  # of pictures' hidden states, a gigabyte in float32; other 
 
 @dataclass
 class TextFeatures:
-    """What the text encoder makes of a set of texts.
+    """What a model makes of a set of texts as long as there is no picture.
 
     Args:
-        hidden_states: (texts, tokens, text width), in the host's memory.
+        prepared: What goes to the pictures, from `AlbefMultimodalModel.prepare_texts`, (texts, tokens, text width), in
+            the host's memory.
         mask: 1 for tokens, 0 for padding, (texts, tokens), there too.
         embeds: Unit features, (texts, projection).
     """
 
-    hidden_states: torch.Tensor
+    prepared: torch.Tensor
     mask: torch.Tensor
     embeds: torch.Tensor
 
 
 @torch.no_grad()
+def read_texts(model: AlbefAlignedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> TextFeatures:
+    """Read one batch of (texts, tokens)."""
+    mask = attention_mask.to(model.device)
+    outputs = model.get_text_features(input_ids.to(model.device), mask, return_dict=True)
+    prepared = model.albef.multimodal_model.prepare_texts(outputs.last_hidden_state, mask)
+    return TextFeatures(prepared.cpu(), attention_mask.cpu(), outputs.pooler_output)
+
+
 def encode_texts(
     model: AlbefAlignedModel, processor: AlbefProcessor, texts: Sequence[str], batch_size: int = 64
 ) -> TextFeatures:
-    """Run the text encoder, in evaluation mode."""
+    """Read texts, in evaluation mode; those of about the same length go together."""
     model.eval()
     longest = min(MAX_TOKENS, model.config.text_config.max_position_embeddings)
     tokens = processor(text=list(texts), max_length=longest, return_tensors="pt")
-    ids, mask = tokens["input_ids"].split(batch_size), tokens["attention_mask"].split(batch_size)
-    hidden_states, embeds = [], []
-    for start in range(len(ids)):
-        outputs = model.get_text_features(ids[start].to(model.device), mask[start].to(model.device))
-        hidden_states.append(outputs.last_hidden_state.cpu())
-        embeds.append(outputs.pooler_output)
-    return TextFeatures(torch.cat(hidden_states), tokens["attention_mask"], torch.cat(embeds))
+    ids, mask = tokens["input_ids"], tokens["attention_mask"]
+    order = mask.sum(1).argsort()
+    prepared, embeds = [], []
+    for numbers in order.split(batch_size):
+        used = int(mask[numbers].sum(1).max())
+        some = read_texts(model, ids[numbers, :used], mask[numbers, :used])
+        prepared.append(F.pad(some.prepared, (0, 0, 0, mask.shape[1] - used)))
+        embeds.append(some.embeds)
+    back = order.argsort()
+    return TextFeatures(torch.cat(prepared)[back], mask, torch.cat(embeds)[back.to(model.device)])
 
 
 class ImageEncoder:
@@ -123,9 +136,11 @@ def match(
     image_hidden_states: torch.Tensor,
     texts: TextFeatures,
     numbers: torch.Tensor,
-    batch_size: int = 256,
+    batch_size: int = 32,
 ) -> torch.Tensor:
     """Matching logits of a picture with some texts; its keys and values are projected once.
+
+    Texts of about the same length go together, so that little is computed for padding.
 
     Args:
         model: Has the multimodal encoder and the matching head.
@@ -137,17 +152,18 @@ def match(
     Returns:
         Logits of (no match, match), (wanted, 2).
     """
-    key_values = model.albef.multimodal_model.project_images(image_hidden_states)
+    multimodal, device = model.albef.multimodal_model, model.device
+    key_values = multimodal.project_images(image_hidden_states)
+    lengths = texts.mask.sum(1)[numbers.to(texts.mask.device)]
+    order = lengths.argsort()
     logits = []
-    for wanted in numbers.to(texts.mask.device).split(batch_size):
-        mask = texts.mask[wanted]
-        longest = int(mask.sum(1).max())
-        states = texts.hidden_states[wanted, :longest].to(model.device)
-        fused = model.albef.multimodal_model(states, mask[:, :longest].to(model.device), key_values)
-        cls = fused.last_hidden_state[:, 0]
+    for places in order.split(batch_size):
+        wanted, longest = numbers[places.to(numbers.device)].to(texts.mask.device), int(lengths[places].max())
+        states, mask = texts.prepared[wanted, :longest].to(device), texts.mask[wanted, :longest].to(device)
+        cls = multimodal.summarize_prepared(states, mask, key_values)
         with torch.autocast(cls.device.type, enabled=False):
             logits.append(model.itm_head(cls.to(model.itm_head.weight.dtype)))
-    return torch.cat(logits)
+    return torch.cat(logits)[order.argsort().to(device)]
 
 
 def rerank(

@@ -314,11 +314,8 @@ class MomentumTraining:
         """Train to the end; returns the metrics of the last evaluation."""
         metrics: dict[str, float] = {}
         for batch in self._batches():
-            with self.accelerator.accumulate(self.model):
-                self._forward_backward(batch)
-                if not self.accelerator.sync_gradients:
-                    continue
-                self._optimizer_step()
+            if not self.learn(batch):
+                continue
             self.log.advance()
             if self.step % self.options.log_every == 0 or self.step == self.total_steps:
                 self._record()
@@ -330,6 +327,14 @@ class MomentumTraining:
             if self.step == self.total_steps:
                 return metrics
         raise RuntimeError("The data ended before the training did; if it is a stream, it may have too few shards.")
+
+    def learn(self, batch: dict[str, torch.Tensor]) -> bool:
+        """Learn from a batch; returns whether that has completed an optimizer step, or only been accumulated."""
+        with self.accelerator.accumulate(self.model):
+            self._forward_backward(batch)
+            if self.accelerator.sync_gradients:
+                self._optimizer_step()
+        return self.accelerator.sync_gradients
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of one epoch after the other; the time spent waiting for them is kept."""

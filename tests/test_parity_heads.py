@@ -18,7 +18,7 @@ from original import (
 
 from albef_hf import AlbefForRetrieval, AlbefForTextAssignment
 from albef_hf.modeling_albef import sample_image_pairs
-from albef_hf.retrieval import TextFeatures, best_matches, recall, rerank
+from albef_hf.retrieval import best_matches, read_texts, recall, rerank
 
 RUNS = ["fp64_alpha0", "fp64_alpha0.4", "fp64_alpha0_nodistill"]
 
@@ -180,8 +180,7 @@ def test_retrieval_evaluation(tmp_path):
     model = AlbefForRetrieval.from_pretrained(convert(golden, "retrieval", tmp_path)).double().eval()
     with torch.no_grad():
         images = model.get_image_features(inputs["images"].double())
-        texts = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
-    features = TextFeatures(texts.last_hidden_state, inputs["attention_mask"], texts.pooler_output)
+    features = read_texts(model, inputs["input_ids"], inputs["attention_mask"])
     k, owner = inputs["k_test"], torch.tensor([inputs["txt2img"][text] for text in range(len(inputs["input_ids"]))])
     similarities, of_images = best_matches(images.pooler_output, features.embeds, k)
     _, of_texts = best_matches(features.embeds, images.pooler_output, k)

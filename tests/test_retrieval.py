@@ -168,4 +168,4 @@ def test_similarities_stay_float32_under_bfloat16(model, processor, pictures):
 def test_texts_are_cut_to_what_the_model_has_positions_for(config, processor):
     config.text_config.max_position_embeddings = 12
     features = encode_texts(AlbefForPreTraining(config), processor, ["word " * 25])
-    assert features.hidden_states.shape[1] == 12
+    assert features.prepared.shape[1] == 12
