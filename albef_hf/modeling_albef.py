@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub import ModelCard, create_repo
+from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForMaskedLM, Cache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
@@ -526,6 +528,29 @@ for _name, _conversions in (("vision", [_RESAMPLING]), ("text", []), ("multimoda
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+# For who pushes a model by hand; albef_hf.model_card writes one of all that is known of a training.
+SHORT_CARD = """---
+library_name: transformers
+tags:
+- albef
+- vision-language
+---
+# {name}
+
+`{kind}`: ALBEF ([Align before Fuse](https://arxiv.org/abs/2107.07651)), an image encoder and a text encoder that are
+aligned by contrast, and a multimodal encoder in which the text attends to the image.
+
+```python
+from transformers import {auto}, AutoProcessor
+
+model = {auto}.from_pretrained("{repo}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{repo}", trust_remote_code=True)
+```
+
+What it was trained on and how good it is, who pushed it has not written down here.
+"""
+
+
 class AlbefPreTrainedModel(PreTrainedModel):
     """Weight initialisation and what transformers has to know about all ALBEF models."""
 
@@ -588,6 +613,23 @@ class AlbefPreTrainedModel(PreTrainedModel):
         """As in transformers; the folder brings this code along and says what each Auto class loads from it."""
         self.config.auto_map = dict(AUTO_MAP) if self.config.model_type == AlbefConfig.model_type else {}
         super().save_pretrained(*args, **kwargs)  # which enters the class that is being saved
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        """As in transformers; where the repository's card says nothing, it is told how to load the model."""
+        if kwargs.get("create_pr"):  # to somebody else's repository, whose card is theirs
+            return super().push_to_hub(repo_id, **kwargs)
+        token = kwargs.get("token")
+        repo_id = create_repo(repo_id, private=kwargs.get("private"), token=token, exist_ok=True).repo_id
+        try:
+            known = "[More Information Needed]" not in ModelCard.load(repo_id, token=token).content
+        except EntryNotFoundError:
+            known = False
+        if not known:
+            kind = type(self)
+            auto_class = next((name for name, models in AUTO_MODELS.items() if kind in models), "AutoModel")
+            card = SHORT_CARD.format(name=repo_id.split("/")[-1], kind=kind.__name__, auto=auto_class, repo=repo_id)
+            ModelCard(card).push_to_hub(repo_id, token=token)
+        return super().push_to_hub(repo_id, **kwargs)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Share what is tied; what has just been copied is not missing, so that only what is new is reported."""

@@ -71,7 +71,10 @@ def test_what_is_pushed_brings_the_code_along(story, pusher, head):
     assert json.loads(files["processor_config.json"])["auto_map"] == {
         "AutoProcessor": "processing_albef.AlbefProcessor"
     }
-    assert {"model.safetensors", "tokenizer.json", "README.md"} <= set(files)
+    assert {"model.safetensors", "tokenizer.json"} <= set(files)
+    card = files["README.md"].decode()
+    assert f'{HEADS[head]}.from_pretrained("{pusher}/{head}", trust_remote_code=True)' in card
+    assert "More Information Needed" not in card
 
 
 @pytest.mark.parametrize("head", HEADS)
