@@ -14,7 +14,15 @@ from huggingface_hub import ModelCard, create_repo
 from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForMaskedLM, Cache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    Cache,
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -1870,16 +1878,18 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             answer_attention_mask = answer_ids != padding
         answers = answer_ids.masked_fill(answer_attention_mask == 0, IGNORED)
         encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True)
-        questions = encoder_outputs.last_hidden_state
-        start = self._next_tokens(encoder_outputs, attention_mask).logits[:, 0]
-        first = _at_least_float32(start).log_softmax(-1)
+        questions = len(encoder_outputs.last_hidden_state)
+        start = EncoderDecoderCache(DynamicCache(), DynamicCache())  # of [CLS], with which all answers begin
+        first = self._next_tokens(encoder_outputs, attention_mask, cache=start).logits[:, 0]
+        first = _at_least_float32(first).log_softmax(-1)
         first, rows = first[:, answer_ids[:, 1]].topk(min(k, len(answers)), dim=1)  # (questions, k)
-        key_values = self.decoder.project_questions(questions)
-        scores = []
-        for some in rows.split(max(batch_size // len(questions), 1), dim=1):
-            whole = self._log_likelihood(answers[some.T.flatten()], key_values, attention_mask)
-            scores.append(whole.unflatten(0, (-1, len(questions))).T)
-        probabilities, order = (first + torch.cat(scores, dim=1)).softmax(-1).sort(dim=1, descending=True)
+        lengths, by_length = answer_attention_mask.sum(1)[rows].sort(dim=1)
+        first, rows = first.gather(1, by_length), rows.gather(1, by_length)
+        rest, step = [], max(batch_size // questions, 1)
+        for some, longest in zip(rows.split(step, 1), lengths.split(step, 1), strict=True):
+            others = self._continue(answers[some.T.flatten(), : int(longest.max())], start, attention_mask)
+            rest.append(others.unflatten(0, (-1, questions)).T)
+        probabilities, order = (2 * first + torch.cat(rest, dim=1)).softmax(-1).sort(dim=1, descending=True)
         return rows.gather(1, order), probabilities
 
     def _log_likelihood(
@@ -1890,6 +1900,30 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         logits = self._token_logits(labels, question_key_values, question_mask)
         losses = F.cross_entropy(_at_least_float32(logits), labels[answer_of, token + 1], reduction="none")
         return -losses.new_zeros(len(labels)).index_add(0, answer_of, losses)
+
+    def _continue(
+        self, answers: torch.Tensor, start: EncoderDecoderCache, question_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Log-likelihood of all but the first token of (groups * questions, tokens) answers, (groups * questions,).
+
+        `[CLS]` is read already, and what follows the last token nobody asks.
+        """
+        inputs, targets = answers[:, 1:-1], answers[:, 2:]
+        known = targets != IGNORED
+        answer_of, token = known.nonzero(as_tuple=True)
+        if len(token) == 0:
+            return answers.new_zeros(len(answers), dtype=torch.float32)
+        past = DynamicCache()
+        for index, layer in enumerate(start.self_attention_cache.layers):
+            groups = len(answers) // len(layer.keys)
+            past.update(layer.keys.repeat(groups, 1, 1, 1), layer.values.repeat(groups, 1, 1, 1), index)
+        question_key_values = [(layer.keys, layer.values) for layer in start.cross_attention_cache.layers]
+        mask = torch.cat([known.new_ones(len(known), 1), known], dim=1).long()
+        ids = inputs.masked_fill(~known, self.config.text_config.pad_token_id or 0)
+        states = self.decoder(ids, mask, question_key_values, question_mask, past).last_hidden_state
+        logits = _at_least_float32(self.mlm_head(states[answer_of, token]))
+        found = logits.gather(1, targets[answer_of, token, None])[:, 0] - logits.logsumexp(-1)
+        return found.new_zeros(len(answers)).index_add(0, answer_of, found)
 
 
 def _question_of_answers(
