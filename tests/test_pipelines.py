@@ -516,8 +516,9 @@ def test_special_tokens_in_somebodys_text_stay_text(aligned, answering, processo
     VisualQuestionAnsweringPipeline(answering, processor)(pictures[0], text)
     assert len(seen) == 3
     for ids in seen:
-        words = processor.tokenizer.decode(ids[0]).replace(" ", "")
-        assert words == "[CLS]a[sep][mask]ball[cls][pad]" and ids[0].tolist().count(101) == 1
+        longest = ids[(ids != 0).sum(1).argmax()]
+        words = processor.tokenizer.decode(longest).replace(" ", "")
+        assert words == "[CLS]a[sep][mask]ball[cls][pad]" and longest.tolist().count(101) == 1
         assert not {102, 103} & set(ids.flatten().tolist())
 
 
@@ -582,7 +583,6 @@ print(json.dumps({
 
 
 def test_the_code_that_a_pipeline_saves_runs_without_the_package(folder):
-    """What is pushed to the Hub is what is saved; the models' classes are named here as the Hub's `auto_map`."""
     retrieve = pipeline("image-text-retrieval", model="you/albef")
     answer = pipeline("visual-question-answering", model="you/albef-vqa")
     ground = pipeline("visual-grounding", model="you/albef")
@@ -591,17 +591,8 @@ def test_the_code_that_a_pipeline_saves_runs_without_the_package(folder):
         "vqa": answer("picture.png", "what is it?", candidate_answers=["yes", "no"], top_k=2),
         "grounding": ground("picture.png", "a ball", boxes=[[0, 0, 20, 15], [5, 5, 20, 15]])["boxes"],
     }
-    auto_map = {
-        "AutoConfig": "configuration_albef.AlbefConfig",
-        "AutoModelForZeroShotImageClassification": "modeling_albef.AlbefForRetrieval",
-        "AutoModelForVisualQuestionAnswering": "modeling_albef.AlbefForQuestionAnswering",
-        "AutoProcessor": "processing_albef.AlbefProcessor",
-    }
     for one, name in ((retrieve, "albef"), (answer, "albef-vqa")):
         one.save_pretrained(f"you/{name}")
-        for file in ("config.json", "processor_config.json"):
-            path = Path(f"you/{name}/{file}")
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": auto_map}))
     settings = os.environ | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run([sys.executable, "-c", STRANGER], env=settings, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
