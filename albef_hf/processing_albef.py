@@ -35,12 +35,13 @@ def clean_caption(caption: str, max_words: int = 30) -> str:
 def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrainedTokenizerFast:
     """The same vocabulary in a tokenizer that emits `[CLS] x` and no `[SEP]`, as the original's does.
 
-    It is not a `BertTokenizer`, since that class puts its `[SEP]` back whenever it is loaded.
+    It is not a `BertTokenizer`, since that class puts its `[SEP]` back whenever it is loaded. And a "[SEP]" that
+    somebody writes is five characters of text to it, whoever calls it: transformers' own pipelines do so themselves.
 
     Args:
         tokenizer: A BERT tokenizer, or one that this function has made.
         settings: What the tokenizer does where a call of the processor does not say otherwise, such as
-            `max_length=512` instead of 30 tokens.
+            `max_length=512` instead of 30 tokens, or `split_special_tokens=False`.
 
     Raises:
         ValueError: If the tokenizer lacks one of BERT's special tokens.
@@ -60,14 +61,14 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=True,
         **tokenizer.special_tokens_map,
-        **settings,
+        **{"split_special_tokens": True} | settings,
     )
 
 
 class AlbefProcessorKwargs(ProcessingKwargs, total=False):
     """Settings of a call; transformers 5.17 reads the defaults here, 5.23 on the processor."""
 
-    # A "[SEP]" that somebody writes in a caption is five characters of text, not a separator.
+    # The last one is for tokenizers of folders that were saved without it.
     _defaults = {"text_kwargs": {"padding": True, "truncation": True, "max_length": 30, "split_special_tokens": True}}
 
 

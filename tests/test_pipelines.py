@@ -450,6 +450,16 @@ def test_zero_shot_image_classification_of_transformers(folder, processor, pictu
     assert close(batched, results)
 
 
+def test_special_tokens_in_a_label_stay_text(folder, pictures):
+    classify = pipeline("zero-shot-image-classification", model="you/albef")
+    seen = []
+    embeddings = classify.model.albef.text_model.embeddings
+    embeddings.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    classify(pictures[0], candidate_labels=["a [SEP] [MASK] [UNK]"], hypothesis_template="{}")
+    (ids,) = seen[0].tolist()
+    assert classify.tokenizer.decode(ids).replace(" ", "") == "[CLS]a[sep][mask][unk]" and ids.count(101) == 1
+
+
 # Wrong inputs
 
 
