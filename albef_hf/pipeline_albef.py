@@ -8,16 +8,16 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
-from operator import attrgetter
 from types import GeneratorType
 from typing import Any
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import BatchEncoding, Pipeline, PreTrainedModel
+from transformers import BatchEncoding, Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_utils import load_image
 
+from .configuration_albef import PIPELINES
 from .explain import contrastive_heatmaps, matching_heatmaps, overlay, resize_heatmap, score_boxes
 from .processing_albef import AlbefProcessor
 from .retrieval import ImageEncoder, best_matches, encode_texts, match, read_texts
@@ -37,14 +37,13 @@ class AlbefPipeline(Pipeline):
 
     Raises:
         ValueError: If there is no processor, its tokenizer has another vocabulary than the model, or the model is made
-            for another task.
+            for another task, or was loaded from a folder that is.
     """
 
     _load_processor = True
     _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
-    head: str  # the model that the task asks for
-    part: str  # what that has and others lack
+    home: str  # its task in `PIPELINES`, which also says for which heads it is
 
     def __init__(self, model: PreTrainedModel, processor: AlbefProcessor | None = None, **kwargs):
         self._check(model, processor)
@@ -52,18 +51,26 @@ class AlbefPipeline(Pipeline):
 
     def _check(self, model: PreTrainedModel, processor: AlbefProcessor | None) -> None:
         """Refuse what would fail later, or give answers that mean nothing."""
-        try:
-            attrgetter(self.part)(model)
-        except AttributeError as error:
-            raise ValueError(f"A {type(model).__name__} cannot do this: load the model as {self.head}.") from error
+        self._check_head(model)
         if getattr(processor, "tokenizer", None) is None:
             raise ValueError("The pipeline needs a processor: processor=AlbefProcessor.from_pretrained(...).")
-        tokens, embedded = len(processor.tokenizer), model.get_input_embeddings().num_embeddings
-        if tokens > embedded:
+        _check_vocabulary(model, processor.tokenizer)
+
+    def _check_head(self, model: PreTrainedModel) -> None:
+        """The head has to fit, and so has the folder that it comes from: what that lacks is random in the model."""
+        heads = PIPELINES[self.home][2]
+        families = [{kind.__name__ for kind in type(part).__mro__} for part in model.modules()]  # of a wrapped one too
+        fitting = set().union(*(family for family in families if family & set(heads)))
+        saved = model.config.architectures or heads
+        if not (fitting | set(heads)) & set(saved):
+            tasks = [task for task, (_, _, others) in PIPELINES.items() if set(others) & set(saved)]
             raise ValueError(
-                f"The tokenizer has {tokens} tokens and the model {embedded}: they do not belong together. "
-                "Load the processor from where the model comes from."
+                f"The model comes from a folder of {saved[0]}, "
+                f"{'whose pipeline is ' + ' or '.join(tasks) if tasks else 'for which there is no pipeline'}: for "
+                f"{self.home} load a folder of {' or '.join(heads)}. (If you have trained it for that since, save it.)"
             )
+        if not fitting:
+            raise ValueError(f"A {type(model).__name__} cannot do this: load the model as {heads[-1]}.")
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Save the model, the processor, and the code of the pipeline for those who have no `albef_hf`."""
@@ -88,6 +95,25 @@ class AlbefPipeline(Pipeline):
             if length < 2:  # [CLS] alone
                 raise ValueError(f"The {name} {_shown(text)} has no word in it.")
         return tokens
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that is not the model's, as far as that can be told."""
+    tokens, embedded = len(tokenizer), model.get_input_embeddings().num_embeddings
+    if tokens > embedded:
+        raise ValueError(
+            f"The tokenizer has {tokens} tokens and the model {embedded}: they do not belong together. "
+            "Load the processor from where the model comes from."
+        )
+    text = model.config.text_config
+    expected = (text.bos_token_id, text.eos_token_id, text.pad_token_id)
+    special = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
+    if special != expected:
+        raise ValueError(
+            f"[CLS], [SEP] and [PAD] are the tokens {expected} to the model and {special} to the tokenizer: load the "
+            "processor from where the model comes from. If this is the one that it was trained with, set bos_token_id,"
+            " eos_token_id and pad_token_id of the model's text_config to what they are here."
+        )
 
 
 def _shown(value: Any) -> str:
@@ -156,8 +182,7 @@ class ImageTextRetrievalPipeline(AlbefPipeline):
         ```
     """
 
-    head = "AlbefForRetrieval"
-    part = "itm_head"
+    home = "image-text-retrieval"
 
     def __call__(self, inputs: Any, **kwargs) -> list[Result] | list[list[Result]]:
         """Rank the candidates.
@@ -358,8 +383,7 @@ class ImageTextMatchingPipeline(ImageAndTextPipeline):
         ```
     """
 
-    head = "AlbefForRetrieval"
-    part = "itm_head"
+    home = "image-text-matching"
 
     def __call__(self, image: Any, text: Any = None, **kwargs) -> Result | list[Result]:
         """Score pairs.
@@ -410,19 +434,8 @@ class VisualQuestionAnsweringPipeline(ImageAndTextPipeline):
         ```
     """
 
-    head = "AlbefForQuestionAnswering"
-    part = "rank_answers"
+    home = "visual-question-answering"
     text_name = "question"
-
-    def _check(self, model: PreTrainedModel, processor: AlbefProcessor | None) -> None:
-        super()._check(model, processor)
-        text, tokenizer = model.config.text_config, processor.tokenizer
-        expected = (text.bos_token_id, text.eos_token_id, text.pad_token_id)
-        if (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id) != expected:
-            raise ValueError(
-                f"Answers begin, end and are padded with the tokens {expected}; the tokenizer has others for that. "
-                "Load the processor from where the model comes from."
-            )
 
     def __call__(self, image: Any, question: Any = None, **kwargs) -> list[Result] | list[list[Result]]:
         """Answer questions.
@@ -514,8 +527,7 @@ class VisualEntailmentPipeline(ImageAndTextPipeline):
         ```
     """
 
-    head = "AlbefForVisualEntailment"
-    part = "classifier"
+    home = "visual-entailment"
 
     def __call__(self, image: Any, text: Any = None, **kwargs) -> list[Result] | list[list[Result]]:
         """Classify sentences by their pictures.
@@ -563,8 +575,7 @@ class VisualReasoningPipeline(VisualEntailmentPipeline):
         ```
     """
 
-    head = "AlbefForVisualReasoning"
-    part = "albef.multimodal_model.second_layers"
+    home = "visual-reasoning"
     image_name = "images"
 
     def __call__(self, images: Any, text: Any = None, **kwargs) -> list[Result] | list[list[Result]]:
@@ -628,8 +639,7 @@ class VisualGroundingPipeline(ImageAndTextPipeline):
         ```
     """
 
-    head = "AlbefForRetrieval"
-    part = "itm_head"
+    home = "visual-grounding"
 
     def __call__(self, image: Any, text: Any = None, **kwargs) -> Result | list[Result]:
         """Look for things.

@@ -1,6 +1,7 @@
 """Pipelines give the numbers of the plain model, take inputs as others do, and say what is wrong with wrong ones."""
 
 import base64
+import copy
 import doctest
 import http.server
 import json
@@ -24,8 +25,10 @@ from albef_hf import (
     AlbefForPreTraining,
     AlbefForQuestionAnswering,
     AlbefForRetrieval,
+    AlbefForTextAssignment,
     AlbefForVisualEntailment,
     AlbefForVisualReasoning,
+    AlbefModel,
     AlbefProcessor,
     ImageTextRetrievalPipeline,
     VisualQuestionAnsweringPipeline,
@@ -49,7 +52,7 @@ HEADS = {
 def make(kind: type[PreTrainedModel], config: AlbefConfig) -> PreTrainedModel:
     """A model whose scores differ well, and depend on pictures and on texts."""
     torch.manual_seed(0)
-    model = kind(config).eval()
+    model = kind(copy.deepcopy(config)).eval()  # in which it is written as what it was saved
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and "embeddings" not in name:
@@ -536,10 +539,15 @@ def test_a_wrong_vocabulary_is_refused(aligned, answering, processor):
     processor.tokenizer.add_tokens(["surfboarding"])
     with pytest.raises(ValueError, match="30523 tokens and the model 30522: they do not belong together"):
         ImageTextRetrievalPipeline(aligned, processor)
-    answering.config.text_config.eos_token_id = 3
-    answering.resize_token_embeddings(30523)
-    with pytest.raises(ValueError, match=r"tokens \(101, 3, 0\); the tokenizer has others"):
-        VisualQuestionAnsweringPipeline(answering, processor)
+
+
+def test_other_special_tokens_are_refused(aligned, answering, processor):
+    for model, kind in ((aligned, ImageTextRetrievalPipeline), (answering, VisualQuestionAnsweringPipeline)):
+        model.config.text_config.eos_token_id = 3
+        with pytest.raises(ValueError, match=r"tokens \(101, 3, 0\) to the model and \(101, 102, 0\) to the tok"):
+            kind(model, processor)
+        model.config.text_config.eos_token_id = processor.tokenizer.sep_token_id  # the remedy
+        kind(model, processor)
 
 
 def test_a_model_of_another_kind_is_refused(aligned, answering, config, processor):
@@ -551,8 +559,48 @@ def test_a_model_of_another_kind_is_refused(aligned, answering, config, processo
         VisualQuestionAnsweringPipeline(aligned, processor)
     with pytest.raises(ValueError, match="load the model as AlbefForVisualReasoning"):
         pipeline("visual-reasoning", model=AlbefForVisualEntailment(config), processor=processor)
+    with pytest.raises(ValueError, match="TextAssignment cannot do this: load the model as AlbefForVisualReasoning"):
+        pipeline("visual-reasoning", model=AlbefForTextAssignment(config), processor=processor)
     with pytest.raises(ValueError, match="needs a processor"):
         ImageTextRetrievalPipeline(aligned)
+
+
+def test_the_folder_of_another_task_is_refused(folder, config, processor):
+    """Its head would start fresh, and answer by chance."""
+    for new, kind in (("base", AlbefModel), ("assignment", AlbefForTextAssignment)):
+        make(kind, config).save_pretrained(f"you/{new}")
+        processor.save_pretrained(f"you/{new}")
+    for task, name, remedy in (
+        ("visual-entailment", "albef-nlvr2", "pipeline is visual-reasoning: for visual-entailment load a folder of"),
+        ("visual-reasoning", "albef-entailment", "pipeline is visual-entailment: for visual-reasoning load"),
+        ("image-text-matching", "albef-vqa", "load a folder of AlbefForPreTraining or AlbefForRetrieval"),
+        ("visual-entailment", "albef-vqa", "whose pipeline is visual-question-answering"),
+        ("visual-question-answering", "albef", "is image-text-retrieval or image-text-matching or visual-grounding"),
+        ("visual-grounding", "base", "folder of AlbefModel, for which there is no pipeline"),
+        ("visual-reasoning", "assignment", "folder of AlbefForTextAssignment, for which there is no pipeline"),
+    ):
+        with pytest.raises(ValueError, match=remedy):
+            pipeline(task, model=f"you/{name}")
+
+
+def test_what_has_been_trained_since_is_taken_once_it_is_saved(folder, processor):
+    model = AlbefForVisualEntailment.from_pretrained("you/albef")
+    with pytest.raises(ValueError, match="If you have trained it for that since, save it"):
+        pipeline("visual-entailment", model=model, processor=processor)
+    model.save_pretrained("trained")
+    pipeline("visual-entailment", model=model, processor=processor)
+
+
+def test_wrapped_and_derived_models_are_known(config, processor, pictures, tmp_path):
+    class Derived(AlbefForRetrieval):
+        pass
+
+    model = make(Derived, config)
+    model.save_pretrained(tmp_path)
+    assert model.config.architectures == ["Derived"]
+    for one in (model, torch.compile(model, backend="eager")):
+        retrieve = ImageTextRetrievalPipeline(one, processor)
+        assert len(retrieve(pictures[0], candidate_texts=TEXTS)) == 3
 
 
 # Without the package
