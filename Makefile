@@ -13,11 +13,11 @@ test: .venv/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest -q --durations 8
 
-# transformers' own tests, of the installed version.
+# transformers' own tests, of the installed version, and those of the export to ONNX.
 common: .venv/installed
 	.venv/bin/pip install --quiet -e ".[common]"
 	PYTHONPATH="$$(.venv/bin/python tests/common/fetch.py .venv/common)" .venv/bin/python -m pytest -q -rs \
-		tests/common/models.py tests/common/processor.py
+		tests/common/models.py tests/common/processor.py tests/test_export.py
 
 .venv/installed: setup.cfg
 	$(PYTHON) -m venv .venv
