@@ -5,12 +5,14 @@ generators and from datasets; `device`, `dtype` and `batch_size` are those of ev
 """
 
 import math
+import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from types import GeneratorType
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -81,12 +83,14 @@ class AlbefPipeline(Pipeline):
         try:
             return load_image(os.fspath(image) if isinstance(image, os.PathLike) else image, timeout=timeout)
         except Exception as error:  # of the file system, of the network, of Pillow
+            reason = str(error)
             raise ValueError(
-                f"{_shown(image)} cannot be read as a picture; give a PIL image, a path, an address or base64: {error}"
-            ) from error
+                f"{_shown(image)} cannot be read as a picture; give a PIL image, a path, an address or base64: "
+                f"{_cut(reason, 400)}"
+            ) from (error if len(reason) <= 400 else None)  # which would be shown with all of it
 
-    def _read_texts(self, texts: Sequence[str], name: str) -> BatchEncoding:
-        """Tokens of texts, each of which has to be one."""
+    def _read_texts(self, texts: Sequence[str], name: str) -> dict[str, torch.Tensor]:
+        """Tokens of texts, each of which has to be one, as far as the model has positions for them."""
         for text in texts:
             if not isinstance(text, str):
                 raise ValueError(f"The {name} {_shown(text)} is a {type(text).__name__}; it has to be a string.")
@@ -94,7 +98,7 @@ class AlbefPipeline(Pipeline):
         for text, length in zip(texts, tokens["attention_mask"].sum(1), strict=True):
             if length < 2:  # [CLS] alone
                 raise ValueError(f"The {name} {_shown(text)} has no word in it.")
-        return tokens
+        return {key: values[:, : _positions(self.model)] for key, values in tokens.items()}
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -118,7 +122,18 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 def _shown(value: Any) -> str:
     """A value as an error message can bear it."""
-    return text if len(text := repr(value)) <= 100 else f"{text[:97]}..."
+    return _cut(repr(value).replace("\n", ""), 100)
+
+
+def _cut(text: str, length: int) -> str:
+    """The beginning and the end of a text that is longer than this."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]} ... {text[-half:]}"
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """How many tokens a text may have, or an answer."""
+    return model.config.text_config.max_position_embeddings
 
 
 COUNTS = ("top_k", "rerank", "num_beams", "max_new_tokens")
@@ -127,15 +142,28 @@ COUNTS = ("top_k", "rerank", "num_beams", "max_new_tokens")
 def _given(**settings: Any) -> dict[str, Any]:
     """The settings of a call that somebody has set."""
     given = {name: value for name, value in settings.items() if value is not None}
-    for name in given.keys() & set(COUNTS):
-        if not isinstance(given[name], int) or given[name] < 1:
-            raise ValueError(f"{name} is {given[name]!r}; it has to be a whole number from 1.")
-    return given
+    return given | {name: _count(name, given[name]) for name in given.keys() & set(COUNTS)}
+
+
+def _count(name: str, value: Any) -> int:
+    """A number of things, also one of numpy or of torch."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"{name} is {_shown(value)}; it has to be a whole number from 1.")
+    return count
+
+
+def _is_array(value: Any) -> bool:
+    """Whether it is an array or a tensor of numbers: somebody's idea of one picture, not a list of inputs."""
+    return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind not in "OSTU")
 
 
 def _candidates(values: Any, name: str) -> list[Any]:
     """What there is to choose from as a list, also a single one."""
-    if isinstance(values, (str, os.PathLike, Image.Image)):
+    if isinstance(values, (str, os.PathLike, Image.Image)) or _is_array(values):
         return [values]
     if not isinstance(values, Iterable):
         raise ValueError(f"{name} is {_shown(values)}; give a list.")
@@ -144,9 +172,13 @@ def _candidates(values: Any, name: str) -> list[Any]:
     return values
 
 
+LAZY = (GeneratorType, Dataset)  # read one by one
+
+
 def _inputs(values: Any, name: str) -> Any:
     """Inputs as transformers' `Pipeline` takes them: one, a list, a generator, or a dataset of torch."""
-    if isinstance(values, (str, bytes, Mapping, GeneratorType, Dataset)) or not isinstance(values, Iterable):
+    single = isinstance(values, (str, bytes, Mapping)) or _is_array(values) or not isinstance(values, Iterable)
+    if single or isinstance(values, LAZY):
         return values
     if not isinstance(values, (list, tuple)):
         return (value for value in values)
@@ -332,9 +364,14 @@ class ImageAndTextPipeline(AlbefPipeline):
         images = _inputs(images, self.image_name)
         if texts is None:
             return images
-        if isinstance(images, (GeneratorType, Dataset)):
-            return (self._row(image, texts) for image in images)
         texts = _inputs(texts, self.text_name)
+        if isinstance(texts, LAZY) or (isinstance(images, LAZY) and isinstance(texts, list)):
+            raise ValueError(
+                f"{self.image_name} and {self.text_name} go side by side in lists alone: give lists, or yield rows "
+                f"{self._example()}."
+            )
+        if isinstance(images, LAZY):
+            return (self._row(image, texts) for image in images)
         several_images, several_texts = self._are_several(images), isinstance(texts, list)
         if not several_images and not several_texts:
             return self._row(images, texts)
@@ -353,12 +390,14 @@ class ImageAndTextPipeline(AlbefPipeline):
     def _row(self, image: Any, text: Any) -> Result:
         return {self.image_name: image, self.text_name: text}
 
+    def _example(self) -> str:
+        return f'{{"{self.image_name}": ..., "{self.text_name}": ...}}'
+
     def preprocess(self, row: Mapping[str, Any], timeout: float | None = None) -> dict[str, Any]:
         """Pixels and tokens of a row."""
         if not isinstance(row, Mapping) or not {self.image_name, self.text_name} <= set(row):
             raise ValueError(
-                f"{_shown(row)} is not enough: give {self.image_name} and {self.text_name}, or rows "
-                f'{{"{self.image_name}": ..., "{self.text_name}": ...}}.'
+                f"{_shown(row)} is not enough: give {self.image_name} and {self.text_name}, or rows {self._example()}."
             )
         tokens = self._read_texts([row[self.text_name]], self.text_name)
         return {**tokens, "pixel_values": self._pixels(row[self.image_name], timeout)}
@@ -470,9 +509,22 @@ class VisualQuestionAnsweringPipeline(ImageAndTextPipeline):
         answers = tokens = None
         if candidate_answers is not None:
             answers = _candidates(candidate_answers, "candidate_answers")
-            tokens = self.processor.encode_answers(answers).to(self.device)
+            tokens = self._read_answers(answers).to(self.device)
+        if max_new_tokens is not None and _count("max_new_tokens", max_new_tokens) > _positions(self.model):
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; the model has {_positions(self.model)} positions.")
         forward = _given(candidates=tokens, top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
         return _given(timeout=timeout), forward, _given(answers=answers)
+
+    def _read_answers(self, answers: Sequence[str]) -> BatchEncoding:
+        """Tokens of the answers to choose from."""
+        tokens, positions = self.processor.encode_answers(answers), _positions(self.model)
+        for answer, length in zip(answers, tokens["attention_mask"].sum(1).tolist(), strict=True):
+            if length > positions:
+                raise ValueError(
+                    f"The candidate answer {_shown(answer)} has {length} tokens with its ends, the model has "
+                    f"{positions} positions: shorten it."
+                )
+        return tokens
 
     def _forward(
         self,
@@ -673,8 +725,10 @@ class VisualGroundingPipeline(ImageAndTextPipeline):
         box_alpha: float | None = None,
         timeout: float | None = None,
     ) -> tuple[dict, dict, dict]:
-        if heatmap is not None and heatmap not in HEATMAPS:
-            raise ValueError(f"heatmap is {heatmap!r}; choose {' or '.join(HEATMAPS)}.")
+        if heatmap is not None and heatmap not in tuple(HEATMAPS):
+            raise ValueError(f"heatmap is {_shown(heatmap)}; choose {' or '.join(HEATMAPS)}.")
+        if box_alpha is not None and not (isinstance(box_alpha, Real) and math.isfinite(box_alpha)):
+            raise ValueError(f"box_alpha is {_shown(box_alpha)}; it has to be a number, such as 0.5.")
         return _given(boxes=boxes, timeout=timeout), _given(heatmap=heatmap, layer=layer), _given(box_alpha=box_alpha)
 
     def preprocess(

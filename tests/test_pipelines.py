@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -247,6 +248,36 @@ def test_what_is_no_picture_is_named(aligned, processor, folder, server, wrong):
         retrieve(f"{server}/nowhere.png", timeout=20)
 
 
+def test_an_array_is_one_thing_that_is_no_picture(aligned, answering, processor, pictures):
+    retrieve = ImageTextRetrievalPipeline(aligned, processor, candidate_texts=TEXTS)
+    match = pipeline("image-text-matching", model=aligned, processor=processor)
+    find = ImageTextRetrievalPipeline(aligned, processor)
+    pixels = np.asarray(pictures[0])
+    for array in (pixels, pixels / 255, torch.tensor(pixels)):
+        with pytest.raises(ValueError, match=r"^(array|tensor)\(.* cannot be read as a picture; give a PIL image"):
+            retrieve(array)
+        with pytest.raises(ValueError, match="cannot be read as a picture"):
+            match(array, TEXTS)
+        with pytest.raises(ValueError, match="cannot be read as a picture"):
+            find("a ball", candidate_images=array)
+        with pytest.raises(ValueError, match=r"candidate text (array|tensor)\(.* it has to be a string"):
+            find(pictures[0], candidate_texts=array)
+    found = find(pictures[0], candidate_texts=np.array(TEXTS))
+    assert close(found, retrieve(pictures[0]))
+
+
+@pytest.mark.parametrize("long", ["a" * 10**6, f"http://127.0.0.1:1/{'a' * 10**6}", f"/{'a' * 10**6}.png"])
+def test_errors_are_short(aligned, processor, long):
+    retrieve = ImageTextRetrievalPipeline(aligned, processor, candidate_texts=TEXTS)
+    with pytest.raises(ValueError, match="cannot be read as a picture") as caught:
+        retrieve(long)
+    assert len("".join(traceback.format_exception(caught.value))) < 10**4
+    match = pipeline("image-text-matching", model=aligned, processor=processor)
+    with pytest.raises(ValueError, match="is not enough: give image and text") as caught:
+        match([{"image": long}])
+    assert len(str(caught.value)) < 400
+
+
 # Questions
 
 
@@ -309,6 +340,28 @@ def test_questions_and_pictures_may_be_one_for_all(answering, processor, picture
     assert close(answer(rows), of_all) and close(list(answer(row for row in rows)), of_all)
     assert close(answer(rows[0]), one)
     assert close(list(answer((picture for picture in pictures), QUESTIONS[0])), of_all)
+
+
+def test_answers_that_the_model_has_no_positions_for_are_named(answering, processor, pictures):
+    """It has forty: for an answer with its two ends, or for all but the last of the tokens that it writes."""
+    long = " ".join(38 * ["dog"])
+    assert VisualQuestionAnsweringPipeline(answering, processor)(pictures[0], "what?", candidate_answers=[long])
+    with pytest.raises(ValueError, match="candidate answer 'dog dog .* has 41 tokens with its ends, the model has 40"):
+        VisualQuestionAnsweringPipeline(answering, processor, candidate_answers=["yes", f"{long} dog"])
+    with torch.no_grad():
+        answering.mlm_head.out_proj.bias[102] = -100  # answers have no end
+    answer = VisualQuestionAnsweringPipeline(answering, processor)
+    assert answer(pictures[0], "what?", max_new_tokens=40)
+    with pytest.raises(ValueError, match="max_new_tokens is 41; the model has 40 positions"):
+        answer(pictures[0], "what?", max_new_tokens=41)
+
+
+def test_only_lists_go_side_by_side(answering, processor, pictures):
+    answer = VisualQuestionAnsweringPipeline(answering, processor, candidate_answers=ANSWERS)
+    lazy = (picture for picture in pictures)
+    for images, questions in ((lazy, QUESTIONS), (pictures, iter(QUESTIONS)), (KeyDataset([{}], "image"), QUESTIONS)):
+        with pytest.raises(ValueError, match='side by side in lists alone: give lists, or yield rows {"image": ..., '):
+            answer(images, questions)
 
 
 # Entailment and reasoning
@@ -390,6 +443,37 @@ def test_boxes_that_are_none_are_named(aligned, processor, pictures, boxes):
         ground(pictures[0], "a ball", boxes=[[5, 5, 0, 3]])
     with pytest.raises(ValueError, match="heatmap is 'both'; choose matching or contrast"):
         ground(pictures[0], "a ball", heatmap="both")
+
+
+def test_settings_of_grounding_that_cannot_be_are_named(aligned, processor, pictures):
+    ground = pipeline("visual-grounding", model=aligned, processor=processor)
+    for wrong in (99, "x"):
+        with pytest.raises(ValueError, match=f"layer is {wrong!r}; it has to be a whole number from 0 to 1"):
+            ground(pictures[0], "a ball", layer=wrong)
+    for wrong in ("x", float("nan"), [0.5]):
+        with pytest.raises(ValueError, match="box_alpha is .*; it has to be a number, such as 0.5"):
+            ground(pictures[0], "a ball", boxes=[[0, 0, 9, 9]], box_alpha=wrong)
+
+
+# Short models
+
+
+def test_texts_are_cut_to_the_positions_that_there_are(config, processor, pictures):
+    config.text_config.max_position_embeddings = 12
+    long, short = " ".join(20 * ["dog"]), " ".join(11 * ["dog"])
+    aligned, answering = make(AlbefForRetrieval, config), make(AlbefForQuestionAnswering, config)
+    entailing = make(AlbefForVisualEntailment, config)
+    for one in (
+        pipeline("image-text-matching", model=aligned, processor=processor),
+        pipeline("visual-entailment", model=entailing, processor=processor),
+        VisualQuestionAnsweringPipeline(answering, processor, candidate_answers=ANSWERS),
+    ):
+        assert close(one(pictures[0], long), one(pictures[0], short))
+    find = ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)
+    assert close(find(long), find(short))
+    ground = pipeline("visual-grounding", model=aligned, processor=processor)
+    cut, whole = (ground(pictures[0], text)["heatmap"] for text in (long, short))
+    assert np.allclose(cut, whole, atol=1e-6) and cut.any()
 
 
 # Loading
@@ -501,7 +585,8 @@ def test_what_is_missing_is_named(aligned, answering, processor, pictures):
         retrieve(pictures[0], candidate_texts=7)
     with pytest.raises(ValueError, match="inputs is an empty list"):
         retrieve([], candidate_texts=TEXTS)
-    for name, wrong in (("top_k", 0), ("top_k", "many"), ("rerank", -1)):
+    assert len(retrieve(pictures[0], candidate_texts=TEXTS, top_k=np.int64(1), rerank=torch.tensor(2))) == 1
+    for name, wrong in (("top_k", 0), ("top_k", "many"), ("rerank", -1), ("top_k", 1.5)):
         with pytest.raises(ValueError, match=f"{name} is {wrong!r}; it has to be a whole number from 1"):
             retrieve(pictures[0], candidate_texts=TEXTS, **{name: wrong})
     answer = VisualQuestionAnsweringPipeline(answering, processor)
