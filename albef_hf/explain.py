@@ -145,7 +145,8 @@ def _seen_attention(model: PreTrainedModel) -> Iterator[None]:
     """Gradients on, dropout off, and attention computed in the one way that shows its probabilities."""
     configs = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
     implementations, training = [config._attn_implementation for config in configs], model.training
-    model.set_attn_implementation("eager")
+    for config in configs:  # one by one: `set_attn_implementation` of transformers 5.17 may pass over a decoder's
+        config._attn_implementation = "eager"
     model.eval()
     try:
         with torch.enable_grad():
