@@ -41,7 +41,7 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
     Args:
         tokenizer: A BERT tokenizer, or one that this function has made.
         settings: What the tokenizer does where a call of the processor does not say otherwise, such as
-            `max_length=512` instead of 30 tokens, or `split_special_tokens=False`.
+            `max_length=512` instead of 30 tokens.
 
     Raises:
         ValueError: If the tokenizer lacks one of BERT's special tokens.
@@ -50,6 +50,7 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
     if missing:
         raise ValueError(f"The tokenizer has no {', '.join(missing)} token; ALBEF needs a BERT tokenizer.")
     if not settings and tokenizer("") == {"input_ids": [tokenizer.cls_token_id], "attention_mask": [1]}:
+        tokenizer.split_special_tokens = True  # which a folder of an earlier version does not say
         return tokenizer  # with the settings that it has
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     cls, sep = (tokenizer.cls_token, tokenizer.cls_token_id), (tokenizer.sep_token, tokenizer.sep_token_id)
@@ -61,15 +62,15 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=True,
         **tokenizer.special_tokens_map,
-        **{"split_special_tokens": True} | settings,
+        split_special_tokens=True,
+        **settings,
     )
 
 
 class AlbefProcessorKwargs(ProcessingKwargs, total=False):
     """Settings of a call; transformers 5.17 reads the defaults here, 5.23 on the processor."""
 
-    # The last one is for tokenizers of folders that were saved without it.
-    _defaults = {"text_kwargs": {"padding": True, "truncation": True, "max_length": 30, "split_special_tokens": True}}
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True, "max_length": 30}}
 
 
 class AlbefProcessor(ProcessorMixin):
@@ -139,7 +140,7 @@ class AlbefProcessor(ProcessorMixin):
         answers = [answers] if isinstance(answers, str) else list(answers)
         if not answers or not all(isinstance(answer, str) for answer in answers):
             raise ValueError("answers must be strings, and there must be at least one.")
-        ids = self.tokenizer(answers, split_special_tokens=True)["input_ids"]
+        ids = self.tokenizer(answers)["input_ids"]
         empty = [answer for answer, tokens in zip(answers, ids, strict=True) if len(tokens) < 2]
         if empty:
             raise ValueError(f"The answer {empty[0]!r} has no word that can be written.")
