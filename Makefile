@@ -16,11 +16,11 @@ test: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest -q --durations 8
 
-# transformers' own tests, of the installed version.
+# transformers' own tests, of the installed version, and those of the export to ONNX.
 common: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet -e ".[common]"
 	PYTHONPATH="$$($(VENV)/bin/python tests/common/fetch.py $(VENV)/common)" $(VENV)/bin/python -m pytest -q -rs \
-		tests/common/models.py tests/common/processor.py
+		tests/common/models.py tests/common/processor.py tests/test_export.py
 
 $(VENV)/installed: setup.cfg
 	$(PYTHON) -m venv $(VENV)

@@ -23,9 +23,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .configuration_albef import AlbefConfig
-from .data import Augmentation, BadSampleError, Issue, load_image
+from .data import Augmentation, BadSampleError, Issue, embedded_tokenizer, load_image
 from .data.scene_tasks import SceneRows
-from .from_scratch import make_processor, read_model_config
+from .from_scratch import make_processor, read_model_config, with_special_tokens
 from .options import option, with_defaults
 from .processing_albef import AlbefProcessor, clean_caption
 from .training import DataOptions
@@ -335,8 +335,9 @@ def _bags(features: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 def load_model(kind: type[Task], options: FineTuningOptions) -> tuple[PreTrainedModel, AlbefProcessor]:
     """The head of a task from any ALBEF checkpoint, or a fresh one, and the processor, at a resolution."""
     if options.model_config:
-        config = AlbefConfig(**read_model_config(options.model_config))
-        processor = make_processor(config, max_words=options.max_words)
+        tokenizer = embedded_tokenizer()
+        config = AlbefConfig(**with_special_tokens(read_model_config(options.model_config), tokenizer))
+        processor = make_processor(config, tokenizer, options.max_words)
     else:
         config, processor = AlbefConfig.from_pretrained(options.model), AlbefProcessor.from_pretrained(options.model)
     if options.image_size:

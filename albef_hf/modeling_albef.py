@@ -272,9 +272,10 @@ class AlbefAttention(nn.Module):
         texts, tokens, _ = hidden_states.shape
         key, value = self.project_key_values(hidden_states) if key_values is None else key_values
         query = self._split_heads(self.q_proj(hidden_states))
-        groups, left_over = divmod(texts, len(key))
-        if left_over:
-            raise ValueError(f"{texts} texts cannot share {len(key)} images evenly: give one image, or one a text.")
+        images = key.shape[0]
+        groups = texts // images
+        if texts % images:
+            raise ValueError(f"{texts} texts cannot share {images} images evenly: give one image, or one a text.")
         if groups > 1:
             query = query.unflatten(0, (groups, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -1634,7 +1635,7 @@ class AlbefForRetrieval(AlbefAlignedModel):
         texts = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
         logits_per_image = self.contrastive_head(images.pooler_output, texts.pooler_output)
         itm_logits, recorded = None, {}
-        if len(input_ids) % len(pixel_values) == 0:
+        if input_ids.shape[0] % pixel_values.shape[0] == 0:
             image_key_values = self.albef.multimodal_model.project_images(images.last_hidden_state)
             fused = self.albef.multimodal_model(texts.last_hidden_state, attention_mask, image_key_values, **kwargs)
             itm_logits, recorded = self.itm_head(fused.last_hidden_state[:, 0]), _recorded(fused)

@@ -32,9 +32,10 @@ from albef_hf.data import (
     Pictures,
     PretrainingCollator,
     Scenes,
+    embedded_tokenizer,
 )
 from albef_hf.data.sources import load_hub_rows, read_annotations
-from albef_hf.from_scratch import make_processor, read_model_config
+from albef_hf.from_scratch import make_processor, read_model_config, with_special_tokens
 from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation
 from albef_hf.momentum import MOMENTUM_FILE
@@ -177,14 +178,14 @@ def make_model(options: PretrainingOptions) -> tuple[AlbefForPreTraining, AlbefP
         student = AlbefForPreTraining.from_pretrained(options.model, dtype=torch.float32)
         student.set_attn_implementation(options.attention)
         return student, AlbefProcessor.from_pretrained(options.model)
-    settings = read_model_config(options.model_config)
+    source = options.tokenizer or options.text_model
+    tokenizer = AutoTokenizer.from_pretrained(source) if source else embedded_tokenizer()
+    settings = with_special_tokens(read_model_config(options.model_config), tokenizer)
     if options.vision_model or options.text_model:
         student = AlbefForPreTraining.from_vision_text_pretrained(options.vision_model, options.text_model, **settings)
     else:
         student = AlbefForPreTraining(AlbefConfig(**settings))
     student.set_attn_implementation(options.attention)
-    source = options.tokenizer or options.text_model
-    tokenizer = AutoTokenizer.from_pretrained(source) if source else None
     return student, make_processor(student.config, tokenizer, options.max_words)
 
 
