@@ -189,6 +189,9 @@ def word_heatmaps(
 
     Returns:
         The words, without special tokens, and the mean map of the pieces of each, (words, rows, columns).
+
+    Raises:
+        ValueError: If no word has a part in the score, as in the last multimodal layer.
     """
     words: list[str] = []
     members: list[list[int]] = []
@@ -205,7 +208,14 @@ def word_heatmaps(
             members.append([position])
     if not words:
         return [], heatmaps[:0]
-    return words, torch.stack([heatmaps[positions].mean(0) for positions in members])
+    maps = torch.stack([heatmaps[positions].mean(0) for positions in members])
+    if heatmaps.any() and not maps.any():
+        raise ValueError(
+            "The maps of all words are zero: after the last multimodal layer only [CLS] is read, so no other token "
+            "has a part in the score there. Choose a layer below it; of a model with a single one, "
+            "contrastive_heatmaps has a map for each word that it is given as a text."
+        )
+    return words, maps
 
 
 def resize_heatmap(heatmap: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -134,3 +134,10 @@ def test_pictures_are_red_where_it_is_hot():
     assert red[0] > red[2] + 50 and blue[2] >= blue[0]
     sheet = panels(Image.new("RGB", (80, 60), "white"), ["a", "dog"], heat.expand(2, 4, 4), columns=2, size=100)
     assert sheet.size == (2 * 108 + 8, 2 * (75 + 24 + 8) + 8)
+
+
+def test_words_without_a_part_in_the_score_are_told_of(retrieval, inputs, processor):
+    maps = matching_heatmaps(retrieval, **inputs, layer=-1)[0]
+    assert maps[0].any()
+    with pytest.raises(ValueError, match="Choose a layer below"):
+        word_heatmaps(processor.tokenizer, inputs["input_ids"][0], maps)

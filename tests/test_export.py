@@ -3,12 +3,14 @@
 It needs onnxscript and onnxruntime, which `make common` installs; torch.export alone is in test_transformers.py.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from transformers.utils import ModelOutput
 
@@ -82,3 +84,16 @@ def test_text_features(sharp, tmp_path):
 
 def test_matching_model(sharp, tmp_path):
     assert_the_same(AlbefForRetrieval(sharp).eval(), tuple(SHAPES), tmp_path)
+
+
+def test_the_snippet_of_the_readme_runs(sharp, processor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for part in (AlbefForRetrieval(sharp), processor):
+        part.save_pretrained("you/albef")
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (snippet,) = [s for s in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "onnxruntime" in s]
+    known = {"picture": Image.new("RGB", (50, 40), "red")}
+    exec(snippet, known)  # noqa: S102
+    with torch.no_grad():
+        expected = known["model"].eval()(**known["inputs"]).itm_logits
+    assert np.allclose(known["logits"], expected.numpy(), atol=1e-4)
