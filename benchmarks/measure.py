@@ -45,6 +45,7 @@ class Measurement:
         units: The same in matrix products, each measured right beside its repetition.
         samples: In one repetition.
         flops: Floating-point operations of the matrix products in one repetition, 0 where they were not counted.
+        rate: The same per second in a large matrix product of the variant's precision.
         gigabytes: Peak of the memory, resident on a CPU, allocated on a GPU.
         result: What the variant has computed, for comparison.
     """
@@ -53,6 +54,7 @@ class Measurement:
     units: list[float] = field(default_factory=list)
     samples: int = 1
     flops: float = 0.0
+    rate: float = 0.0
     gigabytes: float = 0.0
     result: object = None
 
@@ -73,9 +75,11 @@ def matrix_product(dtype: torch.dtype = torch.float32) -> Callable[[], float]:
     return lambda: statistics.median(once() for _ in range(3))
 
 
-def repeat(work: Callable[[], object], repetitions: int, samples: int, warm_up: int = 2) -> Measurement:
-    """Time some work, again and again."""
-    unit = matrix_product()
+def repeat(
+    work: Callable[[], object], repetitions: int, samples: int, dtype: torch.dtype = torch.float32, warm_up: int = 2
+) -> Measurement:
+    """Time some work, which computes in a precision, again and again."""
+    unit, own_unit = matrix_product(), matrix_product(dtype)
     measured = Measurement(samples=samples)
     for _ in range(warm_up):
         measured.result = work()
@@ -85,6 +89,7 @@ def repeat(work: Callable[[], object], repetitions: int, samples: int, warm_up: 
         seconds = now() - start
         measured.seconds.append(seconds)
         measured.units.append(2 * seconds / (before + unit()))
+    measured.rate = UNIT_FLOPS / statistics.median(own_unit() for _ in range(5))
     measured.gigabytes = peak_gigabytes()
     return measured
 
@@ -118,7 +123,7 @@ def table(measurements: dict[str, Measurement]) -> str:
     for name, measured in measurements.items():
         units, seconds = statistics.median(measured.units), statistics.median(measured.seconds)
         flops = f"{measured.flops / 1e12:.3f}" if measured.flops else "-"
-        share = f"{measured.flops / units / UNIT_FLOPS:.0%}" if measured.flops else "-"
+        share = f"{measured.flops / seconds / measured.rate:.0%}" if measured.flops else "-"
         lines.append(
             f"| {name} | {units:.1f} | {seconds:.3f} | {measured.samples / seconds:.1f} | {measured.gigabytes:.2f} | "
             f"{flops} | {share} | {first / units:.2f} |"

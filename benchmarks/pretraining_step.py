@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import measure
 import torch
+from accelerate.state import AcceleratorState
 from measure import Measurement
 from plain import PlainForPreTraining
 from sizes import QUEUES, SIZES, make_config, make_texts
@@ -70,10 +71,11 @@ def plain_step(config: AlbefConfig, queue_size: int, batch_size: int) -> Callabl
     return step
 
 
-def package_step(
+def package_training(
     config: AlbefConfig, queue_size: int, batch_size: int, options: TrainingOptions
-) -> Callable[[], object]:
-    """A step of the package's training loop, likewise."""
+) -> tuple[MomentumTraining, dict[str, torch.Tensor]]:
+    """The package's training loop, and a batch for its `learn`, which pops the counts of issues."""
+    AcceleratorState._reset_state()  # of a variant before, whose precision and compilation would stay
     accelerator = make_accelerator(options)
     student = AlbefForPreTraining(config).to(accelerator.device)
     teacher = MomentumTeacher(student, queue_size=queue_size)
@@ -81,7 +83,7 @@ def package_step(
     loader = accelerator.prepare(DataLoader([batch], batch_size=None))
     training = MomentumTraining(accelerator, options, student, teacher, loader, 1, None, None)
     (batch,) = loader
-    return lambda: training.learn(dict(batch))
+    return training, batch
 
 
 def time_plain(size: str, batch_size: int, repetitions: int) -> Measurement:
@@ -108,9 +110,11 @@ def time_package(
         torch.manual_seed(0)
         config = make_config(size, options.attention)
         config.vision_config.image_size = image_size or config.vision_config.image_size
-        return package_step(config, queue_size or QUEUES[size], batch_size, options)
+        training, batch = package_training(config, queue_size or QUEUES[size], batch_size, options)
+        return lambda: training.learn(dict(batch))
 
-    measured = measure.repeat(make(options), repetitions, batch_size)
+    dtype = torch.bfloat16 if options.mixed_precision == "bf16" else torch.float32
+    measured = measure.repeat(make(options), repetitions, batch_size, dtype)
     visible = replace(options, attention="eager", torch_compile=False, mixed_precision="no")
     measured.flops = measure.count_flops(make(visible))
     return measured

@@ -70,7 +70,7 @@ def time_package(size: str, images: int, k: int, repetitions: int, dtype: torch.
         captions = torch.arange(CAPTIONS * images).view(images, CAPTIONS).tolist()
         return lambda: score_all(model, ready, range(images), captions, k)
 
-    measured = measure.repeat(work_of("sdpa"), repetitions, images)
+    measured = measure.repeat(work_of("sdpa"), repetitions, images, dtype)
     measured.flops = measure.count_flops(work_of("eager"))
     measured.result = score_matrices(measured.result)
     return measured

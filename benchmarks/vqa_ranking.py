@@ -45,7 +45,7 @@ def time_ranking(size: str, questions: int, k: int, repetitions: int, plain: boo
             return lambda: plain_ranking(model, input_ids, mask, pixel_values, answers, k)
         return lambda: model.rank_answers(input_ids, pixel_values, answers, mask, k=k)
 
-    measured = measure.repeat(work_of("eager" if plain else "sdpa"), repetitions, questions)
+    measured = measure.repeat(work_of("eager" if plain else "sdpa"), repetitions, questions, dtype)
     measured.flops = measure.count_flops(work_of("eager"))
     measured.result = [part.cpu() for part in measured.result]
     return measured
