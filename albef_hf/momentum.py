@@ -94,7 +94,7 @@ class MomentumTeacher(nn.Module):
         contrasts = isinstance(student, AlbefAlignedModel)
         self.queue = FeatureQueue(queue_size if contrasts else 0, student.config.projection_dim)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def forward(self, **batch: torch.Tensor) -> AlbefTeacherOutput:
         """The teacher's features and logits for a batch, with the queues as they stand."""
         outputs = self.model.get_teacher_outputs(**batch)
