@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .configuration_albef import AlbefConfig
-from .data import Augmentation, BadSampleError, Issue, load_image
+from .data import Augmentation, BadSampleError, Issue, load_image, without_pictures
 from .data.scene_tasks import SceneRows
 from .from_scratch import make_processor, read_model_config
 from .options import option, with_defaults
@@ -73,6 +73,8 @@ class Task(ABC):
     metric: ClassVar[str]  # of the validation; the highest is the best checkpoint
     protocol: ClassVar[str]  # how it is measured, for the model card
     columns: ClassVar[tuple[str, ...]]  # that a row must have
+    training_columns: ClassVar[tuple[str, ...]] = ()  # that a row to train on must have beside them
+    optional_columns: ClassVar[tuple[str, ...]] = ()  # that a row may have
     scenes: ClassVar[type[SceneRows]]
 
     def __init__(self, options: FineTuningOptions, processor: AlbefProcessor):
@@ -93,39 +95,48 @@ class Task(ABC):
 
     def train_rows(self) -> Rows:
         """Rows to train on."""
-        return self._rows(self.options.train_files, self.options.split, self.options.scenes, self.options.seed)
+        options, required = self.options, (*self.required_columns(), *self.training_columns)
+        return self._rows(options.train_files, options.split, options.scenes, options.seed, required)
 
     def validation_rows(self) -> Rows:
         """Rows to evaluate on."""
         options = self.options
-        return self._rows(
-            options.validation_files, options.validation_split, options.validation_size, options.seed + 1
-        )
+        size, seed = options.validation_size, options.seed + 1
+        return self._rows(options.validation_files, options.validation_split, size, seed, self.required_columns())
 
-    def _rows(self, files: list[str], split: str, count: int, seed: int) -> Rows:
+    def required_columns(self) -> tuple[str, ...]:
+        """What a row must have."""
+        return self.columns
+
+    def _rows(self, files: list[str], split: str, count: int, seed: int, required: tuple[str, ...]) -> Rows:
         if self.built_in:
             return self.scenes(count, seed, max(96, self.processor.image_processor.size["height"]))
+        if files:
+            return _read_files(files, required)
         if self.options.dataset:
-            from .data.sources import load_columns
+            return self._load_dataset(split, required)
+        raise ValueError("train_files needs validation_files beside it, and the other way round.")
 
-            source = (self.options.dataset, self.options.dataset_config, self.options.data_files or None, split)
-            return load_columns(*source, self._column_names(), remedy="columns {}=...")
-        if not files:
-            raise ValueError("train_files needs validation_files beside it, and the other way round.")
-        rows = [row for file in files for row in read_json_list(file)]
-        for row in rows:
-            missing = [name for name in self.columns if name not in row]
-            if missing:
-                raise ValueError(f"A row of {', '.join(files)} has {sorted(row)}, but not {', '.join(missing)}.")
-        return rows
+    def _load_dataset(self, split: str, required: tuple[str, ...]) -> Rows:
+        from .data.sources import load_columns
 
-    def _column_names(self) -> dict[str, str]:
-        """What each column is called in the dataset."""
-        names = dict(entry.partition("=")[::2] for entry in self.options.columns)
-        unknown = [name for name in names if name not in self.columns]
+        options, named = self.options, self.named_columns()
+        # What only training needs may be absent from a split to evaluate on, whatever it is called elsewhere.
+        required = (*required, *(name for name in named if name not in (*required, *self.training_columns)))
+        columns = {name: named.get(name, name) for name in required}
+        others = (*self.training_columns, *self.optional_columns)
+        optional = {name: named.get(name, name) for name in others if name not in columns}
+        source = (options.dataset, options.dataset_config, options.data_files or None, split)
+        return load_columns(*source, columns, remedy="columns {}=...", optional=optional)
+
+    def named_columns(self) -> dict[str, str]:
+        """What the dataset calls columns, as far as the options say."""
+        named = dict(entry.partition("=")[::2] for entry in self.options.columns)
+        known = (*self.columns, *self.training_columns, *self.optional_columns)
+        unknown = [name for name in named if name not in known]
         if unknown:
-            raise ValueError(f"columns names {', '.join(unknown)}; {self.name} has {', '.join(self.columns)}.")
-        return {name: names.get(name, name) for name in self.columns}
+            raise ValueError(f"columns names {', '.join(unknown)}; {self.name} has {', '.join(known)}.")
+        return named
 
     # Training
 
@@ -221,7 +232,7 @@ class RowTask(Task):
         left_out = sum(len(bad) for bad in gather_object([self.bad_rows]))
         model.train(training)
         predictions.sort(key=lambda prediction: prediction["row"])
-        metrics = self.score(predictions, rows)
+        metrics = self.score(predictions, without_pictures(rows))
         return metrics | ({"rows_left_out": left_out} if left_out else {}), predictions
 
     @abstractmethod
@@ -246,6 +257,7 @@ class LabelTask(RowTask):
 
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
         """The metric of answers that need no picture: always the most frequent one, and a classifier of the texts."""
+        train_rows, rows = without_pictures(train_rows), without_pictures(rows)
         train = dict(self._texts_and_labels(train_rows, BASELINE_ROWS))
         asked = dict(self._texts_and_labels(rows, len(rows)))
         train_texts, labels = zip(*train.values(), strict=True)
@@ -277,6 +289,15 @@ def count_issues(samples: list[dict[str, Any]]) -> torch.Tensor:
     """How often each `Issue` occurred, (number of issues,)."""
     issues = torch.tensor([issue for sample in samples for issue in sample["issues"]], dtype=torch.long)
     return torch.bincount(issues, minlength=len(Issue))
+
+
+def _read_files(files: list[str], required: tuple[str, ...]) -> Rows:
+    rows = [row for file in files for row in read_json_list(file)]
+    for row in rows:
+        missing = [name for name in required if name not in row]
+        if missing:
+            raise ValueError(f"A row of {', '.join(files)} has {sorted(row)}, but not {', '.join(missing)}.")
+    return rows
 
 
 def read_json_list(file: str, kind: type = dict) -> list[Any]:
@@ -387,17 +408,18 @@ class SentenceTask(LabelTask):
         return self.clean(row["sentence"], []), self.labels[self.label_number(row["label"])]
 
     def label_number(self, label: Any) -> int:
-        """Number of a label in any spelling, or the number itself.
+        """Number of a label in any spelling, or of the number itself; true and false are names, not numbers.
 
         Raises:
             BadSampleError: If it is none of the labels.
         """
-        if isinstance(label, int) and 0 <= label < len(self.labels):
-            return int(label)
-        names = [name.lower() for name in self.labels]
-        if str(label).strip().lower() not in names:
+        names, spelled = [name.lower() for name in self.labels], str(label).strip().lower()
+        if spelled in names:
+            return names.index(spelled)
+        number = re.fullmatch(r"([0-9]+)(\.0)?", spelled)
+        if number is None or int(number[1]) >= len(names):
             raise BadSampleError(Issue.LABEL_UNKNOWN, repr(label)[:100])
-        return names.index(str(label).strip().lower())
+        return int(number[1])
 
     def predict_labels(
         self, model: PreTrainedModel, batch: list[dict[str, Any]], inputs: dict[str, torch.Tensor]

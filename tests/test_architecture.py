@@ -38,7 +38,17 @@ ALLOWED = {
     "metrics": set(),
     "from_scratch": {"configuration_albef", "data", "options", "processing_albef"},
     "finetuning": {"configuration_albef", "data", "from_scratch", "options", "processing_albef", "training"},
-    "tasks": {"data", "explain", "finetuning", "metrics", "modeling_albef", "options", "retrieval", "tasks"},
+    "tasks": {
+        "data",
+        "explain",
+        "finetuning",
+        "metrics",
+        "modeling_albef",
+        "options",
+        "processing_albef",
+        "retrieval",
+        "tasks",
+    },
 }
 
 

@@ -385,8 +385,8 @@ def test_labels_are_read_in_any_spelling(processor):
 def test_answers_of_visual_genome_weigh_half():
     from albef_hf.tasks.vqa import weighted_answers
 
-    assert weighted_answers({"answer": "red", "dataset": "vg"}) == {"red": 0.5}
-    assert weighted_answers({"answer": ["red", "red", "pink", "red"]}) == {"red": 0.75, "pink": 0.25}
+    assert weighted_answers({"dataset": "vg"}, ["red"]) == {"red": 0.5}
+    assert weighted_answers({}, ["red", "red", "pink", "red"]) == {"red": 0.75, "pink": 0.25}
 
 
 def test_pictures_keep_their_numbers(processor, tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..data import BadSampleError, Issue, load_image
+from ..data import BadSampleError, Issue, load_image, without_pictures
 from ..data.scene_tasks import SceneExpressions
 from ..explain import contrastive_heatmaps, matching_heatmaps, resize_heatmap, score_boxes
 from ..finetuning import Rows, RowTask, flat
@@ -51,6 +51,7 @@ class Grounding(PairTask, RowTask):
     options_class = GroundingOptions
     metric = "accuracy"
     columns = ("image", "text")
+    optional_columns = ("bbox", "boxes", "ref_id", "split", "image_id")
     scenes = SceneExpressions
 
     def validation_rows(self) -> Rows:
@@ -102,7 +103,7 @@ class Grounding(PairTask, RowTask):
 
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
         """What one of the boxes drawn at random would reach, and the largest."""
-        usable = [row for row in (rows[number] for number in range(len(rows))) if row.get("bbox") and row.get("boxes")]
+        usable = [row for row in without_pictures(rows) if row.get("bbox") and row.get("boxes")]
         everything = [
             grounding_accuracy(row["boxes"], [row["bbox"]] * len(row["boxes"]))["accuracy"] for row in usable
         ]

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ..data import Issue, Pictures, picture_of, usable_captions
+from ..data import Issue, Pictures, pictures_of, usable_captions
 from ..data.scene_tasks import SceneCaptions
 from ..finetuning import FineTuningOptions, Rows, Task, count_issues
 from ..modeling_albef import AlbefForRetrieval
@@ -47,9 +47,8 @@ class NumberedRows(Sequence):
     def __init__(self, rows: Rows):
         self.rows = rows
         numbers: dict[Any, int] = {}
-        # Rows that are read or drawn one at a time are not all read for this.
-        keys = [picture_of(row) for row in rows] if isinstance(rows, list) else range(len(rows))
-        self.numbers = [numbers.setdefault(index if key is None else key, index) for index, key in enumerate(keys)]
+        keys = enumerate(pictures_of(rows))
+        self.numbers = [index if key is None else numbers.setdefault(key, index) for index, key in keys]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,6 +99,7 @@ class Retrieval(PairTask):
     options_class = RetrievalOptions
     metric = "itm_r_mean"
     columns = ("image", "caption")
+    optional_columns = ("image_id",)
     scenes = SceneCaptions
 
     @torch.no_grad()
@@ -130,7 +130,8 @@ class Retrieval(PairTask):
 
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
         """What a random order would reach."""
-        return {"chance_r1": 100 / max(len(rows), 1)}
+        pictures = {("row", number) if key is None else key for number, key in enumerate(pictures_of(rows))}
+        return {"chance_r1": 100 / max(len(pictures), 1)}
 
 
 TASK = Retrieval

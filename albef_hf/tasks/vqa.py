@@ -1,5 +1,6 @@
 """Visual question answering: VQA v2, Visual Genome, easy-VQA (section 5 of the paper, the original's `VQA.py`)."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..data import BadSampleError, Issue, load_image
+from ..data import BadSampleError, Issue, load_image, without_pictures
 from ..data.scene_tasks import SceneQuestions
 from ..finetuning import (
     FineTuningOptions,
@@ -22,6 +23,7 @@ from ..finetuning import (
 from ..metrics.vqa_accuracy.vqa_accuracy import vqa_accuracy
 from ..modeling_albef import AlbefForQuestionAnswering
 from ..options import option, with_defaults
+from ..processing_albef import encodable
 
 VISUAL_GENOME_WEIGHT = 0.5  # of its answers, which a single annotator has given
 
@@ -45,20 +47,27 @@ class VqaOptions(
     rank_candidates: int = option(128, "answers whose first token is likeliest are scored whole")
 
 
-def weighted_answers(row: Mapping[str, Any]) -> dict[str, float]:
+def given_answers(row: Mapping[str, Any]) -> list[str]:
+    """What annotators have answered: a text, a list of texts, or VQA's own list of objects with an `answer` each."""
+    given = row.get("answer")
+    given = given.get("answer") if isinstance(given, Mapping) else given  # a list of objects, column by column
+    several = given if isinstance(given, (list, tuple)) else [given]
+    answers = [one.get("answer") if isinstance(one, Mapping) else one for one in several]
+    return [encodable(answer) for answer in answers if isinstance(answer, str) and answer.strip()]
+
+
+def weighted_answers(row: Mapping[str, Any], answers: Sequence[str]) -> dict[str, float]:
     """The different answers of a row and their weights: shares of the annotators, and less for Visual Genome."""
-    given = row["answer"]
-    answers = [given] if isinstance(given, str) else list(given) if isinstance(given, (list, tuple)) else []
-    usable = [answer for answer in answers if isinstance(answer, str) and answer.strip()]
-    if not usable:
-        raise BadSampleError(Issue.CAPTION_EMPTY, repr(given)[:100])
     if row.get("dataset") == "vg":
-        return dict.fromkeys(usable, VISUAL_GENOME_WEIGHT)
-    return {answer: count / len(usable) for answer, count in Counter(usable).items()}
+        return dict.fromkeys(answers, VISUAL_GENOME_WEIGHT)
+    return {answer: count / len(answers) for answer, count in Counter(answers).items()}
 
 
 class VisualQuestionAnswering(LabelTask):
-    """Rows: `image`, `question`, `answer` (a text, or a list of the annotators'), and maybe `question_id`."""
+    """Rows: `image`, `question`, `answer` (a text, or a list of the annotators'), and maybe `question_id`.
+
+    Rows without an answer, such as those of the official test, get predictions and no accuracy.
+    """
 
     name = "vqa"
     protocol = (
@@ -68,15 +77,30 @@ class VisualQuestionAnswering(LabelTask):
     head = AlbefForQuestionAnswering
     options_class = VqaOptions
     metric = "accuracy"
-    columns = ("image", "question", "answer")
+    columns = ("image", "question")
+    training_columns = ("answer",)
+    optional_columns = ("question_id", "answer_type", "dataset")
     scenes = SceneQuestions
 
     def read(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """A question with its weighted answers."""
         issues: list[Issue] = []
-        question, answers = self.clean(row["question"], issues), weighted_answers(row)
+        question, answers = self.clean(row["question"], issues), weighted_answers(row, self.answers(row))
         pixels = self.augmentation(load_image(row["image"], self._root(row)), rng)[0]
         return {"pixel_values": pixels, "question": question, "answers": answers, "issues": issues}
+
+    def answers(self, row: Mapping[str, Any]) -> list[str]:
+        """Those of the annotators' answers that can be written in tokens.
+
+        Raises:
+            BadSampleError: If there is none.
+        """
+        given = given_answers(row)
+        tokens = self.processor.tokenizer(given, split_special_tokens=True)["input_ids"] if given else []
+        writable = [answer for answer, ids in zip(given, tokens, strict=True) if len(ids) > 1]  # the first is [CLS]
+        if not writable:
+            raise BadSampleError(Issue.CAPTION_EMPTY, f"no answer in {repr(row.get('answer'))[:100]}")
+        return writable
 
     def _root(self, row: Mapping[str, Any]) -> str | None:
         return (
@@ -108,11 +132,9 @@ class VisualQuestionAnswering(LabelTask):
             answers = list(SceneQuestions.answers)
         else:
             counts: Counter[str] = Counter()
-            for row in self.train_rows():
-                try:
-                    counts.update(weighted_answers(row).keys())
-                except BadSampleError:
-                    continue  # it is counted when it is read for training
+            for row in without_pictures(self.train_rows()):
+                with contextlib.suppress(BadSampleError):  # it is counted when it is read for training
+                    counts.update({*self.answers(row)})
             answers = [answer for answer, _ in counts.most_common()]
         if not answers:
             raise ValueError("There is no answer to choose from: give answer_list, or train_files with answers.")
@@ -124,6 +146,8 @@ class VisualQuestionAnswering(LabelTask):
         tokens = self.processor.encode_answers(answers).to(model.device)
 
         def read(row: Mapping[str, Any]) -> dict[str, Any]:
+            if row.get("answer") is not None:
+                self.answers(row)
             return {
                 "question": self.clean(row["question"], []),
                 "image": load_image(row["image"], self._root(row)),
@@ -153,19 +177,23 @@ class VisualQuestionAnswering(LabelTask):
         return predictions
 
     def score(self, predictions: list[dict[str, Any]], rows: Rows) -> dict[str, float]:
-        """VQA accuracy, by answer type where the rows name it."""
-        given = [rows[prediction["row"]]["answer"] for prediction in predictions]
-        types = [rows[prediction["row"]].get("answer_type") for prediction in predictions]
+        """VQA accuracy, by answer type where the rows name it; none where the answers are not known."""
+        asked = [(prediction["answer"], rows[prediction["row"]]) for prediction in predictions]
+        known = [(answer, row) for answer, row in asked if row.get("answer") is not None]
+        counts = {"rows/without_answer": len(asked) - len(known)} if len(known) < len(asked) else {}
+        if not known:
+            return counts
+        types = [row.get("answer_type") for _, row in known]
         scores = vqa_accuracy(
-            [prediction["answer"] for prediction in predictions],
-            [[answers] if isinstance(answers, str) else list(answers) for answers in given],
-            answer_types=types if all(types) and types else None,
+            [answer for answer, _ in known],
+            [self.answers(row) for _, row in known],
+            answer_types=types if all(types) else None,
         )
-        return flat(scores)
+        return flat(scores) | counts
 
     def text_and_label(self, row: Mapping[str, Any]) -> tuple[str, str]:
         """The question, and the answer that most annotators have given."""
-        return self.clean(row["question"], []), max((answers := weighted_answers(row)), key=answers.get)
+        return self.clean(row["question"], []), Counter(self.answers(row)).most_common(1)[0][0]
 
 
 TASK = VisualQuestionAnswering
