@@ -1,42 +1,51 @@
 """What the downstream tasks have in common: their options, where rows come from, and what a task has to say."""
 
 import contextlib
-import itertools
 import json
 import re
-import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
-from torch import nn
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .configuration_albef import AlbefConfig
-from .data import Augmentation, BadSampleError, Issue, load_image, without_pictures
+from .data import Augmentation, BadSampleError, Findings, Issue, load_image, says_something, without_pictures
+from .data.annotations import read_json_list
+from .data.pairs import ATTEMPTS
 from .data.scene_tasks import SceneRows
 from .from_scratch import make_processor, read_model_config
 from .options import option, with_defaults
 from .processing_albef import AlbefProcessor, clean_caption
+from .text_baseline import text_only_answers
 from .training import DataOptions
 
 Rows = Sequence[Mapping[str, Any]]
 
 BASELINE_ROWS = 20_000  # training rows that the text-only baseline learns from
+MOST_TOKENS = 512  # that any text is cut to, BERT's positions
+
+
+class TextLimit(NamedTuple):
+    """How much of a text is kept."""
+
+    words: int
+    tokens: int
 
 
 @dataclass
-class FineTuningOptions(with_defaults(DataOptions, validation_split="validation", min_crop_scale=0.5, max_tokens=30)):
+class FineTuningOptions(
+    with_defaults(DataOptions, validation_split="validation", min_crop_scale=0.5, max_tokens=MOST_TOKENS)
+):
     """What to start from and what to train on, beside how."""
 
     model: str = option("", "folder or Hub name of an ALBEF to start from, its teacher included")
@@ -79,8 +88,11 @@ class Task(ABC):
 
     def __init__(self, options: FineTuningOptions, processor: AlbefProcessor):
         self.options, self.processor = options, processor
-        self.bad_rows: dict[int, str] = {}  # of the last evaluation, and what is wrong with them
+        self.findings = Findings()  # of the last evaluation
         images = processor.image_processor
+        self.positions = min(processor.tokenizer.model_max_length, MOST_TOKENS)
+        self.training_limit = TextLimit(options.max_words, min(options.max_tokens, self.positions))
+        self.evaluation_limit = self.training_limit
         self.built_in = not (options.train_files or options.validation_files or options.dataset)
         self.augmentation = Augmentation(
             images.size["height"],
@@ -158,7 +170,41 @@ class Task(ABC):
     def evaluate(
         self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Metrics in percent, the same on all processes, and predictions, as JSON takes them."""
+        """Metrics in percent, the same on all processes, and predictions, as JSON takes them.
+
+        Raises:
+            ValueError: If no row can be used.
+        """
+
+    @abstractmethod
+    def look(self, row: Mapping[str, Any], issues: list[Issue]) -> dict[str, Any]:
+        """What the model is shown of a row in the evaluation: texts, and pictures as they are.
+
+        Raises:
+            BadSampleError: If the row cannot be used.
+        """
+
+    def check(self, rows: Rows) -> None:
+        """See that rows can be evaluated, before the training rather than after its first epoch.
+
+        Raises:
+            ValueError: If none of the first rows can be used.
+        """
+        self.findings = Findings()
+        for number in range(min(len(rows), ATTEMPTS)):
+            try:
+                self.look(rows[number], [])
+            except BadSampleError as error:
+                self.findings.bad[number] = error
+            else:
+                return
+        self.refuse_nothing([])
+
+    def refuse_nothing(self, found: Sequence[Any]) -> None:
+        """Raise a `ValueError` that tells what is wrong with the rows, if nothing was found in them."""
+        if not found:
+            told = self.findings if self.findings.bad else "there is none"
+            raise ValueError(f"No row can be evaluated: {told}. Check image_root, and the columns or keys of the rows.")
 
     @abstractmethod
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
@@ -170,21 +216,23 @@ class Task(ABC):
 
     # What tasks share
 
-    def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
+    def tokenize(self, texts: list[str], limit: TextLimit) -> dict[str, torch.Tensor]:
         """Cleaned texts as `input_ids` and `attention_mask`."""
-        tokens = self.processor(text=texts, max_length=self.options.max_tokens, return_tensors="pt")
+        settings = {"padding": True, "truncation": True, "max_length": limit.tokens, "split_special_tokens": True}
+        tokens = self.processor.tokenizer(texts, return_tensors="pt", **settings)
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
 
-    def clean(self, text: Any, issues: list[Issue]) -> str:
-        """A text as the model takes it; what is cut is noted.
+    def clean(self, text: Any, issues: list[Issue], limit: TextLimit) -> str:
+        """A text as the model takes it; whether words or tokens are cut is noted.
 
         Raises:
             BadSampleError: If there is no text.
         """
-        if not isinstance(text, str) or not (whole := clean_caption(text, max_words=10**9)).strip():
+        if not isinstance(text, str) or not says_something(text):
             raise BadSampleError(Issue.CAPTION_EMPTY, repr(text)[:100])
-        kept = clean_caption(text, self.options.max_words)
-        if len(kept) < len(whole):
+        kept = clean_caption(text, limit.words)
+        tokens = self.processor.tokenizer(kept, split_special_tokens=True, verbose=False)["input_ids"]
+        if len(tokens) > limit.tokens or len(kept) < len(clean_caption(text, max_words=10**9)):
             issues.append(Issue.CAPTION_CUT)
         return kept
 
@@ -192,16 +240,16 @@ class Task(ABC):
         """Augmented pixels of a picture."""
         return self.augmentation(load_image(image, self.options.image_root), rng)[0]
 
-    def readable(
-        self, rows: Rows, numbers: Sequence[int], read: Callable[[Mapping[str, Any]], dict[str, Any]]
-    ) -> Iterator[list[dict[str, Any]]]:
-        """Batches of rows read for the evaluation; bad ones are left out, and their number noted with the reason."""
+    def readable(self, rows: Rows, numbers: Sequence[int]) -> Iterator[list[dict[str, Any]]]:
+        """Batches of rows as `look` reads them; bad ones are left out, and noted with the reason."""
         good: list[dict[str, Any]] = []
         for number in tqdm(numbers, f"evaluate {self.name}", leave=False):
+            issues: list[Issue] = []
             try:
-                good.append({"row": number, **read(rows[number])})
+                good.append({"row": number, **self.look(rows[number], issues)})
+                self.findings.cut += len(issues)
             except BadSampleError as error:
-                self.bad_rows[number] = str(error)
+                self.findings.bad[number] = error
             if len(good) == self.options.eval_batch_size:
                 yield good
                 good = []
@@ -211,7 +259,7 @@ class Task(ABC):
     def inputs(self, model: PreTrainedModel, texts: list[str], images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """What a head takes of texts and as many pictures, on its device."""
         pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
-        inputs = self.tokenize(texts) | {"pixel_values": pixels}
+        inputs = self.tokenize(texts, self.evaluation_limit) | {"pixel_values": pixels}
         return {name: value.to(model.device) for name, value in inputs.items()}
 
 
@@ -226,14 +274,15 @@ class RowTask(Task):
         training = model.training
         model.eval()
         numbers = range(accelerator.process_index, len(rows), accelerator.num_processes)
-        self.bad_rows = {}
+        self.findings = Findings()
         with accelerator.autocast():
             predictions = gather_object(self.predict(model, rows, numbers))
-        left_out = sum(len(bad) for bad in gather_object([self.bad_rows]))
+        self.findings = Findings.together(gather_object([self.findings]))
         model.train(training)
+        self.refuse_nothing(predictions)
         predictions.sort(key=lambda prediction: prediction["row"])
         metrics = self.score(predictions, without_pictures(rows))
-        return metrics | ({"rows_left_out": left_out} if left_out else {}), predictions
+        return metrics | self.findings.counts(), predictions
 
     @abstractmethod
     def predict(self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
@@ -300,59 +349,6 @@ def _read_files(files: list[str], required: tuple[str, ...]) -> Rows:
     return rows
 
 
-def read_json_list(file: str, kind: type = dict) -> list[Any]:
-    """A list of objects, or of another kind of thing.
-
-    Raises:
-        ValueError: If the file is none.
-    """
-    try:
-        rows = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as a JSON list: {error}.") from error
-    if not isinstance(rows, list) or not all(isinstance(row, kind) for row in rows):
-        raise ValueError(f"{file} is not a JSON list of {'texts' if kind is str else 'objects'}.")
-    return rows
-
-
-def text_only_answers(
-    train_texts: Sequence[str],
-    train_labels: Sequence[Any],
-    texts: Sequence[str],
-    epochs: int = 20,
-    buckets: int = 2**15,
-) -> list[Any]:
-    """What a linear classifier of words and pairs of words, trained on the texts alone, makes of other texts."""
-    classes = sorted(set(train_labels), key=str)
-    index = {label: number for number, label in enumerate(classes)}
-    targets = torch.tensor([index[label] for label in train_labels])
-    features = [_hashed_words(text, buckets) for text in train_texts]
-    generator = torch.Generator().manual_seed(0)
-    weights = nn.EmbeddingBag(buckets, len(classes), mode="sum", sparse=False)
-    nn.init.zeros_(weights.weight)
-    optimizer = torch.optim.Adam(weights.parameters(), lr=0.02)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(features), generator=generator).split(512):
-            loss = F.cross_entropy(weights(*_bags([features[row] for row in rows.tolist()])), targets[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    with torch.no_grad():
-        scores = weights(*_bags([_hashed_words(text, buckets) for text in texts]))
-    return [classes[number] for number in scores.argmax(1).tolist()]
-
-
-def _hashed_words(text: str, buckets: int) -> list[int]:
-    words = ["^", *re.findall(r"\w+", text.lower()), "$"]
-    pairs = [" ".join(pair) for pair in itertools.pairwise(words)]
-    return [zlib.crc32(word.encode()) % buckets for word in words + pairs]
-
-
-def _bags(features: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    lengths = [0, *itertools.accumulate(len(words) for words in features)]
-    return torch.tensor([word for words in features for word in words]), torch.tensor(lengths[:-1])
-
-
 def load_model(kind: type[Task], options: FineTuningOptions) -> tuple[PreTrainedModel, AlbefProcessor]:
     """The head of a task from any ALBEF checkpoint, or a fresh one, and the processor, at a resolution."""
     if options.model_config:
@@ -360,8 +356,11 @@ def load_model(kind: type[Task], options: FineTuningOptions) -> tuple[PreTrained
         processor = make_processor(config, max_words=options.max_words)
     else:
         config, processor = AlbefConfig.from_pretrained(options.model), AlbefProcessor.from_pretrained(options.model)
+    processor.max_words = options.max_words
+    processor.tokenizer.model_max_length = config.text_config.max_position_embeddings
     if options.image_size:
         config.vision_config.image_size = options.image_size
+        config.vision_config.validate_patches()
         processor.image_processor.size = {"height": options.image_size, "width": options.image_size}
     if options.model_config:
         model = kind.head(config)
@@ -391,13 +390,14 @@ class SentenceTask(LabelTask):
     def read(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """A sentence with its label."""
         issues: list[Issue] = []
-        sample = {"sentence": self.clean(row["sentence"], issues), "label": self.label_number(row["label"])}
+        sentence = self.clean(row["sentence"], issues, self.training_limit)
+        sample = {"sentence": sentence, "label": self.label_number(row["label"])}
         return {**sample, "pixel_values": self.sentence_pixels(row, rng), "issues": issues}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Sentences, pictures and labels."""
         return {
-            **self.tokenize([sample["sentence"] for sample in samples]),
+            **self.tokenize([sample["sentence"] for sample in samples], self.training_limit),
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
             "labels": torch.tensor([sample["label"] for sample in samples]),
             "issues": count_issues(samples),
@@ -405,7 +405,7 @@ class SentenceTask(LabelTask):
 
     def text_and_label(self, row: Mapping[str, Any]) -> tuple[str, str]:
         """The sentence and its label."""
-        return self.clean(row["sentence"], []), self.labels[self.label_number(row["label"])]
+        return self.clean(row["sentence"], [], self.evaluation_limit), self.labels[self.label_number(row["label"])]
 
     def label_number(self, label: Any) -> int:
         """Number of a label in any spelling, or of the number itself; true and false are names, not numbers.

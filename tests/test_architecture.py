@@ -37,7 +37,16 @@ ALLOWED = {
     "pipeline_albef": {"explain", "processing_albef", "retrieval"},
     "metrics": set(),
     "from_scratch": {"configuration_albef", "data", "options", "processing_albef"},
-    "finetuning": {"configuration_albef", "data", "from_scratch", "options", "processing_albef", "training"},
+    "text_baseline": set(),
+    "finetuning": {
+        "configuration_albef",
+        "data",
+        "from_scratch",
+        "options",
+        "processing_albef",
+        "text_baseline",
+        "training",
+    },
     "tasks": {
         "data",
         "explain",

@@ -18,9 +18,10 @@ from PIL import Image
 from albef_hf import AlbefProcessor, MomentumTeacher
 from albef_hf.data import BadSampleError
 from albef_hf.data.scene_tasks import SceneEntailment, SceneExpressions, ScenePairs, SceneQuestions
-from albef_hf.finetuning import load_model, text_only_answers
+from albef_hf.finetuning import load_model
 from albef_hf.options import parse_options
 from albef_hf.tasks import find_task, task_names
+from albef_hf.text_baseline import text_only_answers
 from albef_hf.training import TrainingOptions, learning_rate_at
 
 REPOSITORY = Path(__file__).parents[1]

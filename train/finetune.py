@@ -78,7 +78,8 @@ def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelera
     numbers = {name: value for name, value in asdict(options).items() if isinstance(value, (int, float))}
     accelerator.init_trackers("tensorboard", config=numbers)
     log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch))
-    baselines = task.baselines(rows, validation)
+    task.check(validation)
+    baselines = task.baselines(rows, validation) if accelerator.is_main_process else {}
     log.say(
         f"{task.name}: {len(rows)} rows to train on, {len(validation)} to evaluate on; without pictures {baselines}"
     )
@@ -129,6 +130,8 @@ class Keeper:
         """Metrics of the model as it is now; if it is the best so far, it is saved."""
         metrics, predictions = self.task.evaluate(self.student, self.validation, self.accelerator)
         self.log.say(f"step {step}: {', '.join(f'{name} {value:.2f}' for name, value in metrics.items())}")
+        if metrics.get("rows_left_out") or metrics.get("rows/text_cut"):
+            self.log.say(f"    left out or cut: {self.task.findings}")
         for prediction in predictions[:3]:
             self.log.say(f"    {self.task.show(prediction)}")
         if self.best and metrics[self.task.metric] <= self.best[self.task.metric]:

@@ -1,13 +1,12 @@
 """Where pairs come from: the original's JSON lists, and anything that `datasets.load_dataset` reads."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import datasets
 
 from ..processing_albef import encodable
+from .annotations import read_json_list
 
 
 def read_annotations(files: list[str]) -> datasets.Dataset:
@@ -22,13 +21,7 @@ def read_annotations(files: list[str]) -> datasets.Dataset:
     images: list[str] = []
     captions: list[list[str]] = []
     for file in files:
-        try:
-            rows = json.loads(Path(file).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{file} cannot be read as a JSON list of pairs: {error}.") from error
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError(f'{file} is not a list of {{"image": path, "caption": text or list of texts}}.')
-        for row in rows:
+        for row in read_json_list(file):
             if "image" not in row or "caption" not in row:
                 raise ValueError(f'{file}: a row has {sorted(row)}, but needs "image" and "caption".')
             texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]

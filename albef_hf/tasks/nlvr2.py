@@ -60,16 +60,16 @@ class VisualReasoning(SentenceTask):
         """Augmented pixels of both pictures."""
         return torch.stack([self.pixels(image, rng) for image in two_images(row)])
 
+    def look(self, row: Mapping[str, Any], issues: list[Issue]) -> dict[str, Any]:
+        """Statement and pictures; the label has to be one of the two."""
+        self.label_number(row["label"])
+        sentence = self.clean(row["sentence"], issues, self.evaluation_limit)
+        return {"sentence": sentence, "images": [load_image(i, self.options.image_root) for i in two_images(row)]}
+
     def predict(self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Whether each statement is true."""
-
-        def read(row: Mapping[str, Any]) -> dict[str, Any]:
-            sentence, _ = self.text_and_label(row)
-            images = [load_image(image, self.options.image_root) for image in two_images(row)]
-            return {"sentence": sentence, "images": images}
-
         predictions = []
-        for batch in self.readable(rows, numbers, read):
+        for batch in self.readable(rows, numbers):
             pictures = [image for row in batch for image in row["images"]]
             inputs = self.inputs(model, [row["sentence"] for row in batch], pictures)
             inputs["pixel_values"] = inputs["pixel_values"].unflatten(0, (-1, 2))

@@ -1,6 +1,7 @@
 """Visual question answering: VQA v2, Visual Genome, easy-VQA (section 5 of the paper, the original's `VQA.py`)."""
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +12,22 @@ import torch
 from transformers import PreTrainedModel
 
 from ..data import BadSampleError, Issue, load_image, without_pictures
+from ..data.annotations import read_json_list
 from ..data.scene_tasks import SceneQuestions
 from ..finetuning import (
     FineTuningOptions,
     LabelTask,
     Rows,
+    TextLimit,
     count_issues,
     flat,
-    read_json_list,
 )
 from ..metrics.vqa_accuracy.vqa_accuracy import vqa_accuracy
 from ..modeling_albef import AlbefForQuestionAnswering
 from ..options import option, with_defaults
-from ..processing_albef import encodable
+from ..processing_albef import AlbefProcessor, encodable
 
+TEST_WORDS = 50  # of a question in the evaluation, where the original cuts no tokens
 VISUAL_GENOME_WEIGHT = 0.5  # of its answers, which a single annotator has given
 
 
@@ -38,6 +41,7 @@ class VqaOptions(
         min_learning_rate=1e-6,
         warmup_learning_rate=1e-5,
         warmup_steps=400,
+        max_tokens=25,
     )
 ):
     """The paper's settings, and what belongs to questions alone."""
@@ -82,10 +86,15 @@ class VisualQuestionAnswering(LabelTask):
     optional_columns = ("question_id", "answer_type", "dataset")
     scenes = SceneQuestions
 
+    def __init__(self, options: VqaOptions, processor: AlbefProcessor):
+        super().__init__(options, processor)
+        self.evaluation_limit = TextLimit(max(options.max_words, TEST_WORDS), self.positions)
+
     def read(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """A question with its weighted answers."""
         issues: list[Issue] = []
-        question, answers = self.clean(row["question"], issues), weighted_answers(row, self.answers(row))
+        question = self.clean(row["question"], issues, self.training_limit)
+        answers = weighted_answers(row, self.answers(row))
         pixels = self.augmentation(load_image(row["image"], self._root(row)), rng)[0]
         return {"pixel_values": pixels, "question": question, "answers": answers, "issues": issues}
 
@@ -112,7 +121,7 @@ class VisualQuestionAnswering(LabelTask):
         answers = [answer for sample in samples for answer in sample["answers"]]
         tokens = self.processor.encode_answers(answers)
         return {
-            **self.tokenize([sample["question"] for sample in samples]),
+            **self.tokenize([sample["question"] for sample in samples], self.training_limit),
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
             "labels": tokens["labels"],
             "answer_counts": torch.tensor([len(sample["answers"]) for sample in samples]),
@@ -120,16 +129,19 @@ class VisualQuestionAnswering(LabelTask):
             "issues": count_issues(samples),
         }
 
+    @functools.cached_property
     def answer_list(self) -> list[str]:
-        """The answers to choose from.
+        """The answers to choose from, read once.
 
         Raises:
-            ValueError: If the file is no list of texts.
+            ValueError: If the file is no list of texts, or there is none and nothing to train on.
         """
         if self.options.answer_list:
             answers = read_json_list(self.options.answer_list, str)
         elif self.built_in:
             answers = list(SceneQuestions.answers)
+        elif not self.options.train_files and not self.options.dataset:
+            raise ValueError("There is no answer to choose from: give answer_list, a JSON list, or train_files.")
         else:
             counts: Counter[str] = Counter()
             for row in without_pictures(self.train_rows()):
@@ -140,21 +152,27 @@ class VisualQuestionAnswering(LabelTask):
             raise ValueError("There is no answer to choose from: give answer_list, or train_files with answers.")
         return answers
 
+    def look(self, row: Mapping[str, Any], issues: list[Issue]) -> dict[str, Any]:
+        """Question and picture; where there are answers, one has to be of use."""
+        if row.get("answer") is not None:
+            self.answers(row)
+        question = self.clean(row["question"], issues, self.evaluation_limit)
+        image = load_image(row["image"], self._root(row))
+        return {"question": question, "image": image, "question_id": row.get("question_id")}
+
+    def check(self, rows: Rows) -> None:
+        """See that there are answers to choose from, and that rows have some to compare with."""
+        self.processor.encode_answers(self.answer_list)
+        super().check(rows)
+        if all(row.get("answer") is None for row in without_pictures(rows)):
+            raise ValueError("The rows to evaluate on have no answer, by which the best checkpoint could be chosen.")
+
     def predict(self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """The likeliest answer of the list to each question."""
-        answers, predictions = self.answer_list(), []
+        answers, predictions = self.answer_list, []
         tokens = self.processor.encode_answers(answers).to(model.device)
 
-        def read(row: Mapping[str, Any]) -> dict[str, Any]:
-            if row.get("answer") is not None:
-                self.answers(row)
-            return {
-                "question": self.clean(row["question"], []),
-                "image": load_image(row["image"], self._root(row)),
-                "question_id": row.get("question_id"),
-            }
-
-        for batch in self.readable(rows, numbers, read):
+        for batch in self.readable(rows, numbers):
             inputs = self.inputs(model, [row["question"] for row in batch], [row["image"] for row in batch])
             found, probabilities = model.rank_answers(
                 **inputs,
@@ -193,7 +211,8 @@ class VisualQuestionAnswering(LabelTask):
 
     def text_and_label(self, row: Mapping[str, Any]) -> tuple[str, str]:
         """The question, and the answer that most annotators have given."""
-        return self.clean(row["question"], []), Counter(self.answers(row)).most_common(1)[0][0]
+        question = self.clean(row["question"], [], self.evaluation_limit)
+        return question, Counter(self.answers(row)).most_common(1)[0][0]
 
 
 TASK = VisualQuestionAnswering
