@@ -204,7 +204,9 @@ class Task(ABC):
         """Raise a `ValueError` that tells what is wrong with the rows, if nothing was found in them."""
         if not found:
             told = self.findings if self.findings.bad else "there is none"
-            raise ValueError(f"No row can be evaluated: {told}. Check image_root, and the columns or keys of the rows.")
+            raise ValueError(
+                f"No row can be evaluated: {told}. Check image_root, and the columns or keys of the rows."
+            )
 
     @abstractmethod
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
@@ -351,6 +353,28 @@ def _read_files(files: list[str], required: tuple[str, ...]) -> Rows:
 
 def load_model(kind: type[Task], options: FineTuningOptions) -> tuple[PreTrainedModel, AlbefProcessor]:
     """The head of a task from any ALBEF checkpoint, or a fresh one, and the processor, at a resolution."""
+    model, processor, _ = _load(kind, options)
+    return model, processor
+
+
+def load_trained_model(kind: type[Task], options: FineTuningOptions) -> tuple[PreTrainedModel, AlbefProcessor]:
+    """The head of a task as it was trained, and the processor, at a resolution.
+
+    Raises:
+        ValueError: If the checkpoint is of another head, so that some weights would be random.
+    """
+    model, processor, missing = _load(kind, options)
+    if missing:
+        raise ValueError(
+            f"{options.model or 'A fresh model'} has no trained {kind.head.__name__}: {len(missing)} weights are "
+            f"missing, such as {min(missing)}. Fine-tune it by train/finetune.py --task {kind.name}, and evaluate "
+            "what comes out."
+        )
+    return model, processor
+
+
+def _load(kind: type[Task], options: FineTuningOptions) -> tuple[PreTrainedModel, AlbefProcessor, set[str]]:
+    """Model, processor, and the names of the weights that nobody has trained."""
     if options.model_config:
         config = AlbefConfig(**read_model_config(options.model_config))
         processor = make_processor(config, max_words=options.max_words)
@@ -364,10 +388,13 @@ def load_model(kind: type[Task], options: FineTuningOptions) -> tuple[PreTrained
         processor.image_processor.size = {"height": options.image_size, "width": options.image_size}
     if options.model_config:
         model = kind.head(config)
+        missing = set(model.state_dict())
     else:
-        model = kind.head.from_pretrained(options.model, config=config, dtype=torch.float32)
+        settings = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        model, loaded = kind.head.from_pretrained(options.model, **settings)
+        missing = set(loaded["missing_keys"])
     model.set_attn_implementation(options.attention)
-    return model, processor
+    return model, processor, missing
 
 
 def write_results(folder: Path, metrics: dict[str, float], predictions: list[dict[str, Any]]) -> None:

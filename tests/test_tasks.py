@@ -1,21 +1,18 @@
 """The downstream tasks, from the command line to the metric."""
 
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from original import FIXTURES
 from PIL import Image
+from task_rows import BAD, FILES, REPOSITORY, results_of, small, write
 
-from albef_hf import AlbefProcessor, MomentumTeacher
+from albef_hf import AlbefProcessor
 from albef_hf.data import BadSampleError
 from albef_hf.data.scene_tasks import SceneEntailment, SceneExpressions, ScenePairs, SceneQuestions
 from albef_hf.finetuning import load_model
@@ -23,61 +20,6 @@ from albef_hf.options import parse_options
 from albef_hf.tasks import find_task, task_names
 from albef_hf.text_baseline import text_only_answers
 from albef_hf.training import TrainingOptions, learning_rate_at
-
-REPOSITORY = Path(__file__).parents[1]
-
-
-def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(f"train_{name}", REPOSITORY / "train" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[f"train_{name}"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(monkeypatch):
-    """Runs a script in this process."""
-    monkeypatch.setenv("ALBEF_TRACEBACK", "1")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def start(name: str, *arguments: object) -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        load_script(name).main([str(argument) for argument in arguments])
-
-    return start
-
-
-@pytest.fixture
-def pretrained(model, processor, tmp_path) -> Path:
-    """A small pretrained model with its teacher."""
-    model.save_pretrained(tmp_path / "pretrained")
-    processor.save_pretrained(tmp_path / "pretrained")
-    MomentumTeacher(model, queue_size=24).save_pretrained(tmp_path / "pretrained")
-    return tmp_path / "pretrained"
-
-
-def small(pretrained: Path, folder: Path, **options: object) -> list[object]:
-    settings = {
-        "model": pretrained,
-        "output_dir": folder,
-        "scenes": 24,
-        "validation_size": 10,
-        "batch_size": 6,
-        "epochs": 1,
-        "num_workers": 0,
-        "log_every": 1,
-        "warmup_steps": 1,
-        "learning_rate": 1e-3,
-        "eval_every": 2,
-    }
-    return [part for name, value in {**settings, **options}.items() for part in (f"--{name}", value)]
-
-
-def results_of(folder: Path) -> tuple[dict, list[dict]]:
-    lines = (folder / "predictions.jsonl").read_text().splitlines()
-    return json.loads((folder / "metrics.json").read_text()), [json.loads(line) for line in lines]
 
 
 @pytest.mark.parametrize("task", task_names())
@@ -245,89 +187,6 @@ def test_a_classifier_of_texts_learns_what_texts_tell():
 
 
 # Data of other people
-
-
-@pytest.fixture
-def photographs(tmp_path) -> Path:
-    for name, color in (("a", "red"), ("b", "blue"), ("c", "green"), ("d", "black")):
-        Image.new("RGB", (40, 50), color).save(tmp_path / f"{name}.png")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    return tmp_path
-
-
-def write(folder: Path, name: str, rows: list) -> Path:
-    (folder / name).write_text(json.dumps(rows))
-    return folder / name
-
-
-CAPTIONED = [{"image": f"{name}.png", "caption": f"a picture called {name}"} for name in "abcd"]
-FILES = {
-    "text_assignment": CAPTIONED,
-    "vqa": [
-        {
-            "question_id": 1,
-            "image": "a.png",
-            "question": "What colour?",
-            "answer": ["red"] * 9 + ["pink"],
-            "dataset": "vqa",
-        },
-        {"image": "b.png", "question": "What colour is it?", "answer": "blue", "dataset": "vg"},
-    ],
-    "entailment": [
-        {"image": "a.png", "sentence": "It is red.", "label": "entailment"},
-        {"image": "b.png", "sentence": "It is red.", "label": "Contradiction "},
-    ],
-    "nlvr2": [
-        {"images": ["a.png", "b.png"], "sentence": "One is red.", "label": "True"},
-        {"images": ["c.png", "d.png"], "sentence": "One is red.", "label": "false"},
-    ],
-    "retrieval": [
-        {"image": "a.png", "caption": ["a red picture", "all red"], "image_id": 7},
-        {"image": "b.png", "caption": "a blue picture", "image_id": 8},
-    ],
-    "grounding": [
-        {
-            "image": "a.png",
-            "text": "the red thing",
-            "ref_id": 1,
-            "bbox": [0, 0, 20, 20],
-            "boxes": [[0, 0, 20, 20], [20, 20, 20, 20]],
-        },
-        {"image": "b.png", "text": "the blue thing", "ref_id": 2, "bbox": [0, 0, 20, 20], "boxes": [[20, 20, 20, 20]]},
-    ],
-}
-BAD = {
-    "text_assignment": [
-        {"image": "broken.png", "caption": "a picture"},
-        {"image": "../a.png", "caption": "a picture"},
-        {"image": "c.png", "caption": ["", None]},
-    ],
-    "vqa": [
-        {"image": "missing.png", "question": "What?", "answer": ["red"]},
-        {"image": "../a.png", "question": "What?", "answer": ["red"]},
-        {"image": "a.png", "question": " ?", "answer": ["red"]},
-    ],
-    "entailment": [
-        {"image": "/etc/passwd", "sentence": "It is red.", "label": "entailment"},
-        {"image": "a.png", "sentence": "It is red.", "label": "perhaps"},
-        {"image": "broken.png", "sentence": "It is red.", "label": "neutral"},
-    ],
-    "nlvr2": [
-        {"images": ["a.png", "broken.png"], "sentence": "One is red.", "label": "True"},
-        {"images": ["a.png"], "sentence": "One is red.", "label": "True"},
-        {"images": ["a.png", "b.png"], "sentence": "One is red.", "label": "maybe"},
-    ],
-    "retrieval": [
-        {"image": "broken.png", "caption": "a picture"},
-        {"image": "../a.png", "caption": "a picture"},
-        {"image": "c.png", "caption": ["", None]},
-    ],
-    "grounding": [
-        {"image": "broken.png", "text": "the red thing", "bbox": [0, 0, 5, 5], "boxes": [[0, 0, 5, 5]]},
-        {"image": "a.png", "text": "", "bbox": [0, 0, 5, 5], "boxes": [[0, 0, 5, 5]]},
-        {"image": "a.png", "text": "the red thing", "bbox": [0, 0, 5, 5], "boxes": []},
-    ],
-}
 
 
 @pytest.mark.parametrize("task", task_names())

@@ -39,7 +39,9 @@ class TextAssignmentOptions(
         super().__post_init__()
         self.require_at_least(FEWEST, "batch_size", "eval_batch_size")
         if self.alpha > 0:
-            raise ValueError(f"alpha is {self.alpha}, but text assignment has no teacher, as in the paper: set it to 0.")
+            raise ValueError(
+                f"alpha is {self.alpha}, but text assignment has no teacher, as in the paper: set it to 0."
+            )
 
 
 class TextAssignment(PairTask, RowTask):
