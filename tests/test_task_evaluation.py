@@ -1,7 +1,10 @@
 """Evaluations of the tasks with what people give them: rows without answers, bad ones, models that nobody trained."""
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from task_rows import CAPTIONED, FILES, results_of, small, write
+from task_rows import CAPTIONED, FILES, REPOSITORY, results_of, small, write
 
 from albef_hf import AlbefProcessor
 from albef_hf.data import BadSampleError, Findings, ImageTextPairs, Issue
@@ -125,6 +128,25 @@ def test_findings_of_processes_are_put_together():
     assert whole.counts() == {"rows/image_missing": 2, "rows_left_out": 2, "rows/text_cut": 3}
     assert str(whole) == "image_missing 2 (first row 1: b.png), text_cut 3"
     assert str(Findings()) == "nothing" and Findings().counts() == {}
+
+
+def test_two_processes_count_every_row_once(run, pretrained, photographs, tmp_path):
+    bad = [{"image": f"absent{number}.png", "sentence": "It is red.", "label": "neutral"} for number in range(3)]
+    rows = write(tmp_path, "rows.json", FILES["entailment"] * 3 + bad + FILES["entailment"])
+    files = {"train_files": rows, "validation_files": rows, "image_root": photographs}
+    run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "tuned", **files, max_skipped_share=1.0))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [REPOSITORY / "train" / "evaluate.py", "--task", "entailment"]
+    command += small(tmp_path / "tuned", tmp_path / "again", **files)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [str(part) for part in command], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count("image_missing 3 (first row 6: absent0.png)") == 1, "one process tells of both"
+    metrics, predictions = results_of(tmp_path / "again")
+    assert [found["row"] for found in predictions] == [*range(6), 9, 10] and metrics["rows_left_out"] == 3
+    assert predictions == results_of(tmp_path / "tuned")[1]
 
 
 @pytest.mark.parametrize("name", ["retrieval", "text_assignment", "vqa", "entailment", "nlvr2", "grounding"])

@@ -17,6 +17,7 @@ from albef_hf.data import BadSampleError
 from albef_hf.data.scene_tasks import SceneEntailment, SceneExpressions, ScenePairs, SceneQuestions
 from albef_hf.finetuning import load_model
 from albef_hf.options import parse_options
+from albef_hf.processing_albef import clean_caption
 from albef_hf.tasks import find_task, task_names
 from albef_hf.text_baseline import text_only_answers
 from albef_hf.training import TrainingOptions, learning_rate_at
@@ -27,11 +28,12 @@ def test_a_task_from_the_scenes_to_the_metric_and_again_from_what_is_saved(task,
     run("finetune", "--task", task, *small(pretrained, tmp_path / "tuned"))
     metrics, predictions = results_of(tmp_path / "tuned")
     kind = find_task(task)
-    assert 0 <= metrics[kind.metric] <= 100 and predictions
+    assert predictions
     records = [json.loads(line) for line in (tmp_path / "tuned" / "log.jsonl").read_text().splitlines()]
     steps = [record for record in records if "loss" in record]
     assert len(steps) == 4 and all(math.isfinite(record["loss"]) for record in steps)
-    assert ("alpha" in steps[0]) == (task != "text_assignment"), "the teacher is part of the default"
+    ramp = {"entailment": [0.4] * 4, "text_assignment": [None] * 4}.get(task, [0.1, 0.2, 0.3, 0.4])
+    assert [record.get("alpha") for record in steps] == pytest.approx(ramp), "over the first epoch; in VE not at all"
     evaluations = [record[kind.metric] for record in records if kind.metric in record]
     assert len(evaluations) == 2 and max(evaluations) == pytest.approx(metrics[kind.metric])
 
@@ -39,6 +41,26 @@ def test_a_task_from_the_scenes_to_the_metric_and_again_from_what_is_saved(task,
     again, predicted_again = results_of(tmp_path / "again")
     assert all(again[name] == pytest.approx(metrics[name]) for name in again)
     assert predicted_again == predictions
+
+
+def test_metrics_are_what_the_predictions_say(run, pretrained, tmp_path):
+    """Counted here once more, against the rows that the scenes pose."""
+    shares = {}
+    for task in ("entailment", "nlvr2", "text_assignment", "retrieval"):
+        run("finetune", "--task", task, *small(pretrained, tmp_path / task))
+        metrics, predictions = results_of(tmp_path / task)
+        kind = find_task(task)
+        rows = kind.scenes(10, TrainingOptions().seed + 1, 96)
+        if task == "retrieval":
+            found = [prediction for prediction in predictions if "texts" in prediction]
+            captions = [{clean_caption(text) for text in row["caption"]} for row in rows]
+            right = [clean_caption(hit["texts"][0]) in captions[hit["row"]] for hit in found]
+            assert len(right) == 10 and metrics["itm_text_r1"] == pytest.approx(100 * np.mean(right))
+            continue
+        right = [hit["answer"] == hit.get("right", rows[hit["row"]].get("label")) for hit in predictions]
+        shares[task] = np.mean(right)
+        assert len(right) == 10 and metrics["accuracy"] == pytest.approx(100 * shares[task])
+    assert any(0 < share < 1 for share in shares.values()), "or the count says nothing"
 
 
 def test_without_distillation_there_is_no_teacher(run, pretrained, tmp_path):
@@ -232,14 +254,18 @@ def test_mistakes_are_named(run, pretrained, photographs, tmp_path):
 
 
 def test_labels_are_read_in_any_spelling(processor):
-    spelled = {"entailment": ("Contradiction", " NEUTRAL", 2), "nlvr2": ("False", "true", False, True)}
+    spelled = {
+        "entailment": ("Contradiction", " NEUTRAL", 2),
+        "nlvr2": ("False", "true", False, True, "0", 1.0, np.int64(0), np.True_),
+    }
     for name, spellings in spelled.items():
         kind = find_task(name)
         task = kind(kind.options_class(model="m"), processor)
-        expected = [0, 1, 2] if name == "entailment" else [0, 1, 0, 1]
+        expected = [0, 1, 2] if name == "entailment" else [0, 1] * 4
         assert [task.label_number(spelling) for spelling in spellings] == expected
-        with pytest.raises(BadSampleError, match="label_unknown"):
-            task.label_number("perhaps")
+        for label in ("perhaps", 3, -1, 0.5, None, *((True, np.False_) if name == "entailment" else ())):
+            with pytest.raises(BadSampleError, match="label_unknown"):
+                task.label_number(label)
 
 
 def test_answers_of_visual_genome_weigh_half():
