@@ -31,7 +31,7 @@ from .training import DataOptions
 
 Rows = Sequence[Mapping[str, Any]]
 
-BASELINE_ROWS = 20_000  # training rows that the text-only baseline learns from
+BASELINE_ROWS = 20_000  # training rows, spread over all of them, that the baselines learn from
 MOST_TOKENS = 512  # that any text is cut to, BERT's positions
 
 
@@ -322,8 +322,9 @@ class LabelTask(RowTask):
         return scores
 
     def _texts_and_labels(self, rows: Rows, most: int) -> Iterator[tuple[int, tuple[str, Any]]]:
-        """Numbers of rows that can be used, with their texts and labels."""
-        for number in range(min(len(rows), most)):
+        """Numbers of rows that can be used, with their texts and labels; of more rows than that, some of each part."""
+        count = min(len(rows), most)
+        for number in (place * len(rows) // count for place in range(count)):
             with contextlib.suppress(BadSampleError):  # it is counted where it is read for training or evaluation
                 yield number, self.text_and_label(rows[number])
 

@@ -301,6 +301,37 @@ def test_consistency_goes_by_the_statement_as_it_is_written(processor):
     assert task.score(predictions, rows) == {"accuracy": 50, "consistency": 50}
 
 
+def test_baselines_learn_from_all_parts_of_the_training_data(processor, monkeypatch):
+    monkeypatch.setattr("albef_hf.finetuning.BASELINE_ROWS", 4)
+    task = make_task("entailment", processor)
+    rows = [{"image": 0, "sentence": f"it is {word}", "label": word} for word in ("neutral", "entailment")]
+    train_rows = rows[:1] * 9 + rows[1:] * 30
+    assert task.baselines(train_rows, rows[1:])["majority_accuracy"] == 100, "though the first rows say otherwise"
+
+
+def test_a_thousand_answers_are_enough_for_the_baseline(monkeypatch):
+    from albef_hf import text_baseline
+
+    monkeypatch.setattr(text_baseline, "MOST_CLASSES", 2)
+    texts = ["red", "blue", "red", "blue", "green"] * 4
+    assert text_baseline.text_only_answers(texts, texts, ["red", "blue", "something else"])[:2] == ["red", "blue"]
+    assert text_baseline.text_only_answers(texts, texts, ["green"])[0] in ("red", "blue")
+
+
+def test_labels_of_entailment_are_numbered_alike_in_the_metric():
+    from albef_hf.metrics.entailment_accuracy.entailment_accuracy import LABELS
+    from albef_hf.modeling_albef import ENTAILMENT_CLASSES
+
+    assert tuple(LABELS) == tuple(ENTAILMENT_CLASSES)
+
+
+def test_numbers_of_pictures_get_their_suffix(processor, photographs):
+    Image.new("RGB", (40, 50), "red").save(photographs / "4711.png")
+    task = make_task("entailment", processor, image_root=str(photographs), image_suffix=".png")
+    for name in (4711, "4711"):
+        task.look({"image": name, "sentence": "it is red", "label": "neutral"}, [])
+
+
 # Boxes
 
 
