@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from task_rows import results_of, small
 
 from albef_hf.data import BadSampleError
 from albef_hf.tasks import find_task
@@ -61,6 +62,22 @@ def test_numbered_labels_are_read_by_their_names(task_on):
     ]
     with pytest.raises(BadSampleError, match="label_unknown: None"):
         task.text_and_label(rows[3])
+
+
+def test_a_dataset_is_trained_on_and_evaluated_from_the_command_line(task_on, run, pretrained, tmp_path):
+    order = datasets.ClassLabel(names=["entailment", "neutral", "contradiction"])
+    columns = {"photo": [stored(picture())] * 12, "hypothesis": ["it is red"] * 12, "gold": [0, 1, 2] * 4}
+    features = {"photo": PICTURE, "hypothesis": TEXT, "gold": order}
+    named = ("image=photo", "sentence=hypothesis", "label=gold")
+    task_on("entailment", columns, features, *named)  # writes the file
+    source = ["--dataset", "parquet", "--data_files", tmp_path / "entailment.parquet", "--validation_split", "train"]
+    source += ["--columns", *named]
+    run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "tuned"), *source)
+    run("evaluate", "--task", "entailment", *small(tmp_path / "tuned", tmp_path / "again"), *source)
+    metrics, predictions = results_of(tmp_path / "again")
+    names = ["entailment", "neutral", "contradiction"] * 4
+    right = [found["answer"] == name for found, name in zip(predictions, names, strict=True)]
+    assert metrics["accuracy"] == pytest.approx(100 * np.mean(right)) == pytest.approx(100 / 3), "one answer to all"
 
 
 def test_captions_of_a_picture_share_its_number(task_on, config):

@@ -89,6 +89,13 @@ def test_answers_to_choose_from_are_asked_for_before_anything_else(run, pretrain
         task.predict(None, task.validation_rows(), range(2))
 
 
+def test_answers_to_choose_from_are_those_of_the_training_in_order(processor, tmp_path):
+    words = ["green", "blue", "red", "pink"]
+    rows = [{"image": "a.png", "question": "what?", "answer": given} for given in (words, ["red", "red"], [], "gold")]
+    task = make_task("vqa", processor, train_files=[str(write(tmp_path, "train.json", rows))])
+    assert task.answer_list == ["red", "green", "blue", "pink", "gold"], "the most frequent first, then as they come"
+
+
 def test_the_list_of_answers_is_read_once(processor, config, photographs, tmp_path, monkeypatch):
     file = write(tmp_path, "answers.json", ["red", "blue"])
     task = make_task("vqa", processor, image_root=str(photographs), answer_list=str(file))

@@ -146,7 +146,7 @@ class VisualQuestionAnswering(LabelTask):
             counts: Counter[str] = Counter()
             for row in without_pictures(self.train_rows()):
                 with contextlib.suppress(BadSampleError):  # it is counted when it is read for training
-                    counts.update({*self.answers(row)})
+                    counts.update([*dict.fromkeys(self.answers(row))])  # in an order that all processes share
             answers = [answer for answer, _ in counts.most_common()]
         if not answers:
             raise ValueError("There is no answer to choose from: give answer_list, or train_files with answers.")
