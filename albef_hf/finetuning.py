@@ -32,6 +32,7 @@ from .training import DataOptions
 Rows = Sequence[Mapping[str, Any]]
 
 BASELINE_ROWS = 20_000  # training rows, spread over all of them, that the baselines learn from
+LATER_RESULTS = "evaluation"  # folder, in that of a model, for what is measured after the training
 MOST_TOKENS = 512  # that any text is cut to, BERT's positions
 
 

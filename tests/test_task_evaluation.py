@@ -230,6 +230,8 @@ def test_results_beside_a_model_do_not_replace_those_of_its_training(run, pretra
     run("evaluate", "--task", "entailment", *options, "--output_dir", tmp_path / "tuned")
     assert results_of(tmp_path / "tuned") == trained
     assert len(results_of(tmp_path / "tuned" / "evaluation")[1]) == 7
+    run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "tuned", overwrite_output_dir=True))
+    assert not (tmp_path / "tuned" / "evaluation").exists(), "another model, other results"
 
 
 def test_a_head_that_nobody_has_trained_is_not_evaluated(run, pretrained, tmp_path):

@@ -15,7 +15,7 @@ sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(
 
 from huggingface_hub.errors import StrictDataclassError
 
-from albef_hf.finetuning import FineTuningOptions, Task, load_trained_model, write_results
+from albef_hf.finetuning import LATER_RESULTS, FineTuningOptions, Task, load_trained_model, write_results
 from albef_hf.options import parse_options, with_defaults
 from albef_hf.tasks import find_task, task_names
 from albef_hf.training import make_accelerator
@@ -41,7 +41,7 @@ def results_folder(options: FineTuningOptions) -> Path:
     """Where the results go; beside a model they get a folder of their own, since its training has left such files."""
     folder = Path(options.output_dir or options.model)
     if (folder / "config.json").exists():
-        return folder / "evaluation"
+        return folder / LATER_RESULTS
     return folder if options.output_dir else Path("runs/evaluation")
 
 

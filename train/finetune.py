@@ -23,7 +23,7 @@ from transformers.utils.hub import cached_file
 
 from albef_hf import MomentumTeacher
 from albef_hf.data import ImageTextPairs
-from albef_hf.finetuning import FineTuningOptions, Rows, Task, load_model, write_results
+from albef_hf.finetuning import LATER_RESULTS, FineTuningOptions, Rows, Task, load_model, write_results
 from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation, on_the_hub
 from albef_hf.modeling_albef import AlbefAlignedModel
@@ -67,7 +67,8 @@ def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelera
     folder = prepare_folder(options, accelerator)
     push = start_push(options, accelerator)
     if accelerator.is_main_process:
-        shutil.rmtree(folder / LAST, ignore_errors=True)
+        for part in (LAST, LATER_RESULTS):  # of a model that is replaced
+            shutil.rmtree(folder / part, ignore_errors=True)
     set_seed(options.seed)  # the same on all processes, so that their teachers and queues start alike
     student, processor = load_model(kind, options)
     teacher = make_teacher(options, student)
