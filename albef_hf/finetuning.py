@@ -52,7 +52,7 @@ class FineTuningOptions(
     model: str = option("", "folder or Hub name of an ALBEF to start from, its teacher included")
     model_config: str | None = option(None, "JSON file or text with AlbefConfig settings of a fresh model, instead")
     image_size: int = option(0, "resolution in pixels, to which positions are interpolated; 0: that of the model")
-    columns: list[str] = option([], "names of the dataset's columns, where they are others: image=picture ...")
+    columns: list[str] = option([], "names of columns: image=picture ...; for NLVR2 maybe left_image=a right_image=b")
     flip_probability: float = option(0.5, "chance of a picture to be mirrored; never for the built-in rows")
     eval_batch_size: int = option(64, "rows per forward pass in the evaluation")
     text_only_baseline: bool = option(True, "train a classifier on the texts alone, for comparison")
