@@ -2,25 +2,29 @@
 PYTHON ?= python3
 # The version that the numbers were measured with; TORCH=torch takes the newest.
 TORCH ?= torch==2.13.0
+# make test VENV=.venv-oldest TRANSFORMERS=transformers==5.17.0 tests with another version than the newest.
+TRANSFORMERS ?= transformers
+VENV ?= .venv
 
 .PHONY: pretrain test common
 
-pretrain: .venv/installed
-	.venv/bin/python train/pretrain.py --config train/configs/scenes.yaml
+pretrain: $(VENV)/installed
+	$(VENV)/bin/python train/pretrain.py --config train/configs/scenes.yaml
 
-test: .venv/installed
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/python -m pytest -q --durations 8
+test: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python -m pytest -q --durations 8
 
-# transformers' own tests, of the installed version.
-common: .venv/installed
-	.venv/bin/pip install --quiet -e ".[common]"
-	PYTHONPATH="$$(.venv/bin/python tests/common/fetch.py .venv/common)" .venv/bin/python -m pytest -q -rs \
-		tests/common/models.py tests/common/processor.py
+# transformers' own tests, of the installed version, and those of the export to ONNX.
+common: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet -e ".[common]"
+	PYTHONPATH="$$($(VENV)/bin/python tests/common/fetch.py $(VENV)/common)" $(VENV)/bin/python -m pytest -q -rs \
+		tests/common/models.py tests/common/processor.py tests/test_export.py
 
-.venv/installed: setup.cfg
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet "$(TORCH)"
-	.venv/bin/pip install --quiet -e ".[test]"
+$(VENV)/installed: setup.cfg
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet "$(TORCH)"
+	$(VENV)/bin/pip install --quiet "$(TRANSFORMERS)"
+	$(VENV)/bin/pip install --quiet -e ".[test]"
 	touch $@

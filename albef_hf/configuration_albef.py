@@ -124,6 +124,14 @@ class AlbefTextConfig(PreTrainedConfig):
         """Check that the heads share the width evenly."""
         _check_heads(self)
 
+    def validate_padding(self) -> None:
+        """Check that the padding token has an embedding."""
+        if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
+            raise ValueError(
+                f"vocab_size ({self.vocab_size}) must be above pad_token_id ({self.pad_token_id}), as above every id "
+                "that the tokenizer can emit."
+            )
+
 
 @strict
 class AlbefConfig(PreTrainedConfig):

@@ -483,6 +483,7 @@ def convert_checkpoint(
     task: str,
     config: AlbefConfig | str | os.PathLike | None = None,
     image_size: int | None = None,
+    repo_id: str | None = None,
 ) -> dict:
     """Convert a checkpoint of the original code to a folder that `from_pretrained` loads.
 
@@ -496,10 +497,12 @@ def convert_checkpoint(
         task: What the checkpoint was trained for, one of `MODELS`.
         config: An `AlbefConfig` or a JSON file with settings of one, for what shapes cannot say; see `read_config`.
         image_size: Resolution to interpolate the image positions to, in pixels; by default that of the checkpoint.
+        repo_id: Name that the model is to have on the Hub, for its card.
 
     Returns:
         What `conversion.json` holds: source, its SHA-256, task, resolution, attention heads of the image and of the
-        text side, number of keys, keys dropped and why, largest difference between a weight there and here.
+        text side, number of keys, keys dropped and why, largest difference between a weight there and here, whether
+        positions were resampled.
 
     Raises:
         ValueError: If the file is no checkpoint of the original, is of another task or incomplete, if the
@@ -532,9 +535,10 @@ def convert_checkpoint(
         "keys": len(state),
         "dropped": dropped,
         "largest_difference": _largest_difference(model, names, state),
+        "resampled": any(_joined(ours, model.state_dict()).shape != state[name].shape for name, ours in names.items()),
     }
     _write(Path(output_dir), model, momentum, kept, summary)
-    model_card(Path(output_dir), Path(output_dir).name).save(Path(output_dir) / "README.md")
+    model_card(Path(output_dir), repo_id or Path(output_dir).name).save(Path(output_dir) / "README.md")
     return summary
 
 
@@ -755,10 +759,15 @@ def main(arguments: list[str] | None = None) -> None:
         "(default: one for every 64 of width), dropout",
     )
     parser.add_argument("--image-size", type=int, help="interpolate the image positions to this resolution, in pixels")
+    parser.add_argument(
+        "--repo-id", help="name that the model is to have on the Hub, for its card; default: the folder"
+    )
     parser.add_argument("--reverse", action="store_true", help="from albef_hf to the original")
     options = parser.parse_args(arguments)
-    if options.reverse and (options.task or options.config or options.image_size):
-        parser.error("--task, --config and --image-size are of no use with --reverse; the folder says what it holds")
+    if options.reverse and (options.task or options.config or options.image_size or options.repo_id):
+        parser.error(
+            "--task, --config, --image-size and --repo-id are of no use with --reverse; the folder says what it holds"
+        )
     if not options.reverse and options.task is None:
         parser.error("--task is needed, one of " + ", ".join(MODELS))
     try:
@@ -766,7 +775,12 @@ def main(arguments: list[str] | None = None) -> None:
             revert_checkpoint(options.source, options.output)
             return
         summary = convert_checkpoint(
-            options.source, options.output, task=options.task, config=options.config, image_size=options.image_size
+            options.source,
+            options.output,
+            task=options.task,
+            config=options.config,
+            image_size=options.image_size,
+            repo_id=options.repo_id,
         )
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

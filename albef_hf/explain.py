@@ -45,6 +45,9 @@ def matching_heatmaps(
     Returns:
         (batch, tokens, rows, columns) of patches, not negative; zero for padding. The mean over the tokens is the map
         of the sentence.
+
+    Raises:
+        ValueError: If there is no such layer.
     """
 
     def score(attended: torch.Tensor) -> torch.Tensor:
@@ -111,7 +114,7 @@ def contrastive_heatmaps(
         images = model.get_image_features(pixel_values, interpolate_pos_encoding=True, output_attentions=True)
         texts = model.get_text_features(input_ids, attention_mask)
         similarity = model.contrastive_head(images.pooler_output, texts.pooler_output).diagonal()
-        maps = _grad_cam(images.attentions[layer], similarity, reduce_heads)[:, 0]
+        maps = _grad_cam(_of_layer(images.attentions, layer), similarity, reduce_heads)[:, 0]
     return maps.unflatten(-1, _grid(model, pixel_values))
 
 
@@ -131,7 +134,7 @@ def _cross_attention_heatmaps(
         )
         attentions = outputs.multimodal_model_output.cross_attentions
         layer = round(len(attentions) / 3) if layer is None else layer
-        maps = _grad_cam(attentions[layer], score(outputs.last_hidden_state), reduce_heads)
+        maps = _grad_cam(_of_layer(attentions, layer), score(outputs.last_hidden_state), reduce_heads)
     if attention_mask is not None:
         maps = maps * attention_mask[..., None]
     return maps.unflatten(-1, _grid(model, pixel_values))
@@ -140,15 +143,27 @@ def _cross_attention_heatmaps(
 @contextlib.contextmanager
 def _seen_attention(model: PreTrainedModel) -> Iterator[None]:
     """Gradients on, dropout off, and attention computed in the one way that shows its probabilities."""
-    implementation, training = model.config._attn_implementation, model.training
-    model.set_attn_implementation("eager")
+    configs = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
+    implementations, training = [config._attn_implementation for config in configs], model.training
+    for config in configs:  # one by one: `set_attn_implementation` of transformers 5.17 may pass over a decoder's
+        config._attn_implementation = "eager"
     model.eval()
     try:
         with torch.enable_grad():
             yield
     finally:
-        model.set_attn_implementation(implementation)
+        # The whole comes before its parts, which are set together with it, and may have their own.
+        for config, implementation in zip(configs, implementations, strict=True):
+            config._attn_implementation = implementation
         model.train(training)
+
+
+def _of_layer(attentions: Sequence[torch.Tensor], layer: int) -> torch.Tensor:
+    try:
+        return attentions[layer]
+    except (IndexError, TypeError) as error:
+        layers = len(attentions)
+        raise ValueError(f"layer is {layer!r:.100}; it has to be a whole number from 0 to {layers - 1}.") from error
 
 
 def _grad_cam(attention: torch.Tensor, score: torch.Tensor, reduce_heads: HeadReduction) -> torch.Tensor:
@@ -174,6 +189,9 @@ def word_heatmaps(
 
     Returns:
         The words, without special tokens, and the mean map of the pieces of each, (words, rows, columns).
+
+    Raises:
+        ValueError: If no word has a part in the score, as in the last multimodal layer.
     """
     words: list[str] = []
     members: list[list[int]] = []
@@ -190,7 +208,14 @@ def word_heatmaps(
             members.append([position])
     if not words:
         return [], heatmaps[:0]
-    return words, torch.stack([heatmaps[positions].mean(0) for positions in members])
+    maps = torch.stack([heatmaps[positions].mean(0) for positions in members])
+    if heatmaps.any() and not maps.any():
+        raise ValueError(
+            "The maps of all words are zero: after the last multimodal layer only [CLS] is read, so no other token "
+            "has a part in the score there. Choose a layer below it; of a model with a single one, "
+            "contrastive_heatmaps has a map for each word that it is given as a text."
+        )
+    return words, maps
 
 
 def resize_heatmap(heatmap: torch.Tensor, height: int, width: int) -> torch.Tensor:

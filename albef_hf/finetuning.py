@@ -19,11 +19,20 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .configuration_albef import AlbefConfig
-from .data import Augmentation, BadSampleError, Findings, Issue, load_image, says_something, without_pictures
+from .data import (
+    Augmentation,
+    BadSampleError,
+    Findings,
+    Issue,
+    embedded_tokenizer,
+    load_image,
+    says_something,
+    without_pictures,
+)
 from .data.annotations import read_json_list
 from .data.pairs import ATTEMPTS
 from .data.scene_tasks import SceneRows
-from .from_scratch import make_processor, read_model_config
+from .from_scratch import make_processor, read_model_config, with_special_tokens
 from .options import option, with_defaults
 from .processing_albef import AlbefProcessor, clean_caption
 from .text_baseline import text_only_answers
@@ -221,7 +230,7 @@ class Task(ABC):
 
     def tokenize(self, texts: list[str], limit: TextLimit) -> dict[str, torch.Tensor]:
         """Cleaned texts as `input_ids` and `attention_mask`."""
-        settings = {"padding": True, "truncation": True, "max_length": limit.tokens, "split_special_tokens": True}
+        settings = {"padding": True, "truncation": True, "max_length": limit.tokens}
         tokens = self.processor.tokenizer(texts, return_tensors="pt", **settings)
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
 
@@ -234,7 +243,7 @@ class Task(ABC):
         if not isinstance(text, str) or not says_something(text):
             raise BadSampleError(Issue.CAPTION_EMPTY, repr(text)[:100])
         kept = clean_caption(text, limit.words)
-        tokens = self.processor.tokenizer(kept, split_special_tokens=True, verbose=False)["input_ids"]
+        tokens = self.processor.tokenizer(kept, verbose=False)["input_ids"]
         if len(tokens) > limit.tokens or len(kept) < len(clean_caption(text, max_words=10**9)):
             issues.append(Issue.CAPTION_CUT)
         return kept
@@ -378,8 +387,9 @@ def load_trained_model(kind: type[Task], options: FineTuningOptions) -> tuple[Pr
 def _load(kind: type[Task], options: FineTuningOptions) -> tuple[PreTrainedModel, AlbefProcessor, set[str]]:
     """Model, processor, and the names of the weights that nobody has trained."""
     if options.model_config:
-        config = AlbefConfig(**read_model_config(options.model_config))
-        processor = make_processor(config, max_words=options.max_words)
+        tokenizer = embedded_tokenizer()
+        config = AlbefConfig(**with_special_tokens(read_model_config(options.model_config), tokenizer))
+        processor = make_processor(config, tokenizer, options.max_words)
     else:
         config, processor = AlbefConfig.from_pretrained(options.model), AlbefProcessor.from_pretrained(options.model)
     processor.max_words = options.max_words

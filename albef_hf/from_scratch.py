@@ -7,7 +7,6 @@ from typing import Any
 from transformers import BlipImageProcessorPil, PreTrainedTokenizerBase
 
 from .configuration_albef import AlbefConfig
-from .data import embedded_tokenizer
 from .options import nearest
 from .processing_albef import AlbefProcessor
 
@@ -28,6 +27,19 @@ def read_model_config(source: str | None) -> dict[str, Any]:
     return settings
 
 
+def with_special_tokens(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Settings of an `AlbefConfig` in which answers begin, end and are padded with the tokens of the tokenizer.
+
+    Those that the settings name themselves go: they were copied from a model with another tokenizer.
+    """
+    ids = {
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return {**settings, "text_config": {**(settings.get("text_config") or {}), **ids}}
+
+
 def check_settings(settings: dict, known: dict) -> None:
     """Refuse a name in `settings`, at any depth, that `known` does not have."""
     for name, value in settings.items():
@@ -37,10 +49,8 @@ def check_settings(settings: dict, known: dict) -> None:
             check_settings(value, known[name])
 
 
-def make_processor(
-    config: AlbefConfig, tokenizer: PreTrainedTokenizerBase | None = None, max_words: int = 30
-) -> AlbefProcessor:
-    """A processor at the resolution of a model; with the vocabulary of BERT-base uncased, unless another is given."""
+def make_processor(config: AlbefConfig, tokenizer: PreTrainedTokenizerBase, max_words: int = 30) -> AlbefProcessor:
+    """A processor at the resolution of a model."""
     size = config.vision_config.image_size
     images = BlipImageProcessorPil(size={"height": size, "width": size})
-    return AlbefProcessor(images, tokenizer or embedded_tokenizer(), max_words=max_words)
+    return AlbefProcessor(images, tokenizer, max_words=max_words)

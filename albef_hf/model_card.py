@@ -1,10 +1,19 @@
-"""The model card of a folder, from what is known: its head, its training, its metrics, where its weights come from."""
+"""The model card of a folder, from what is known: its head, its training, its metrics, where its weights come from.
 
+    python -m albef_hf.model_card FOLDER you/albef
+
+writes it anew, for a folder that is to be pushed by hand.
+"""
+
+import argparse
 import csv
 import json
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +22,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CONVERSION_FILE = "conversion.json"  # which albef_hf.convert leaves
+KNOWN_FILE = "card.json"  # which every card leaves
+MOMENTUM_FILE = "momentum.safetensors"  # of albef_hf.momentum, which is not imported here
 EMISSIONS_FILE = "emissions.csv"  # which codecarbon leaves, where somebody has it running
 
 # What the Hub calls a head's task, where it has a name for it.
@@ -55,7 +66,8 @@ class Training:
         command: What repeats it.
         data: What it was trained on, in words.
         dataset: Its name on the Hub, if it is there.
-        base_model: What it started from, a name on the Hub or a folder.
+        base_models: What it started from, names on the Hub or folders.
+        kept: Which state of the run this is, in words, where it is not the last.
     """
 
     options: Mapping[str, Any]
@@ -65,18 +77,21 @@ class Training:
     command: str
     data: str
     dataset: str | None = None
-    base_model: str | None = None
+    base_models: Sequence[str] = ()
+    kept: str | None = None
 
     @property
-    def started_from(self) -> str:
-        """The base model; of a folder its name alone, since its path is nobody's business."""
-        return on_the_hub(self.base_model) or Path(self.base_model).name
+    def started_from(self) -> list[str]:
+        """The base models; of a folder its name alone, since its path is nobody's business."""
+        return [on_the_hub(name) or Path(name).name for name in self.base_models]
 
     def procedure(self) -> dict[str, Any]:
         """What a reader wants to know first, by name."""
         per_step = self.options["batch_size"] * self.options["gradient_accumulation_steps"]
         length = {"optimizer steps": self.steps, "pairs or rows per step": per_step * self.processes}
-        shown = {name.replace("_", " "): self.options[name] for name in SHOWN_OPTIONS}
+        if self.kept:
+            length["kept"] = self.kept
+        shown = {name.replace("_", " "): self.options[name] for name in SHOWN_OPTIONS if name in self.options}
         took = f"{self.seconds / 60:.1f} minutes, on {hardware(self.processes)}"
         return {**length, **shown, "took": took}
 
@@ -112,14 +127,19 @@ def model_card(
     repo_id: str,
     training: Training | None = None,
     evaluation: Evaluation | None = None,
+    left_out: Sequence[str] = (),
 ) -> ModelCard:
     """The card of the model in a folder; whatever is not known is left out, and nothing is made up.
 
+    What it is told it leaves in the folder's `card.json`, for a card that is written later, under another name or when
+    emissions have been measured.
+
     Args:
-        folder: Holds `config.json`, and maybe `conversion.json` and codecarbon's `emissions.csv`.
+        folder: Holds `config.json`, and maybe `card.json`, `conversion.json` and codecarbon's `emissions.csv`.
         repo_id: What the snippet loads: a name on the Hub, or a folder.
-        training: How it was trained.
-        evaluation: What was measured.
+        training: How it was trained; by default what `card.json` says.
+        evaluation: What was measured; likewise.
+        left_out: Patterns of files that do not go along.
 
     Raises:
         ValueError: If the folder holds no model of a class that is known here.
@@ -128,7 +148,8 @@ def model_card(
     head = (config.get("architectures") or [None])[0]
     if head not in TAGS:
         raise ValueError(f"{folder} holds {head}, for which there is no card; choose one of {', '.join(TAGS)}.")
-    conversion, emissions = _json(folder / CONVERSION_FILE), _emissions(folder / EMISSIONS_FILE)
+    training, evaluation = _remember(folder / KNOWN_FILE, training, evaluation)
+    conversion, emissions = _json(folder / CONVERSION_FILE), _emissions(folder / EMISSIONS_FILE, head)
     data = ModelCardData(
         language="en",
         license="bsd-3-clause"
@@ -138,7 +159,7 @@ def model_card(
         pipeline_tag=PIPELINE_TAGS.get(head),
         tags=["albef", "vision-language", *TAGS[head]],
         datasets=[training.dataset] if training and training.dataset else None,
-        base_model=on_the_hub(training.base_model) if training else None,
+        base_model=[name for name in training.base_models if on_the_hub(name)] or None if training else None,
         model_name=repo_id.split("/")[-1],
         eval_results=_eval_results(evaluation, head) if evaluation else None,
         metrics=sorted({_metric_type(name) for name in _headline(evaluation)}) if evaluation else None,
@@ -154,24 +175,42 @@ def model_card(
         evaluation=evaluation,
         conversion=conversion,
         emissions=emissions,
-        teacher=(folder / "momentum.safetensors").exists(),
+        teacher=(folder / MOMENTUM_FILE).exists() and not any(fnmatch(MOMENTUM_FILE, name) for name in left_out),
     )
+
+
+def _remember(
+    path: Path, training: Training | None, evaluation: Evaluation | None
+) -> tuple[Training | None, Evaluation | None]:
+    """Keep what is known in a file, and take from there what is not given."""
+    known = _json(path) or {}
+    if training is None and known.get("training"):
+        training = Training(**known["training"])
+    if evaluation is None and known.get("evaluation"):
+        evaluation = Evaluation(**known["evaluation"])
+    given = {"training": training, "evaluation": evaluation}
+    facts = {name: asdict(part) for name, part in given.items() if part}
+    if facts:
+        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return training, evaluation
 
 
 def _json(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _emissions(path: Path) -> dict[str, Any] | None:
-    """Measured emissions in the Hub's words, in grams of CO2 equivalents."""
+def _emissions(path: Path, head: str) -> dict[str, Any] | None:
+    """Measured emissions in the Hub's words, in grams of CO2 equivalents; rows without a number do not count."""
     if not path.exists():
         return None
     with path.open(encoding="utf-8", newline="") as file:
-        runs = list(csv.DictReader(file))
+        runs = [run for run in csv.DictReader(file) if re.fullmatch(r"[\d.]+(e[-+]?\d+)?", run.get("emissions") or "")]
+    if not runs:
+        return None
     return {
         "emissions": round(1000 * sum(float(run["emissions"]) for run in runs), 3),
         "source": "codecarbon",
-        "training_type": "pretraining and fine-tuning",
+        "training_type": "pre-training" if "pretraining" in TAGS[head] else "fine-tuning",
         "geographical_location": runs[-1].get("country_name") or "unknown",
         "hardware_used": runs[-1].get("gpu_model") or runs[-1].get("cpu_model") or "unknown",
     }
@@ -204,3 +243,20 @@ def _eval_results(evaluation: Evaluation, head: str) -> list[EvalResult]:
         )
         for name, value in _headline(evaluation).items()
     ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the card of a folder."""
+    parser = argparse.ArgumentParser(prog="python -m albef_hf.model_card", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="what save_pretrained, a training or the converter has written")
+    parser.add_argument("repo_id", help="what the model is to be called on the Hub, such as you/albef")
+    options = parser.parse_args(arguments)
+    try:
+        model_card(options.folder, options.repo_id, left_out=[MOMENTUM_FILE]).save(options.folder / "README.md")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{options.folder / 'README.md'} is the card of {options.repo_id}")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,9 +10,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub import ModelCard, create_repo
+from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForMaskedLM, Cache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    Cache,
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -262,9 +272,10 @@ class AlbefAttention(nn.Module):
         texts, tokens, _ = hidden_states.shape
         key, value = self.project_key_values(hidden_states) if key_values is None else key_values
         query = self._split_heads(self.q_proj(hidden_states))
-        groups, left_over = divmod(texts, len(key))
-        if left_over:
-            raise ValueError(f"{texts} texts cannot share {len(key)} images evenly: give one image, or one a text.")
+        images = key.shape[0]
+        groups = texts // images
+        if texts % images:
+            raise ValueError(f"{texts} texts cannot share {images} images evenly: give one image, or one a text.")
         if groups > 1:
             query = query.unflatten(0, (groups, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -526,6 +537,29 @@ for _name, _conversions in (("vision", [_RESAMPLING]), ("text", []), ("multimoda
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+# For who pushes a model by hand; albef_hf.model_card writes one of all that is known of a training.
+SHORT_CARD = """---
+library_name: transformers
+tags:
+- albef
+- vision-language
+---
+# {name}
+
+`{kind}`: ALBEF ([Align before Fuse](https://arxiv.org/abs/2107.07651)), an image encoder and a text encoder that are
+aligned by contrast, and a multimodal encoder in which the text attends to the image.
+
+```python
+from transformers import {auto}, AutoProcessor
+
+model = {auto}.from_pretrained("{repo}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{repo}", trust_remote_code=True)
+```
+
+What it was trained on and how good it is, who pushed it has not written down here.
+"""
+
+
 class AlbefPreTrainedModel(PreTrainedModel):
     """Weight initialisation and what transformers has to know about all ALBEF models."""
 
@@ -588,6 +622,23 @@ class AlbefPreTrainedModel(PreTrainedModel):
         """As in transformers; the folder brings this code along and says what each Auto class loads from it."""
         self.config.auto_map = dict(AUTO_MAP) if self.config.model_type == AlbefConfig.model_type else {}
         super().save_pretrained(*args, **kwargs)  # which enters the class that is being saved
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        """As in transformers; where the repository's card says nothing, it is told how to load the model."""
+        if kwargs.get("create_pr"):  # to somebody else's repository, whose card is theirs
+            return super().push_to_hub(repo_id, **kwargs)
+        token = kwargs.get("token")
+        repo_id = create_repo(repo_id, private=kwargs.get("private"), token=token, exist_ok=True).repo_id
+        try:
+            known = "[More Information Needed]" not in ModelCard.load(repo_id, token=token).content
+        except EntryNotFoundError:
+            known = False
+        if not known:
+            kind = type(self)
+            auto_class = next((name for name, models in AUTO_MODELS.items() if kind in models), "AutoModel")
+            card = SHORT_CARD.format(name=repo_id.split("/")[-1], kind=kind.__name__, auto=auto_class, repo=repo_id)
+            ModelCard(card).push_to_hub(repo_id, token=token)
+        return super().push_to_hub(repo_id, **kwargs)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Share what is tied; what has just been copied is not missing, so that only what is new is reported."""
@@ -1584,7 +1635,7 @@ class AlbefForRetrieval(AlbefAlignedModel):
         texts = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
         logits_per_image = self.contrastive_head(images.pooler_output, texts.pooler_output)
         itm_logits, recorded = None, {}
-        if len(input_ids) % len(pixel_values) == 0:
+        if input_ids.shape[0] % pixel_values.shape[0] == 0:
             image_key_values = self.albef.multimodal_model.project_images(images.last_hidden_state)
             fused = self.albef.multimodal_model(texts.last_hidden_state, attention_mask, image_key_values, **kwargs)
             itm_logits, recorded = self.itm_head(fused.last_hidden_state[:, 0]), _recorded(fused)
@@ -1828,16 +1879,18 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             answer_attention_mask = answer_ids != padding
         answers = answer_ids.masked_fill(answer_attention_mask == 0, IGNORED)
         encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True)
-        questions = encoder_outputs.last_hidden_state
-        start = self._next_tokens(encoder_outputs, attention_mask).logits[:, 0]
-        first = _at_least_float32(start).log_softmax(-1)
+        questions = len(encoder_outputs.last_hidden_state)
+        start = EncoderDecoderCache(DynamicCache(), DynamicCache())  # of [CLS], with which all answers begin
+        first = self._next_tokens(encoder_outputs, attention_mask, cache=start).logits[:, 0]
+        first = _at_least_float32(first).log_softmax(-1)
         first, rows = first[:, answer_ids[:, 1]].topk(min(k, len(answers)), dim=1)  # (questions, k)
-        key_values = self.decoder.project_questions(questions)
-        scores = []
-        for some in rows.split(max(batch_size // len(questions), 1), dim=1):
-            whole = self._log_likelihood(answers[some.T.flatten()], key_values, attention_mask)
-            scores.append(whole.unflatten(0, (-1, len(questions))).T)
-        probabilities, order = (first + torch.cat(scores, dim=1)).softmax(-1).sort(dim=1, descending=True)
+        lengths, by_length = answer_attention_mask.sum(1)[rows].sort(dim=1)
+        first, rows = first.gather(1, by_length), rows.gather(1, by_length)
+        rest, step = [], max(batch_size // questions, 1)
+        for some, longest in zip(rows.split(step, 1), lengths.split(step, 1), strict=True):
+            others = self._continue(answers[some.T.flatten(), : int(longest.max())], start, attention_mask)
+            rest.append(others.unflatten(0, (-1, questions)).T)
+        probabilities, order = (2 * first + torch.cat(rest, dim=1)).softmax(-1).sort(dim=1, descending=True)
         return rows.gather(1, order), probabilities
 
     def _log_likelihood(
@@ -1848,6 +1901,30 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         logits = self._token_logits(labels, question_key_values, question_mask)
         losses = F.cross_entropy(_at_least_float32(logits), labels[answer_of, token + 1], reduction="none")
         return -losses.new_zeros(len(labels)).index_add(0, answer_of, losses)
+
+    def _continue(
+        self, answers: torch.Tensor, start: EncoderDecoderCache, question_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Log-likelihood of all but the first token of (groups * questions, tokens) answers, (groups * questions,).
+
+        `[CLS]` is read already, and what follows the last token nobody asks.
+        """
+        inputs, targets = answers[:, 1:-1], answers[:, 2:]
+        known = targets != IGNORED
+        answer_of, token = known.nonzero(as_tuple=True)
+        if len(token) == 0:
+            return answers.new_zeros(len(answers), dtype=torch.float32)
+        past = DynamicCache()
+        for index, layer in enumerate(start.self_attention_cache.layers):
+            groups = len(answers) // len(layer.keys)
+            past.update(layer.keys.repeat(groups, 1, 1, 1), layer.values.repeat(groups, 1, 1, 1), index)
+        question_key_values = [(layer.keys, layer.values) for layer in start.cross_attention_cache.layers]
+        mask = torch.cat([known.new_ones(len(known), 1), known], dim=1).long()
+        ids = inputs.masked_fill(~known, self.config.text_config.pad_token_id or 0)
+        states = self.decoder(ids, mask, question_key_values, question_mask, past).last_hidden_state
+        logits = _at_least_float32(self.mlm_head(states[answer_of, token]))
+        found = logits.gather(1, targets[answer_of, token, None])[:, 0] - logits.logsumexp(-1)
+        return found.new_zeros(len(answers)).index_add(0, answer_of, found)
 
 
 def _question_of_answers(

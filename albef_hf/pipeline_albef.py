@@ -5,19 +5,21 @@ generators and from datasets; `device`, `dtype` and `batch_size` are those of ev
 """
 
 import math
+import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
-from operator import attrgetter
 from types import GeneratorType
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import BatchEncoding, Pipeline, PreTrainedModel
+from transformers import BatchEncoding, Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_utils import load_image
 
+from .configuration_albef import PIPELINES
 from .explain import contrastive_heatmaps, matching_heatmaps, overlay, resize_heatmap, score_boxes
 from .processing_albef import AlbefProcessor
 from .retrieval import ImageEncoder, best_matches, encode_texts, match, read_texts
@@ -37,14 +39,13 @@ class AlbefPipeline(Pipeline):
 
     Raises:
         ValueError: If there is no processor, its tokenizer has another vocabulary than the model, or the model is made
-            for another task.
+            for another task, or was loaded from a folder that is.
     """
 
     _load_processor = True
     _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
-    head: str  # the model that the task asks for
-    part: str  # what that has and others lack
+    home: str  # its task in `PIPELINES`, which also says for which heads it is
 
     def __init__(self, model: PreTrainedModel, processor: AlbefProcessor | None = None, **kwargs):
         self._check(model, processor)
@@ -52,18 +53,26 @@ class AlbefPipeline(Pipeline):
 
     def _check(self, model: PreTrainedModel, processor: AlbefProcessor | None) -> None:
         """Refuse what would fail later, or give answers that mean nothing."""
-        try:
-            attrgetter(self.part)(model)
-        except AttributeError as error:
-            raise ValueError(f"A {type(model).__name__} cannot do this: load the model as {self.head}.") from error
+        self._check_head(model)
         if getattr(processor, "tokenizer", None) is None:
             raise ValueError("The pipeline needs a processor: processor=AlbefProcessor.from_pretrained(...).")
-        tokens, embedded = len(processor.tokenizer), model.get_input_embeddings().num_embeddings
-        if tokens > embedded:
+        _check_vocabulary(model, processor.tokenizer)
+
+    def _check_head(self, model: PreTrainedModel) -> None:
+        """The head has to fit, and so has the folder that it comes from: what that lacks is random in the model."""
+        heads = PIPELINES[self.home][2]
+        families = [{kind.__name__ for kind in type(part).__mro__} for part in model.modules()]  # of a wrapped one too
+        fitting = set().union(*(family for family in families if family & set(heads)))
+        saved = model.config.architectures or heads
+        if not (fitting | set(heads)) & set(saved):
+            tasks = [task for task, (_, _, others) in PIPELINES.items() if set(others) & set(saved)]
             raise ValueError(
-                f"The tokenizer has {tokens} tokens and the model {embedded}: they do not belong together. "
-                "Load the processor from where the model comes from."
+                f"The model comes from a folder of {saved[0]}, "
+                f"{'whose pipeline is ' + ' or '.join(tasks) if tasks else 'for which there is no pipeline'}: for "
+                f"{self.home} load a folder of {' or '.join(heads)}. (If you have trained it for that since, save it.)"
             )
+        if not fitting:
+            raise ValueError(f"A {type(model).__name__} cannot do this: load the model as {heads[-1]}.")
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Save the model, the processor, and the code of the pipeline for those who have no `albef_hf`."""
@@ -74,12 +83,14 @@ class AlbefPipeline(Pipeline):
         try:
             return load_image(os.fspath(image) if isinstance(image, os.PathLike) else image, timeout=timeout)
         except Exception as error:  # of the file system, of the network, of Pillow
+            reason = str(error)
             raise ValueError(
-                f"{_shown(image)} cannot be read as a picture; give a PIL image, a path, an address or base64: {error}"
-            ) from error
+                f"{_shown(image)} cannot be read as a picture; give a PIL image, a path, an address or base64: "
+                f"{_cut(reason, 400)}"
+            ) from (error if len(reason) <= 400 else None)  # which would be shown with all of it
 
-    def _read_texts(self, texts: Sequence[str], name: str) -> BatchEncoding:
-        """Tokens of texts, each of which has to be one."""
+    def _read_texts(self, texts: Sequence[str], name: str) -> dict[str, torch.Tensor]:
+        """Tokens of texts, each of which has to be one, as far as the model has positions for them."""
         for text in texts:
             if not isinstance(text, str):
                 raise ValueError(f"The {name} {_shown(text)} is a {type(text).__name__}; it has to be a string.")
@@ -87,12 +98,42 @@ class AlbefPipeline(Pipeline):
         for text, length in zip(texts, tokens["attention_mask"].sum(1), strict=True):
             if length < 2:  # [CLS] alone
                 raise ValueError(f"The {name} {_shown(text)} has no word in it.")
-        return tokens
+        return {key: values[:, : _positions(self.model)] for key, values in tokens.items()}
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that is not the model's, as far as that can be told."""
+    tokens, embedded = len(tokenizer), model.get_input_embeddings().num_embeddings
+    if tokens > embedded:
+        raise ValueError(
+            f"The tokenizer has {tokens} tokens and the model {embedded}: they do not belong together. "
+            "Load the processor from where the model comes from."
+        )
+    text = model.config.text_config
+    expected = (text.bos_token_id, text.eos_token_id, text.pad_token_id)
+    special = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
+    if special != expected:
+        raise ValueError(
+            f"[CLS], [SEP] and [PAD] are the tokens {expected} to the model and {special} to the tokenizer: load the "
+            "processor from where the model comes from. If this is the one that it was trained with, set bos_token_id,"
+            " eos_token_id and pad_token_id of the model's text_config to what they are here."
+        )
 
 
 def _shown(value: Any) -> str:
     """A value as an error message can bear it."""
-    return text if len(text := repr(value)) <= 100 else f"{text[:97]}..."
+    return _cut(repr(value).replace("\n", ""), 100)
+
+
+def _cut(text: str, length: int) -> str:
+    """The beginning and the end of a text that is longer than this."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]} ... {text[-half:]}"
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """How many tokens a text may have, or an answer."""
+    return model.config.text_config.max_position_embeddings
 
 
 COUNTS = ("top_k", "rerank", "num_beams", "max_new_tokens")
@@ -101,15 +142,28 @@ COUNTS = ("top_k", "rerank", "num_beams", "max_new_tokens")
 def _given(**settings: Any) -> dict[str, Any]:
     """The settings of a call that somebody has set."""
     given = {name: value for name, value in settings.items() if value is not None}
-    for name in given.keys() & set(COUNTS):
-        if not isinstance(given[name], int) or given[name] < 1:
-            raise ValueError(f"{name} is {given[name]!r}; it has to be a whole number from 1.")
-    return given
+    return given | {name: _count(name, given[name]) for name in given.keys() & set(COUNTS)}
+
+
+def _count(name: str, value: Any) -> int:
+    """A number of things, also one of numpy or of torch."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"{name} is {_shown(value)}; it has to be a whole number from 1.")
+    return count
+
+
+def _is_array(value: Any) -> bool:
+    """Whether it is an array or a tensor of numbers: somebody's idea of one picture, not a list of inputs."""
+    return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind not in "OSTU")
 
 
 def _candidates(values: Any, name: str) -> list[Any]:
     """What there is to choose from as a list, also a single one."""
-    if isinstance(values, (str, os.PathLike, Image.Image)):
+    if isinstance(values, (str, os.PathLike, Image.Image)) or _is_array(values):
         return [values]
     if not isinstance(values, Iterable):
         raise ValueError(f"{name} is {_shown(values)}; give a list.")
@@ -118,9 +172,13 @@ def _candidates(values: Any, name: str) -> list[Any]:
     return values
 
 
+LAZY = (GeneratorType, Dataset)  # read one by one
+
+
 def _inputs(values: Any, name: str) -> Any:
     """Inputs as transformers' `Pipeline` takes them: one, a list, a generator, or a dataset of torch."""
-    if isinstance(values, (str, bytes, Mapping, GeneratorType, Dataset)) or not isinstance(values, Iterable):
+    single = isinstance(values, (str, bytes, Mapping)) or _is_array(values) or not isinstance(values, Iterable)
+    if single or isinstance(values, LAZY):
         return values
     if not isinstance(values, (list, tuple)):
         return (value for value in values)
@@ -156,8 +214,7 @@ class ImageTextRetrievalPipeline(AlbefPipeline):
         ```
     """
 
-    head = "AlbefForRetrieval"
-    part = "itm_head"
+    home = "image-text-retrieval"
 
     def __call__(self, inputs: Any, **kwargs) -> list[Result] | list[list[Result]]:
         """Rank the candidates.
@@ -307,9 +364,14 @@ class ImageAndTextPipeline(AlbefPipeline):
         images = _inputs(images, self.image_name)
         if texts is None:
             return images
-        if isinstance(images, (GeneratorType, Dataset)):
-            return (self._row(image, texts) for image in images)
         texts = _inputs(texts, self.text_name)
+        if isinstance(texts, LAZY) or (isinstance(images, LAZY) and isinstance(texts, list)):
+            raise ValueError(
+                f"{self.image_name} and {self.text_name} go side by side in lists alone: give lists, or yield rows "
+                f"{self._example()}."
+            )
+        if isinstance(images, LAZY):
+            return (self._row(image, texts) for image in images)
         several_images, several_texts = self._are_several(images), isinstance(texts, list)
         if not several_images and not several_texts:
             return self._row(images, texts)
@@ -328,12 +390,14 @@ class ImageAndTextPipeline(AlbefPipeline):
     def _row(self, image: Any, text: Any) -> Result:
         return {self.image_name: image, self.text_name: text}
 
+    def _example(self) -> str:
+        return f'{{"{self.image_name}": ..., "{self.text_name}": ...}}'
+
     def preprocess(self, row: Mapping[str, Any], timeout: float | None = None) -> dict[str, Any]:
         """Pixels and tokens of a row."""
         if not isinstance(row, Mapping) or not {self.image_name, self.text_name} <= set(row):
             raise ValueError(
-                f"{_shown(row)} is not enough: give {self.image_name} and {self.text_name}, or rows "
-                f'{{"{self.image_name}": ..., "{self.text_name}": ...}}.'
+                f"{_shown(row)} is not enough: give {self.image_name} and {self.text_name}, or rows {self._example()}."
             )
         tokens = self._read_texts([row[self.text_name]], self.text_name)
         return {**tokens, "pixel_values": self._pixels(row[self.image_name], timeout)}
@@ -358,8 +422,7 @@ class ImageTextMatchingPipeline(ImageAndTextPipeline):
         ```
     """
 
-    head = "AlbefForRetrieval"
-    part = "itm_head"
+    home = "image-text-matching"
 
     def __call__(self, image: Any, text: Any = None, **kwargs) -> Result | list[Result]:
         """Score pairs.
@@ -410,19 +473,8 @@ class VisualQuestionAnsweringPipeline(ImageAndTextPipeline):
         ```
     """
 
-    head = "AlbefForQuestionAnswering"
-    part = "rank_answers"
+    home = "visual-question-answering"
     text_name = "question"
-
-    def _check(self, model: PreTrainedModel, processor: AlbefProcessor | None) -> None:
-        super()._check(model, processor)
-        text, tokenizer = model.config.text_config, processor.tokenizer
-        expected = (text.bos_token_id, text.eos_token_id, text.pad_token_id)
-        if (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id) != expected:
-            raise ValueError(
-                f"Answers begin, end and are padded with the tokens {expected}; the tokenizer has others for that. "
-                "Load the processor from where the model comes from."
-            )
 
     def __call__(self, image: Any, question: Any = None, **kwargs) -> list[Result] | list[list[Result]]:
         """Answer questions.
@@ -457,9 +509,22 @@ class VisualQuestionAnsweringPipeline(ImageAndTextPipeline):
         answers = tokens = None
         if candidate_answers is not None:
             answers = _candidates(candidate_answers, "candidate_answers")
-            tokens = self.processor.encode_answers(answers).to(self.device)
+            tokens = self._read_answers(answers).to(self.device)
+        if max_new_tokens is not None and _count("max_new_tokens", max_new_tokens) > _positions(self.model):
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; the model has {_positions(self.model)} positions.")
         forward = _given(candidates=tokens, top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
         return _given(timeout=timeout), forward, _given(answers=answers)
+
+    def _read_answers(self, answers: Sequence[str]) -> BatchEncoding:
+        """Tokens of the answers to choose from."""
+        tokens, positions = self.processor.encode_answers(answers), _positions(self.model)
+        for answer, length in zip(answers, tokens["attention_mask"].sum(1).tolist(), strict=True):
+            if length > positions:
+                raise ValueError(
+                    f"The candidate answer {_shown(answer)} has {length} tokens with its ends, the model has "
+                    f"{positions} positions: shorten it."
+                )
+        return tokens
 
     def _forward(
         self,
@@ -514,8 +579,7 @@ class VisualEntailmentPipeline(ImageAndTextPipeline):
         ```
     """
 
-    head = "AlbefForVisualEntailment"
-    part = "classifier"
+    home = "visual-entailment"
 
     def __call__(self, image: Any, text: Any = None, **kwargs) -> list[Result] | list[list[Result]]:
         """Classify sentences by their pictures.
@@ -563,8 +627,7 @@ class VisualReasoningPipeline(VisualEntailmentPipeline):
         ```
     """
 
-    head = "AlbefForVisualReasoning"
-    part = "albef.multimodal_model.second_layers"
+    home = "visual-reasoning"
     image_name = "images"
 
     def __call__(self, images: Any, text: Any = None, **kwargs) -> list[Result] | list[list[Result]]:
@@ -628,8 +691,7 @@ class VisualGroundingPipeline(ImageAndTextPipeline):
         ```
     """
 
-    head = "AlbefForRetrieval"
-    part = "itm_head"
+    home = "visual-grounding"
 
     def __call__(self, image: Any, text: Any = None, **kwargs) -> Result | list[Result]:
         """Look for things.
@@ -663,8 +725,10 @@ class VisualGroundingPipeline(ImageAndTextPipeline):
         box_alpha: float | None = None,
         timeout: float | None = None,
     ) -> tuple[dict, dict, dict]:
-        if heatmap is not None and heatmap not in HEATMAPS:
-            raise ValueError(f"heatmap is {heatmap!r}; choose {' or '.join(HEATMAPS)}.")
+        if heatmap is not None and heatmap not in tuple(HEATMAPS):
+            raise ValueError(f"heatmap is {_shown(heatmap)}; choose {' or '.join(HEATMAPS)}.")
+        if box_alpha is not None and not (isinstance(box_alpha, Real) and math.isfinite(box_alpha)):
+            raise ValueError(f"box_alpha is {_shown(box_alpha)}; it has to be a number, such as 0.5.")
         return _given(boxes=boxes, timeout=timeout), _given(heatmap=heatmap, layer=layer), _given(box_alpha=box_alpha)
 
     def preprocess(

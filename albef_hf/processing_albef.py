@@ -39,7 +39,8 @@ def clean_caption(caption: str, max_words: int = 30) -> str:
 def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrainedTokenizerFast:
     """The same vocabulary in a tokenizer that emits `[CLS] x` and no `[SEP]`, as the original's does.
 
-    It is not a `BertTokenizer`, since that class puts its `[SEP]` back whenever it is loaded.
+    It is not a `BertTokenizer`, since that class puts its `[SEP]` back whenever it is loaded. And a "[SEP]" that
+    somebody writes is five characters of text to it, whoever calls it: transformers' own pipelines do so themselves.
 
     Args:
         tokenizer: A BERT tokenizer, or one that this function has made.
@@ -53,6 +54,7 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
     if missing:
         raise ValueError(f"The tokenizer has no {', '.join(missing)} token; ALBEF needs a BERT tokenizer.")
     if not settings and tokenizer("") == {"input_ids": [tokenizer.cls_token_id], "attention_mask": [1]}:
+        tokenizer.split_special_tokens = True  # which a folder of an earlier version does not say
         return tokenizer  # with the settings that it has
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     cls, sep = (tokenizer.cls_token, tokenizer.cls_token_id), (tokenizer.sep_token, tokenizer.sep_token_id)
@@ -64,6 +66,7 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=True,
         **tokenizer.special_tokens_map,
+        split_special_tokens=True,
         **settings,
     )
 
@@ -71,8 +74,7 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
 class AlbefProcessorKwargs(ProcessingKwargs, total=False):
     """Settings of a call; transformers 5.17 reads the defaults here, 5.23 on the processor."""
 
-    # A "[SEP]" that somebody writes in a caption is five characters of text, not a separator.
-    _defaults = {"text_kwargs": {"padding": True, "truncation": True, "max_length": 30, "split_special_tokens": True}}
+    _defaults = {"text_kwargs": {"padding": True, "truncation": True, "max_length": 30}}
 
 
 class AlbefProcessor(ProcessorMixin):
@@ -144,7 +146,7 @@ class AlbefProcessor(ProcessorMixin):
         answers = [answers] if isinstance(answers, str) else list(answers)
         if not answers or not all(isinstance(answer, str) for answer in answers):
             raise ValueError("answers must be strings, and there must be at least one.")
-        ids = self.tokenizer([encodable(answer) for answer in answers], split_special_tokens=True)["input_ids"]
+        ids = self.tokenizer([encodable(answer) for answer in answers])["input_ids"]
         empty = [answer for answer, tokens in zip(answers, ids, strict=True) if len(tokens) < 2]
         if empty:
             raise ValueError(f"The answer {empty[0]!r} has no word that can be written.")

@@ -136,7 +136,7 @@ def match(
     image_hidden_states: torch.Tensor,
     texts: TextFeatures,
     numbers: torch.Tensor,
-    batch_size: int = 32,
+    batch_size: int = 64,
 ) -> torch.Tensor:
     """Matching logits of a picture with some texts; its keys and values are projected once.
 

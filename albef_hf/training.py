@@ -127,6 +127,22 @@ class DataOptions(TrainingOptions):
             return f"the dataset {self.dataset}, split {split}"
         return f"{count} built-in rows, pictures of coloured shapes drawn from a seed"
 
+    def training_in_words(self) -> str:
+        """What it is trained on."""
+        return self.data_in_words(self.train_files, self.split, self.scenes)
+
+    def validation_in_words(self) -> str:
+        """What it is evaluated on, which may be held out of what it is trained on."""
+        named = self.validation_files or (self.dataset and self.validation_split)
+        if not named and (self.train_files or self.dataset):
+            return f"a part, held out of {self.training_in_words()}"
+        return self.data_in_words(self.validation_files, self.validation_split, self.validation_size)
+
+    @property
+    def hub_dataset(self) -> str | None:
+        """Name of the dataset on the Hub; None for files, and for readers of files such as imagefolder."""
+        return on_the_hub(self.dataset) if self.dataset and "/" in self.dataset and not self.data_files else None
+
 
 def make_accelerator(options: TrainingOptions) -> Accelerator:
     """An `Accelerator` for these options; settings of `accelerate launch` hold where the options leave them open."""
@@ -150,7 +166,7 @@ def start_push(options: TrainingOptions, accelerator: Accelerator) -> HubPush | 
         return None
     folder = Path(options.output_dir)
     name = options.hub_model_id or folder.resolve().name
-    return HubPush(name, folder, options.hub_private, options.hub_teacher, say=tqdm.write)
+    return HubPush(name, folder, options.hub_private, options.hub_tag, options.hub_teacher, say=tqdm.write)
 
 
 def write_card(
@@ -160,31 +176,43 @@ def write_card(
     log: RunLog,
     evaluation: Evaluation | None,
     script: str,
-    base_model: str | None,
+    base_models: list[str],
+    teacher: MomentumTeacher | None,
+    kept: str | None = None,
 ) -> None:
     """Leave a model card in the folder of a run; on the main process.
 
     Args:
         options: Of the run.
         push: Knows what the repository is called.
-        step: Optimizer steps so far.
+        step: Optimizer steps that the model has seen.
         log: Knows when the run has started.
         evaluation: What was measured.
         script: What repeats the run, but for its options.
-        base_model: What the run has started from.
+        base_models: What the run has started from.
+        teacher: Knows its momentum and its queue, which may have come with it.
+        kept: Which state of the run this is, in words, where it is not the last.
     """
+    given = asdict(options) | {"mixed_precision": log.accelerator.mixed_precision}
+    del given["momentum"], given["queue_size"]
+    if teacher:
+        given["momentum"] = teacher.momentum
+    if teacher and len(teacher.queue.image_features):
+        given["queue_size"] = len(teacher.queue.image_features)
     training = Training(
-        options=asdict(options),
+        options=given,
         steps=step,
         seconds=time.monotonic() - log.start,
         processes=log.accelerator.num_processes,
         command=f"accelerate launch {script} --config options.yaml",
-        data=options.data_in_words(options.train_files, options.split, options.scenes),
-        dataset=on_the_hub(options.dataset),
-        base_model=base_model,
+        data=options.training_in_words(),
+        dataset=options.hub_dataset,
+        base_models=base_models,
+        kept=kept,
     )
-    folder = Path(options.output_dir)
-    model_card(folder, push.repo_id if push else str(folder), training, evaluation).save(folder / "README.md")
+    folder, left_out = Path(options.output_dir), push.left_out if push else ()
+    card = model_card(folder, push.repo_id if push else str(folder), training, evaluation, left_out)
+    card.save(folder / "README.md")
 
 
 def prepare_folder(options: TrainingOptions, accelerator: Accelerator) -> Path:

@@ -93,14 +93,26 @@ def time_plain(size: str, batch_size: int, repetitions: int) -> Measurement:
     return measured
 
 
-def time_package(size: str, batch_size: int, repetitions: int, choices: dict) -> Measurement:
-    """Measure a step of the package with some of its training options."""
-    torch.manual_seed(0)
+def time_package(
+    size: str,
+    batch_size: int,
+    repetitions: int,
+    choices: dict,
+    queue_size: int | None = None,
+    image_size: int | None = None,
+) -> Measurement:
+    """Measure a step of the package with some of its training options, and a queue and pictures of other sizes."""
     options = TrainingOptions(alpha=ALPHA, alpha_ramp_steps=0, batch_size=batch_size, **choices)
-    step = package_step(make_config(size, options.attention), QUEUES[size], batch_size, options)
-    measured = measure.repeat(step, repetitions, batch_size)
+
+    def make(options: TrainingOptions) -> Callable[[], object]:
+        torch.manual_seed(0)
+        config = make_config(size, options.attention)
+        config.vision_config.image_size = image_size or config.vision_config.image_size
+        return package_step(config, queue_size or QUEUES[size], batch_size, options)
+
+    measured = measure.repeat(make(options), repetitions, batch_size)
     visible = replace(options, attention="eager", torch_compile=False, mixed_precision="no")
-    measured.flops = measure.count_flops(package_step(make_config(size, "eager"), QUEUES[size], batch_size, visible))
+    measured.flops = measure.count_flops(make(visible))
     return measured
 
 

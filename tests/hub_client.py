@@ -22,6 +22,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     ProcessorMixin,
+    pipeline,
 )
 
 # transformers 5.17 offers it at the top to those alone who have torchvision.
@@ -40,10 +41,14 @@ TEXTS = ["a dog in the snow", "Two red cars!", "a cat", "nothing at all"]
 Tensors = dict[str, torch.Tensor]
 
 
+def pictures() -> list[Image.Image]:
+    noise = np.random.default_rng(0).integers(0, 256, (4, 40, 50, 3), dtype=np.uint8)
+    return [Image.fromarray(picture) for picture in noise]
+
+
 def inputs_of(processor: ProcessorMixin, head: str) -> tuple[Tensors, Tensors]:
     """What a head is called with, and what it learns from beside that."""
-    noise = np.random.default_rng(0).integers(0, 256, (4, 40, 50, 3), dtype=np.uint8)
-    inputs = dict(processor(images=[Image.fromarray(picture) for picture in noise], text=TEXTS, return_tensors="pt"))
+    inputs = dict(processor(images=pictures(), text=TEXTS, return_tensors="pt"))
     lessons = {} if head == "AlbefModel" else {"labels": torch.tensor([0, 1, 1, 0])}
     if head == "AlbefForPreTraining":
         column = torch.zeros_like(inputs["input_ids"], dtype=torch.bool).index_fill(1, torch.tensor([1]), True)
@@ -81,6 +86,21 @@ def load(name: str, head: str, **options) -> tuple[PreTrainedModel, ProcessorMix
     return model, AutoProcessor.from_pretrained(name, **options)
 
 
+def pipelines(**trust) -> dict:
+    """What pipelines, each from the name of a repository, say of a picture, and which code says it."""
+    picture, boxes = pictures()[0], [[0, 0, 25, 20], [10, 5, 40, 30]]
+    match = pipeline("image-text-matching", model="owner/versions", **trust)
+    ground = pipeline("visual-grounding", model="owner/versions", revision="v1.0", **trust)
+    classify = pipeline("zero-shot-image-classification", model="owner/AlbefForRetrieval", **trust)
+    return {
+        "classes": [class_of(match), class_of(ground), class_of(classify.model)],
+        "matching": match(picture, TEXTS),
+        "matching at v1.0": type(match)(ground.model, ground.processor)(picture, TEXTS),
+        "grounding": ground(picture, TEXTS[0], boxes=boxes)["boxes"],
+        "zero-shot": classify(picture, candidate_labels=TEXTS),
+    }
+
+
 def class_of(thing: object) -> str:
     return f"{type(thing).__module__}.{type(thing).__name__}"
 
@@ -114,8 +134,9 @@ def owner() -> dict:
             "classes": [class_of(model), class_of(own_processor), class_of(model.config)],
         }
     results["first"] = push("AlbefForRetrieval", "owner/versions")
-    HfApi().create_tag("owner/versions", tag="v1")
+    HfApi().create_tag("owner/versions", tag="v1.0")
     results["second"] = push("AlbefForRetrieval", "owner/versions")
+    results["pipelines"] = pipelines()
     results["private"] = push("AlbefForRetrieval", "owner/private", private=True)
     return results
 
@@ -140,6 +161,7 @@ def visitor() -> dict:
     results["parts"] = [class_of(part.from_pretrained("owner/AlbefModel", **trust)) for part in parts]
     results["other_head"] = class_of(other)
     results["versions"] = versions(trust)
+    results["pipelines"] = pipelines(**trust)
     results["refusals"] = {
         "trust": refusal("owner/versions", trust_remote_code=False),
         "private": refusal("owner/private", **trust),
@@ -152,11 +174,11 @@ def visitor() -> dict:
 
 def versions(trust: dict) -> dict:
     """A repository that has changed: as it is, as it was, and as it was in a folder of its own."""
-    folder = snapshot_download("owner/versions", revision="v1", local_dir="snapshot")
+    folder = snapshot_download("owner/versions", revision="v1.0", local_dir="snapshot")
     results = {}
     for key, name, options in (
         ("main", "owner/versions", {}),
-        ("v1", "owner/versions", {"revision": "v1"}),
+        ("v1.0", "owner/versions", {"revision": "v1.0"}),
         ("folder", folder, {}),
     ):
         model, processor = load(name, "AlbefForRetrieval", **options, **trust)
@@ -178,8 +200,9 @@ def offline() -> dict:
     for head in HEADS:
         model, processor = load(f"visitor/{head}", head, trust_remote_code=True)
         results[head] = {"outputs": outputs_of(model, processor, head), "classes": [class_of(model)]}
-    model, processor = load("owner/versions", "AlbefForRetrieval", trust_remote_code=True, revision="v1")
-    results["v1"] = outputs_of(model, processor, "AlbefForRetrieval")
+    model, processor = load("owner/versions", "AlbefForRetrieval", trust_remote_code=True, revision="v1.0")
+    results["v1.0"] = outputs_of(model, processor, "AlbefForRetrieval")
+    results["pipelines"] = pipelines(trust_remote_code=True)
     return results
 
 

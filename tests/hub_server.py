@@ -276,6 +276,11 @@ class HubServer:
         repository.private = wanted.get("private", wanted.get("visibility") == "private")
         return Answer({"private": repository.private})
 
+    @route("GET", f"{REPOSITORY}/auth-check")
+    @route("GET", f"{REPOSITORY}/auth-check/write", write=True)
+    def auth_check(self, request: Request, repository: Repository) -> Answer:
+        return Answer({})
+
     @route("POST", "/api/validate-yaml")
     def validate_yaml(self, request: Request) -> Answer:
         found = re.match(r"---\n(.*?)\n---", request.json()["content"], re.DOTALL)

@@ -34,9 +34,9 @@ ALLOWED = {
     "hub": {"momentum"},
     "model_card": set(),
     "training": {"data", "hub", "model_card", "momentum", "options", "run_log"},
-    "pipeline_albef": {"explain", "processing_albef", "retrieval"},
+    "pipeline_albef": {"configuration_albef", "explain", "processing_albef", "retrieval"},
     "metrics": set(),
-    "from_scratch": {"configuration_albef", "data", "options", "processing_albef"},
+    "from_scratch": {"configuration_albef", "options", "processing_albef"},
     "text_baseline": set(),
     "finetuning": {
         "configuration_albef",

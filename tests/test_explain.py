@@ -52,12 +52,31 @@ def test_a_map_does_not_depend_on_the_batch_and_padding_has_none(retrieval, inpu
     assert contrast.shape == (4, 2, 2) and contrast.sum() > 0
 
 
+def test_every_part_keeps_the_attention_that_it_has(config, inputs):
+    torch.manual_seed(0)
+    whole = AlbefForQuestionAnswering(config)
+    whole.set_attn_implementation({"": "sdpa", "text_config": "eager", "vision_config": "sdpa"})
+    whole.decoder.set_attn_implementation("flex_attention")
+    answer_heatmaps(whole, **inputs, answer_ids=torch.tensor(4 * [[101, 2000, 102]]))
+    parts = (whole, whole.albef, whole.albef.vision_model, whole.albef.text_model, whole.albef.multimodal_model)
+    assert [part.config._attn_implementation for part in parts] == ["sdpa", "sdpa", "sdpa", "eager", "eager"]
+    assert whole.decoder.config._attn_implementation == "flex_attention"
+
+
 def test_the_model_is_left_as_it_was(retrieval, inputs):
     retrieval.train().requires_grad_(False)
     with torch.no_grad():
         matching_heatmaps(retrieval, **inputs)
     assert retrieval.training and retrieval.config._attn_implementation == "sdpa"
     assert all(weight.grad is None and not weight.requires_grad for weight in retrieval.parameters())
+
+
+@pytest.mark.parametrize("layer", [2, -3, "x", 1.0])
+def test_a_layer_that_is_not_there_is_named(retrieval, inputs, layer):
+    for heatmaps in (matching_heatmaps, contrastive_heatmaps):
+        with pytest.raises(ValueError, match=f"layer is {layer!r}; it has to be a whole number from 0 to 1"):
+            heatmaps(retrieval, **inputs, layer=layer)
+        assert retrieval.config._attn_implementation == "sdpa"
 
 
 def test_layers_heads_and_resolutions_can_be_chosen(retrieval, inputs):
@@ -115,3 +134,10 @@ def test_pictures_are_red_where_it_is_hot():
     assert red[0] > red[2] + 50 and blue[2] >= blue[0]
     sheet = panels(Image.new("RGB", (80, 60), "white"), ["a", "dog"], heat.expand(2, 4, 4), columns=2, size=100)
     assert sheet.size == (2 * 108 + 8, 2 * (75 + 24 + 8) + 8)
+
+
+def test_words_without_a_part_in_the_score_are_told_of(retrieval, inputs, processor):
+    maps = matching_heatmaps(retrieval, **inputs, layer=-1)[0]
+    assert maps[0].any()
+    with pytest.raises(ValueError, match="Choose a layer below"):
+        word_heatmaps(processor.tokenizer, inputs["input_ids"][0], maps)

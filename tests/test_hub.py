@@ -71,7 +71,10 @@ def test_what_is_pushed_brings_the_code_along(story, pusher, head):
     assert json.loads(files["processor_config.json"])["auto_map"] == {
         "AutoProcessor": "processing_albef.AlbefProcessor"
     }
-    assert {"model.safetensors", "tokenizer.json", "README.md"} <= set(files)
+    assert {"model.safetensors", "tokenizer.json"} <= set(files)
+    card = files["README.md"].decode()
+    assert f'{HEADS[head]}.from_pretrained("{pusher}/{head}", trust_remote_code=True)' in card
+    assert "More Information Needed" not in card
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -125,13 +128,29 @@ def test_a_revision_pins_weights_and_code(story):
     versions, first, second = story["visitor"]["versions"], story["owner"]["first"], story["owner"]["second"]
     assert not torch.equal(first["itm_logits"], second["itm_logits"])
     assert_same(versions["main"]["outputs"], second)
-    assert_same(versions["v1"]["outputs"], first)
+    assert_same(versions["v1.0"]["outputs"], first)
     assert_same(versions["folder"]["outputs"], first)
-    assert_same(story["offline"]["v1"], first)
+    assert_same(story["offline"]["v1.0"], first)
     repository = story["hub"].repositories["models", "owner/versions"]
-    for revision in ("main", "v1"):
+    for revision in ("main", "v1.0"):
         assert f".{repository.find(revision).oid}." in versions[revision]["class"]
     assert "transformers_modules.snapshot." in versions["folder"]["class"]
+
+
+def test_pipelines_load_from_the_name_of_a_repository(story):
+    """With the package, without it, and offline: they say the same, and `v1.0` is another model than `main`."""
+    expected = dict(story["owner"]["pipelines"])
+    kinds = [name.rpartition(".")[2] for name in expected.pop("classes")]
+    assert kinds == ["ImageTextMatchingPipeline", "VisualGroundingPipeline", "AlbefForRetrieval"]
+    assert expected["matching"] != expected["matching at v1.0"]
+    oids = [story["hub"].repositories["models", "owner/versions"].find(name).oid for name in ("main", "v1.0")]
+    for role in ("visitor", "offline"):
+        found = dict(story[role]["pipelines"])
+        code = found.pop("classes")
+        assert [name.rpartition(".")[2] for name in code] == kinds
+        assert all(name.startswith("transformers_modules.owner.") for name in code)
+        assert oids[0] in code[0] and oids[1] in code[1]
+        assert found == expected
 
 
 def test_what_may_not_be_loaded_says_why(story):

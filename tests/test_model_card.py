@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from albef_hf.convert import MODELS
-from albef_hf.model_card import Evaluation, Training, model_card, on_the_hub
+from albef_hf.model_card import Evaluation, Training, main, model_card, on_the_hub
 
 OPTIONS = {
     "batch_size": 8,
@@ -75,7 +75,7 @@ def test_nothing_is_made_up(task, folder):
 
 def test_what_is_known_is_told(folder):
     saved = folder(MODELS["retrieval"])
-    training = Training(OPTIONS, 120, 90.0, 2, "make it again", "some pairs", "you/pairs", "you/base")
+    training = Training(OPTIONS, 120, 90.0, 2, "make it again", "some pairs", "you/pairs", ["you/base"], "the best")
     evaluation = Evaluation(
         {"itm_text_r1": 41.239, "confusion/a/b": 3.0, "rows_left_out": 1},
         "As always.",
@@ -86,7 +86,7 @@ def test_what_is_known_is_told(folder):
     card = model_card(saved, "you/little", training, evaluation)
     known = metadata(card)
     assert known["pipeline_tag"] == "zero-shot-image-classification"
-    assert (known["datasets"], known["base_model"], known["metrics"]) == (["you/pairs"], "you/base", ["recall"])
+    assert (known["datasets"], known["base_model"], known["metrics"]) == (["you/pairs"], ["you/base"], ["recall"])
     (result,) = known["model-index"][0]["results"]
     assert result["dataset"] == {"name": "500 pictures", "type": "you/pairs"}
     assert result["metrics"] == [{"type": "recall", "value": 41.24, "name": "itm_text_r1"}]
@@ -97,14 +97,20 @@ def test_what_is_known_is_told(folder):
         "make it again",
         "| 41.24 |",
         "| 0.20 |",
+        "1 rows could not be used",
+        "| kept | the best |",
+        "Started from: `you/base`",
     ):
         assert text in card.content, text
-    assert "confusion" not in card.content
+    assert "confusion" not in card.content and "rows_left_out" not in card.content
+    assert model_card(saved, "you/other").content == card.content.replace("you/little", "you/other").replace(
+        "little", "other"
+    )
 
 
 def test_folders_of_this_machine_stay_here(folder, tmp_path):
     saved = folder(MODELS["retrieval"])
-    training = Training(OPTIONS, 1, 1.0, 1, "command", "pairs", on_the_hub(str(tmp_path)), str(saved))
+    training = Training(OPTIONS, 1, 1.0, 1, "command", "pairs", on_the_hub(str(tmp_path)), [str(saved)])
     card = model_card(saved, "you/little", training)
     assert str(tmp_path) not in card.content and "Started from: `little`" in card.content
     assert "datasets" not in metadata(card) and "base_model" not in metadata(card)
@@ -121,6 +127,8 @@ def test_provenance_and_emissions(folder):
                 "keys": 9,
                 "dropped": {},
                 "largest_difference": 0.0,
+                "resampled": True,
+                "image_size": 64,
             }
         )
     )
@@ -136,9 +144,29 @@ def test_provenance_and_emissions(folder):
     assert metadata(card)["co2_eq_emissions"]["hardware_used"] == "a CPU"
     for text in ("vqa.pth", "ab" * 32, "difference between a weight there and here | 0.0", "momentum teacher", "750"):
         assert text in card.content, text
+    assert "| keys | 9 |" in card.content and "resampled to pictures of 64 pixels" in card.content
+    assert metadata(card)["co2_eq_emissions"]["training_type"] == "fine-tuning"
+    assert "momentum teacher" not in model_card(saved, "you/little", left_out=["*momentum.safetensors"]).content
+
+
+@pytest.mark.parametrize("measured", ["", "emissions,country_name\n", "emissions,country_name\n,Iceland\n"])
+def test_emissions_that_were_not_measured_are_left_out(folder, measured):
+    saved = folder(MODELS["vqa"])
+    (saved / "emissions.csv").write_text(measured)
+    assert "co2_eq_emissions" not in metadata(model_card(saved, "you/little"))
 
 
 def test_a_folder_of_something_else_has_no_card(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
     with pytest.raises(ValueError, match="holds BertModel, for which there is no card"):
         model_card(tmp_path, "you/little")
+
+
+def test_the_card_of_a_folder_is_written_anew_under_another_name(folder, capsys):
+    saved = folder(MODELS["entailment"])
+    model_card(saved, "here", Training(OPTIONS, 5, 9.0, 1, "command", "some pairs")).save(saved / "README.md")
+    main([str(saved), "you/there"])
+    text = (saved / "README.md").read_text()
+    assert 'from_pretrained("you/there"' in text and "some pairs" in text and "# there" in text
+    with pytest.raises(SystemExit, match="error: .*config.json"):
+        main([str(saved / "nowhere"), "you/there"])

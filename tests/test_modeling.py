@@ -45,6 +45,8 @@ def test_a_config_that_cannot_work_names_the_remedy():
         AlbefConfig(vision_config={"image_size": 100})
     with pytest.raises(Exception, match="multiple of num_attention_heads"):
         AlbefConfig(text_config={"hidden_size": 100})
+    with pytest.raises(Exception, match=r"vocab_size \(60\) must be above pad_token_id \(60\)"):
+        AlbefConfig(text_config={"vocab_size": 60, "pad_token_id": 60})
 
 
 def test_save_and_load_give_the_same_numbers(model, batch, tmp_path):

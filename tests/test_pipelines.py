@@ -1,6 +1,7 @@
 """Pipelines give the numbers of the plain model, take inputs as others do, and say what is wrong with wrong ones."""
 
 import base64
+import copy
 import doctest
 import http.server
 import json
@@ -9,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +26,10 @@ from albef_hf import (
     AlbefForPreTraining,
     AlbefForQuestionAnswering,
     AlbefForRetrieval,
+    AlbefForTextAssignment,
     AlbefForVisualEntailment,
     AlbefForVisualReasoning,
+    AlbefModel,
     AlbefProcessor,
     ImageTextRetrievalPipeline,
     VisualQuestionAnsweringPipeline,
@@ -49,7 +53,7 @@ HEADS = {
 def make(kind: type[PreTrainedModel], config: AlbefConfig) -> PreTrainedModel:
     """A model whose scores differ well, and depend on pictures and on texts."""
     torch.manual_seed(0)
-    model = kind(config).eval()
+    model = kind(copy.deepcopy(config)).eval()  # in which it is written as what it was saved
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and "embeddings" not in name:
@@ -244,6 +248,36 @@ def test_what_is_no_picture_is_named(aligned, processor, folder, server, wrong):
         retrieve(f"{server}/nowhere.png", timeout=20)
 
 
+def test_an_array_is_one_thing_that_is_no_picture(aligned, answering, processor, pictures):
+    retrieve = ImageTextRetrievalPipeline(aligned, processor, candidate_texts=TEXTS)
+    match = pipeline("image-text-matching", model=aligned, processor=processor)
+    find = ImageTextRetrievalPipeline(aligned, processor)
+    pixels = np.asarray(pictures[0])
+    for array in (pixels, pixels / 255, torch.tensor(pixels)):
+        with pytest.raises(ValueError, match=r"^(array|tensor)\(.* cannot be read as a picture; give a PIL image"):
+            retrieve(array)
+        with pytest.raises(ValueError, match="cannot be read as a picture"):
+            match(array, TEXTS)
+        with pytest.raises(ValueError, match="cannot be read as a picture"):
+            find("a ball", candidate_images=array)
+        with pytest.raises(ValueError, match=r"candidate text (array|tensor)\(.* it has to be a string"):
+            find(pictures[0], candidate_texts=array)
+    found = find(pictures[0], candidate_texts=np.array(TEXTS))
+    assert close(found, retrieve(pictures[0]))
+
+
+@pytest.mark.parametrize("long", ["a" * 10**6, f"http://127.0.0.1:1/{'a' * 10**6}", f"/{'a' * 10**6}.png"])
+def test_errors_are_short(aligned, processor, long):
+    retrieve = ImageTextRetrievalPipeline(aligned, processor, candidate_texts=TEXTS)
+    with pytest.raises(ValueError, match="cannot be read as a picture") as caught:
+        retrieve(long)
+    assert len("".join(traceback.format_exception(caught.value))) < 10**4
+    match = pipeline("image-text-matching", model=aligned, processor=processor)
+    with pytest.raises(ValueError, match="is not enough: give image and text") as caught:
+        match([{"image": long}])
+    assert len(str(caught.value)) < 400
+
+
 # Questions
 
 
@@ -306,6 +340,28 @@ def test_questions_and_pictures_may_be_one_for_all(answering, processor, picture
     assert close(answer(rows), of_all) and close(list(answer(row for row in rows)), of_all)
     assert close(answer(rows[0]), one)
     assert close(list(answer((picture for picture in pictures), QUESTIONS[0])), of_all)
+
+
+def test_answers_that_the_model_has_no_positions_for_are_named(answering, processor, pictures):
+    """It has forty: for an answer with its two ends, or for all but the last of the tokens that it writes."""
+    long = " ".join(38 * ["dog"])
+    assert VisualQuestionAnsweringPipeline(answering, processor)(pictures[0], "what?", candidate_answers=[long])
+    with pytest.raises(ValueError, match="candidate answer 'dog dog .* has 41 tokens with its ends, the model has 40"):
+        VisualQuestionAnsweringPipeline(answering, processor, candidate_answers=["yes", f"{long} dog"])
+    with torch.no_grad():
+        answering.mlm_head.out_proj.bias[102] = -100  # answers have no end
+    answer = VisualQuestionAnsweringPipeline(answering, processor)
+    assert answer(pictures[0], "what?", max_new_tokens=40)
+    with pytest.raises(ValueError, match="max_new_tokens is 41; the model has 40 positions"):
+        answer(pictures[0], "what?", max_new_tokens=41)
+
+
+def test_only_lists_go_side_by_side(answering, processor, pictures):
+    answer = VisualQuestionAnsweringPipeline(answering, processor, candidate_answers=ANSWERS)
+    lazy = (picture for picture in pictures)
+    for images, questions in ((lazy, QUESTIONS), (pictures, iter(QUESTIONS)), (KeyDataset([{}], "image"), QUESTIONS)):
+        with pytest.raises(ValueError, match='side by side in lists alone: give lists, or yield rows {"image": ..., '):
+            answer(images, questions)
 
 
 # Entailment and reasoning
@@ -389,6 +445,37 @@ def test_boxes_that_are_none_are_named(aligned, processor, pictures, boxes):
         ground(pictures[0], "a ball", heatmap="both")
 
 
+def test_settings_of_grounding_that_cannot_be_are_named(aligned, processor, pictures):
+    ground = pipeline("visual-grounding", model=aligned, processor=processor)
+    for wrong in (99, "x"):
+        with pytest.raises(ValueError, match=f"layer is {wrong!r}; it has to be a whole number from 0 to 1"):
+            ground(pictures[0], "a ball", layer=wrong)
+    for wrong in ("x", float("nan"), [0.5]):
+        with pytest.raises(ValueError, match="box_alpha is .*; it has to be a number, such as 0.5"):
+            ground(pictures[0], "a ball", boxes=[[0, 0, 9, 9]], box_alpha=wrong)
+
+
+# Short models
+
+
+def test_texts_are_cut_to_the_positions_that_there_are(config, processor, pictures):
+    config.text_config.max_position_embeddings = 12
+    long, short = " ".join(20 * ["dog"]), " ".join(11 * ["dog"])
+    aligned, answering = make(AlbefForRetrieval, config), make(AlbefForQuestionAnswering, config)
+    entailing = make(AlbefForVisualEntailment, config)
+    for one in (
+        pipeline("image-text-matching", model=aligned, processor=processor),
+        pipeline("visual-entailment", model=entailing, processor=processor),
+        VisualQuestionAnsweringPipeline(answering, processor, candidate_answers=ANSWERS),
+    ):
+        assert close(one(pictures[0], long), one(pictures[0], short))
+    find = ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)
+    assert close(find(long), find(short))
+    ground = pipeline("visual-grounding", model=aligned, processor=processor)
+    cut, whole = (ground(pictures[0], text)["heatmap"] for text in (long, short))
+    assert np.allclose(cut, whole, atol=1e-6) and cut.any()
+
+
 # Loading
 
 
@@ -450,6 +537,16 @@ def test_zero_shot_image_classification_of_transformers(folder, processor, pictu
     assert close(batched, results)
 
 
+def test_special_tokens_in_a_label_stay_text(folder, pictures):
+    classify = pipeline("zero-shot-image-classification", model="you/albef")
+    seen = []
+    embeddings = classify.model.albef.text_model.embeddings
+    embeddings.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    classify(pictures[0], candidate_labels=["a [SEP] [MASK] [UNK]"], hypothesis_template="{}")
+    (ids,) = seen[0].tolist()
+    assert classify.tokenizer.decode(ids).replace(" ", "") == "[CLS]a[sep][mask][unk]" and ids.count(101) == 1
+
+
 # Wrong inputs
 
 
@@ -488,7 +585,8 @@ def test_what_is_missing_is_named(aligned, answering, processor, pictures):
         retrieve(pictures[0], candidate_texts=7)
     with pytest.raises(ValueError, match="inputs is an empty list"):
         retrieve([], candidate_texts=TEXTS)
-    for name, wrong in (("top_k", 0), ("top_k", "many"), ("rerank", -1)):
+    assert len(retrieve(pictures[0], candidate_texts=TEXTS, top_k=np.int64(1), rerank=torch.tensor(2))) == 1
+    for name, wrong in (("top_k", 0), ("top_k", "many"), ("rerank", -1), ("top_k", 1.5)):
         with pytest.raises(ValueError, match=f"{name} is {wrong!r}; it has to be a whole number from 1"):
             retrieve(pictures[0], candidate_texts=TEXTS, **{name: wrong})
     answer = VisualQuestionAnsweringPipeline(answering, processor)
@@ -516,8 +614,9 @@ def test_special_tokens_in_somebodys_text_stay_text(aligned, answering, processo
     VisualQuestionAnsweringPipeline(answering, processor)(pictures[0], text)
     assert len(seen) == 3
     for ids in seen:
-        words = processor.tokenizer.decode(ids[0]).replace(" ", "")
-        assert words == "[CLS]a[sep][mask]ball[cls][pad]" and ids[0].tolist().count(101) == 1
+        longest = ids[(ids != 0).sum(1).argmax()]
+        words = processor.tokenizer.decode(longest).replace(" ", "")
+        assert words == "[CLS]a[sep][mask]ball[cls][pad]" and longest.tolist().count(101) == 1
         assert not {102, 103} & set(ids.flatten().tolist())
 
 
@@ -525,10 +624,15 @@ def test_a_wrong_vocabulary_is_refused(aligned, answering, processor):
     processor.tokenizer.add_tokens(["surfboarding"])
     with pytest.raises(ValueError, match="30523 tokens and the model 30522: they do not belong together"):
         ImageTextRetrievalPipeline(aligned, processor)
-    answering.config.text_config.eos_token_id = 3
-    answering.resize_token_embeddings(30523)
-    with pytest.raises(ValueError, match=r"tokens \(101, 3, 0\); the tokenizer has others"):
-        VisualQuestionAnsweringPipeline(answering, processor)
+
+
+def test_other_special_tokens_are_refused(aligned, answering, processor):
+    for model, kind in ((aligned, ImageTextRetrievalPipeline), (answering, VisualQuestionAnsweringPipeline)):
+        model.config.text_config.eos_token_id = 3
+        with pytest.raises(ValueError, match=r"tokens \(101, 3, 0\) to the model and \(101, 102, 0\) to the tok"):
+            kind(model, processor)
+        model.config.text_config.eos_token_id = processor.tokenizer.sep_token_id  # the remedy
+        kind(model, processor)
 
 
 def test_a_model_of_another_kind_is_refused(aligned, answering, config, processor):
@@ -540,8 +644,48 @@ def test_a_model_of_another_kind_is_refused(aligned, answering, config, processo
         VisualQuestionAnsweringPipeline(aligned, processor)
     with pytest.raises(ValueError, match="load the model as AlbefForVisualReasoning"):
         pipeline("visual-reasoning", model=AlbefForVisualEntailment(config), processor=processor)
+    with pytest.raises(ValueError, match="TextAssignment cannot do this: load the model as AlbefForVisualReasoning"):
+        pipeline("visual-reasoning", model=AlbefForTextAssignment(config), processor=processor)
     with pytest.raises(ValueError, match="needs a processor"):
         ImageTextRetrievalPipeline(aligned)
+
+
+def test_the_folder_of_another_task_is_refused(folder, config, processor):
+    """Its head would start fresh, and answer by chance."""
+    for new, kind in (("base", AlbefModel), ("assignment", AlbefForTextAssignment)):
+        make(kind, config).save_pretrained(f"you/{new}")
+        processor.save_pretrained(f"you/{new}")
+    for task, name, remedy in (
+        ("visual-entailment", "albef-nlvr2", "pipeline is visual-reasoning: for visual-entailment load a folder of"),
+        ("visual-reasoning", "albef-entailment", "pipeline is visual-entailment: for visual-reasoning load"),
+        ("image-text-matching", "albef-vqa", "load a folder of AlbefForPreTraining or AlbefForRetrieval"),
+        ("visual-entailment", "albef-vqa", "whose pipeline is visual-question-answering"),
+        ("visual-question-answering", "albef", "is image-text-retrieval or image-text-matching or visual-grounding"),
+        ("visual-grounding", "base", "folder of AlbefModel, for which there is no pipeline"),
+        ("visual-reasoning", "assignment", "folder of AlbefForTextAssignment, for which there is no pipeline"),
+    ):
+        with pytest.raises(ValueError, match=remedy):
+            pipeline(task, model=f"you/{name}")
+
+
+def test_what_has_been_trained_since_is_taken_once_it_is_saved(folder, processor):
+    model = AlbefForVisualEntailment.from_pretrained("you/albef")
+    with pytest.raises(ValueError, match="If you have trained it for that since, save it"):
+        pipeline("visual-entailment", model=model, processor=processor)
+    model.save_pretrained("trained")
+    pipeline("visual-entailment", model=model, processor=processor)
+
+
+def test_wrapped_and_derived_models_are_known(config, processor, pictures, tmp_path):
+    class Derived(AlbefForRetrieval):
+        pass
+
+    model = make(Derived, config)
+    model.save_pretrained(tmp_path)
+    assert model.config.architectures == ["Derived"]
+    for one in (model, torch.compile(model, backend="eager")):
+        retrieve = ImageTextRetrievalPipeline(one, processor)
+        assert len(retrieve(pictures[0], candidate_texts=TEXTS)) == 3
 
 
 # Without the package
@@ -582,7 +726,6 @@ print(json.dumps({
 
 
 def test_the_code_that_a_pipeline_saves_runs_without_the_package(folder):
-    """What is pushed to the Hub is what is saved; the models' classes are named here as the Hub's `auto_map`."""
     retrieve = pipeline("image-text-retrieval", model="you/albef")
     answer = pipeline("visual-question-answering", model="you/albef-vqa")
     ground = pipeline("visual-grounding", model="you/albef")
@@ -591,17 +734,8 @@ def test_the_code_that_a_pipeline_saves_runs_without_the_package(folder):
         "vqa": answer("picture.png", "what is it?", candidate_answers=["yes", "no"], top_k=2),
         "grounding": ground("picture.png", "a ball", boxes=[[0, 0, 20, 15], [5, 5, 20, 15]])["boxes"],
     }
-    auto_map = {
-        "AutoConfig": "configuration_albef.AlbefConfig",
-        "AutoModelForZeroShotImageClassification": "modeling_albef.AlbefForRetrieval",
-        "AutoModelForVisualQuestionAnswering": "modeling_albef.AlbefForQuestionAnswering",
-        "AutoProcessor": "processing_albef.AlbefProcessor",
-    }
     for one, name in ((retrieve, "albef"), (answer, "albef-vqa")):
         one.save_pretrained(f"you/{name}")
-        for file in ("config.json", "processor_config.json"):
-            path = Path(f"you/{name}/{file}")
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": auto_map}))
     settings = os.environ | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run([sys.executable, "-c", STRANGER], env=settings, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -15,9 +15,10 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
+from transformers import BertTokenizer, pipeline
 
 from albef_hf import AlbefForPreTraining, AlbefProcessor, MomentumTeacher
-from albef_hf.data import Issue, Pictures, PretrainingCollator, Scenes
+from albef_hf.data import Issue, Pictures, PretrainingCollator, Scenes, embedded_tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
 SCRIPT = REPOSITORY / "train" / "pretrain.py"
@@ -190,6 +191,22 @@ def test_every_way_to_train(train, arguments):
     records = [record for record in records_of(folder) if "loss" in record]
     assert all(record["loss"] is not None and record["nonfinite_steps"] == 0 for record in records)
     AlbefForPreTraining.from_pretrained(folder)
+
+
+def test_a_fresh_model_knows_the_special_tokens_of_its_tokenizer(train, tmp_path):
+    """The vocabulary of BERT-base from its end to its beginning; the settings name those of another."""
+    (tmp_path / "reversed").mkdir()
+    words = sorted((vocabulary := embedded_tokenizer().get_vocab()), key=vocabulary.get, reverse=True)
+    (tmp_path / "reversed" / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    BertTokenizer.from_pretrained(tmp_path / "reversed").save_pretrained(tmp_path / "reversed")
+    settings = TINY_MODEL | {"text_config": TINY_MODEL["text_config"] | {"eos_token_id": 102}}
+    folder = train("--tokenizer", str(tmp_path / "reversed"), "--model_config", json.dumps(settings))
+    model = AlbefForPreTraining.from_pretrained(folder)
+    text = model.config.text_config
+    assert [text.pad_token_id, text.bos_token_id, text.eos_token_id] == [30521, 30420, 30419]
+    embedded = model.get_input_embeddings().weight.abs().amax(1)
+    assert embedded[30521] < 1e-3 < embedded[0]  # padding starts at zero
+    assert pipeline("image-text-matching", model=str(folder))(Image.new("RGB", (9, 9)), "a red ball")["score"]
 
 
 def test_compiled_layers_compute_and_save_the_same(train, tmp_path):

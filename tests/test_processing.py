@@ -7,7 +7,7 @@ import pytest
 import torch
 from original import FIXTURES
 from PIL import Image
-from transformers import BlipImageProcessorPil
+from transformers import AutoTokenizer, BlipImageProcessorPil
 
 from albef_hf import AlbefProcessor, clean_caption
 from albef_hf.data import embedded_tokenizer
@@ -23,7 +23,7 @@ def test_captions_are_cleaned_as_in_the_original(case):
 
 @pytest.mark.parametrize("case", GOLDEN["tokenizer"], ids=lambda case: str(case["kwargs"]))
 def test_tokens_are_the_originals(case, processor):
-    tokens = processor.tokenizer(case["texts"], **case["kwargs"])
+    tokens = processor.tokenizer(case["texts"], **case["kwargs"], split_special_tokens=False)
     assert tokens["input_ids"] == case["input_ids"]
     assert tokens["attention_mask"] == case["attention_mask"]
     assert set(tokens) == {"input_ids", "attention_mask"}
@@ -50,10 +50,19 @@ def test_the_processor_cleans_pads_and_truncates(processor):
     assert 102 not in tokens["input_ids"]
 
 
-def test_special_tokens_in_a_caption_stay_text(processor):
-    ids = processor(text="a [SEP] and a [MASK]", return_tensors="pt")["input_ids"][0].tolist()
-    assert ids.count(101) == 1 and 102 not in ids and 103 not in ids
-    assert processor.tokenizer("a [SEP]")["input_ids"][-1] == 102  # as the original writes its VQA answers
+def test_special_tokens_in_a_caption_stay_text(processor, tmp_path):
+    """Also where the tokenizer is called by itself, saved and loaded, since transformers' own pipelines do that."""
+    processor.save_pretrained(tmp_path)
+    text = "a [SEP] and a [MASK]"
+    readers = [AlbefProcessor.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)]
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings.pop("split_special_tokens")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))  # as earlier versions have saved it
+    for reader in (processor, processor.tokenizer, *readers, AlbefProcessor.from_pretrained(tmp_path)):
+        (ids,) = reader(text=[text])["input_ids"]
+        assert ids.count(101) == 1 and 102 not in ids and 103 not in ids
+    # As the original writes its VQA answers.
+    assert processor.tokenizer("a [SEP]", split_special_tokens=False)["input_ids"][-1] == 102
 
 
 @pytest.mark.parametrize("text", ["emoji \U0001f600 and 漢字", "nul \x00 byte", "lone \ud800 surrogate", "\n\t "])

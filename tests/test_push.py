@@ -55,7 +55,7 @@ def test_a_training_is_pushed_and_its_card_tells_how_to_use_it(finetune, tmp_pat
         assert hub.repositories["models", "owner/tuned"].private
         files = hub.files("owner/tuned", "v1.0")
         assert {"model.safetensors", "config.json", "modeling_albef.py", "options.yaml", "log.jsonl"} <= set(files)
-        assert not {"momentum.safetensors", "predictions.jsonl"} & set(files)
+        assert not {"momentum.safetensors", "predictions.jsonl", "card.json"} & set(files)
         assert not [name for name in files if name.startswith("last/")]
         assert files["model.safetensors"] == (tmp_path / "tuned" / "model.safetensors").read_bytes()
 
@@ -88,9 +88,59 @@ def test_a_hub_that_fails_ends_no_training_and_nothing_is_lost(finetune, tmp_pat
         assert (tmp_path / "tuned" / name).exists()
 
 
-def test_a_token_that_may_not_write_is_told_of_before_the_training_starts(finetune, tmp_path):
+CHECKS = """
+import sys
+from pathlib import Path
+import albef_hf.hub as hub
+hub.WAITS = (0.0, 0.0)
+try:
+    hub.HubPush(sys.argv[1], Path("."), tag=sys.argv[2])
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def refusal(tmp_path):
+    """What a push is refused with before any training."""
+
+    def check(hub: HubServer, token: str | None, name: str, tag: str = "v1", **variables: str) -> str:
+        environment = hub.environment(tmp_path / "home", token, PYTHONPATH=str(REPOSITORY), **variables)
+        command = [sys.executable, "-c", CHECKS, name, tag]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True).stdout
+
+    return check
+
+
+def test_what_cannot_be_pushed_is_refused_before_the_training_starts(finetune, refusal, tmp_path):
     with HubServer() as hub:
         ended = finetune(hub, hub_model_id="somebody/else")
         assert ended.returncode == 1 and "somebody/else cannot be written to" in ended.stderr
         assert "hf auth login" in ended.stderr and "Traceback" not in ended.stderr
         assert not (tmp_path / "tuned" / "log.jsonl").exists()
+
+        assert refusal(hub, "hf_owner", "owner/model") == ""
+        for token, name in (("hf_visitor", "owner/model"), ("hf_wrong", "model"), (None, "model")):
+            said = refusal(hub, token, name)
+            assert f"{name} cannot be written to" in said and "hf auth login" in said
+        hub.repositories["models", "owner/model"].tags["v1"] = hub.repositories["models", "owner/model"].find("main")
+        assert "has a tag v1 already" in refusal(hub, "hf_owner", "owner/model")
+        assert refusal(hub, "hf_owner", "owner/model", "v2") == ""
+        hub.fail("GET", "/whoami", 503, times=2)
+        assert refusal(hub, "hf_owner", "owner/model", "v2") == ""
+        hub.fail("GET", "/whoami", 503, times=10**6)
+        assert "cannot be asked about owner/model" in refusal(hub, "hf_owner", "owner/model", "v2")
+    assert "Try again later" in refusal(hub, "hf_owner", "owner/model")
+
+
+def test_neither_pickles_nor_the_teacher_nor_unnamed_data_get_out(finetune, tmp_path):
+    (tmp_path / "tuned" / "more").mkdir(parents=True)
+    for name in ("weights.bin", "optimizer.pt", "more/momentum.safetensors", "notes.txt"):
+        (tmp_path / "tuned" / name).write_bytes(b"1")
+    with HubServer() as hub:
+        assert finetune(hub, hub_teacher=False, alpha=0.4).returncode == 0
+        files = hub.files("owner/tuned")
+        assert "notes.txt" in files and not {"weights.bin", "optimizer.pt", "more/momentum.safetensors"} & set(files)
+        assert (tmp_path / "tuned" / "momentum.safetensors").exists()
+        card = files["README.md"].decode()
+        assert "momentum teacher" not in card and "queue size" not in card and "| momentum | 0.995 |" in card

@@ -28,6 +28,7 @@ def test_every_snippet_of_the_readme_runs(model, processor, batch, tmp_path):
     torch.save(batch, tmp_path / "batch.pt")
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     snippets = [s.replace("you/", "owner/") for s in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+    snippets = [s for s in snippets if "onnxruntime" not in s]  # see test_export.py
     assert len(snippets) >= 6
     program = "\n".join(BATCH + snippet if "teacher(**batch)" in snippet else snippet for snippet in snippets)
     with HubServer() as hub:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from plain import PlainForPreTraining, plain_ranking, plain_retrieval
 from original import assert_close
+from plain import PlainForPreTraining, plain_ranking, plain_retrieval
 
 from albef_hf import AlbefForPreTraining, AlbefForQuestionAnswering, MomentumTeacher
 from albef_hf.retrieval import best_matches, read_texts, rerank
@@ -53,7 +53,8 @@ def test_reranked_scores(still):
     of_texts = best_matches(texts.embeds, images.pooler_output, 3)[1]
     states = enumerate(images.last_hidden_state.split(1))
     image_logits, text_logits = rerank(model, states, texts, of_images, of_texts)
-    for plain, logits, numbers in ((plain_of_images, image_logits, of_images), (plain_of_texts, text_logits, of_texts)):
+    found = ((plain_of_images, image_logits, of_images), (plain_of_texts, text_logits, of_texts))
+    for plain, logits, numbers in found:
         ours = torch.full_like(plain, -100).scatter(1, numbers, logits)
         assert_close(ours, plain, 1e-6, "scores")
         assert torch.equal(ours.argsort(1, descending=True), plain.argsort(1, descending=True))

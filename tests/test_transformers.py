@@ -387,6 +387,32 @@ def test_text_features_are_exported_for_any_number_and_length_of_texts(sharp, ba
 
 
 @torch.no_grad()
+def test_the_image_encoder_is_exported_for_any_number_of_pictures(sharp):
+    model = AlbefVisionModel(sharp.vision_config).eval()
+    few, many = torch.randn(2, 3, 32, 32), torch.randn(7, 3, 32, 32)
+    program = torch.export.export(
+        model, (few,), dynamic_shapes={"pixel_values": {0: Dim("pictures", max=64)}}
+    ).module()
+    assert torch.allclose(program(many).last_hidden_state, model(many).last_hidden_state, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_matching_model_is_exported_for_any_number_of_pairs(sharp, batch):
+    model = AlbefForRetrieval(sharp).eval()
+    few = questions_of(batch, AlbefForRetrieval)
+    pairs, tokens = Dim("pairs", max=64), Dim("tokens", max=40)
+    sizes = {name: {0: pairs, 1: tokens} for name in ("input_ids", "attention_mask")} | {"pixel_values": {0: pairs}}
+    program = torch.export.export(model, (), few, dynamic_shapes=sizes).module()
+    for rows, used in ((7, 8), (1, 5)):
+        others = {name: torch.cat([value, value.flip(0)])[:rows] for name, value in few.items()}
+        others |= {name: others[name][:, :used] for name in ("input_ids", "attention_mask")}
+        expected = model(**others)
+        assert expected["itm_logits"].shape == (rows, 2)
+        for name, value in program(**others).items():
+            assert torch.allclose(value, expected[name], atol=1e-5), name
+
+
+@torch.no_grad()
 def test_a_compiled_model_is_one_graph(sharp, batch):
     model = AlbefForRetrieval(sharp).eval()
     inputs = questions_of(batch, AlbefForRetrieval)

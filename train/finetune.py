@@ -25,7 +25,7 @@ from albef_hf import MomentumTeacher
 from albef_hf.data import ImageTextPairs
 from albef_hf.finetuning import LATER_RESULTS, FineTuningOptions, Rows, Task, load_model, write_results
 from albef_hf.hub import HubPush
-from albef_hf.model_card import Evaluation, on_the_hub
+from albef_hf.model_card import Evaluation
 from albef_hf.modeling_albef import AlbefAlignedModel
 from albef_hf.momentum import MOMENTUM_FILE
 from albef_hf.options import parse_options, save_options
@@ -143,7 +143,7 @@ class Keeper:
         self.save(self.folder)
         if self.accelerator.is_main_process:
             write_results(self.folder, self.best | self.baselines, predictions)
-            self.describe(step)
+            self.describe()
         if self.push:
             self.push.start(f"Step {step}: {self.task.metric} {metrics[self.task.metric]:.2f}")
         return metrics
@@ -161,21 +161,33 @@ class Keeper:
             self.save(self.folder / LAST)
             self.log.say(f"the last state, of step {step}, is in {self.folder / LAST}")
 
-    def describe(self, step: int) -> None:
-        """Leave a model card."""
+    def describe(self, run_steps: int | None = None) -> None:
+        """Leave a model card, of a run that has ended where its length is given."""
         task, options = self.task, self.task.options
-        measured = options.data_in_words(options.validation_files, options.validation_split, options.validation_size)
         metrics = {name: value for name, value in self.best.items() if name != "step"}
-        evaluation = Evaluation(metrics, task.protocol, measured, on_the_hub(options.dataset), self.baselines)
-        script = f"train/finetune.py --task {task.name}"
-        write_card(options, self.push, step, self.log, evaluation, script, options.model or None)
+        evaluation = Evaluation(
+            metrics, task.protocol, options.validation_in_words(), options.hub_dataset, self.baselines
+        )
+        write_card(
+            options,
+            self.push,
+            self.best["step"],
+            self.log,
+            evaluation,
+            f"train/finetune.py --task {task.name}",
+            [options.model] if options.model else [],
+            self.teacher,
+            f"the best by {task.metric} of a run of {run_steps} steps" if run_steps else None,
+        )
 
     def finish(self, step: int) -> None:
         """The last card, the last push."""
+        if self.push:
+            self.push.wait()
         if self.accelerator.is_main_process:
             self.describe(step)
         if self.push:
-            self.push.finish("End of training", self.task.options.hub_tag)
+            self.push.finish("End of training")
         best = f"{self.task.metric} {self.best[self.task.metric]:.2f} at step {self.best['step']}"
         self.log.say(f"best: {best}; it is in {self.folder}")
 

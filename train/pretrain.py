@@ -32,11 +32,12 @@ from albef_hf.data import (
     Pictures,
     PretrainingCollator,
     Scenes,
+    embedded_tokenizer,
 )
 from albef_hf.data.sources import load_hub_rows, read_annotations
-from albef_hf.from_scratch import make_processor, read_model_config
+from albef_hf.from_scratch import make_processor, read_model_config, with_special_tokens
 from albef_hf.hub import HubPush
-from albef_hf.model_card import Evaluation, on_the_hub
+from albef_hf.model_card import Evaluation
 from albef_hf.momentum import MOMENTUM_FILE
 from albef_hf.options import option, parse_options, save_options
 from albef_hf.retrieval import score_all
@@ -124,7 +125,7 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
         if metrics:
             log.say(f"step {step}: {retrieval_table(metrics, len(held_out))}")
         if accelerator.is_main_process:
-            write_metrics(options, push, log, step, metrics, len(held_out))
+            write_metrics(options, push, log, step, metrics, len(held_out), teacher)
         if push:
             push.start(f"Step {step}")
         return metrics
@@ -144,28 +145,31 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
     finally:
         log.close()
     if accelerator.is_main_process:
-        write_metrics(options, push, log, training.step, metrics, len(held_out))
+        write_metrics(options, push, log, training.step, metrics, len(held_out), teacher)
     if push:
-        push.finish("End of training", options.hub_tag)
+        push.finish("End of training")
     log.say(f"pairs skipped or cut: {training.issues_found()}")
     log.say(f"saved to {folder}: model, teacher, processor, log.jsonl, metrics.json, curves.png")
     return metrics
 
 
 def write_metrics(
-    options: PretrainingOptions, push: HubPush | None, log: RunLog, step: int, metrics: dict[str, float], pictures: int
+    options: PretrainingOptions,
+    push: HubPush | None,
+    log: RunLog,
+    step: int,
+    metrics: dict[str, float],
+    pictures: int,
+    teacher: MomentumTeacher,
 ) -> None:
-    """Write metrics and model card into the folder."""
+    """Write metrics and model card into the folder, once nothing of it is being uploaded."""
+    if push:
+        push.wait()
     (Path(options.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    files, split = options.validation_files, options.validation_split
-    measured = f"{pictures} pictures of {options.data_in_words(files, split, options.validation_size)}"
-    evaluation = Evaluation(metrics, PROTOCOL.format(options.rerank), measured, on_the_hub(options.dataset))
-    write_card(options, push, step, log, evaluation if metrics else None, "train/pretrain.py", base_model(options))
-
-
-def base_model(options: PretrainingOptions) -> str | None:
-    """What training starts from, for the model card."""
-    return options.model or options.vision_model or options.text_model
+    measured = f"{pictures} pictures: {options.validation_in_words()}"
+    evaluation = Evaluation(metrics, PROTOCOL.format(options.rerank), measured, options.hub_dataset)
+    started_from = [name for name in (options.model, options.vision_model, options.text_model) if name]
+    write_card(options, push, step, log, evaluation if metrics else None, "train/pretrain.py", started_from, teacher)
 
 
 def make_model(options: PretrainingOptions) -> tuple[AlbefForPreTraining, AlbefProcessor]:
@@ -174,14 +178,14 @@ def make_model(options: PretrainingOptions) -> tuple[AlbefForPreTraining, AlbefP
         student = AlbefForPreTraining.from_pretrained(options.model, dtype=torch.float32)
         student.set_attn_implementation(options.attention)
         return student, AlbefProcessor.from_pretrained(options.model)
-    settings = read_model_config(options.model_config)
+    source = options.tokenizer or options.text_model
+    tokenizer = AutoTokenizer.from_pretrained(source) if source else embedded_tokenizer()
+    settings = with_special_tokens(read_model_config(options.model_config), tokenizer)
     if options.vision_model or options.text_model:
         student = AlbefForPreTraining.from_vision_text_pretrained(options.vision_model, options.text_model, **settings)
     else:
         student = AlbefForPreTraining(AlbefConfig(**settings))
     student.set_attn_implementation(options.attention)
-    source = options.tokenizer or options.text_model
-    tokenizer = AutoTokenizer.from_pretrained(source) if source else None
     return student, make_processor(student.config, tokenizer, options.max_words)
 
 

@@ -105,7 +105,7 @@ class VisualQuestionAnswering(LabelTask):
             BadSampleError: If there is none.
         """
         given = given_answers(row)
-        tokens = self.processor.tokenizer(given, split_special_tokens=True)["input_ids"] if given else []
+        tokens = self.processor.tokenizer(given)["input_ids"] if given else []
         writable = [answer for answer, ids in zip(given, tokens, strict=True) if len(ids) > 1]  # the first is [CLS]
         if not writable:
             raise BadSampleError(Issue.CAPTION_EMPTY, f"no answer in {repr(row.get('answer'))[:100]}")
