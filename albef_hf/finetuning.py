@@ -1,48 +1,67 @@
 """What the downstream tasks have in common: their options, where rows come from, and what a task has to say."""
 
 import contextlib
-import itertools
 import json
 import re
-import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
-from torch import nn
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .configuration_albef import AlbefConfig
-from .data import Augmentation, BadSampleError, Issue, embedded_tokenizer, load_image
+from .data import (
+    Augmentation,
+    BadSampleError,
+    Findings,
+    Issue,
+    embedded_tokenizer,
+    load_image,
+    says_something,
+    without_pictures,
+)
+from .data.annotations import read_json_list
+from .data.pairs import ATTEMPTS
 from .data.scene_tasks import SceneRows
 from .from_scratch import make_processor, read_model_config, with_special_tokens
 from .options import option, with_defaults
 from .processing_albef import AlbefProcessor, clean_caption
+from .text_baseline import text_only_answers
 from .training import DataOptions
 
 Rows = Sequence[Mapping[str, Any]]
 
-BASELINE_ROWS = 20_000  # training rows that the text-only baseline learns from
+BASELINE_ROWS = 20_000  # training rows, spread over all of them, that the baselines learn from
+LATER_RESULTS = "evaluation"  # folder, in that of a model, for what is measured after the training
+MOST_TOKENS = 512  # that any text is cut to, BERT's positions
+
+
+class TextLimit(NamedTuple):
+    """How much of a text is kept."""
+
+    words: int
+    tokens: int
 
 
 @dataclass
-class FineTuningOptions(with_defaults(DataOptions, validation_split="validation", min_crop_scale=0.5, max_tokens=30)):
+class FineTuningOptions(
+    with_defaults(DataOptions, validation_split="validation", min_crop_scale=0.5, max_tokens=MOST_TOKENS)
+):
     """What to start from and what to train on, beside how."""
 
     model: str = option("", "folder or Hub name of an ALBEF to start from, its teacher included")
     model_config: str | None = option(None, "JSON file or text with AlbefConfig settings of a fresh model, instead")
     image_size: int = option(0, "resolution in pixels, to which positions are interpolated; 0: that of the model")
-    columns: list[str] = option([], "names of the dataset's columns, where they are others: image=picture ...")
+    columns: list[str] = option([], "names of columns: image=picture ...; for NLVR2 maybe left_image=a right_image=b")
     flip_probability: float = option(0.5, "chance of a picture to be mirrored; never for the built-in rows")
     eval_batch_size: int = option(64, "rows per forward pass in the evaluation")
     text_only_baseline: bool = option(True, "train a classifier on the texts alone, for comparison")
@@ -73,12 +92,17 @@ class Task(ABC):
     metric: ClassVar[str]  # of the validation; the highest is the best checkpoint
     protocol: ClassVar[str]  # how it is measured, for the model card
     columns: ClassVar[tuple[str, ...]]  # that a row must have
+    training_columns: ClassVar[tuple[str, ...]] = ()  # that a row to train on must have beside them
+    optional_columns: ClassVar[tuple[str, ...]] = ()  # that a row may have
     scenes: ClassVar[type[SceneRows]]
 
     def __init__(self, options: FineTuningOptions, processor: AlbefProcessor):
         self.options, self.processor = options, processor
-        self.bad_rows: dict[int, str] = {}  # of the last evaluation, and what is wrong with them
+        self.findings = Findings()  # of the last evaluation
         images = processor.image_processor
+        self.positions = min(processor.tokenizer.model_max_length, MOST_TOKENS)
+        self.training_limit = TextLimit(options.max_words, min(options.max_tokens, self.positions))
+        self.evaluation_limit = self.training_limit
         self.built_in = not (options.train_files or options.validation_files or options.dataset)
         self.augmentation = Augmentation(
             images.size["height"],
@@ -93,39 +117,48 @@ class Task(ABC):
 
     def train_rows(self) -> Rows:
         """Rows to train on."""
-        return self._rows(self.options.train_files, self.options.split, self.options.scenes, self.options.seed)
+        options, required = self.options, (*self.required_columns(), *self.training_columns)
+        return self._rows(options.train_files, options.split, options.scenes, options.seed, required)
 
     def validation_rows(self) -> Rows:
         """Rows to evaluate on."""
         options = self.options
-        return self._rows(
-            options.validation_files, options.validation_split, options.validation_size, options.seed + 1
-        )
+        size, seed = options.validation_size, options.seed + 1
+        return self._rows(options.validation_files, options.validation_split, size, seed, self.required_columns())
 
-    def _rows(self, files: list[str], split: str, count: int, seed: int) -> Rows:
+    def required_columns(self) -> tuple[str, ...]:
+        """What a row must have."""
+        return self.columns
+
+    def _rows(self, files: list[str], split: str, count: int, seed: int, required: tuple[str, ...]) -> Rows:
         if self.built_in:
             return self.scenes(count, seed, max(96, self.processor.image_processor.size["height"]))
+        if files:
+            return _read_files(files, required)
         if self.options.dataset:
-            from .data.sources import load_columns
+            return self._load_dataset(split, required)
+        raise ValueError("train_files needs validation_files beside it, and the other way round.")
 
-            source = (self.options.dataset, self.options.dataset_config, self.options.data_files or None, split)
-            return load_columns(*source, self._column_names(), remedy="columns {}=...")
-        if not files:
-            raise ValueError("train_files needs validation_files beside it, and the other way round.")
-        rows = [row for file in files for row in read_json_list(file)]
-        for row in rows:
-            missing = [name for name in self.columns if name not in row]
-            if missing:
-                raise ValueError(f"A row of {', '.join(files)} has {sorted(row)}, but not {', '.join(missing)}.")
-        return rows
+    def _load_dataset(self, split: str, required: tuple[str, ...]) -> Rows:
+        from .data.sources import load_columns
 
-    def _column_names(self) -> dict[str, str]:
-        """What each column is called in the dataset."""
-        names = dict(entry.partition("=")[::2] for entry in self.options.columns)
-        unknown = [name for name in names if name not in self.columns]
+        options, named = self.options, self.named_columns()
+        # What only training needs may be absent from a split to evaluate on, whatever it is called elsewhere.
+        required = (*required, *(name for name in named if name not in (*required, *self.training_columns)))
+        columns = {name: named.get(name, name) for name in required}
+        others = (*self.training_columns, *self.optional_columns)
+        optional = {name: named.get(name, name) for name in others if name not in columns}
+        source = (options.dataset, options.dataset_config, options.data_files or None, split)
+        return load_columns(*source, columns, remedy="columns {}=...", optional=optional)
+
+    def named_columns(self) -> dict[str, str]:
+        """What the dataset calls columns, as far as the options say."""
+        named = dict(entry.partition("=")[::2] for entry in self.options.columns)
+        known = (*self.columns, *self.training_columns, *self.optional_columns)
+        unknown = [name for name in named if name not in known]
         if unknown:
-            raise ValueError(f"columns names {', '.join(unknown)}; {self.name} has {', '.join(self.columns)}.")
-        return {name: names.get(name, name) for name in self.columns}
+            raise ValueError(f"columns names {', '.join(unknown)}; {self.name} has {', '.join(known)}.")
+        return named
 
     # Training
 
@@ -147,7 +180,43 @@ class Task(ABC):
     def evaluate(
         self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Metrics in percent, the same on all processes, and predictions, as JSON takes them."""
+        """Metrics in percent, the same on all processes, and predictions, as JSON takes them.
+
+        Raises:
+            ValueError: If no row can be used.
+        """
+
+    @abstractmethod
+    def look(self, row: Mapping[str, Any], issues: list[Issue]) -> dict[str, Any]:
+        """What the model is shown of a row in the evaluation: texts, and pictures as they are.
+
+        Raises:
+            BadSampleError: If the row cannot be used.
+        """
+
+    def check(self, rows: Rows) -> None:
+        """See that rows can be evaluated, before the training rather than after its first epoch.
+
+        Raises:
+            ValueError: If none of the first rows can be used.
+        """
+        self.findings = Findings()
+        for number in range(min(len(rows), ATTEMPTS)):
+            try:
+                self.look(rows[number], [])
+            except BadSampleError as error:
+                self.findings.bad[number] = error
+            else:
+                return
+        self.refuse_nothing([])
+
+    def refuse_nothing(self, found: Sequence[Any]) -> None:
+        """Raise a `ValueError` that tells what is wrong with the rows, if nothing was found in them."""
+        if not found:
+            told = self.findings if self.findings.bad else "there is none"
+            raise ValueError(
+                f"No row can be evaluated: {told}. Check image_root, and the columns or keys of the rows."
+            )
 
     @abstractmethod
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
@@ -159,21 +228,23 @@ class Task(ABC):
 
     # What tasks share
 
-    def tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
+    def tokenize(self, texts: list[str], limit: TextLimit) -> dict[str, torch.Tensor]:
         """Cleaned texts as `input_ids` and `attention_mask`."""
-        tokens = self.processor(text=texts, max_length=self.options.max_tokens, return_tensors="pt")
+        settings = {"padding": True, "truncation": True, "max_length": limit.tokens}
+        tokens = self.processor.tokenizer(texts, return_tensors="pt", **settings)
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
 
-    def clean(self, text: Any, issues: list[Issue]) -> str:
-        """A text as the model takes it; what is cut is noted.
+    def clean(self, text: Any, issues: list[Issue], limit: TextLimit) -> str:
+        """A text as the model takes it; whether words or tokens are cut is noted.
 
         Raises:
             BadSampleError: If there is no text.
         """
-        if not isinstance(text, str) or not (whole := clean_caption(text, max_words=10**9)).strip():
+        if not isinstance(text, str) or not says_something(text):
             raise BadSampleError(Issue.CAPTION_EMPTY, repr(text)[:100])
-        kept = clean_caption(text, self.options.max_words)
-        if len(kept) < len(whole):
+        kept = clean_caption(text, limit.words)
+        tokens = self.processor.tokenizer(kept, verbose=False)["input_ids"]
+        if len(tokens) > limit.tokens or len(kept) < len(clean_caption(text, max_words=10**9)):
             issues.append(Issue.CAPTION_CUT)
         return kept
 
@@ -181,16 +252,16 @@ class Task(ABC):
         """Augmented pixels of a picture."""
         return self.augmentation(load_image(image, self.options.image_root), rng)[0]
 
-    def readable(
-        self, rows: Rows, numbers: Sequence[int], read: Callable[[Mapping[str, Any]], dict[str, Any]]
-    ) -> Iterator[list[dict[str, Any]]]:
-        """Batches of rows read for the evaluation; bad ones are left out, and their number noted with the reason."""
+    def readable(self, rows: Rows, numbers: Sequence[int]) -> Iterator[list[dict[str, Any]]]:
+        """Batches of rows as `look` reads them; bad ones are left out, and noted with the reason."""
         good: list[dict[str, Any]] = []
         for number in tqdm(numbers, f"evaluate {self.name}", leave=False):
+            issues: list[Issue] = []
             try:
-                good.append({"row": number, **read(rows[number])})
+                good.append({"row": number, **self.look(rows[number], issues)})
+                self.findings.cut += len(issues)
             except BadSampleError as error:
-                self.bad_rows[number] = str(error)
+                self.findings.bad[number] = error
             if len(good) == self.options.eval_batch_size:
                 yield good
                 good = []
@@ -200,7 +271,7 @@ class Task(ABC):
     def inputs(self, model: PreTrainedModel, texts: list[str], images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """What a head takes of texts and as many pictures, on its device."""
         pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
-        inputs = self.tokenize(texts) | {"pixel_values": pixels}
+        inputs = self.tokenize(texts, self.evaluation_limit) | {"pixel_values": pixels}
         return {name: value.to(model.device) for name, value in inputs.items()}
 
 
@@ -215,14 +286,15 @@ class RowTask(Task):
         training = model.training
         model.eval()
         numbers = range(accelerator.process_index, len(rows), accelerator.num_processes)
-        self.bad_rows = {}
+        self.findings = Findings()
         with accelerator.autocast():
             predictions = gather_object(self.predict(model, rows, numbers))
-        left_out = sum(len(bad) for bad in gather_object([self.bad_rows]))
+        self.findings = Findings.together(gather_object([self.findings]))
         model.train(training)
+        self.refuse_nothing(predictions)
         predictions.sort(key=lambda prediction: prediction["row"])
-        metrics = self.score(predictions, rows)
-        return metrics | ({"rows_left_out": left_out} if left_out else {}), predictions
+        metrics = self.score(predictions, without_pictures(rows))
+        return metrics | self.findings.counts(), predictions
 
     @abstractmethod
     def predict(self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
@@ -246,6 +318,7 @@ class LabelTask(RowTask):
 
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
         """The metric of answers that need no picture: always the most frequent one, and a classifier of the texts."""
+        train_rows, rows = without_pictures(train_rows), without_pictures(rows)
         train = dict(self._texts_and_labels(train_rows, BASELINE_ROWS))
         asked = dict(self._texts_and_labels(rows, len(rows)))
         train_texts, labels = zip(*train.values(), strict=True)
@@ -259,8 +332,9 @@ class LabelTask(RowTask):
         return scores
 
     def _texts_and_labels(self, rows: Rows, most: int) -> Iterator[tuple[int, tuple[str, Any]]]:
-        """Numbers of rows that can be used, with their texts and labels."""
-        for number in range(min(len(rows), most)):
+        """Numbers of rows that can be used, with their texts and labels; of more rows than that, some of each part."""
+        count = min(len(rows), most)
+        for number in (place * len(rows) // count for place in range(count)):
             with contextlib.suppress(BadSampleError):  # it is counted where it is read for training or evaluation
                 yield number, self.text_and_label(rows[number])
 
@@ -279,76 +353,60 @@ def count_issues(samples: list[dict[str, Any]]) -> torch.Tensor:
     return torch.bincount(issues, minlength=len(Issue))
 
 
-def read_json_list(file: str, kind: type = dict) -> list[Any]:
-    """A list of objects, or of another kind of thing.
-
-    Raises:
-        ValueError: If the file is none.
-    """
-    try:
-        rows = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as a JSON list: {error}.") from error
-    if not isinstance(rows, list) or not all(isinstance(row, kind) for row in rows):
-        raise ValueError(f"{file} is not a JSON list of {'texts' if kind is str else 'objects'}.")
+def _read_files(files: list[str], required: tuple[str, ...]) -> Rows:
+    rows = [row for file in files for row in read_json_list(file)]
+    for row in rows:
+        missing = [name for name in required if name not in row]
+        if missing:
+            raise ValueError(f"A row of {', '.join(files)} has {sorted(row)}, but not {', '.join(missing)}.")
     return rows
-
-
-def text_only_answers(
-    train_texts: Sequence[str],
-    train_labels: Sequence[Any],
-    texts: Sequence[str],
-    epochs: int = 20,
-    buckets: int = 2**15,
-) -> list[Any]:
-    """What a linear classifier of words and pairs of words, trained on the texts alone, makes of other texts."""
-    classes = sorted(set(train_labels), key=str)
-    index = {label: number for number, label in enumerate(classes)}
-    targets = torch.tensor([index[label] for label in train_labels])
-    features = [_hashed_words(text, buckets) for text in train_texts]
-    generator = torch.Generator().manual_seed(0)
-    weights = nn.EmbeddingBag(buckets, len(classes), mode="sum", sparse=False)
-    nn.init.zeros_(weights.weight)
-    optimizer = torch.optim.Adam(weights.parameters(), lr=0.02)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(features), generator=generator).split(512):
-            loss = F.cross_entropy(weights(*_bags([features[row] for row in rows.tolist()])), targets[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    with torch.no_grad():
-        scores = weights(*_bags([_hashed_words(text, buckets) for text in texts]))
-    return [classes[number] for number in scores.argmax(1).tolist()]
-
-
-def _hashed_words(text: str, buckets: int) -> list[int]:
-    words = ["^", *re.findall(r"\w+", text.lower()), "$"]
-    pairs = [" ".join(pair) for pair in itertools.pairwise(words)]
-    return [zlib.crc32(word.encode()) % buckets for word in words + pairs]
-
-
-def _bags(features: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    lengths = [0, *itertools.accumulate(len(words) for words in features)]
-    return torch.tensor([word for words in features for word in words]), torch.tensor(lengths[:-1])
 
 
 def load_model(kind: type[Task], options: FineTuningOptions) -> tuple[PreTrainedModel, AlbefProcessor]:
     """The head of a task from any ALBEF checkpoint, or a fresh one, and the processor, at a resolution."""
+    model, processor, _ = _load(kind, options)
+    return model, processor
+
+
+def load_trained_model(kind: type[Task], options: FineTuningOptions) -> tuple[PreTrainedModel, AlbefProcessor]:
+    """The head of a task as it was trained, and the processor, at a resolution.
+
+    Raises:
+        ValueError: If the checkpoint is of another head, so that some weights would be random.
+    """
+    model, processor, missing = _load(kind, options)
+    if missing:
+        raise ValueError(
+            f"{options.model or 'A fresh model'} has no trained {kind.head.__name__}: {len(missing)} weights are "
+            f"missing, such as {min(missing)}. Fine-tune it by train/finetune.py --task {kind.name}, and evaluate "
+            "what comes out."
+        )
+    return model, processor
+
+
+def _load(kind: type[Task], options: FineTuningOptions) -> tuple[PreTrainedModel, AlbefProcessor, set[str]]:
+    """Model, processor, and the names of the weights that nobody has trained."""
     if options.model_config:
         tokenizer = embedded_tokenizer()
         config = AlbefConfig(**with_special_tokens(read_model_config(options.model_config), tokenizer))
         processor = make_processor(config, tokenizer, options.max_words)
     else:
         config, processor = AlbefConfig.from_pretrained(options.model), AlbefProcessor.from_pretrained(options.model)
+    processor.max_words = options.max_words
+    processor.tokenizer.model_max_length = config.text_config.max_position_embeddings
     if options.image_size:
         config.vision_config.image_size = options.image_size
+        config.vision_config.validate_patches()
         processor.image_processor.size = {"height": options.image_size, "width": options.image_size}
     if options.model_config:
         model = kind.head(config)
+        missing = set(model.state_dict())
     else:
-        model = kind.head.from_pretrained(options.model, config=config, dtype=torch.float32)
+        settings = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        model, loaded = kind.head.from_pretrained(options.model, **settings)
+        missing = set(loaded["missing_keys"])
     model.set_attn_implementation(options.attention)
-    return model, processor
+    return model, processor, missing
 
 
 def write_results(folder: Path, metrics: dict[str, float], predictions: list[dict[str, Any]]) -> None:
@@ -371,13 +429,14 @@ class SentenceTask(LabelTask):
     def read(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """A sentence with its label."""
         issues: list[Issue] = []
-        sample = {"sentence": self.clean(row["sentence"], issues), "label": self.label_number(row["label"])}
+        sentence = self.clean(row["sentence"], issues, self.training_limit)
+        sample = {"sentence": sentence, "label": self.label_number(row["label"])}
         return {**sample, "pixel_values": self.sentence_pixels(row, rng), "issues": issues}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Sentences, pictures and labels."""
         return {
-            **self.tokenize([sample["sentence"] for sample in samples]),
+            **self.tokenize([sample["sentence"] for sample in samples], self.training_limit),
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
             "labels": torch.tensor([sample["label"] for sample in samples]),
             "issues": count_issues(samples),
@@ -385,20 +444,21 @@ class SentenceTask(LabelTask):
 
     def text_and_label(self, row: Mapping[str, Any]) -> tuple[str, str]:
         """The sentence and its label."""
-        return self.clean(row["sentence"], []), self.labels[self.label_number(row["label"])]
+        return self.clean(row["sentence"], [], self.evaluation_limit), self.labels[self.label_number(row["label"])]
 
     def label_number(self, label: Any) -> int:
-        """Number of a label in any spelling, or the number itself.
+        """Number of a label in any spelling, or of the number itself; true and false are names, not numbers.
 
         Raises:
             BadSampleError: If it is none of the labels.
         """
-        if isinstance(label, int) and 0 <= label < len(self.labels):
-            return int(label)
-        names = [name.lower() for name in self.labels]
-        if str(label).strip().lower() not in names:
+        names, spelled = [name.lower() for name in self.labels], str(label).strip().lower()
+        if spelled in names:
+            return names.index(spelled)
+        number = re.fullmatch(r"([0-9]+)(\.0)?", spelled)
+        if number is None or int(number[1]) >= len(names):
             raise BadSampleError(Issue.LABEL_UNKNOWN, repr(label)[:100])
-        return names.index(str(label).strip().lower())
+        return int(number[1])
 
     def predict_labels(
         self, model: PreTrainedModel, batch: list[dict[str, Any]], inputs: dict[str, torch.Tensor]

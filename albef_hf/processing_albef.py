@@ -12,6 +12,11 @@ from transformers.processing_utils import ProcessingKwargs, Unpack
 DELETED_CHARACTERS = re.compile(r"""[,.'!?"()*#:;~]""")
 
 
+def encodable(text: str) -> str:
+    """The text with a question mark for what cannot be encoded, lone surrogates, which JSON allows."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
 def clean_caption(caption: str, max_words: int = 30) -> str:
     """Lower-case a caption, strip its punctuation and cut it (`pre_caption` in the original's `dataset/utils.py`).
 
@@ -26,8 +31,7 @@ def clean_caption(caption: str, max_words: int = 30) -> str:
 
         ```
     """
-    caption = caption.encode("utf-8", errors="replace").decode("utf-8")
-    caption = DELETED_CHARACTERS.sub("", caption.lower()).replace("-", " ").replace("/", " ")
+    caption = DELETED_CHARACTERS.sub("", encodable(caption).lower()).replace("-", " ").replace("/", " ")
     caption = re.sub(r"\s{2,}", " ", caption.replace("<person>", "person"))
     return " ".join(caption.rstrip("\n").strip(" ").split(" ")[:max_words])
 
@@ -127,6 +131,8 @@ class AlbefProcessor(ProcessorMixin):
     def encode_answers(self, answers: str | list[str]) -> BatchEncoding:
         """Tokenize answers for question answering: `[CLS] answer [SEP]`, as they are but for upper case.
 
+        Characters that cannot be encoded (lone surrogates) become question marks.
+
         Args:
             answers: An answer or a list of them.
 
@@ -140,7 +146,7 @@ class AlbefProcessor(ProcessorMixin):
         answers = [answers] if isinstance(answers, str) else list(answers)
         if not answers or not all(isinstance(answer, str) for answer in answers):
             raise ValueError("answers must be strings, and there must be at least one.")
-        ids = self.tokenizer(answers)["input_ids"]
+        ids = self.tokenizer([encodable(answer) for answer in answers])["input_ids"]
         empty = [answer for answer, tokens in zip(answers, ids, strict=True) if len(tokens) < 2]
         if empty:
             raise ValueError(f"The answer {empty[0]!r} has no word that can be written.")

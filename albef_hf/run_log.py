@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import time
 from pathlib import Path
 
@@ -93,10 +94,10 @@ def _panels(records: list[dict[str, float]]) -> dict[str, list[str]]:
     # A record of the training has a loss; the others are of the evaluation.
     trained = {name for record in records if "loss" in record for name in record if record[name] is not None}
     measured = [name for record in records if "loss" not in record for name in record if record[name] is not None]
-    metrics = [name for name in dict.fromkeys(measured) if name not in ("step", "seconds", "rows_left_out")]
+    metrics = [name for name in dict.fromkeys(measured) if not re.match(r"(step|seconds|rows_left_out)$|rows/", name)]
     parts = sorted(name for name in trained if name.startswith("loss_"))
     recalls = [name for name in metrics if name.endswith(("_r1", "_r10"))]
-    others = [name for name in metrics if "_r" not in name]
+    others = [name for name in metrics if not re.search(r"_r\d+$", name)]
     return {
         "losses": parts or [name for name in ("loss",) if name in trained],
         "ITC: temperature": [name for name in ("temperature",) if name in trained],

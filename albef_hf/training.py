@@ -96,7 +96,7 @@ class DataOptions(TrainingOptions):
     """What to train on and to evaluate on, and how texts and pictures are prepared."""
 
     train_files: list[str] = option([], 'JSON lists of {"image": path, "caption": text or list}, or of a task\'s rows')
-    validation_files: list[str] = option([], "such lists for evaluation")
+    validation_files: list[str] = option([], "such lists for evaluation, also beside a dataset to train on")
     image_root: str | None = option(None, "folder that image paths are relative to; nothing outside of it is read")
     dataset: str | None = option(None, "what datasets.load_dataset takes: Hub name, folder, imagefolder, webdataset")
     dataset_config: str | None = option(None, "configuration of the dataset")

@@ -1,10 +1,16 @@
 """Small models, processors and data that the tests share."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from task_rows import load_script
 from transformers import logging as transformers_logging
 
-from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor
+from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor, MomentumTeacher
 from albef_hf.data import embedded_tokenizer
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -58,3 +64,34 @@ def warnings_of_albef(monkeypatch) -> list[str]:
     logger = transformers_logging.get_logger("albef_hf.modeling_albef")
     monkeypatch.setattr(logger, "warning", lines.append)
     return lines
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs a script in this process."""
+    monkeypatch.setenv("ALBEF_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def start(name: str, *arguments: object) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        load_script(name).main([str(argument) for argument in arguments])
+
+    return start
+
+
+@pytest.fixture
+def pretrained(model, processor, tmp_path) -> Path:
+    """A small pretrained model with its teacher."""
+    model.save_pretrained(tmp_path / "pretrained")
+    processor.save_pretrained(tmp_path / "pretrained")
+    MomentumTeacher(model, queue_size=24).save_pretrained(tmp_path / "pretrained")
+    return tmp_path / "pretrained"
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+    for name, color in (("a", "red"), ("b", "blue"), ("c", "green"), ("d", "black")):
+        Image.new("RGB", (40, 50), color).save(tmp_path / f"{name}.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    return tmp_path

@@ -37,8 +37,27 @@ ALLOWED = {
     "pipeline_albef": {"configuration_albef", "explain", "processing_albef", "retrieval"},
     "metrics": set(),
     "from_scratch": {"configuration_albef", "options", "processing_albef"},
-    "finetuning": {"configuration_albef", "data", "from_scratch", "options", "processing_albef", "training"},
-    "tasks": {"data", "explain", "finetuning", "metrics", "modeling_albef", "options", "retrieval", "tasks"},
+    "text_baseline": set(),
+    "finetuning": {
+        "configuration_albef",
+        "data",
+        "from_scratch",
+        "options",
+        "processing_albef",
+        "text_baseline",
+        "training",
+    },
+    "tasks": {
+        "data",
+        "explain",
+        "finetuning",
+        "metrics",
+        "modeling_albef",
+        "options",
+        "processing_albef",
+        "retrieval",
+        "tasks",
+    },
 }
 
 

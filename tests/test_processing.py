@@ -120,6 +120,12 @@ def test_what_somebody_writes_in_an_answer_stays_text(processor):
             processor.encode_answers(wrong)
 
 
+def test_half_a_character_in_an_answer_is_a_question_mark(processor):
+    """JSON allows lone surrogates, and nothing else does."""
+    ids = [processor.encode_answers(answer)["input_ids"].tolist() for answer in ("\ud800 red", "? red")]
+    assert ids[0] == ids[1]
+
+
 def test_padding_of_answers_is_no_label(processor):
     answers = processor.encode_answers(["yes", "two dogs"])
     assert torch.equal(answers["labels"] == -100, answers["attention_mask"] == 0)

@@ -1,7 +1,8 @@
 """Evaluate a fine-tuned ALBEF on a downstream task: metrics and every prediction go to a folder.
 
 Give --task first: --task NAME --help lists the options, of which --model names what to evaluate. Question answering
-chooses from the answers of --train_files, or from an --answer_list.
+chooses from the answers of --train_files, or from an --answer_list. Without --output_dir, results go to the folder
+evaluation in that of the model.
 """
 
 import argparse
@@ -14,8 +15,8 @@ sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(
 
 from huggingface_hub.errors import StrictDataclassError
 
-from albef_hf.finetuning import FineTuningOptions, Task, load_model, write_results
-from albef_hf.options import parse_options
+from albef_hf.finetuning import LATER_RESULTS, FineTuningOptions, Task, load_trained_model, write_results
+from albef_hf.options import parse_options, with_defaults
 from albef_hf.tasks import find_task, task_names
 from albef_hf.training import make_accelerator
 
@@ -26,7 +27,8 @@ def main(arguments: list[str]) -> None:
     chooser.add_argument("--task", choices=task_names(), required=not {"-h", "--help"} & {*arguments})
     chosen, rest = chooser.parse_known_args(arguments)
     kind = find_task(chosen.task or task_names()[0])
-    options = parse_options(kind.options_class, f"{__doc__}\nThese are the options of {kind.name}.", rest)
+    options_class = with_defaults(kind.options_class, output_dir="")
+    options = parse_options(options_class, f"{__doc__}\nThese are the options of {kind.name}.", rest)
     try:
         evaluate(kind, options)
     except (ValueError, RuntimeError, OSError, StrictDataclassError) as error:
@@ -35,17 +37,28 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"error: {error}\n(set ALBEF_TRACEBACK=1 to see where it happened)")
 
 
+def results_folder(options: FineTuningOptions) -> Path:
+    """Where the results go; beside a model they get a folder of their own, since its training has left such files."""
+    folder = Path(options.output_dir or options.model)
+    if (folder / "config.json").exists():
+        return folder / LATER_RESULTS
+    return folder if options.output_dir else Path("runs/evaluation")
+
+
 def evaluate(kind: type[Task], options: FineTuningOptions) -> dict[str, float]:
     """Metrics of a model on the validation rows; the main process prints and writes them."""
+    folder = results_folder(options)
+    options.output_dir = str(folder)
     accelerator = make_accelerator(options)
-    model, processor = load_model(kind, options)
+    model, processor = load_trained_model(kind, options)
     task = kind(options, processor)
     metrics, predictions = task.evaluate(model.to(accelerator.device), task.validation_rows(), accelerator)
     if accelerator.is_main_process:
-        write_results(Path(options.output_dir), metrics, predictions)
+        write_results(folder, metrics, predictions)
         for name, value in metrics.items():
             print(f"{name:24s} {value:8.2f}")
-        print(f"{len(predictions)} predictions and metrics.json are in {options.output_dir}")
+        print(f"left out or cut: {task.findings}")
+        print(f"{len(predictions)} predictions and metrics.json are in {folder}")
     return metrics
 
 

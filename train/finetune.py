@@ -23,7 +23,7 @@ from transformers.utils.hub import cached_file
 
 from albef_hf import MomentumTeacher
 from albef_hf.data import ImageTextPairs
-from albef_hf.finetuning import FineTuningOptions, Rows, Task, load_model, write_results
+from albef_hf.finetuning import LATER_RESULTS, FineTuningOptions, Rows, Task, load_model, write_results
 from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation
 from albef_hf.modeling_albef import AlbefAlignedModel
@@ -67,7 +67,8 @@ def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelera
     folder = prepare_folder(options, accelerator)
     push = start_push(options, accelerator)
     if accelerator.is_main_process:
-        shutil.rmtree(folder / LAST, ignore_errors=True)
+        for part in (LAST, LATER_RESULTS):  # of a model that is replaced
+            shutil.rmtree(folder / part, ignore_errors=True)
     set_seed(options.seed)  # the same on all processes, so that their teachers and queues start alike
     student, processor = load_model(kind, options)
     teacher = make_teacher(options, student)
@@ -78,7 +79,8 @@ def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelera
     numbers = {name: value for name, value in asdict(options).items() if isinstance(value, (int, float))}
     accelerator.init_trackers("tensorboard", config=numbers)
     log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch))
-    baselines = task.baselines(rows, validation)
+    task.check(validation)
+    baselines = task.baselines(rows, validation) if accelerator.is_main_process else {}
     log.say(
         f"{task.name}: {len(rows)} rows to train on, {len(validation)} to evaluate on; without pictures {baselines}"
     )
@@ -129,6 +131,8 @@ class Keeper:
         """Metrics of the model as it is now; if it is the best so far, it is saved."""
         metrics, predictions = self.task.evaluate(self.student, self.validation, self.accelerator)
         self.log.say(f"step {step}: {', '.join(f'{name} {value:.2f}' for name, value in metrics.items())}")
+        if metrics.get("rows_left_out") or metrics.get("rows/text_cut"):
+            self.log.say(f"    left out or cut: {self.task.findings}")
         for prediction in predictions[:3]:
             self.log.say(f"    {self.task.show(prediction)}")
         if self.best and metrics[self.task.metric] <= self.best[self.task.metric]:

@@ -5,13 +5,24 @@ What reads datasets by name is in `albef_hf.data.sources`, which needs the datas
 
 from .augmentation import Augmentation
 from .collator import PretrainingCollator, embedded_tokenizer, mask_tokens
-from .pairs import BadSampleError, ImageTextPairs, ImageTextStream, Issue, PairReader, load_image, usable_captions
-from .pictures import Pictures, picture_of
+from .findings import Findings
+from .pairs import (
+    BadSampleError,
+    ImageTextPairs,
+    ImageTextStream,
+    Issue,
+    PairReader,
+    load_image,
+    says_something,
+    usable_captions,
+)
+from .pictures import Pictures, picture_of, pictures_of, without_pictures
 from .scenes import Scenes
 
 __all__ = [
     "Augmentation",
     "BadSampleError",
+    "Findings",
     "ImageTextPairs",
     "ImageTextStream",
     "Issue",
@@ -23,5 +34,8 @@ __all__ = [
     "load_image",
     "mask_tokens",
     "picture_of",
+    "pictures_of",
+    "says_something",
     "usable_captions",
+    "without_pictures",
 ]

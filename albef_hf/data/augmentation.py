@@ -60,7 +60,10 @@ def random_resized_crop(
     """Crop a random share of the area, 3:4 to 4:3 in shape, and resize it (bicubic) to a square of `size` pixels.
 
     Where no draw fits into the picture, the largest centred crop of an allowed shape is taken, as torchvision does.
+    A scale of 1 keeps the whole picture, whatever its shape: what is said of its edges has to stay true.
     """
+    if scale[0] >= 1:
+        return image.resize((size, size), Image.Resampling.BICUBIC)
     width, height = image.size
     for _ in range(attempts):
         area = width * height * rng.uniform(*scale)
@@ -83,7 +86,8 @@ class Augmentation:
         image_size: Height and width of the result in pixels.
         image_mean: Mean of each channel, between 0 and 1.
         image_std: Standard deviation of each channel.
-        min_scale: Smallest share of the picture's area that a crop keeps; the paper's 0.2 (0.5 in fine-tuning).
+        min_scale: Smallest share of the picture's area that a crop keeps; the paper's 0.2 (0.5 in fine-tuning, and 1,
+            no crop at all, in grounding).
         operations: Operations of RandAugment drawn for each picture; the paper's 2.
         flip_probability: Chance of a picture to be mirrored.
     """

@@ -34,8 +34,11 @@ class BadSampleError(ValueError):
     """A pair that cannot be used, and why."""
 
     def __init__(self, issue: Issue, detail: str):
-        super().__init__(f"{issue.name.lower()}: {detail}")
-        self.issue = issue
+        super().__init__(issue, detail)  # both, so that processes can tell each other
+        self.issue, self.detail = issue, detail
+
+    def __str__(self) -> str:
+        return f"{self.issue.name.lower()}: {self.detail}"
 
 
 def resolve_path(path: str, image_root: str | None) -> Path:
@@ -105,13 +108,14 @@ def usable_captions(captions: Any) -> list[str]:
     several = [captions] if isinstance(captions, str) else captions
     if not isinstance(several, (list, tuple, np.ndarray)):
         several = []
-    usable = [text for text in several if isinstance(text, str) and _says_something(text)]
+    usable = [text for text in several if isinstance(text, str) and says_something(text)]
     if not usable:
         raise BadSampleError(Issue.CAPTION_EMPTY, repr(captions)[:100])
     return usable
 
 
-def _says_something(text: str) -> bool:
+def says_something(text: str) -> bool:
+    """Whether anything is left of a text that could be read."""
     return any(character.isprintable() and not character.isspace() for character in clean_caption(text))
 
 
@@ -232,5 +236,5 @@ class ImageTextStream(torch.utils.data.IterableDataset):
 def _unreadable(last: BadSampleError) -> ValueError:
     return ValueError(
         f"{ATTEMPTS} pairs in a row could not be used; the last one: {last}. "
-        "Check the image root and the columns that hold picture and caption."
+        "Check the image root, and the columns or keys that hold picture, text and label."
     )

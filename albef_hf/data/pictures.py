@@ -1,5 +1,6 @@
 """The pictures that rows name and the captions of each, for the evaluation of retrieval."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,22 @@ def picture_of(row: Mapping[str, Any]) -> str | int | None:
     """What rows of the same picture share: its `image_id` or its path; None for a row that embeds its picture."""
     image = row.get("image_id", row.get("image"))
     return image if isinstance(image, (str, int)) else None
+
+
+def pictures_of(rows: Sequence[Mapping[str, Any]]) -> list[str | int | None]:
+    """What `picture_of` says of each row, without reading more than that; None where a row would have to be drawn."""
+    if isinstance(rows, list):
+        return [picture_of(row) for row in rows]
+    features = getattr(rows, "features", None) or {}  # of a `datasets.Dataset`
+    kinds = {name: getattr(features.get(name), "dtype", "") for name in ("image_id", "image")}
+    names = [name for name, kind in kinds.items() if re.fullmatch(r"u?int\d+|(large_)?string", kind)]
+    return [picture_of(row) for row in rows.select_columns(names[:1])] if names else [None] * len(rows)
+
+
+def without_pictures(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The rows, of a dataset without their pictures, which it would read for nothing; to learn what is beside them."""
+    pictures = {"image", "images", "left_image", "right_image"} & {*(getattr(rows, "features", None) or {})}
+    return rows.remove_columns(sorted(pictures)) if pictures else rows
 
 
 class Pictures(Sequence):

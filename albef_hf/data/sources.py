@@ -1,9 +1,12 @@
 """Where pairs come from: the original's JSON lists, and anything that `datasets.load_dataset` reads."""
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import datasets
+
+from ..processing_albef import encodable
+from .annotations import read_json_list
 
 
 def read_annotations(files: list[str]) -> datasets.Dataset:
@@ -18,26 +21,15 @@ def read_annotations(files: list[str]) -> datasets.Dataset:
     images: list[str] = []
     captions: list[list[str]] = []
     for file in files:
-        try:
-            rows = json.loads(Path(file).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{file} cannot be read as a JSON list of pairs: {error}.") from error
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError(f'{file} is not a list of {{"image": path, "caption": text or list of texts}}.')
-        for row in rows:
+        for row in read_json_list(file):
             if "image" not in row or "caption" not in row:
                 raise ValueError(f'{file}: a row has {sorted(row)}, but needs "image" and "caption".')
             texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
-            images.append(_encodable(row["image"]) if isinstance(row["image"], str) else None)
-            captions.append([_encodable(text) for text in texts if isinstance(text, str)])
+            images.append(encodable(row["image"]) if isinstance(row["image"], str) else None)
+            captions.append([encodable(text) for text in texts if isinstance(text, str)])
     text = datasets.Value("string")
     features = datasets.Features({"image": text, "caption": datasets.List(text)})
     return datasets.Dataset.from_dict({"image": images, "caption": captions}, features=features)
-
-
-def _encodable(text: str) -> str:
-    """The text without lone surrogates, which JSON allows and nothing else does."""
-    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def load_hub_rows(
@@ -62,10 +54,12 @@ def load_columns(
     columns: dict[str, str],
     streaming: bool = False,
     remedy: str = "{}_column",
+    optional: Mapping[str, str] | None = None,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Load a dataset by name, with some of its columns under other names and without the others.
 
-    Pictures stay encoded, so that a broken one harms nobody else.
+    Pictures stay encoded, so that a broken one harms nobody else. Labels get their names, since every dataset numbers
+    them in an order of its own.
 
     Args:
         name: What `datasets.load_dataset` takes: a Hub name, a folder, `imagefolder`, `parquet`, `webdataset`, ...
@@ -75,9 +69,10 @@ def load_columns(
         columns: What each column is to be called, and what the dataset calls it.
         streaming: Read on the fly instead of downloading first.
         remedy: The option that names a column, for the error.
+        optional: Columns that are kept where there are such.
 
     Raises:
-        ValueError: If a column does not exist.
+        ValueError: If a column does not exist, or is asked for under two names.
     """
     rows = datasets.load_dataset(name, config_name, data_files=data_files, split=split, streaming=streaming)
     present = rows.column_names or list(next(iter(rows), {}))
@@ -86,9 +81,35 @@ def load_columns(
             raise ValueError(
                 f"{name} has no column {column!r}; set {remedy.format(wanted)} to one of {', '.join(present)}."
             )
+    more = {wanted: column for wanted, column in (optional or {}).items() if column in present}
+    columns = columns | {wanted: column for wanted, column in more.items() if column not in columns.values()}
+    if len(set(columns.values())) < len(columns):
+        raise ValueError(
+            f"One column of {name} is named twice, for {', '.join(columns)}: name another for one of them."
+        )
     rows = rows.select_columns(list(columns.values()))
     for column in columns.values():
         feature = None if rows.features is None else rows.features[column]
-        if isinstance(feature, datasets.Image) or (feature is None and column == columns.get("image")):
+        if feature is None and column == columns.get("image"):
             rows = rows.cast_column(column, datasets.Image(decode=False))
+        elif isinstance(feature, datasets.ClassLabel) and not streaming:
+            rows = _with_names(rows, column, feature)
+        elif (encoded := _encoded(feature)) != feature:
+            rows = rows.cast_column(column, encoded)
     return rows.rename_columns({column: wanted for wanted, column in columns.items() if column != wanted})
+
+
+def _encoded(feature: Any) -> Any:
+    """A feature whose pictures, inside lists too, are handed out as they are stored."""
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    if isinstance(feature, datasets.List):
+        return datasets.List(_encoded(feature.feature), length=feature.length)
+    return feature
+
+
+def _with_names(rows: datasets.Dataset, column: str, feature: datasets.ClassLabel) -> datasets.Dataset:
+    """The dataset with the names of labels in place of their numbers; no name where a row has no label."""
+    numbers = rows.select_columns(column)[:][column]
+    names = [feature.int2str(number) if number is not None and number >= 0 else None for number in numbers]
+    return rows.remove_columns(column).add_column(column, names, feature=datasets.Value("string"))

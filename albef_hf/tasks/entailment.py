@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..data import load_image
+from ..data import Issue, load_image
 from ..data.scene_tasks import SceneEntailment
 from ..finetuning import FineTuningOptions, Rows, SentenceTask, flat
 from ..metrics.entailment_accuracy.entailment_accuracy import entailment_accuracy
@@ -52,25 +52,27 @@ class VisualEntailment(SentenceTask):
 
     def _image(self, row: Mapping[str, Any]) -> Any:
         image = row["image"]
-        return f"{image}{self.options.image_suffix}" if isinstance(image, str) else image
+        return f"{image}{self.options.image_suffix}" if isinstance(image, (str, int)) else image
+
+    def look(self, row: Mapping[str, Any], issues: list[Issue]) -> dict[str, Any]:
+        """Sentence and picture; the label has to be one of the three."""
+        self.label_number(row["label"])
+        sentence = self.clean(row["sentence"], issues, self.evaluation_limit)
+        return {"sentence": sentence, "image": load_image(self._image(row), self.options.image_root)}
 
     def predict(self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """The likeliest label of each row."""
-
-        def read(row: Mapping[str, Any]) -> dict[str, Any]:
-            sentence, _ = self.text_and_label(row)
-            return {"sentence": sentence, "image": load_image(self._image(row), self.options.image_root)}
-
         predictions = []
-        for batch in self.readable(rows, numbers, read):
+        for batch in self.readable(rows, numbers):
             inputs = self.inputs(model, [row["sentence"] for row in batch], [row["image"] for row in batch])
             predictions += self.predict_labels(model, batch, inputs)
         return predictions
 
     def score(self, predictions: list[dict[str, Any]], rows: Rows) -> dict[str, float]:
         """Accuracy, overall and by label."""
-        right = [self.text_and_label(rows[prediction["row"]])[1] for prediction in predictions]
-        return flat(entailment_accuracy([prediction["answer"] for prediction in predictions], right))
+        right = [self.labels[self.label_number(rows[prediction["row"]]["label"])] for prediction in predictions]
+        scores = entailment_accuracy([prediction["answer"] for prediction in predictions], right)
+        return flat({name: scores[name] for name in ("accuracy", "per_label")})  # confusions are counts, not shares
 
 
 TASK = VisualEntailment

@@ -3,7 +3,9 @@
 Training is that of retrieval. An expression's heat map, by Grad-CAM of the matching score, ranks boxes.
 """
 
+import contextlib
 import json
+import math
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..data import BadSampleError, Issue, load_image
+from ..data import BadSampleError, Issue, without_pictures
 from ..data.scene_tasks import SceneExpressions
 from ..explain import contrastive_heatmaps, matching_heatmaps, resize_heatmap, score_boxes
 from ..finetuning import Rows, RowTask, flat
@@ -51,6 +53,7 @@ class Grounding(PairTask, RowTask):
     options_class = GroundingOptions
     metric = "accuracy"
     columns = ("image", "text")
+    optional_columns = ("bbox", "boxes", "ref_id", "split", "image_id")
     scenes = SceneExpressions
 
     def validation_rows(self) -> Rows:
@@ -60,17 +63,15 @@ class Grounding(PairTask, RowTask):
             return rows
         return add_boxes(rows, Path(self.options.refer_root), self.options.box_file)
 
+    def look(self, row: Mapping[str, Any], issues: list[Issue]) -> dict[str, Any]:
+        """Expression, picture, and the boxes to choose from."""
+        (_,) = checked_boxes([row.get("bbox")])
+        return {**super().look(row, issues), "boxes": checked_boxes(row.get("boxes"))}
+
     def predict(self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """The box that holds most of the heat, and the hottest point."""
-
-        def read(row: Mapping[str, Any]) -> dict[str, Any]:
-            if not row.get("bbox") or not row.get("boxes"):
-                raise BadSampleError(Issue.LABEL_UNKNOWN, "no bbox, or no boxes to choose from")
-            image = load_image(row["image"], self.options.image_root)
-            return {"text": self.clean(row["text"], []), "image": image, "boxes": row["boxes"]}
-
         predictions = []
-        for batch in self.readable(rows, numbers, read):
+        for batch in self.readable(rows, numbers):
             inputs = self.inputs(model, [row["text"] for row in batch], [row["image"] for row in batch])
             heatmaps = self._heatmaps(model, inputs).cpu()
             for row, heatmap in zip(batch, heatmaps, strict=True):
@@ -89,28 +90,54 @@ class Grounding(PairTask, RowTask):
         return matching_heatmaps(model, **inputs, layer=None if layer < 0 else layer).mean(1)
 
     def score(self, predictions: list[dict[str, Any]], rows: Rows) -> dict[str, float]:
-        """Accuracy at an overlap of one half, and of the hottest point, by split where the rows name it."""
+        """Accuracy at an overlap of one half, and of the hottest point, by split where the rows name it.
+
+        Where one of the splits is `val`, the whole is that one: the best checkpoint is chosen by it, as in the
+        original, and not by what it is tested on.
+        """
         meant = [rows[prediction["row"]] for prediction in predictions]
         splits = [row.get("split") for row in meant]
         scores = grounding_accuracy(
             [prediction["box"] for prediction in predictions],
-            [row["bbox"] for row in meant],
+            checked_boxes([row["bbox"] for row in meant]),
             points=[prediction["point"] for prediction in predictions],
             splits=splits if splits and all(splits) else None,
         )
-        return flat(scores)
+        return flat(scores | scores.get("per_split", {}).get("val", {}))
 
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
         """What one of the boxes drawn at random would reach, and the largest."""
-        usable = [row for row in (rows[number] for number in range(len(rows))) if row.get("bbox") and row.get("boxes")]
-        everything = [
-            grounding_accuracy(row["boxes"], [row["bbox"]] * len(row["boxes"]))["accuracy"] for row in usable
+        choices, meant = [], []
+        for row in without_pictures(rows):
+            with contextlib.suppress(BadSampleError):  # it is counted where it is evaluated
+                meant += checked_boxes([row.get("bbox")])
+                choices.append(checked_boxes(row.get("boxes")))
+            del meant[len(choices) :]  # without boxes to choose from
+        drawn = [
+            grounding_accuracy(boxes, [box] * len(boxes))["accuracy"]
+            for boxes, box in zip(choices, meant, strict=True)
         ]
-        largest = [max(row["boxes"], key=lambda box: box[2] * box[3]) for row in usable]
+        largest = [max(boxes, key=lambda box: box[2] * box[3]) for boxes in choices]
         return {
-            "random_box_accuracy": sum(everything) / max(len(everything), 1),
-            "largest_box_accuracy": grounding_accuracy(largest, [row["bbox"] for row in usable])["accuracy"],
+            "random_box_accuracy": sum(drawn) / max(len(drawn), 1),
+            "largest_box_accuracy": grounding_accuracy(largest, meant)["accuracy"],
         }
+
+
+def checked_boxes(boxes: Any) -> list[list[float]]:
+    """Boxes of a row: left, top, width and height each; what comes behind, such as a detector's score, is left out.
+
+    Raises:
+        BadSampleError: If there is none, or one is something else.
+    """
+    if not isinstance(boxes, (list, tuple)) or not boxes:
+        raise BadSampleError(Issue.LABEL_UNKNOWN, "no bbox, or no boxes to choose from")
+    for box in boxes:
+        numbers = list(box[:4]) if isinstance(box, (list, tuple)) else []
+        sound = len(numbers) == 4 and all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers)
+        if not sound or min(numbers[2:]) < 0:
+            raise BadSampleError(Issue.LABEL_UNKNOWN, f"{repr(box)[:80]} is not left, top, width and height")
+    return [list(box[:4]) for box in boxes]
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -136,17 +163,20 @@ def add_boxes(rows: Rows, folder: Path, box_file: str = "dets.json") -> list[dic
             references = {reference["ref_id"]: reference for reference in _PlainUnpickler(file).load()}
         annotations = json.loads((folder / "instances.json").read_text(encoding="utf-8"))["annotations"]
         candidates = json.loads((folder / box_file).read_text(encoding="utf-8"))
-    except (OSError, pickle.UnpicklingError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, EOFError, pickle.UnpicklingError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"refer_root {folder} needs refs(unc).p, instances.json and {box_file}: {error}") from error
+    if not isinstance(candidates, dict):
+        raise ValueError(f"{folder / box_file} is not a JSON object of boxes by the number of their picture.")
     boxes = {annotation["id"]: annotation["bbox"] for annotation in annotations}
     found = []
     for row in rows:
         reference = references.get(row.get("ref_id"))
         if reference is None:
             raise ValueError(f"refs(unc).p has no reference {row.get('ref_id')}; the rows belong to another dataset.")
-        choice = [box[:4] for box in candidates.get(str(reference["image_id"]), [])]
-        extra = {"bbox": boxes[reference["ann_id"]], "boxes": choice, "split": reference["split"]}
-        found.append({**row, **extra})
+        # A reference whose box or choice is missing is counted where it is evaluated.
+        bbox, choice = boxes.get(reference["ann_id"]), candidates.get(str(reference["image_id"])) or []
+        choice = [box[:4] if isinstance(box, list) else box for box in choice]
+        found.append({**row, "bbox": bbox, "boxes": choice, "split": reference["split"]})
     return found
 
 

@@ -15,6 +15,8 @@ from ..metrics.nlvr2_accuracy.nlvr2_accuracy import nlvr2_accuracy
 from ..modeling_albef import REASONING_CLASSES, AlbefForVisualReasoning
 from ..options import with_defaults
 
+PLACES = ("left_image", "right_image")
+
 
 @dataclass
 class Nlvr2Options(
@@ -32,7 +34,10 @@ class Nlvr2Options(
 
 
 class VisualReasoning(SentenceTask):
-    """Rows: `images` (two), `sentence`, `label` (True or False)."""
+    """Rows: `images` (two), `sentence`, `label` (True or False).
+
+    A dataset with a column for each picture is read by `--columns left_image=... right_image=...`.
+    """
 
     name = "nlvr2"
     protocol = (
@@ -43,23 +48,28 @@ class VisualReasoning(SentenceTask):
     options_class = Nlvr2Options
     metric = "accuracy"
     columns = ("images", "sentence", "label")
+    optional_columns = PLACES
     labels = REASONING_CLASSES
     scenes = ScenePairs
+
+    def required_columns(self) -> tuple[str, ...]:
+        """What a row must have: both pictures in one column, or in the two that `--columns` names."""
+        return (*PLACES, "sentence", "label") if {*PLACES} & {*self.named_columns()} else self.columns
 
     def sentence_pixels(self, row: Mapping[str, Any], rng: np.random.Generator) -> torch.Tensor:
         """Augmented pixels of both pictures."""
         return torch.stack([self.pixels(image, rng) for image in two_images(row)])
 
+    def look(self, row: Mapping[str, Any], issues: list[Issue]) -> dict[str, Any]:
+        """Statement and pictures; the label has to be one of the two."""
+        self.label_number(row["label"])
+        sentence = self.clean(row["sentence"], issues, self.evaluation_limit)
+        return {"sentence": sentence, "images": [load_image(i, self.options.image_root) for i in two_images(row)]}
+
     def predict(self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Whether each statement is true."""
-
-        def read(row: Mapping[str, Any]) -> dict[str, Any]:
-            sentence, _ = self.text_and_label(row)
-            images = [load_image(image, self.options.image_root) for image in two_images(row)]
-            return {"sentence": sentence, "images": images}
-
         predictions = []
-        for batch in self.readable(rows, numbers, read):
+        for batch in self.readable(rows, numbers):
             pictures = [image for row in batch for image in row["images"]]
             inputs = self.inputs(model, [row["sentence"] for row in batch], pictures)
             inputs["pixel_values"] = inputs["pixel_values"].unflatten(0, (-1, 2))
@@ -68,9 +78,10 @@ class VisualReasoning(SentenceTask):
 
     def score(self, predictions: list[dict[str, Any]], rows: Rows) -> dict[str, float]:
         """Accuracy, and the share of sentences that are judged right with all their pairs."""
-        judged = [self.text_and_label(rows[prediction["row"]]) for prediction in predictions]
+        judged = [rows[prediction["row"]] for prediction in predictions]
+        right = [self.labels[self.label_number(row["label"])] for row in judged]
         given = [prediction["answer"] for prediction in predictions]
-        return nlvr2_accuracy(given, [label for _, label in judged], groups=[sentence for sentence, _ in judged])
+        return nlvr2_accuracy(given, right, groups=[row["sentence"].strip() for row in judged])
 
 
 def two_images(row: Mapping[str, Any]) -> list[Any]:
@@ -79,7 +90,7 @@ def two_images(row: Mapping[str, Any]) -> list[Any]:
     Raises:
         BadSampleError: If there are not two.
     """
-    images = row["images"]
+    images = row["images"] if "images" in row else [row.get(place) for place in PLACES]
     if not isinstance(images, (list, tuple)) or len(images) != 2:
         raise BadSampleError(Issue.IMAGE_MISSING, f"{repr(images)[:100]} are not two pictures")
     return list(images)

@@ -1,7 +1,9 @@
 """Image-text retrieval: Flickr30k, COCO (section 5 of the paper, the original's `Retrieval.py`)."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -9,12 +11,12 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ..data import Issue, Pictures, picture_of, usable_captions
+from ..data import Findings, Issue, Pictures, load_image, pictures_of, usable_captions
 from ..data.scene_tasks import SceneCaptions
-from ..finetuning import FineTuningOptions, Rows, Task, count_issues
+from ..finetuning import FineTuningOptions, Rows, Task, TextLimit, count_issues
 from ..modeling_albef import AlbefForRetrieval
 from ..options import option, with_defaults
-from ..retrieval import score_all
+from ..retrieval import MAX_TOKENS, RANKS, score_all
 
 SHOWN = 10  # best answers of each query that are written down
 
@@ -36,6 +38,10 @@ class RetrievalOptions(
     rerank: int = option(128, "candidates of each query that are reranked by matching")
     itc_weight: float = option(0.0, "weight of the cosine beside the matching logit; 0: the paper, 1: BLIP")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(1, "rerank")
+
 
 class NumberedRows(Sequence):
     """Rows with the `number` of their picture, which rows of the same picture share.
@@ -47,9 +53,8 @@ class NumberedRows(Sequence):
     def __init__(self, rows: Rows):
         self.rows = rows
         numbers: dict[Any, int] = {}
-        # Rows that are read or drawn one at a time are not all read for this.
-        keys = [picture_of(row) for row in rows] if isinstance(rows, list) else range(len(rows))
-        self.numbers = [numbers.setdefault(index if key is None else key, index) for index, key in enumerate(keys)]
+        keys = enumerate(pictures_of(rows))
+        self.numbers = [index if key is None else numbers.setdefault(key, index) for index, key in keys]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,7 +76,7 @@ class PairTask(Task):
         """One of the captions of a picture."""
         issues: list[Issue] = []
         captions = usable_captions(row[self.columns[1]])
-        text = self.clean(captions[rng.integers(len(captions))], issues)
+        text = self.clean(captions[rng.integers(len(captions))], issues, self.training_limit)
         return {
             "pixel_values": self.pixels(row["image"], rng),
             "text": text,
@@ -82,11 +87,16 @@ class PairTask(Task):
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Pairs, and the number of each picture as label."""
         return {
-            **self.tokenize([sample["text"] for sample in samples]),
+            **self.tokenize([sample["text"] for sample in samples], self.training_limit),
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
             "labels": torch.tensor([sample["number"] for sample in samples]),
             "issues": count_issues(samples),
         }
+
+    def look(self, row: Mapping[str, Any], issues: list[Issue]) -> dict[str, Any]:
+        """The first of the captions, and the picture."""
+        text = self.clean(usable_captions(row[self.columns[1]])[0], issues, self.evaluation_limit)
+        return {"text": text, "image": load_image(row["image"], self.options.image_root)}
 
 
 class Retrieval(PairTask):
@@ -100,6 +110,7 @@ class Retrieval(PairTask):
     options_class = RetrievalOptions
     metric = "itm_r_mean"
     columns = ("image", "caption")
+    optional_columns = ("image_id",)
     scenes = SceneCaptions
 
     @torch.no_grad()
@@ -108,7 +119,12 @@ class Retrieval(PairTask):
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Recall of both directions among all pictures; processes share the reranking."""
         pictures = Pictures(rows, self.options.image_root, self.columns[1])
-        self.bad_rows = {number: str(error) for number, error in pictures.bad_rows.items()}
+        limit = TextLimit(self.options.max_words, MAX_TOKENS)
+        issues: list[Issue] = []
+        for text in itertools.chain(*pictures.captions):
+            self.clean(text, issues, limit)
+        self.findings = Findings(pictures.bad_rows, len(issues))
+        self.refuse_nothing(pictures)
         options, weight = self.options, self.options.itc_weight
         share = (accelerator.process_index, accelerator.num_processes)
         queries = (pictures, pictures.captions, options.rerank, options.eval_batch_size)
@@ -116,8 +132,9 @@ class Retrieval(PairTask):
             scores = score_all(model, self.processor, *queries, share, accelerator.reduce)
         metrics = scores.metrics(weight)
         for step in ("itc", "itm"):
-            means = [value for name, value in metrics.items() if name.startswith(step)]
-            metrics[f"{step}_r_mean"] = sum(means) / len(means)
+            for way in ("text", "image"):
+                metrics[f"{step}_{way}_r_mean"] = fmean(metrics[f"{step}_{way}_r{k}"] for k in RANKS)
+            metrics[f"{step}_r_mean"] = fmean(metrics[f"{step}_{way}_r_mean"] for way in ("text", "image"))
         texts = [text for several in pictures.captions for text in several]
         best_texts = scores.image_to_text.reranked(weight)[:, :SHOWN].tolist()
         best_images = scores.text_to_image.reranked(weight)[:, :SHOWN].tolist()
@@ -126,11 +143,12 @@ class Retrieval(PairTask):
             for i, found in enumerate(best_texts)
         ]
         predictions += [{"text": text, "images": found} for text, found in zip(texts, best_images, strict=True)]
-        return metrics | ({"rows_left_out": len(self.bad_rows)} if self.bad_rows else {}), predictions
+        return metrics | self.findings.counts(), predictions
 
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
         """What a random order would reach."""
-        return {"chance_r1": 100 / max(len(rows), 1)}
+        pictures = {("row", number) if key is None else key for number, key in enumerate(pictures_of(rows))}
+        return {"chance_r1": 100 / max(len(pictures), 1)}
 
 
 TASK = Retrieval

@@ -1,13 +1,13 @@
 """Text assignment, between pretraining and NLVR2 (section 5 of the paper, the original's `Pretrain_nlvr.py`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from ..data import load_image, usable_captions
+from ..data import BadSampleError, Issue
 from ..data.scene_tasks import SceneCaptions
 from ..finetuning import FineTuningOptions, Rows, RowTask
 from ..modeling_albef import AlbefForTextAssignment
@@ -15,6 +15,7 @@ from ..options import with_defaults
 from .retrieval import PairTask
 
 PLACES = ("first", "second", "neither")
+FEWEST = 3  # pictures to draw from: a text's own one, and two others
 
 
 @dataclass
@@ -29,9 +30,18 @@ class TextAssignmentOptions(
         warmup_steps=100,
         alpha=0.0,
         min_crop_scale=0.2,
+        max_tokens=25,
     )
 ):
     """The paper's settings; there is no teacher."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(FEWEST, "batch_size", "eval_batch_size")
+        if self.alpha > 0:
+            raise ValueError(
+                f"alpha is {self.alpha}, but text assignment has no teacher, as in the paper: set it to 0."
+            )
 
 
 class TextAssignment(PairTask, RowTask):
@@ -53,17 +63,10 @@ class TextAssignment(PairTask, RowTask):
 
     def predict(self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """The place where a text's own picture is thought to be; the draws are the same in every evaluation."""
-
-        def read(row: Mapping[str, Any]) -> dict[str, Any]:
-            text = self.clean(usable_captions(row["caption"])[0], [])
-            return {"text": text, "image": load_image(row["image"], self.options.image_root)}
-
         predictions = []
         with torch.random.fork_rng():
             torch.manual_seed(self.options.seed)
-            for batch in self.readable(rows, numbers, read):
-                if len(batch) < 3:
-                    continue  # too few to draw from
+            for batch in self._drawable(rows, numbers):
                 inputs = self.inputs(model, [row["text"] for row in batch], [row["image"] for row in batch])
                 pairs, places = model.draw_image_pairs(inputs["pixel_values"])
                 found = model(**inputs, image_pairs=pairs).logits.argmax(-1)
@@ -71,6 +74,20 @@ class TextAssignment(PairTask, RowTask):
                     prediction = {"row": row["row"], "text": row["text"], "answer": PLACES[answer]}
                     predictions.append({**prediction, "right": PLACES[right]})
         return predictions
+
+    def _drawable(self, rows: Rows, numbers: Sequence[int]) -> Iterator[list[dict[str, Any]]]:
+        """Batches with enough pictures to draw from; a rest that has too few goes with the batch before."""
+        held: list[dict[str, Any]] = []
+        for batch in self.readable(rows, numbers):
+            if len(batch) >= FEWEST and held:
+                yield held
+                held = []
+            held = held + batch
+        if len(held) >= FEWEST:
+            yield held
+            return
+        for row in held:
+            self.findings.bad[row["row"]] = BadSampleError(Issue.IMAGE_MISSING, f"fewer than {FEWEST} to draw from")
 
     def score(self, predictions: list[dict[str, Any]], rows: Rows) -> dict[str, float]:
         """How often the place is found."""

@@ -1,5 +1,7 @@
 """Visual question answering: VQA v2, Visual Genome, easy-VQA (section 5 of the paper, the original's `VQA.py`)."""
 
+import contextlib
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,20 +11,23 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..data import BadSampleError, Issue, load_image
+from ..data import BadSampleError, Issue, load_image, without_pictures
+from ..data.annotations import read_json_list
 from ..data.scene_tasks import SceneQuestions
 from ..finetuning import (
     FineTuningOptions,
     LabelTask,
     Rows,
+    TextLimit,
     count_issues,
     flat,
-    read_json_list,
 )
 from ..metrics.vqa_accuracy.vqa_accuracy import vqa_accuracy
 from ..modeling_albef import AlbefForQuestionAnswering
 from ..options import option, with_defaults
+from ..processing_albef import AlbefProcessor, encodable
 
+TEST_WORDS = 50  # of a question in the evaluation, where the original cuts no tokens
 VISUAL_GENOME_WEIGHT = 0.5  # of its answers, which a single annotator has given
 
 
@@ -36,6 +41,7 @@ class VqaOptions(
         min_learning_rate=1e-6,
         warmup_learning_rate=1e-5,
         warmup_steps=400,
+        max_tokens=25,
     )
 ):
     """The paper's settings, and what belongs to questions alone."""
@@ -45,20 +51,27 @@ class VqaOptions(
     rank_candidates: int = option(128, "answers whose first token is likeliest are scored whole")
 
 
-def weighted_answers(row: Mapping[str, Any]) -> dict[str, float]:
+def given_answers(row: Mapping[str, Any]) -> list[str]:
+    """What annotators have answered: a text, a list of texts, or VQA's own list of objects with an `answer` each."""
+    given = row.get("answer")
+    given = given.get("answer") if isinstance(given, Mapping) else given  # a list of objects, column by column
+    several = given if isinstance(given, (list, tuple)) else [given]
+    answers = [one.get("answer") if isinstance(one, Mapping) else one for one in several]
+    return [encodable(answer) for answer in answers if isinstance(answer, str) and answer.strip()]
+
+
+def weighted_answers(row: Mapping[str, Any], answers: Sequence[str]) -> dict[str, float]:
     """The different answers of a row and their weights: shares of the annotators, and less for Visual Genome."""
-    given = row["answer"]
-    answers = [given] if isinstance(given, str) else list(given) if isinstance(given, (list, tuple)) else []
-    usable = [answer for answer in answers if isinstance(answer, str) and answer.strip()]
-    if not usable:
-        raise BadSampleError(Issue.CAPTION_EMPTY, repr(given)[:100])
     if row.get("dataset") == "vg":
-        return dict.fromkeys(usable, VISUAL_GENOME_WEIGHT)
-    return {answer: count / len(usable) for answer, count in Counter(usable).items()}
+        return dict.fromkeys(answers, VISUAL_GENOME_WEIGHT)
+    return {answer: count / len(answers) for answer, count in Counter(answers).items()}
 
 
 class VisualQuestionAnswering(LabelTask):
-    """Rows: `image`, `question`, `answer` (a text, or a list of the annotators'), and maybe `question_id`."""
+    """Rows: `image`, `question`, `answer` (a text, or a list of the annotators'), and maybe `question_id`.
+
+    Rows without an answer, such as those of the official test, get predictions and no accuracy.
+    """
 
     name = "vqa"
     protocol = (
@@ -68,15 +81,35 @@ class VisualQuestionAnswering(LabelTask):
     head = AlbefForQuestionAnswering
     options_class = VqaOptions
     metric = "accuracy"
-    columns = ("image", "question", "answer")
+    columns = ("image", "question")
+    training_columns = ("answer",)
+    optional_columns = ("question_id", "answer_type", "dataset")
     scenes = SceneQuestions
+
+    def __init__(self, options: VqaOptions, processor: AlbefProcessor):
+        super().__init__(options, processor)
+        self.evaluation_limit = TextLimit(max(options.max_words, TEST_WORDS), self.positions)
 
     def read(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """A question with its weighted answers."""
         issues: list[Issue] = []
-        question, answers = self.clean(row["question"], issues), weighted_answers(row)
+        question = self.clean(row["question"], issues, self.training_limit)
+        answers = weighted_answers(row, self.answers(row))
         pixels = self.augmentation(load_image(row["image"], self._root(row)), rng)[0]
         return {"pixel_values": pixels, "question": question, "answers": answers, "issues": issues}
+
+    def answers(self, row: Mapping[str, Any]) -> list[str]:
+        """Those of the annotators' answers that can be written in tokens.
+
+        Raises:
+            BadSampleError: If there is none.
+        """
+        given = given_answers(row)
+        tokens = self.processor.tokenizer(given)["input_ids"] if given else []
+        writable = [answer for answer, ids in zip(given, tokens, strict=True) if len(ids) > 1]  # the first is [CLS]
+        if not writable:
+            raise BadSampleError(Issue.CAPTION_EMPTY, f"no answer in {repr(row.get('answer'))[:100]}")
+        return writable
 
     def _root(self, row: Mapping[str, Any]) -> str | None:
         return (
@@ -88,7 +121,7 @@ class VisualQuestionAnswering(LabelTask):
         answers = [answer for sample in samples for answer in sample["answers"]]
         tokens = self.processor.encode_answers(answers)
         return {
-            **self.tokenize([sample["question"] for sample in samples]),
+            **self.tokenize([sample["question"] for sample in samples], self.training_limit),
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
             "labels": tokens["labels"],
             "answer_counts": torch.tensor([len(sample["answers"]) for sample in samples]),
@@ -96,41 +129,50 @@ class VisualQuestionAnswering(LabelTask):
             "issues": count_issues(samples),
         }
 
+    @functools.cached_property
     def answer_list(self) -> list[str]:
-        """The answers to choose from.
+        """The answers to choose from, read once.
 
         Raises:
-            ValueError: If the file is no list of texts.
+            ValueError: If the file is no list of texts, or there is none and nothing to train on.
         """
         if self.options.answer_list:
             answers = read_json_list(self.options.answer_list, str)
         elif self.built_in:
             answers = list(SceneQuestions.answers)
+        elif not self.options.train_files and not self.options.dataset:
+            raise ValueError("There is no answer to choose from: give answer_list, a JSON list, or train_files.")
         else:
             counts: Counter[str] = Counter()
-            for row in self.train_rows():
-                try:
-                    counts.update(weighted_answers(row).keys())
-                except BadSampleError:
-                    continue  # it is counted when it is read for training
+            for row in without_pictures(self.train_rows()):
+                with contextlib.suppress(BadSampleError):  # it is counted when it is read for training
+                    counts.update([*dict.fromkeys(self.answers(row))])  # in an order that all processes share
             answers = [answer for answer, _ in counts.most_common()]
         if not answers:
             raise ValueError("There is no answer to choose from: give answer_list, or train_files with answers.")
         return answers
 
+    def look(self, row: Mapping[str, Any], issues: list[Issue]) -> dict[str, Any]:
+        """Question and picture; where there are answers, one has to be of use."""
+        if row.get("answer") is not None:
+            self.answers(row)
+        question = self.clean(row["question"], issues, self.evaluation_limit)
+        image = load_image(row["image"], self._root(row))
+        return {"question": question, "image": image, "question_id": row.get("question_id")}
+
+    def check(self, rows: Rows) -> None:
+        """See that there are answers to choose from, and that rows have some to compare with."""
+        self.processor.encode_answers(self.answer_list)
+        super().check(rows)
+        if all(row.get("answer") is None for row in without_pictures(rows)):
+            raise ValueError("The rows to evaluate on have no answer, by which the best checkpoint could be chosen.")
+
     def predict(self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """The likeliest answer of the list to each question."""
-        answers, predictions = self.answer_list(), []
+        answers, predictions = self.answer_list, []
         tokens = self.processor.encode_answers(answers).to(model.device)
 
-        def read(row: Mapping[str, Any]) -> dict[str, Any]:
-            return {
-                "question": self.clean(row["question"], []),
-                "image": load_image(row["image"], self._root(row)),
-                "question_id": row.get("question_id"),
-            }
-
-        for batch in self.readable(rows, numbers, read):
+        for batch in self.readable(rows, numbers):
             inputs = self.inputs(model, [row["question"] for row in batch], [row["image"] for row in batch])
             found, probabilities = model.rank_answers(
                 **inputs,
@@ -153,19 +195,24 @@ class VisualQuestionAnswering(LabelTask):
         return predictions
 
     def score(self, predictions: list[dict[str, Any]], rows: Rows) -> dict[str, float]:
-        """VQA accuracy, by answer type where the rows name it."""
-        given = [rows[prediction["row"]]["answer"] for prediction in predictions]
-        types = [rows[prediction["row"]].get("answer_type") for prediction in predictions]
+        """VQA accuracy, by answer type where the rows name it; none where the answers are not known."""
+        asked = [(prediction["answer"], rows[prediction["row"]]) for prediction in predictions]
+        known = [(answer, row) for answer, row in asked if row.get("answer") is not None]
+        counts = {"rows/without_answer": len(asked) - len(known)} if len(known) < len(asked) else {}
+        if not known:
+            return counts
+        types = [row.get("answer_type") for _, row in known]
         scores = vqa_accuracy(
-            [prediction["answer"] for prediction in predictions],
-            [[answers] if isinstance(answers, str) else list(answers) for answers in given],
-            answer_types=types if all(types) and types else None,
+            [answer for answer, _ in known],
+            [self.answers(row) for _, row in known],
+            answer_types=types if all(types) else None,
         )
-        return flat(scores)
+        return flat(scores) | counts
 
     def text_and_label(self, row: Mapping[str, Any]) -> tuple[str, str]:
         """The question, and the answer that most annotators have given."""
-        return self.clean(row["question"], []), max((answers := weighted_answers(row)), key=answers.get)
+        question = self.clean(row["question"], [], self.evaluation_limit)
+        return question, Counter(self.answers(row)).most_common(1)[0][0]
 
 
 TASK = VisualQuestionAnswering

@@ -1,0 +1,113 @@
+"""Rows of every task, good and bad ones, and how its scripts are started on small models."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(f"train_{name}", REPOSITORY / "train" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[f"train_{name}"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def small(pretrained: Path, folder: Path, **options: object) -> list[object]:
+    settings = {
+        "model": pretrained,
+        "output_dir": folder,
+        "scenes": 24,
+        "validation_size": 10,
+        "batch_size": 6,
+        "epochs": 1,
+        "num_workers": 0,
+        "log_every": 1,
+        "warmup_steps": 1,
+        "learning_rate": 1e-3,
+        "eval_every": 2,
+    }
+    return [part for name, value in {**settings, **options}.items() for part in (f"--{name}", value)]
+
+
+def results_of(folder: Path) -> tuple[dict, list[dict]]:
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    return json.loads((folder / "metrics.json").read_text()), [json.loads(line) for line in lines]
+
+
+def write(folder: Path, name: str, rows: list) -> Path:
+    (folder / name).write_text(json.dumps(rows))
+    return folder / name
+
+
+CAPTIONED = [{"image": f"{name}.png", "caption": f"a picture called {name}"} for name in "abcd"]
+FILES = {
+    "text_assignment": CAPTIONED,
+    "vqa": [
+        {
+            "question_id": 1,
+            "image": "a.png",
+            "question": "What colour?",
+            "answer": ["red"] * 9 + ["pink"],
+            "dataset": "vqa",
+        },
+        {"image": "b.png", "question": "What colour is it?", "answer": "blue", "dataset": "vg"},
+    ],
+    "entailment": [
+        {"image": "a.png", "sentence": "It is red.", "label": "entailment"},
+        {"image": "b.png", "sentence": "It is red.", "label": "Contradiction "},
+    ],
+    "nlvr2": [
+        {"images": ["a.png", "b.png"], "sentence": "One is red.", "label": "True"},
+        {"images": ["c.png", "d.png"], "sentence": "One is red.", "label": "false"},
+    ],
+    "retrieval": [
+        {"image": "a.png", "caption": ["a red picture", "all red"], "image_id": 7},
+        {"image": "b.png", "caption": "a blue picture", "image_id": 8},
+    ],
+    "grounding": [
+        {
+            "image": "a.png",
+            "text": "the red thing",
+            "ref_id": 1,
+            "bbox": [0, 0, 20, 20],
+            "boxes": [[0, 0, 20, 20], [20, 20, 20, 20]],
+        },
+        {"image": "b.png", "text": "the blue thing", "ref_id": 2, "bbox": [0, 0, 20, 20], "boxes": [[20, 20, 20, 20]]},
+    ],
+}
+BAD = {
+    "text_assignment": [
+        {"image": "broken.png", "caption": "a picture"},
+        {"image": "../a.png", "caption": "a picture"},
+        {"image": "c.png", "caption": ["", None]},
+    ],
+    "vqa": [
+        {"image": "missing.png", "question": "What?", "answer": ["red"]},
+        {"image": "../a.png", "question": "What?", "answer": ["red"]},
+        {"image": "a.png", "question": " ?", "answer": ["red"]},
+    ],
+    "entailment": [
+        {"image": "/etc/passwd", "sentence": "It is red.", "label": "entailment"},
+        {"image": "a.png", "sentence": "It is red.", "label": "perhaps"},
+        {"image": "broken.png", "sentence": "It is red.", "label": "neutral"},
+    ],
+    "nlvr2": [
+        {"images": ["a.png", "broken.png"], "sentence": "One is red.", "label": "True"},
+        {"images": ["a.png"], "sentence": "One is red.", "label": "True"},
+        {"images": ["a.png", "b.png"], "sentence": "One is red.", "label": "maybe"},
+    ],
+    "retrieval": [
+        {"image": "broken.png", "caption": "a picture"},
+        {"image": "../a.png", "caption": "a picture"},
+        {"image": "c.png", "caption": ["", None]},
+    ],
+    "grounding": [
+        {"image": "broken.png", "text": "the red thing", "bbox": [0, 0, 5, 5], "boxes": [[0, 0, 5, 5]]},
+        {"image": "a.png", "text": "", "bbox": [0, 0, 5, 5], "boxes": [[0, 0, 5, 5]]},
+        {"image": "a.png", "text": "the red thing", "bbox": [0, 0, 5, 5], "boxes": []},
+    ],
+}

@@ -1,0 +1,398 @@
+"""Evaluations of the tasks with what people give them: rows without answers, bad ones, models that nobody trained."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from task_rows import CAPTIONED, FILES, REPOSITORY, results_of, small, write
+
+from albef_hf import AlbefProcessor
+from albef_hf.data import BadSampleError, Findings, ImageTextPairs, Issue
+from albef_hf.finetuning import load_model
+from albef_hf.options import parse_options
+from albef_hf.tasks import find_task
+from albef_hf.tasks.grounding import add_boxes
+
+UNUSABLE = ([], [None], "\u200b", ["\u0301"], " ", 7, {"answer": None})
+
+
+def make_task(name: str, processor, **options: object):
+    kind = find_task(name)
+    return kind(kind.options_class(model="m", **options), processor)
+
+
+def evaluated(task, config, rows) -> tuple[dict, list[dict]]:
+    torch.manual_seed(0)
+    return task.evaluate(task.head(config), rows, Accelerator(cpu=True))
+
+
+# Questions
+
+
+def test_the_official_test_questions_get_predictions_and_no_accuracy(run, pretrained, photographs, tmp_path, capsys):
+    rows = [{"question_id": 7 + number, "image": "a.png", "question": "What colour?"} for number in range(3)]
+    files = {
+        "train_files": write(tmp_path, "train.json", FILES["vqa"] * 6),
+        "validation_files": write(tmp_path, "validation.json", FILES["vqa"]),
+        "answer_list": write(tmp_path, "answers.json", ["red", "blue"]),
+        "image_root": photographs,
+    }
+    run("finetune", "--task", "vqa", *small(pretrained, tmp_path / "tuned", **files))
+    files |= {"validation_files": write(tmp_path, "test.json", rows)}
+    run("evaluate", "--task", "vqa", *small(tmp_path / "tuned", tmp_path / "test", **files))
+    metrics, predictions = results_of(tmp_path / "test")
+    assert [found["question_id"] for found in predictions] == [7, 8, 9]
+    assert {found["answer"] for found in predictions} <= {"red", "blue"}
+    assert metrics == {"rows/without_answer": 3}
+    with pytest.raises(ValueError, match="have no answer, by which the best"):
+        run("finetune", "--task", "vqa", *small(pretrained, tmp_path / "more", **files))
+    files["train_files"] = files["validation_files"]
+    with pytest.raises(ValueError, match="but not answer"):
+        run("finetune", "--task", "vqa", *small(pretrained, tmp_path / "more", **files))
+
+
+def test_answers_that_cannot_be_used_are_counted_and_end_nothing(processor, config, photographs):
+    task = make_task("vqa", processor, image_root=str(photographs), train_files=["none.json"])
+    task.answer_list = ["red", "blue"]
+    good = {"image": "a.png", "question": "What colour?"}
+    rows = [{**good, "answer": answer} for answer in (*UNUSABLE, ["red", None, "red"], "\ud800", "blue")]
+    metrics, predictions = evaluated(task, config, rows)
+    assert [found["row"] for found in predictions] == [7, 8, 9]
+    assert metrics["rows_left_out"] == metrics["rows/caption_empty"] == len(UNUSABLE)
+    assert task.score([{"row": 7, "answer": "red"}, {"row": 9, "answer": "red"}], rows)["accuracy"] == 50
+    for row in rows[: len(UNUSABLE)]:
+        with pytest.raises(BadSampleError, match="caption_empty: no answer in"):
+            task.read(row, np.random.default_rng(0))
+    batch = task.collate([ImageTextPairs(rows, task.read)[number] for number in range(len(rows))])
+    assert len(batch["labels"]) == batch["answer_counts"].sum() and batch["issues"][Issue.CAPTION_EMPTY] >= 7
+    with pytest.raises(BadSampleError, match="caption_empty"):
+        task.look({**good, "question": "\u200b"}, [])
+
+
+def test_answers_to_choose_from_are_asked_for_before_anything_else(run, pretrained, photographs, tmp_path):
+    rows = write(tmp_path, "rows.json", FILES["vqa"] * 6)
+    files = {"train_files": rows, "validation_files": rows, "image_root": photographs}
+    with pytest.raises(ValueError, match="absent.json cannot be read"):
+        run("finetune", "--task", "vqa", *small(pretrained, tmp_path / "x", **files, answer_list="absent.json"))
+    log = (tmp_path / "x" / "log.jsonl").read_text()
+    assert "loss" not in log, "no step of the training has come before"
+    task = make_task("vqa", AlbefProcessor.from_pretrained(pretrained), validation_files=[str(rows)])
+    with pytest.raises(ValueError, match="give answer_list"):
+        task.predict(None, task.validation_rows(), range(2))
+
+
+def test_answers_to_choose_from_are_those_of_the_training_in_order(processor, tmp_path):
+    words = ["green", "blue", "red", "pink"]
+    rows = [{"image": "a.png", "question": "what?", "answer": given} for given in (words, ["red", "red"], [], "gold")]
+    task = make_task("vqa", processor, train_files=[str(write(tmp_path, "train.json", rows))])
+    assert task.answer_list == ["red", "green", "blue", "pink", "gold"], "the most frequent first, then as they come"
+
+
+def test_the_list_of_answers_is_read_once(processor, config, photographs, tmp_path, monkeypatch):
+    file = write(tmp_path, "answers.json", ["red", "blue"])
+    task = make_task("vqa", processor, image_root=str(photographs), answer_list=str(file))
+    first, _ = evaluated(task, config, FILES["vqa"])
+    file.unlink()
+    assert evaluated(task, config, FILES["vqa"])[0] == first
+
+
+# What is left out, and what is cut
+
+
+def test_what_is_wrong_is_told_by_reason_with_the_first_example(run, pretrained, photographs, tmp_path, capsys):
+    bad = [
+        {"image": "missing.png", "sentence": "It is red.", "label": "neutral"},
+        {"image": "a.png", "sentence": "It is red.", "label": "perhaps"},
+        {"image": "absent.png", "sentence": "It is red.", "label": "neutral"},
+        {"image": "a.png", "sentence": "red " * 40, "label": "neutral"},
+    ]
+    files = {
+        "train_files": write(tmp_path, "train.json", FILES["entailment"] * 6),
+        "validation_files": write(tmp_path, "validation.json", FILES["entailment"] + bad),
+        "image_root": photographs,
+    }
+    run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "tuned", **files))
+    metrics, _ = results_of(tmp_path / "tuned")
+    counted = {name: value for name, value in metrics.items() if name.startswith("rows")}
+    assert counted == {"rows_left_out": 3, "rows/image_missing": 2, "rows/label_unknown": 1, "rows/text_cut": 1}
+    told = "image_missing 2 (first row 2: missing.png), label_unknown 1 (first row 3: 'perhaps'), text_cut 1"
+    assert told in capsys.readouterr().out.replace("\n", "")
+    assert not any(name.startswith("confusion") for name in metrics)
+
+
+def test_findings_of_processes_are_put_together():
+    parts = [Findings({3: BadSampleError(Issue.IMAGE_MISSING, "c.png")}, 1), Findings(cut=2)]
+    parts.append(Findings({1: BadSampleError(Issue.IMAGE_MISSING, "b.png")}))
+    whole = Findings.together(pickle.loads(pickle.dumps(parts)))
+    assert whole.counts() == {"rows/image_missing": 2, "rows_left_out": 2, "rows/text_cut": 3}
+    assert str(whole) == "image_missing 2 (first row 1: b.png), text_cut 3"
+    assert str(Findings()) == "nothing" and Findings().counts() == {}
+
+
+def test_two_processes_count_every_row_once(run, pretrained, photographs, tmp_path):
+    bad = [{"image": f"absent{number}.png", "sentence": "It is red.", "label": "neutral"} for number in range(3)]
+    rows = write(tmp_path, "rows.json", FILES["entailment"] * 3 + bad + FILES["entailment"])
+    files = {"train_files": rows, "validation_files": rows, "image_root": photographs}
+    run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "tuned", **files, max_skipped_share=1.0))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [REPOSITORY / "train" / "evaluate.py", "--task", "entailment"]
+    command += small(tmp_path / "tuned", tmp_path / "again", **files)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [str(part) for part in command], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count("image_missing 3 (first row 6: absent0.png)") == 1, "one process tells of both"
+    metrics, predictions = results_of(tmp_path / "again")
+    assert [found["row"] for found in predictions] == [*range(6), 9, 10] and metrics["rows_left_out"] == 3
+    assert predictions == results_of(tmp_path / "tuned")[1]
+
+
+@pytest.mark.parametrize("name", ["retrieval", "text_assignment", "vqa", "entailment", "nlvr2", "grounding"])
+def test_a_wrong_image_root_is_told_before_training_and_in_the_evaluation(name, processor, config, tmp_path):
+    task = make_task(name, processor, image_root=str(tmp_path))
+    message = "No row can be evaluated: image_missing .*(a|d).png.*Check image_root"
+    with pytest.raises(ValueError, match=message):
+        task.check(FILES[name])
+    with pytest.raises(ValueError, match=message):
+        evaluated(task, config, FILES[name])
+    with pytest.raises(ValueError, match="No row can be evaluated: there is none"):
+        task.check([])
+
+
+def test_the_row_that_is_looked_for_may_come_late(processor, photographs):
+    task = make_task("entailment", processor, image_root=str(photographs))
+    task.check([{"image": "absent.png", "sentence": "It is red.", "label": "neutral"}] * 3 + FILES["entailment"])
+
+
+def test_no_row_of_the_text_assignment_is_dropped(processor, config, photographs):
+    task = make_task("text_assignment", processor, image_root=str(photographs), eval_batch_size=4)
+    for count in (9, 10, 11, 3):
+        _, predictions = evaluated(task, config, (CAPTIONED * 3)[:count])
+        assert [found["row"] for found in predictions] == list(range(count))
+    with pytest.raises(ValueError, match="row 0: fewer than 3 to draw from"):
+        evaluated(task, config, CAPTIONED[:2])
+
+
+def test_texts_are_cut_where_the_original_cuts_them(processor, photographs):
+    long = " ".join(["elephant"] * 40)
+    lengths = {}
+    for name in ("vqa", "text_assignment", "retrieval", "grounding", "entailment", "nlvr2"):
+        task = make_task(name, processor, image_root=str(photographs))
+        row = {**FILES[name][0], "question": long, "sentence": long, "text": long, "caption": long, "number": 0}
+        sample = task.read(row, np.random.default_rng(0))
+        lengths[name] = task.collate([sample])["input_ids"].shape[1]
+        assert sample["issues"] == [Issue.CAPTION_CUT]
+    # 30 words and [CLS]; 25 tokens of questions and of what was pretrained on.
+    assert lengths == {
+        "vqa": 25,
+        "text_assignment": 25,
+        "retrieval": 31,
+        "grounding": 31,
+        "entailment": 31,
+        "nlvr2": 31,
+    }
+
+    task, issues = make_task("vqa", processor, image_root=str(photographs)), []
+    question = task.look({**FILES["vqa"][0], "question": long}, issues)["question"]
+    tokens = task.tokenize([question], task.evaluation_limit)["input_ids"]
+    assert tokens.shape[1] == 41 and issues == [], "a question of the evaluation is whole"
+    twenty = " ".join(["grandmotherly"] * 20)  # three tokens each
+    sample = task.read({**FILES["vqa"][0], "question": twenty}, np.random.default_rng(0))
+    assert sample["issues"] == [Issue.CAPTION_CUT]
+
+
+def test_longer_texts_may_be_asked_for(run, pretrained, tmp_path):
+    run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "tuned", max_words=35, max_steps=1))
+    processor = AlbefProcessor.from_pretrained(tmp_path / "tuned")
+    assert processor.max_words == 35 and processor.tokenizer.model_max_length == 40, "the positions of the model"
+    task = make_task("entailment", processor, max_words=200)
+    tokens = task.tokenize(["red " * 60], task.evaluation_limit)["input_ids"]
+    assert tokens.shape[1] == 40, "more tokens than positions would end the run"
+
+
+# Models and folders
+
+
+def test_results_beside_a_model_do_not_replace_those_of_its_training(run, pretrained, tmp_path):
+    run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "tuned"))
+    trained = results_of(tmp_path / "tuned")
+    options = ["--model", tmp_path / "tuned", "--validation_size", 7]
+    run("evaluate", "--task", "entailment", *options)
+    run("evaluate", "--task", "entailment", *options, "--output_dir", tmp_path / "tuned")
+    assert results_of(tmp_path / "tuned") == trained
+    assert len(results_of(tmp_path / "tuned" / "evaluation")[1]) == 7
+    run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "tuned", overwrite_output_dir=True))
+    assert not (tmp_path / "tuned" / "evaluation").exists(), "another model, other results"
+
+
+def test_a_head_that_nobody_has_trained_is_not_evaluated(run, pretrained, tmp_path):
+    for task in ("entailment", "nlvr2", "text_assignment"):
+        with pytest.raises(ValueError, match=f"no trained AlbefFor.*finetune.py --task {task}"):
+            run("evaluate", "--task", task, *small(pretrained, tmp_path / "results"))
+    run("evaluate", "--task", "retrieval", *small(pretrained, tmp_path / "results"))  # needs no fine-tuning
+
+
+def test_a_resolution_that_patches_do_not_tile_is_refused(pretrained):
+    kind = find_task("entailment")
+    with pytest.raises(ValueError, match="must be a multiple of patch_size"):
+        load_model(kind, kind.options_class(model=str(pretrained), image_size=40))
+    model, processor = load_model(kind, kind.options_class(model=str(pretrained), image_size=48))
+    assert model.config.vision_config.image_size == 48 == processor.image_processor.size["height"]
+
+
+def test_options_that_cannot_be_are_refused(capsys):
+    for task, option, value, message in (
+        ("retrieval", "rerank", 0, "rerank is 0"),
+        ("text_assignment", "alpha", 0.4, "set it to 0"),
+        ("text_assignment", "eval_batch_size", 2, "eval_batch_size is 2"),
+    ):
+        with pytest.raises(SystemExit):
+            parse_options(find_task(task).options_class, "", ["--model", "m", f"--{option}", str(value)])
+        assert message in capsys.readouterr().err
+
+
+# Metrics
+
+
+def test_recall_here_is_that_of_the_metric(processor):
+    from albef_hf.metrics.retrieval_recall.retrieval_recall import recall_at
+    from albef_hf.retrieval import recall
+
+    scores = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    positives = torch.rand(40, 30, generator=torch.Generator().manual_seed(1)) < 0.05
+    positives[:, 29] |= ~positives.any(1)
+    rankings = scores.argsort(descending=True).tolist()
+    metric = recall_at(rankings, [row.nonzero().flatten().tolist() for row in positives])
+    found = recall(scores, positives)
+    assert 0 < found[1] < found[5] < found[10] < 100
+    assert {f"r{k}": pytest.approx(value) for k, value in found.items()} | {"r_mean": metric["r_mean"]} == metric
+
+
+def test_each_direction_of_retrieval_has_its_mean(processor, config, photographs):
+    task = make_task("retrieval", processor, image_root=str(photographs))
+    metrics, _ = evaluated(task, config, CAPTIONED * 2 + FILES["retrieval"])
+    for step in ("itc", "itm"):
+        text, image = (np.mean([metrics[f"{step}_{way}_r{k}"] for k in (1, 5, 10)]) for way in ("text", "image"))
+        assert metrics[f"{step}_text_r_mean"] == pytest.approx(text)
+        assert metrics[f"{step}_image_r_mean"] == pytest.approx(image)
+        assert metrics[f"{step}_r_mean"] == pytest.approx((text + image) / 2)
+    assert task.baselines([], FILES["retrieval"] * 2) == {"chance_r1": 50}, "two pictures in four rows"
+
+
+def test_the_panel_of_the_evaluation_shows_what_chooses_the_best_and_no_counts():
+    from albef_hf.run_log import _panels
+
+    record = {
+        "itm_r_mean": 5.0,
+        "itm_text_r1": 4.0,
+        "itm_text_r_mean": 4.5,
+        "rows_left_out": 3,
+        "rows/image_missing": 3,
+    }
+    panels = _panels([{"step": 1, "seconds": 1.0, **record}])
+    assert panels["evaluation (%)"] == ["itm_r_mean", "itm_text_r_mean"]
+
+
+def test_consistency_goes_by_the_statement_as_it_is_written(processor):
+    task = make_task("nlvr2", processor)
+    long = "one " * 40
+    rows = [{"sentence": sentence, "label": "1"} for sentence in (long + "red", long + "blue", "A.", "a")]
+    predictions = [{"row": row, "answer": answer} for row, answer in enumerate(("True", "False", "True", "False"))]
+    assert task.score(predictions, rows) == {"accuracy": 50, "consistency": 50}
+
+
+def test_baselines_learn_from_all_parts_of_the_training_data(processor, monkeypatch):
+    monkeypatch.setattr("albef_hf.finetuning.BASELINE_ROWS", 4)
+    task = make_task("entailment", processor)
+    rows = [{"image": 0, "sentence": f"it is {word}", "label": word} for word in ("neutral", "entailment")]
+    train_rows = rows[:1] * 9 + rows[1:] * 30
+    assert task.baselines(train_rows, rows[1:])["majority_accuracy"] == 100, "though the first rows say otherwise"
+
+
+def test_a_thousand_answers_are_enough_for_the_baseline(monkeypatch):
+    from albef_hf import text_baseline
+
+    monkeypatch.setattr(text_baseline, "MOST_CLASSES", 2)
+    texts = ["red", "blue", "red", "blue", "green"] * 4
+    assert text_baseline.text_only_answers(texts, texts, ["red", "blue", "something else"])[:2] == ["red", "blue"]
+    assert text_baseline.text_only_answers(texts, texts, ["green"])[0] in ("red", "blue")
+
+
+def test_labels_of_entailment_are_numbered_alike_in_the_metric():
+    from albef_hf.metrics.entailment_accuracy.entailment_accuracy import LABELS
+    from albef_hf.modeling_albef import ENTAILMENT_CLASSES
+
+    assert tuple(LABELS) == tuple(ENTAILMENT_CLASSES)
+
+
+def test_numbers_of_pictures_get_their_suffix(processor, photographs):
+    Image.new("RGB", (40, 50), "red").save(photographs / "4711.png")
+    task = make_task("entailment", processor, image_root=str(photographs), image_suffix=".png")
+    for name in (4711, "4711"):
+        task.look({"image": name, "sentence": "it is red", "label": "neutral"}, [])
+
+
+# Boxes
+
+
+@pytest.mark.parametrize("boxes", [[[0, 0, 5]], [0, 0, 5, 5], "0 0 5 5", [["0", 0, 5, 5]], [[0, 0, -5, 5]], [None], 7])
+def test_boxes_that_are_none_are_counted(boxes, processor, config, photographs):
+    task = make_task("grounding", processor, image_root=str(photographs), heatmap="contrast")
+    good = FILES["grounding"][0]
+    rows = [good, {**good, "boxes": boxes}, {**good, "bbox": [0, 5]}, {**good, "boxes": [[0, 0, 20, 20, 0.9]]}]
+    metrics, predictions = evaluated(task, config, rows)
+    assert [found["row"] for found in predictions] == [0, 3] and metrics["rows/label_unknown"] == 2
+    assert predictions[1]["box"] == [0, 0, 20, 20], "a detector's score is no part of a box"
+    assert task.baselines([], rows)["random_box_accuracy"] == 75
+
+
+def test_files_of_references_that_do_not_fit_are_told(tmp_path):
+    def write_files(references: bytes, candidates: str) -> None:
+        (tmp_path / "refs(unc).p").write_bytes(references)
+        (tmp_path / "instances.json").write_text(json.dumps({"annotations": [{"id": 9, "bbox": [1, 2, 3, 4]}]}))
+        (tmp_path / "dets.json").write_text(candidates)
+
+    reference = {"ref_id": 5, "ann_id": 9, "image_id": 3, "split": "val"}
+    for references, candidates, message in (
+        (b"", "{}", "needs refs"),
+        (pickle.dumps([7]), "{}", "needs refs"),
+        (pickle.dumps([reference]), "[1]", "not a JSON object of boxes"),
+    ):
+        write_files(references, candidates)
+        with pytest.raises(ValueError, match=message):
+            add_boxes([{"ref_id": 5}], tmp_path)
+    write_files(pickle.dumps([reference | {"ann_id": 8}]), '{"3": null}')
+    (row,) = add_boxes([{"ref_id": 5}], tmp_path)
+    assert row["bbox"] is None and row["boxes"] == [], "counted in the evaluation"
+
+
+def test_the_best_is_not_chosen_by_what_it_is_tested_on(processor):
+    task = make_task("grounding", processor)
+    rows = [{"bbox": [0, 0, 9, 9], "split": split} for split in ("val", "val", "testA", "testA", "testB")]
+    predictions = [
+        {"row": row, "box": [0, 0, 9, 9] if right else [50, 50, 9, 9], "point": [1, 1]}
+        for row, right in enumerate((True, False, True, True, True))
+    ]
+    assert task.score(predictions, rows)["accuracy"] == 50
+    assert task.score(predictions[2:], rows)["accuracy"] == 100
+
+
+def test_grounding_sees_whole_pictures_in_training(processor, photographs, tmp_path: Path):
+    """Of a picture twice as wide as high, no crop of the shapes that are drawn would hold both edges."""
+    wide = Image.new("RGB", (200, 100), "white")
+    wide.paste("black", (0, 0, 20, 100))
+    wide.paste("black", (180, 0, 200, 100))
+    task = make_task("grounding", processor, randaugment_operations=0)
+    for seed in range(5):
+        row = {"image": wide, "text": "the far left", "number": 0}
+        pixels = task.read(row, np.random.default_rng(seed))["pixel_values"]
+        assert pixels[0, 16, 0] < 0 < pixels[0, 16, 16] and pixels[0, 16, -1] < 0
