@@ -147,6 +147,8 @@ class DataOptions(TrainingOptions):
 def make_accelerator(options: TrainingOptions) -> Accelerator:
     """An `Accelerator` for these options; settings of `accelerate launch` hold where the options leave them open."""
     compile_layers = TorchDynamoPlugin(backend="inductor", use_regional_compilation=True)
+    if options.torch_compile:  # student and teacher call each layer with texts and pictures in nine ways, one too many
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     return Accelerator(
         mixed_precision=None if options.mixed_precision == "no" else options.mixed_precision,
         # Accumulation goes on across the end of an epoch, where Accelerate would weigh an incomplete one too little.
