@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from huggingface_hub import ModelCard, create_repo
+from huggingface_hub import ModelCard, create_repo, upload_file
 from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 from torch.nn import functional as F
@@ -637,7 +637,7 @@ class AlbefPreTrainedModel(PreTrainedModel):
             kind = type(self)
             auto_class = next((name for name, models in AUTO_MODELS.items() if kind in models), "AutoModel")
             card = SHORT_CARD.format(name=repo_id.split("/")[-1], kind=kind.__name__, auto=auto_class, repo=repo_id)
-            ModelCard(card).push_to_hub(repo_id, token=token)
+            upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=repo_id, token=token)
         return super().push_to_hub(repo_id, **kwargs)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
