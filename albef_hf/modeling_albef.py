@@ -1236,13 +1236,15 @@ class AlbefContrastiveHead(nn.Module):
         features = projection(_beside(projection.weight, hidden_states[:, 0]))
         return F.normalize(_at_least_float32(features), dim=-1)
 
-    def forward(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Similarity over temperature, (queries, keys), of features (queries, projection) and (keys, projection).
+    def forward(self, queries: torch.Tensor, *keys: torch.Tensor) -> torch.Tensor:
+        """Similarity over temperature, (queries, all keys), of features (queries, projection) and (keys, projection).
 
         Never below float32: at a temperature of 0.07 the 8 bits of a bfloat16 move a logit by up to 0.06.
         """
         with torch.autocast(queries.device.type, enabled=False):
-            return queries @ keys.to(queries.dtype).T / self.temperature.to(queries.dtype)
+            # Logits are joined rather than keys: of a queue, a copy would be 67 megabytes.
+            similarities = torch.cat([queries @ some.to(queries.dtype).T for some in keys], dim=1)
+            return similarities / self.temperature.to(queries.dtype)
 
     def loss(
         self,
@@ -1270,16 +1272,16 @@ class AlbefContrastiveHead(nn.Module):
             the images of the batch, each (batch, batch).
         """
         batch = len(image_embeds)
-        image_keys, text_keys = image_embeds, text_embeds
+        image_keys, text_keys = (image_embeds,), (text_embeds,)
         teacher_per_image = teacher_per_text = None
         if teacher_outputs is not None:
-            image_keys = torch.cat([teacher_outputs.image_embeds, teacher_outputs.image_queue])
-            text_keys = torch.cat([teacher_outputs.text_embeds, teacher_outputs.text_queue])
+            image_keys = (teacher_outputs.image_embeds, teacher_outputs.image_queue)
+            text_keys = (teacher_outputs.text_embeds, teacher_outputs.text_queue)
             if alpha > 0:
                 with torch.no_grad():
-                    teacher_per_image = self(teacher_outputs.image_embeds, text_keys)
-                    teacher_per_text = self(teacher_outputs.text_embeds, image_keys)
-        per_image, per_text = self(image_embeds, text_keys), self(text_embeds, image_keys)  # (batch, batch + queue)
+                    teacher_per_image = self(teacher_outputs.image_embeds, *text_keys)
+                    teacher_per_text = self(teacher_outputs.text_embeds, *image_keys)
+        per_image, per_text = self(image_embeds, *text_keys), self(text_embeds, *image_keys)  # (batch, batch + queue)
         loss = (
             distilled_cross_entropy(per_image, targets, teacher_per_image, alpha)
             + distilled_cross_entropy(per_text, targets, teacher_per_text, alpha)

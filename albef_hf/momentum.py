@@ -94,10 +94,13 @@ class MomentumTeacher(nn.Module):
         contrasts = isinstance(student, AlbefAlignedModel)
         self.queue = FeatureQueue(queue_size if contrasts else 0, student.config.projection_dim)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward(self, **batch: torch.Tensor) -> AlbefTeacherOutput:
         """The teacher's features and logits for a batch, with the queues as they stand."""
-        outputs = self.model.get_teacher_outputs(**batch)
+        with torch.inference_mode():
+            outputs = self.model.get_teacher_outputs(**batch)
+        for name in {"image_embeds", "text_embeds"} & outputs.keys():
+            outputs[name] = outputs[name].clone()  # a plain tensor, which the student's gradient needs
         outputs.image_queue, outputs.text_queue = self.queue.image_features, self.queue.text_features
         outputs.queue_ids = self.queue.ids
         return outputs
