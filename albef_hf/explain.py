@@ -133,7 +133,8 @@ def _cross_attention_heatmaps(
             input_ids, pixel_values, attention_mask, interpolate_pos_encoding=True, output_attentions=True
         )
         attentions = outputs.multimodal_model_output.cross_attentions
-        layer = round(len(attentions) / 3) if layer is None else layer
+        if layer is None:  # not the last, in which no word has a part in the score
+            layer = max(min(round(len(attentions) / 3), len(attentions) - 2), 0)
         maps = _grad_cam(_of_layer(attentions, layer), score(outputs.last_hidden_state), reduce_heads)
     if attention_mask is not None:
         maps = maps * attention_mask[..., None]

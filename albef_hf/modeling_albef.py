@@ -1680,6 +1680,12 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         self.mlm_head = AlbefMaskedLanguageHead(config.text_config)
         self.post_init()
 
+    def set_attn_implementation(self, *args, **kwargs) -> None:
+        """As in transformers, of which 5.17 marks the decoder's configuration and passes over it the next time."""
+        if hasattr(self.decoder.config, "_attn_was_changed"):
+            del self.decoder.config._attn_was_changed
+        super().set_attn_implementation(*args, **kwargs)
+
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
         """Change the vocabulary of questions and of answers; arguments as in transformers."""
         self.decoder.resize_token_embeddings(*args, **kwargs)
