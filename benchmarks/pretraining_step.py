@@ -26,9 +26,15 @@ ALPHA = 0.4
 VARIANTS = {
     "float32": {},
     "float32, eager attention": {"attention": "eager"},
+    "float32, checkpointed": {"gradient_checkpointing": True},
     "float32, compiled": {"torch_compile": True},
     "bf16": {"mixed_precision": "bf16"},
     "bf16, eager attention": {"mixed_precision": "bf16", "attention": "eager"},
+    "bf16, eager attention, checkpointed": {
+        "mixed_precision": "bf16",
+        "attention": "eager",
+        "gradient_checkpointing": True,
+    },
     "bf16, compiled": {"mixed_precision": "bf16", "torch_compile": True},
     "bf16, eager attention, compiled": {"mixed_precision": "bf16", "attention": "eager", "torch_compile": True},
 }
