@@ -77,7 +77,7 @@ def test_what_is_known_is_told(folder):
     saved = folder(MODELS["retrieval"])
     training = Training(OPTIONS, 120, 90.0, 2, "make it again", "some pairs", "you/pairs", ["you/base"], "the best")
     evaluation = Evaluation(
-        {"itm_text_r1": 41.239, "confusion/a/b": 3.0, "rows_left_out": 1},
+        {"itm_text_r1": 41.239, "rows/image_broken": 1.0, "rows_left_out": 1},
         "As always.",
         "500 pictures",
         "you/pairs",
@@ -102,7 +102,7 @@ def test_what_is_known_is_told(folder):
         "Started from: `you/base`",
     ):
         assert text in card.content, text
-    assert "confusion" not in card.content and "rows_left_out" not in card.content
+    assert "image_broken" not in card.content and "rows_left_out" not in card.content
     assert model_card(saved, "you/other").content == card.content.replace("you/little", "you/other").replace(
         "little", "other"
     )
