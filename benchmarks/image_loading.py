@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from albef_hf import AlbefConfig
+from albef_hf.data import embedded_tokenizer
 from albef_hf.data.augmentation import Augmentation, random_augment, random_resized_crop
 from albef_hf.data.pairs import PairReader, load_image
 from albef_hf.from_scratch import make_processor
@@ -50,7 +51,8 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=256, help="pixels that the model takes, in each direction")
     parser.add_argument("--repetitions", type=int, default=31, help="of which the median counts")
     options = parser.parse_args()
-    images = make_processor(AlbefConfig(vision_config={"image_size": options.image_size})).image_processor
+    config = AlbefConfig(vision_config={"image_size": options.image_size})
+    images = make_processor(config, embedded_tokenizer()).image_processor
     augmentation = Augmentation(options.image_size, images.image_mean, images.image_std)
     reader, rng = PairReader(augmentation), np.random.default_rng(0)
     print("| JPEG | kB | decode ms | crop and resize ms | RandAugment ms | all ms | pictures/s of a core |")
