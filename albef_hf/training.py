@@ -328,6 +328,7 @@ class MomentumTraining:
             None where it remembers nothing.
 
     Raises:
+        ValueError: If no checkpoint to go on from is whole, or it does not fit.
         RuntimeError: From `run`, after too many non-finite steps in a row or too many skipped pairs.
         Stopped: From `run`, when a signal has asked for it and a checkpoint has been written.
     """
@@ -379,21 +380,17 @@ class MomentumTraining:
         self.loss_names: list[str] = []
         self.micro_losses: list[torch.Tensor] = []
         self.window = _Window(accelerator.device)
+        folder, kept = Path(options.output_dir), (options.save_total_limit, options.keep_every)
+        self.checkpoints = Checkpoints(accelerator, folder, *kept, say=lambda text: self.log.say(text))
+        self.goes_on = options.resume and self._resume()
 
     def run(self) -> dict[str, float]:
         """Train to the end, from the beginning or a checkpoint; returns the metrics of the last evaluation."""
-        folder, options = Path(self.options.output_dir), self.options
-        self.checkpoints = Checkpoints(
-            self.accelerator, folder, options.save_total_limit, options.keep_every, self.log.say
-        )
-        found = self.checkpoints.newest() if options.resume else None
-        if found:
-            self._load(found)
-        else:
+        if not self.goes_on:
             self.log.begin()
         with self.stop, contextlib.closing(self._batches()) as batches:  # ends the processes that load data
             # A checkpoint is written before the evaluation of its step, so that no fault in this one can cost it.
-            metrics = self._evaluate_if_due() if found else {}
+            metrics = self._evaluate_if_due() if self.goes_on else {}
             while self.step < self.total_steps:
                 batch = next(batches, None)
                 if batch is None:
@@ -458,6 +455,13 @@ class MomentumTraining:
             "options": asdict(self.options),
         }
         (folder / "progress.json").write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
+
+    def _resume(self) -> bool:
+        """Go on from the newest checkpoint; returns whether there is one."""
+        newest = self.checkpoints.newest()
+        if newest:
+            self._load(newest)
+        return newest is not None
 
     def _load(self, folder: Path) -> None:
         """Be where a checkpoint was written."""

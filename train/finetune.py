@@ -68,9 +68,6 @@ def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelera
     """Train and keep the best; returns its metrics."""
     folder = prepare_folder(options, accelerator)
     push = start_push(options, accelerator)
-    if accelerator.is_main_process:
-        for part in (LAST, LATER_RESULTS):  # of a model that is replaced
-            shutil.rmtree(folder / part, ignore_errors=True)
     set_seed(options.seed)  # the same on all processes, so that their teachers and queues start alike
     student, processor = load_model(kind, options)
     teacher = make_teacher(options, student)
@@ -91,6 +88,9 @@ def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelera
     training = MomentumTraining(
         accelerator, options, student, teacher, loader, steps_per_epoch, log, keeper.evaluate, keeper
     )
+    if accelerator.is_main_process:
+        for part in (LAST, LATER_RESULTS):  # of a model that is replaced
+            shutil.rmtree(folder / part, ignore_errors=True)
     try:
         training.run()
     except (Exception, KeyboardInterrupt):  # what was learned last is kept; one that was Stopped has a checkpoint
