@@ -2,7 +2,9 @@
 
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 # SIGTERM: the 128 + 15 of a program that it has ended. SIGUSR1, by which Slurm can announce the end of a job's time:
 # the EX_TEMPFAIL of sysexits.h, "try again later", which nothing else here ends with; 0 would say that all is done.
@@ -56,6 +58,25 @@ def chosen(votes: list[float]) -> signal.Signals | None:
     return next((number for number, count in zip(EXIT_CODES, votes, strict=True) if count), None)
 
 
+def start_undisturbed(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; signals are held back until the first is there.
+
+    The first one starts the processes that load data, and a signal to all could end them before they ignore it.
+    """
+    held = set(EXIT_CODES) if hasattr(signal, "pthread_sigmask") else set()
+    if held:
+        held -= signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        first = next(batches, None)
+    finally:
+        if held:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+    if first is not None:
+        yield first
+        del first  # which may lie on a GPU
+        yield from batches
+
+
 def leave_signals_to_the_training(worker: int) -> None:
     """Let a process that loads data live on: a scheduler signals all processes, and the last step needs its batches.
 
@@ -63,3 +84,5 @@ def leave_signals_to_the_training(worker: int) -> None:
     """
     for number in EXIT_CODES:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, EXIT_CODES)

@@ -35,7 +35,7 @@ from .model_card import Evaluation, Training, model_card, on_the_hub
 from .momentum import MomentumTeacher
 from .options import option
 from .run_log import RunLog
-from .stopping import Stopped, StopRequest, chosen
+from .stopping import Stopped, StopRequest, chosen, start_undisturbed
 
 # Options that may change when a run goes on, and it is the same run still.
 OF_NO_CONSEQUENCE = ("overwrite_output_dir", "output_dir", "resume", "save_", "keep_every", "log_every", "hub_")
@@ -527,7 +527,7 @@ class MomentumTraining:
             loader, before = self.loader, None
             if self.batches_used:  # the run goes on in the middle of an epoch
                 loader, before = skip_first_batches(loader, self.batches_used), random_state()
-            batches, start = iter(loader), time.monotonic()
+            batches, start = start_undisturbed(iter(loader)), time.monotonic()
             for batch in batches:
                 if before:  # an iterator draws a number when it starts, which the run has drawn before it was stopped
                     restore_random_state(before)

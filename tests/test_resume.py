@@ -18,11 +18,11 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from task_rows import results_of, small
-from test_pretrain import records_of, script, small_run, train  # noqa: F401 (fixtures)
+from test_pretrain import photographs, records_of, script, small_run, train  # noqa: F401 (fixtures)
 
 from albef_hf import checkpoint
 from albef_hf.checkpoint import Checkpoints, fault_of, random_state, restore_random_state, steps_of
-from albef_hf.stopping import EXIT_CODES, Stopped, StopRequest, chosen
+from albef_hf.stopping import EXIT_CODES, Stopped, StopRequest, chosen, start_undisturbed
 from albef_hf.tasks import find_task
 from albef_hf.training import MomentumTraining
 
@@ -104,6 +104,16 @@ def stopped_and_resumed(train, tmp_path: Path, stop_at, step: int, arguments: li
 )
 def test_stopped_by_sigterm_and_resumed_is_never_stopped(train, stop_at, tmp_path, step, arguments):  # noqa: F811
     stopped_and_resumed(train, tmp_path, stop_at, step, arguments, 7)
+
+
+def test_a_stream_goes_on_at_its_place(train, stop_at, photographs, tmp_path):  # noqa: F811
+    """Twenty rows, shuffled, that are read again and again; its place is in the third pass."""
+    rows = json.loads((photographs / "train.json").read_text())
+    lines = [json.dumps({"file_name": row["image"], "caption": row["caption"][0]}) for row in rows]
+    (photographs / "metadata.jsonl").write_text("\n".join(lines))
+    (photographs / "train.json").unlink()
+    arguments = ["--dataset", str(photographs), "--streaming", "--validation_size", "0", "--log_every", "1"]
+    stopped_and_resumed(train, tmp_path, stop_at, 6, arguments, 8)
 
 
 def test_fine_tuning_goes_on_with_its_best(run, stop_at, pretrained, tmp_path, monkeypatch):
@@ -340,6 +350,18 @@ def test_a_request_to_stop_is_noted_while_it_is_listened_for():
         assert chosen([0, 3]) is signal.SIGUSR1 and chosen([1, 1]) is signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is before
     assert EXIT_CODES == {signal.SIGTERM: 143, signal.SIGUSR1: 75}
+
+
+def test_signals_wait_until_the_processes_that_load_data_ignore_them():
+    def batches():
+        os.kill(os.getpid(), signal.SIGTERM)  # while they start
+        yield request.votes()
+        yield request.votes()
+
+    with StopRequest() as request:
+        assert list(start_undisturbed(batches())) == [[0, 0], [1, 0]]
+        assert list(start_undisturbed(iter([]))) == []
+    assert not {signal.SIGTERM, signal.SIGUSR1} & signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_all_generators_go_on_where_they_were():
