@@ -95,15 +95,15 @@ def stopped_and_resumed(train, tmp_path: Path, stop_at, step: int, arguments: li
     ("step", "arguments"),
     [
         (2, ["--eval_every", "3"]),
-        # 5 batches an epoch, so that a step of two goes across its end
-        (3, ["--num_workers", "2", "--gradient_accumulation_steps", "2", "--log_every", "2"]),
+        # 11 batches an epoch, so that a step of two goes across its end, and this one is when more are being loaded
+        (7, ["--num_workers", "2", "--gradient_accumulation_steps", "2", "--scenes", "88"]),
         (5, ["--mixed_precision", "bf16", "--attention", "eager", "--log_every", "4"]),
         (6, ["--no_teacher_dropout", "--eval_every", "6", "--max_grad_norm", "1"]),  # where an evaluation is due
     ],
     ids=["mid-epoch", "workers-accumulation", "bf16-end-of-epoch", "evaluation-due"],
 )
 def test_stopped_by_sigterm_and_resumed_is_never_stopped(train, stop_at, tmp_path, step, arguments):  # noqa: F811
-    stopped_and_resumed(train, tmp_path, stop_at, step, arguments, 7)
+    stopped_and_resumed(train, tmp_path, stop_at, step, arguments, 8)
 
 
 def test_a_stream_goes_on_at_its_place(train, stop_at, photographs, tmp_path):  # noqa: F811
@@ -280,6 +280,30 @@ def test_a_full_disk_costs_no_old_checkpoint_and_training_goes_on(train, capsys,
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_1"]
     assert fault_of(folder / "checkpoints" / "step_1") is None
     assert records_of(folder)[-1]["step"] == 2 and (folder / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("name", ["write_manifest", "_flush"])
+def test_the_old_one_stays_until_the_new_one_is_whole(checkpoints, monkeypatch, name):
+    """The only one that is kept, when the last files of the next one cannot be written or flushed."""
+    checkpoints.total_limit = 1
+    assert checkpoints.save(1, write, {})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, name, full)
+        assert not checkpoints.save(2, write, {})
+    assert checkpoints.newest().name == "step_1"
+
+    def refused(self, target):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refused)
+        assert not checkpoints.save(3, write, {})
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step_1"]
+    assert len(checkpoints.said) == 2
 
 
 @pytest.mark.parametrize("writer", ["torch", "safetensors"])
