@@ -26,13 +26,26 @@ class RunLog:
         self.accelerator = accelerator
         self.path = folder / LOG_FILE
         self.start = time.monotonic()
+        self.records = 0
         self.bar = tqdm(total=total_steps, unit="step", disable=not accelerator.is_main_process, dynamic_ncols=True)
         if accelerator.is_main_process:
-            self.path.write_text("", encoding="utf-8")
+            self.path.touch()
+
+    def begin(self, records: int = 0, seconds: float = 0.0, step: int = 0) -> None:
+        """Start a log, or go on with what there is: its first records, of so many seconds and steps."""
+        self.start = time.monotonic() - seconds
+        self.records = records
+        self.bar.initial = self.bar.n = step  # not progress of this process
+        if self.accelerator.is_main_process:
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            aside = self.path.with_name(f"{self.path.name}.unfinished")
+            aside.write_text("".join(line for line in lines[:records] if line.endswith("\n")), encoding="utf-8")
+            aside.replace(self.path)
 
     def write(self, step: int, record: dict[str, float]) -> None:
         """Append a record; a number that is not finite is written as null, which JSON has instead."""
         self.accelerator.log(record, step=step)
+        self.records += 1
         if self.accelerator.is_main_process:
             seconds = round(time.monotonic() - self.start, 3)
             record = {"step": step, "seconds": seconds, **record}

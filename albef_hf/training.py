@@ -1,25 +1,45 @@
 """The training loop: student, momentum teacher and optimizer on Accelerate, one step after the other."""
 
+import contextlib
+import json
 import math
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
+from safetensors.torch import load_model, save_model
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from .checkpoint import (
+    CHECKPOINTS,
+    Checkpoints,
+    load_state,
+    process_file,
+    random_state,
+    restore_random_state,
+    save_state,
+    steps_of,
+)
 from .data.pairs import Issue
 from .hub import HubPush
 from .model_card import Evaluation, Training, model_card, on_the_hub
 from .momentum import MomentumTeacher
 from .options import option
 from .run_log import RunLog
+from .stopping import Stopped, StopRequest, chosen, start_undisturbed
+
+# Options that may change when a run goes on, and it is the same run still.
+OF_NO_CONSEQUENCE = ("overwrite_output_dir", "output_dir", "resume", "save_", "keep_every", "log_every", "hub_")
+OF_NO_CONSEQUENCE += ("push_to_hub", "num_workers", "max_nonfinite_steps", "max_skipped_share", "image_root")
 
 
 @dataclass
@@ -27,7 +47,8 @@ class TrainingOptions:
     """How to train; the defaults are the paper's pretraining."""
 
     output_dir: str = option("runs/albef", "folder for the model, the log and the curves")
-    overwrite_output_dir: bool = option(False, "replace a model that is in the folder already")
+    overwrite_output_dir: bool = option(False, "replace a model, and checkpoints, that are in the folder already")
+    resume: bool = option(False, "go on from the newest whole checkpoint in output_dir, where there is one")
     seed: int = option(42, "seed of weights, data order, augmentation and masking")
     epochs: int = option(30, "passes over the data")
     max_steps: int = option(0, "optimizer steps, instead of epochs; required for streams")
@@ -52,6 +73,9 @@ class TrainingOptions:
     num_workers: int = option(4, "processes that load data, per training process")
     log_every: int = option(50, "steps between two records in the log")
     eval_every: int = option(0, "steps between two evaluations; 0: at the end of each epoch")
+    save_every: int = option(0, "steps between two checkpoints; 0: with each evaluation, -1: only when asked to stop")
+    save_total_limit: int = option(2, "newest checkpoints that are kept, at least 1")
+    keep_every: int = option(0, "keep the checkpoints of each so many steps for ever; 0: of none")
     max_skipped_share: float = option(0.1, "stop when more than this share of the pairs read had to be skipped")
     max_nonfinite_steps: int = option(20, "stop after so many steps in a row with a non-finite loss or gradient")
     push_to_hub: bool = option(False, "push the folder to the Hub whenever a model is saved, and at the end")
@@ -66,9 +90,10 @@ class TrainingOptions:
                 f"batch_size is {self.batch_size}: image-text matching needs a negative, so at least 2 pairs a batch."
             )
         self.require_at_least(1, "gradient_accumulation_steps", "epochs", "log_every", "max_nonfinite_steps")
+        self.require_at_least(1, "save_total_limit")
         self.require_at_least(0, "queue_size", "num_workers", "max_steps", "eval_every", "warmup_steps")
-        self.require_at_least(0, "max_grad_norm", "weight_decay")
-        self.require_at_least(-1, "alpha_ramp_steps")
+        self.require_at_least(0, "max_grad_norm", "weight_decay", "keep_every")
+        self.require_at_least(-1, "alpha_ramp_steps", "save_every")
         self.require_share("alpha", "momentum", "max_skipped_share")
         if not 0 <= self.min_learning_rate <= self.learning_rate or self.learning_rate == 0:
             raise ValueError(
@@ -218,12 +243,20 @@ def write_card(
 
 
 def prepare_folder(options: TrainingOptions, accelerator: Accelerator) -> Path:
-    """The output folder; a model that is in it stays, unless the options say otherwise."""
+    """The output folder; what is in it stays, unless the options say otherwise or the run goes on with it."""
     folder = Path(options.output_dir)
-    if (folder / "model.safetensors").exists() and not options.overwrite_output_dir:
+    begun = bool(steps_of(folder / CHECKPOINTS))
+    goes_on = options.resume and begun
+    if (folder / "model.safetensors").exists() and not (options.overwrite_output_dir or goes_on):
         raise ValueError(f"{folder} holds a model already: set another output_dir, or overwrite_output_dir.")
+    if begun and not (options.overwrite_output_dir or goes_on):
+        raise ValueError(
+            f"{folder} holds checkpoints of a run: resume goes on with it, overwrite_output_dir replaces it."
+        )
     accelerator.wait_for_everyone()
     folder.mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process and not goes_on:  # or a later resume would go on with another run's
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return folder
 
 
@@ -291,9 +324,13 @@ class MomentumTraining:
         steps_per_epoch: Optimizer steps of an epoch, or None for a stream.
         log: Takes the records.
         evaluate: Called with the step now and then, and at the end; returns metrics.
+        keeper: What the evaluation remembers of earlier ones, with `state_dict` and `load_state_dict` as JSON has it;
+            None where it remembers nothing.
 
     Raises:
+        ValueError: If no checkpoint to go on from is whole, or it does not fit.
         RuntimeError: From `run`, after too many non-finite steps in a row or too many skipped pairs.
+        Stopped: From `run`, when a signal has asked for it and a checkpoint has been written.
     """
 
     def __init__(
@@ -306,9 +343,10 @@ class MomentumTraining:
         steps_per_epoch: int | None,
         log: RunLog,
         evaluate: Callable[[int], dict[str, float]],
+        keeper: Any = None,
     ):
         self.accelerator, self.options, self.log, self.evaluate = accelerator, options, log, evaluate
-        self.loader, self.student = loader, student
+        self.loader, self.student, self.keeper = loader, student, keeper
         self.total_steps = total_steps(options, steps_per_epoch)
         epoch_steps = steps_per_epoch or max(1, self.total_steps // options.epochs)
         self.eval_every = options.eval_every or epoch_steps
@@ -323,7 +361,7 @@ class MomentumTraining:
             parameter_groups(student, options.weight_decay), lr=options.learning_rate, fused=fused
         )
         self.model, self.optimizer = accelerator.prepare(student, optimizer)
-        self.teacher = teacher
+        self.teacher = self.plain_teacher = teacher
         if teacher is not None:
             self.teacher = accelerator.prepare_model(teacher.train(options.teacher_dropout), evaluation_mode=True)
         # Not prepared: Accelerate would step it once per process.
@@ -331,7 +369,10 @@ class MomentumTraining:
             optimizer,
             lambda step: learning_rate_at(step, options, epoch_steps, self.total_steps) / options.learning_rate,
         )
-        self.step = 0
+        self.step = self.epoch = 0
+        self.batches_used = 0  # of the epoch
+        self.batches_per_epoch = None if steps_per_epoch is None else len(loader)
+        self.stop, self.votes = StopRequest(), [0.0]
         self.keys = 0
         self.nonfinite_in_a_row = 0
         self.counts: Counter[str] = Counter()
@@ -339,24 +380,135 @@ class MomentumTraining:
         self.loss_names: list[str] = []
         self.micro_losses: list[torch.Tensor] = []
         self.window = _Window(accelerator.device)
+        folder, kept = Path(options.output_dir), (options.save_total_limit, options.keep_every)
+        self.checkpoints = Checkpoints(accelerator, folder, *kept, say=lambda text: self.log.say(text))
+        self.goes_on = options.resume and self._resume()
 
     def run(self) -> dict[str, float]:
-        """Train to the end; returns the metrics of the last evaluation."""
-        metrics: dict[str, float] = {}
-        for batch in self._batches():
-            if not self.learn(batch):
-                continue
-            self.log.advance()
-            if self.step % self.options.log_every == 0 or self.step == self.total_steps:
-                self._record()
-            if self.step % self.eval_every == 0 or self.step == self.total_steps:
-                start = time.monotonic()
-                metrics = self.evaluate(self.step)
-                self.log.write(self.step, metrics)
-                self.window.start += time.monotonic() - start  # so that it does not count as slow training
-            if self.step == self.total_steps:
-                return metrics
-        raise RuntimeError("The data ended before the training did; if it is a stream, it may have too few shards.")
+        """Train to the end, from the beginning or a checkpoint; returns the metrics of the last evaluation."""
+        if not self.goes_on:
+            self.log.begin()
+        with self.stop, contextlib.closing(self._batches()) as batches:  # ends the processes that load data
+            # A checkpoint is written before the evaluation of its step, so that no fault in this one can cost it.
+            metrics = self._evaluate_if_due() if self.goes_on else {}
+            while self.step < self.total_steps:
+                batch = next(batches, None)
+                if batch is None:
+                    raise RuntimeError(
+                        "The data ended before the training did; if it is a stream, it may have too few shards."
+                    )
+                if self.learn(batch):
+                    metrics = self._end_of_step() or metrics
+        return metrics
+
+    def _end_of_step(self) -> dict[str, float]:
+        """Record, save, stop and evaluate, as far as the step calls for it; returns new metrics."""
+        self.log.advance()
+        is_last, asked = self.step == self.total_steps, chosen(self.votes)
+        if self.step % self.options.log_every == 0 or is_last:
+            self._record()
+        save_every = self.options.save_every or self.eval_every
+        saved = False
+        if asked or save_every > 0 and (self.step % save_every == 0 or is_last):
+            saved = self._save()
+        if asked:
+            hint = "the checkpoint is written, resume goes on from it" if saved else "without a checkpoint"
+            self.log.say(f"step {self.step}: stopped by {asked.name}; {hint}")
+            raise Stopped(asked)
+        return self._evaluate_if_due()
+
+    def _evaluate_if_due(self) -> dict[str, float]:
+        if self.step % self.eval_every and self.step != self.total_steps:
+            return {}
+        start = time.monotonic()
+        metrics = self.evaluate(self.step)
+        self.log.write(self.step, metrics)
+        self.window.start += time.monotonic() - start  # so that it does not count as slow training
+        return metrics
+
+    def _save(self) -> bool:
+        """Write a checkpoint; between two steps nothing is pending, so this is all there is."""
+        start = time.monotonic()
+        own = {"random": random_state(), "window": self.window.state()}
+        saved = self.checkpoints.save(self.step, self._write, own)
+        self.window.start += time.monotonic() - start
+        return saved
+
+    def _write(self, folder: Path) -> None:
+        """Write what is the same on all processes."""
+        scaler = self.accelerator.scaler
+        save_model(self.student, str(folder / "student.safetensors"))
+        if self.plain_teacher is not None:
+            save_model(self.plain_teacher, str(folder / "teacher.safetensors"))
+        state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+        save_state(state | ({"scaler": scaler.state_dict()} if scaler else {}), folder / "optimizer.pt")
+        progress = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "batches_used": self.batches_used,
+            "batches_per_epoch": self.batches_per_epoch,
+            "nonfinite_in_a_row": self.nonfinite_in_a_row,
+            "counts": self.counts,
+            "records": self.log.records,
+            "seconds": time.monotonic() - self.log.start,
+            "keeper": self.keeper.state_dict() if self.keeper else None,
+            "options": asdict(self.options),
+        }
+        (folder / "progress.json").write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
+
+    def _resume(self) -> bool:
+        """Go on from the newest checkpoint; returns whether there is one."""
+        newest = self.checkpoints.newest()
+        if newest:
+            self._load(newest)
+        return newest is not None
+
+    def _load(self, folder: Path) -> None:
+        """Be where a checkpoint was written."""
+        progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        if progress["batches_per_epoch"] != self.batches_per_epoch:
+            raise ValueError(
+                f"{folder} is of a run with {progress['batches_per_epoch']} batches per process and epoch, this one "
+                f"has {self.batches_per_epoch}: give the data and batch_size of {folder.parents[1] / 'options.yaml'}."
+            )
+        self._load_weights(folder)
+        own = load_state(folder / process_file(self.accelerator.process_index))
+        self.step, self.epoch, self.batches_used = (progress[name] for name in ("step", "epoch", "batches_used"))
+        if self.batches_used == self.batches_per_epoch:  # nothing is left of it
+            self.epoch, self.batches_used = self.epoch + 1, 0
+        self.nonfinite_in_a_row, self.counts = progress["nonfinite_in_a_row"], Counter(progress["counts"])
+        if self.keeper:
+            self.keeper.load_state_dict(progress["keeper"])
+        self.log.begin(progress["records"], progress["seconds"], self.step)
+        self.log.say(f"goes on from {folder}{self._other_options(progress['options'])}")
+        self.window.load_state(own["window"])
+        restore_random_state(own["random"])
+
+    def _load_weights(self, folder: Path) -> None:
+        """Student, teacher with its queues, and what the optimizer knows of them."""
+        state, scaler = load_state(folder / "optimizer.pt"), self.accelerator.scaler
+        try:
+            load_model(self.student, folder / "student.safetensors")
+            if self.plain_teacher is not None:
+                load_model(self.plain_teacher, folder / "teacher.safetensors")
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, FileNotFoundError) as error:
+            raise ValueError(
+                f"{folder} does not fit this model ({str(error)[:300]}): give the options that the run began with."
+            ) from error
+        self.scheduler.load_state_dict(state["scheduler"])
+        if scaler and "scaler" in state:
+            scaler.load_state_dict(state["scaler"])
+
+    def _other_options(self, before: dict[str, Any]) -> str:
+        """What is no longer as it was when the run began, in words."""
+        now = json.loads(json.dumps(asdict(self.options)))
+        changed = [
+            f"{name} {before.get(name)} -> {value}"
+            for name, value in now.items()
+            if before.get(name) != value and not name.startswith(OF_NO_CONSEQUENCE)
+        ]
+        return f", with other options, so not as if it had never stopped: {', '.join(changed)}" if changed else ""
 
     def learn(self, batch: dict[str, torch.Tensor]) -> bool:
         """Learn from a batch; returns whether that has completed an optimizer step, or only been accumulated."""
@@ -368,20 +520,25 @@ class MomentumTraining:
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of one epoch after the other; the time spent waiting for them is kept."""
-        epoch = 0
         while True:
-            self.loader.set_epoch(epoch)
+            self.loader.set_epoch(self.epoch)
             if hasattr(self.loader.dataset, "set_epoch"):  # which Accelerate forgets where it shards the sampler
-                self.loader.dataset.set_epoch(epoch)
-            batches, start, count = iter(self.loader), time.monotonic(), 0
+                self.loader.dataset.set_epoch(self.epoch)
+            loader, before = self.loader, None
+            if self.batches_used:  # the run goes on in the middle of an epoch
+                loader, before = skip_first_batches(loader, self.batches_used), random_state()
+            batches, start = start_undisturbed(iter(loader)), time.monotonic()
             for batch in batches:
+                if before:  # an iterator draws a number when it starts, which the run has drawn before it was stopped
+                    restore_random_state(before)
+                    before = None
                 self.window.waited += time.monotonic() - start
-                count += 1
+                self.batches_used += 1
                 yield batch
                 start = time.monotonic()
-            if count == 0:
+            if self.batches_used == 0:
                 return
-            epoch += 1
+            self.epoch, self.batches_used = self.epoch + 1, 0
 
     def _forward_backward(self, batch: dict[str, torch.Tensor]) -> None:
         """One forward and backward pass: the teacher speaks, the student learns, the teacher's features are kept."""
@@ -407,7 +564,10 @@ class MomentumTraining:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
         losses = torch.stack(self.micro_losses).mean(0)
         finite = torch.isfinite(losses).all() & torch.isfinite(norm)
-        healthy = bool(self.accelerator.reduce(finite.int().float(), "sum") == self.accelerator.num_processes)
+        # All have to agree on signals too, and do so in the one exchange of numbers that there is anyway.
+        told = torch.cat([finite.float().view(1), torch.tensor(self.stop.votes(), device=finite.device)])
+        count, *self.votes = self.accelerator.reduce(told, "sum").tolist()
+        healthy = count == self.accelerator.num_processes
         if healthy or self.accelerator.scaler is not None:  # a gradient scaler has to see an overflow to learn of it
             self.optimizer.step()
         self.optimizer.zero_grad()
@@ -500,6 +660,16 @@ class _Window:
         self.issues = torch.zeros(len(Issue), dtype=torch.long, device=device)
         self.steps = 0
         self.sums = torch.zeros((), device=device)
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for a checkpoint."""
+        return vars(self) | {"start": time.monotonic() - self.start}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on with what `state` has given."""
+        device = self.sums.device
+        moved = {name: value.to(device) if torch.is_tensor(value) else value for name, value in state.items()}
+        vars(self).update(moved | {"start": time.monotonic() - state["start"]})
 
     def add(self, values: torch.Tensor) -> None:
         """Add the numbers of a step, without waiting for the device."""

@@ -10,6 +10,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 # This folder has an evaluate.py, which would hide the library of that name.
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent.resolve()]
@@ -30,6 +31,7 @@ from albef_hf.modeling_albef import AlbefAlignedModel
 from albef_hf.momentum import MOMENTUM_FILE
 from albef_hf.options import parse_options, save_options
 from albef_hf.run_log import RunLog
+from albef_hf.stopping import leave_signals_to_the_training
 from albef_hf.tasks import find_task, task_names
 from albef_hf.training import (
     MomentumTraining,
@@ -66,9 +68,6 @@ def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelera
     """Train and keep the best; returns its metrics."""
     folder = prepare_folder(options, accelerator)
     push = start_push(options, accelerator)
-    if accelerator.is_main_process:
-        for part in (LAST, LATER_RESULTS):  # of a model that is replaced
-            shutil.rmtree(folder / part, ignore_errors=True)
     set_seed(options.seed)  # the same on all processes, so that their teachers and queues start alike
     student, processor = load_model(kind, options)
     teacher = make_teacher(options, student)
@@ -86,12 +85,20 @@ def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelera
     )
     keeper = Keeper(task, validation, baselines, student, teacher, accelerator, log, push)
     set_seed(options.seed, device_specific=True)
-    training = MomentumTraining(accelerator, options, student, teacher, loader, steps_per_epoch, log, keeper.evaluate)
+    training = MomentumTraining(
+        accelerator, options, student, teacher, loader, steps_per_epoch, log, keeper.evaluate, keeper
+    )
+    if accelerator.is_main_process:
+        for part in (LAST, LATER_RESULTS):  # of a model that is replaced
+            shutil.rmtree(folder / part, ignore_errors=True)
     try:
         training.run()
-    finally:  # an interrupt too: what was learned last is kept beside the best
+    except (Exception, KeyboardInterrupt):  # what was learned last is kept; one that was Stopped has a checkpoint
         keeper.save_last(training.step)
+        raise
+    finally:
         log.close()
+    keeper.save_last(training.step)
     keeper.finish(training.step)
     log.say(f"rows skipped or cut: {training.issues_found()}")
     return keeper.best
@@ -121,6 +128,14 @@ class Keeper:
     log: RunLog
     push: HubPush | None
     best: dict[str, float] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What there is to remember of earlier evaluations."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with what `state_dict` has given."""
+        self.best = state["best"]
 
     @property
     def folder(self) -> Path:
@@ -221,6 +236,7 @@ def make_loader(task: Task, rows: Rows, accelerator: Accelerator) -> DataLoader:
         collate_fn=task.collate,
         num_workers=min(options.num_workers, os.cpu_count() or 1),
         pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=leave_signals_to_the_training,
     )
     return accelerator.prepare(loader)
 

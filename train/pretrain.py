@@ -42,6 +42,7 @@ from albef_hf.momentum import MOMENTUM_FILE
 from albef_hf.options import option, parse_options, save_options
 from albef_hf.retrieval import score_all
 from albef_hf.run_log import RunLog
+from albef_hf.stopping import leave_signals_to_the_training
 from albef_hf.training import (
     DataOptions,
     MomentumTraining,
@@ -137,7 +138,7 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
     )
     try:
         metrics = training.run()
-    except BaseException:  # an interrupt too: what was learned so far is kept
+    except (Exception, KeyboardInterrupt):  # what was learned so far is kept; one that was Stopped has a checkpoint
         if push:
             push.wait()
         save(options, accelerator, student, teacher, processor)
@@ -266,6 +267,7 @@ def make_loader(options: PretrainingOptions, rows, processor: AlbefProcessor, ac
         "collate_fn": PretrainingCollator(processor.tokenizer, options.max_tokens, options.mlm_probability),
         "num_workers": min(options.num_workers, os.cpu_count() or 1),
         "pin_memory": accelerator.device.type == "cuda",
+        "worker_init_fn": leave_signals_to_the_training,
     }
     if isinstance(rows, datasets.IterableDataset):
         rows = rows.shuffle(seed=options.seed, buffer_size=1000)

@@ -1,0 +1,411 @@
+"""A run that is stopped and goes on is, bit for bit, the run that was never stopped."""
+
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from task_rows import results_of, small
+from test_pretrain import photographs, records_of, script, small_run, train  # noqa: F401 (fixtures)
+
+from albef_hf import checkpoint
+from albef_hf.checkpoint import Checkpoints, fault_of, random_state, restore_random_state, steps_of
+from albef_hf.stopping import EXIT_CODES, Stopped, StopRequest, chosen, start_undisturbed
+from albef_hf.tasks import find_task
+from albef_hf.training import MomentumTraining
+
+TIMES = ("seconds", "pairs_per_second", "data_wait_share")
+
+
+def trained(folder: Path) -> list[dict]:
+    """The log, but for what depends on the clock."""
+    return [{name: value for name, value in record.items() if name not in TIMES} for record in records_of(folder)]
+
+
+def state_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """Student, teacher, queues, optimizer and random states of a checkpoint, side by side."""
+    folder = folder / "checkpoints" / f"step_{step}"
+    state = {}
+    for name in ("student", "teacher"):
+        if (folder / f"{name}.safetensors").exists():
+            state |= {f"{name}.{key}": value for key, value in load_file(folder / f"{name}.safetensors").items()}
+    optimizer = torch.load(folder / "optimizer.pt", weights_only=True)
+    for number, moments in optimizer["optimizer"]["state"].items():
+        state |= {f"optimizer.{number}.{key}": value for key, value in moments.items()}
+    state["learning_rate"] = torch.tensor(optimizer["scheduler"]["_last_lr"], dtype=torch.float64)
+    for path in folder.glob("process_*.pt"):
+        state[path.name] = torch.load(path, weights_only=True)["random"]["torch"]
+    assert len(state) > 50 and any(key.startswith("optimizer.") for key in state)
+    return state
+
+
+def assert_same(folder: Path, other: Path, step: int) -> None:
+    """Logs, and all that is in the last checkpoint."""
+    assert trained(folder) == trained(other)
+    state, expected = state_of(folder, step), state_of(other, step)
+    assert state.keys() == expected.keys()
+    different = [name for name in expected if not torch.equal(state[name], expected[name])]
+    assert not different, different
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Sends a signal in the middle of a step, once, to this process and to those that load its data, as Slurm does."""
+
+    def arrange(step: int, number: signal.Signals = signal.SIGTERM) -> None:
+        forward = MomentumTraining._forward_backward
+
+        def watched(self, batch):
+            forward(self, batch)
+            if self.step == step - 1 and not self.stop.noted:
+                for process in (os.getpid(), *(worker.pid for worker in multiprocessing.active_children())):
+                    os.kill(process, number)
+
+        monkeypatch.setattr(MomentumTraining, "_forward_backward", watched)
+        arrange.undo = lambda: monkeypatch.setattr(MomentumTraining, "_forward_backward", forward)
+
+    return arrange
+
+
+def stopped_and_resumed(train, tmp_path: Path, stop_at, step: int, arguments: list[str], steps: int) -> None:  # noqa: F811
+    train(*arguments, steps=steps).rename(tmp_path / "whole")
+    stop_at(step)
+    with pytest.raises(Stopped) as stopped:
+        train(*arguments, steps=steps)
+    assert stopped.value.code == 143
+    assert max(steps_of(tmp_path / "out" / "checkpoints")) == step
+    stop_at.undo()
+    train(*arguments, "--resume", "--overwrite_output_dir", "false", steps=steps)
+    assert_same(tmp_path / "out", tmp_path / "whole", steps)
+
+
+@pytest.mark.parametrize(
+    ("step", "arguments"),
+    [
+        (2, ["--eval_every", "3"]),
+        # 11 batches an epoch, so that a step of two goes across its end, and this one is when more are being loaded
+        (7, ["--num_workers", "2", "--gradient_accumulation_steps", "2", "--scenes", "88"]),
+        (5, ["--mixed_precision", "bf16", "--attention", "eager", "--log_every", "4"]),
+        (6, ["--no_teacher_dropout", "--eval_every", "6", "--max_grad_norm", "1"]),  # where an evaluation is due
+    ],
+    ids=["mid-epoch", "workers-accumulation", "bf16-end-of-epoch", "evaluation-due"],
+)
+def test_stopped_by_sigterm_and_resumed_is_never_stopped(train, stop_at, tmp_path, step, arguments):  # noqa: F811
+    stopped_and_resumed(train, tmp_path, stop_at, step, arguments, 8)
+
+
+def test_a_stream_goes_on_at_its_place(train, stop_at, photographs, tmp_path):  # noqa: F811
+    """Twenty rows, shuffled, that are read again and again; its place is in the third pass."""
+    rows = json.loads((photographs / "train.json").read_text())
+    lines = [json.dumps({"file_name": row["image"], "caption": row["caption"][0]}) for row in rows]
+    (photographs / "metadata.jsonl").write_text("\n".join(lines))
+    (photographs / "train.json").unlink()
+    arguments = ["--dataset", str(photographs), "--streaming", "--validation_size", "0", "--log_every", "1"]
+    stopped_and_resumed(train, tmp_path, stop_at, 6, arguments, 8)
+
+
+def test_fine_tuning_goes_on_with_its_best(run, stop_at, pretrained, tmp_path, monkeypatch):
+    """The first evaluation is the best, and lies before the stop."""
+    accuracies = {2: 70.0, 4: 60.0}
+    evaluated = lambda *_: ({"accuracy": accuracies[evaluated.training.step]}, [])  # noqa: E731
+    initialize = MomentumTraining.__init__
+
+    def noted(self, *arguments):
+        evaluated.training = self
+        initialize(self, *arguments)
+
+    monkeypatch.setattr(MomentumTraining, "__init__", noted)
+    monkeypatch.setattr(find_task("entailment"), "evaluate", evaluated)
+    options = {"num_workers": 2, "alpha": 0.4}
+    run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "whole", **options))
+    stop_at(3)
+    with pytest.raises(Stopped):
+        run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "out", **options))
+    stop_at.undo()
+    run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "out", **options), "--resume")
+    assert_same(tmp_path / "out", tmp_path / "whole", 4)
+    metrics, expected = (results_of(tmp_path / name)[0] for name in ("out", "whole"))
+    assert metrics == expected and metrics["step"] == 2
+    for name in ("model.safetensors", "last/model.safetensors"):
+        best, other = load_file(tmp_path / "out" / name), load_file(tmp_path / "whole" / name)
+        assert all(torch.equal(best[key], weight) for key, weight in other.items())
+
+
+def test_two_processes_of_which_one_gets_a_signal_stop_and_go_on_together(tmp_path):
+    """`distributed_resume.py` asserts the exit code of SIGUSR1, and that there are two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(Path(__file__).with_name("distributed_resume.py"))]
+    arguments = ["--gradient_accumulation_steps", "2", "--scenes", "90", "--validation_size", "0", "--log_every", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(  # 5 batches of an epoch on each process
+        command + small_run(tmp_path, 5) + arguments, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "step 3: stopped by SIGUSR1; the checkpoint is written" in run.stdout + run.stderr
+    assert_same(tmp_path / "out", tmp_path / "whole", 5)
+    state = state_of(tmp_path / "out", 5)
+    assert not torch.equal(state["process_0.pt"], state["process_1.pt"])
+
+
+def test_a_damaged_checkpoint_is_skipped_and_the_one_before_it_is_used(train, tmp_path, capsys):  # noqa: F811
+    arguments = ["--save_every", "2", "--eval_every", "10"]
+    train(*arguments, steps=6).rename(tmp_path / "whole")
+    with pytest.raises(Stopped):  # a run of six steps that is stopped in its fourth
+        stop(train, *arguments, steps=6)
+    weights = tmp_path / "out" / "checkpoints" / "step_4" / "teacher.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    capsys.readouterr()
+    train(*arguments, "--resume", steps=6)
+    said = "".join(capsys.readouterr())
+    assert "skipped a damaged checkpoint" in said and "teacher.safetensors is not what was written" in said
+    assert "goes on from" in said and "step_2" in said
+    assert_same(tmp_path / "out", tmp_path / "whole", 6)
+
+
+def stop(train, *arguments: str, steps: int) -> None:  # noqa: F811
+    """Stop a run at its fourth step."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        learn = MomentumTraining.learn
+
+        def watched(self, batch):
+            if self.step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return learn(self, batch)
+
+        monkeypatch.setattr(MomentumTraining, "learn", watched)
+        train(*arguments, steps=steps)
+
+
+def test_what_does_not_fit_is_refused(train, tmp_path):  # noqa: F811
+    folder = train("--save_every", "2", steps=2)
+    with pytest.raises(ValueError, match="holds a model already"):
+        train("--overwrite_output_dir", "false")
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    (folder / "log.jsonl").write_text("as it was")
+    with pytest.raises(ValueError, match="holds checkpoints of a run: resume goes on with it"):
+        train("--overwrite_output_dir", "false")
+    with pytest.raises(ValueError, match="5 batches per process and epoch, this one has 10"):
+        train("--resume", "--batch_size", "4")
+    wider = json.loads(small_run(folder, 2)[small_run(folder, 2).index("--model_config") + 1]) | {"projection_dim": 8}
+    with pytest.raises(ValueError, match="(?s)does not fit this model .* give the options that the run began with"):
+        train("--resume", "--model_config", json.dumps(wider))
+    manifest = folder / "checkpoints" / "step_2" / checkpoint.MANIFEST
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"processes": 8}))
+    with pytest.raises(ValueError, match=r"written by 8 process\(es\), and this run has 1.*Launch it with 8"):
+        train("--resume")
+    manifest.write_text(manifest.read_text()[:100])
+    with pytest.raises(ValueError, match="No checkpoint in .* is whole .*manifest.json.*Remove that folder"):
+        train("--resume")
+    assert not list(folder.glob("*.safetensors")), "a run that could not go on has saved what it began with"
+    assert (folder / "log.jsonl").read_text() == "as it was"
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    said = []
+    made = Checkpoints(Accelerator(cpu=True), tmp_path, 2, 0, said.append)
+    made.said = said
+    return made
+
+
+def write(folder: Path) -> None:
+    (folder / "weights").write_bytes(b"w" * 50_000)
+
+
+def test_only_the_newest_are_kept_and_those_of_each_so_many_steps(checkpoints):
+    checkpoints.keep_every = 4
+    for step in range(1, 8):
+        assert checkpoints.save(step, write, {})
+    assert sorted(steps_of(checkpoints.folder)) == [4, 6, 7]
+    checkpoints.total_limit, checkpoints.keep_every = 1, 0
+    checkpoints.save(3, write, {})  # where a run that had to go back has got to
+    assert steps_of(checkpoints.folder) == [3]
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step_3"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda folder: (folder / "manifest.json").write_text('{"step": 2, "fil'), "manifest.json or a file"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json or a file"),
+        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
+        (lambda folder: (folder / "weights").unlink(), "weights is missing"),
+        (lambda folder: (folder / "weights").write_bytes(b"w" * 49_999), "weights has 49999 bytes instead of 50000"),
+        (lambda folder: (folder / "weights").write_bytes(b"v" * 50_000), "the content of weights is not"),
+    ],
+    ids=["manifest-cut", "manifest-other", "manifest-gone", "file-gone", "file-cut", "file-changed"],
+)
+def test_every_damage_is_found_and_told(checkpoints, damage, fault):
+    for step in (1, 2):
+        checkpoints.save(step, write, {})
+    damage(checkpoints.folder / "step_2")
+    (checkpoints.folder / ".step_3.unfinished").mkdir()
+    assert checkpoints.newest().name == "step_1"
+    assert len(checkpoints.said) == 1 and fault in checkpoints.said[0]
+    checkpoints.save(2, write, {})  # in its place
+    assert checkpoints.newest().name == "step_2"
+    assert {path.name for path in checkpoints.folder.iterdir()} == {"step_1", "step_2"}
+
+
+def test_a_full_disk_costs_no_old_checkpoint_and_training_goes_on(train, capsys, monkeypatch):  # noqa: F811
+    saves, save_state = [], checkpoint.save_state
+
+    def full(state, path):
+        saves.append(path)
+        if len(saves) == 2:
+            path.write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_state(state, path)
+
+    monkeypatch.setattr(checkpoint, "save_state", full)
+    folder = train("--save_every", "1", "--save_total_limit", "1", "--eval_every", "9", steps=2)
+    said = "".join(capsys.readouterr())
+    assert "step 2: no checkpoint could be written (OSError: [Errno 28] No space left on device)" in said
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_1"]
+    assert fault_of(folder / "checkpoints" / "step_1") is None
+    assert records_of(folder)[-1]["step"] == 2 and (folder / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("name", ["write_manifest", "_flush"])
+def test_the_old_one_stays_until_the_new_one_is_whole(checkpoints, monkeypatch, name):
+    """The only one that is kept, when the last files of the next one cannot be written or flushed."""
+    checkpoints.total_limit = 1
+    assert checkpoints.save(1, write, {})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, name, full)
+        assert not checkpoints.save(2, write, {})
+    assert checkpoints.newest().name == "step_1"
+
+    def refused(self, target):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refused)
+        assert not checkpoints.save(3, write, {})
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step_1"]
+    assert len(checkpoints.said) == 2
+
+
+@pytest.mark.parametrize("writer", ["torch", "safetensors"])
+def test_what_the_libraries_raise_when_a_file_cannot_grow(checkpoints, writer):
+    """The system refuses files above 100 kB, as it refuses any on a full disk."""
+    from safetensors.torch import save_file
+
+    large = {"large": torch.zeros(100_000)}
+    write_large = {
+        "torch": lambda folder: checkpoint.save_state(large, folder / "large.pt"),
+        "safetensors": lambda folder: save_file(large, folder / "large.safetensors"),
+    }[writer]
+    assert checkpoints.save(1, write, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        assert not checkpoints.save(2, write_large, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step_1"]
+    assert "step 2: no checkpoint could be written" in checkpoints.said[0]
+    assert checkpoints.save(2, write_large, {}) and checkpoints.newest().name == "step_2"
+
+
+def save_for_ever(checkpoints: Checkpoints, pipe) -> None:
+    """Go on from the newest checkpoint and write one after the other, telling when each is there."""
+    newest = checkpoints.newest()
+    step = int(newest.name[5:]) if newest else 0
+    pipe.send(step)
+    weights = {"weights": torch.arange(500_000)}
+    while True:
+        step += 1
+        checkpoints.save(step, lambda folder: checkpoint.save_state(weights, folder / "weights.pt"), {"step": step})
+        pipe.send(step)
+
+
+def test_killed_while_saving_it_goes_on_from_the_last_that_was_saved(checkpoints):
+    """ALBEF_KILLS=100 tries that so many times; only one checkpoint is kept, so there is none to fall back on."""
+    checkpoints.total_limit = 1
+    saved, moments, forks = 0, random.Random(), multiprocessing.get_context("fork")
+    unfinished = 0
+    for _ in range(int(os.environ.get("ALBEF_KILLS", "5"))):
+        pipe, other_end = forks.Pipe(duplex=False)
+        process = forks.Process(target=save_for_ever, args=(checkpoints, other_end))
+        process.start()
+        other_end.close()
+        found = pipe.recv()
+        assert found in (saved, saved + 1)  # it may have been killed after the new name, before it could say so
+        process.join(moments.uniform(0.02, 0.3))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        saved = found
+        with contextlib.suppress(EOFError):
+            while True:
+                saved = pipe.recv()
+        unfinished += bool(list(checkpoints.folder.glob(".step_*.unfinished")))
+    print(f"killed in the middle of {unfinished}; {saved} were saved")
+    assert saved > 3 and unfinished
+
+
+def test_a_request_to_stop_is_noted_while_it_is_listened_for():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as request:
+        assert request.votes() == [0, 0] and chosen(request.votes()) is None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert request.votes() == [0, 1]
+        assert chosen([0, 3]) is signal.SIGUSR1 and chosen([1, 1]) is signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert EXIT_CODES == {signal.SIGTERM: 143, signal.SIGUSR1: 75}
+
+
+def test_signals_wait_until_the_processes_that_load_data_ignore_them():
+    def held() -> set[int]:
+        """What a process that this thread starts now would hold back."""
+        return signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGTERM, signal.SIGUSR1}
+
+    def batches():
+        os.kill(os.getpid(), signal.SIGTERM)  # while they start
+        yield held()
+        yield held()
+
+    with StopRequest() as request:
+        assert list(start_undisturbed(batches())) == [{signal.SIGTERM, signal.SIGUSR1}, set()]
+        assert request.votes() == [1, 0], "it is not lost"
+        assert list(start_undisturbed(iter([]))) == []
+    assert not held()
+
+
+def test_all_generators_go_on_where_they_were():
+    state = random_state()
+    first = (random.random(), np.random.rand(), torch.rand(1).item())
+    restore_random_state(state)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == first
+
+
+def test_no_pickled_code_is_run(tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'run'}",)
+
+    torch.save({"random": Harmful()}, tmp_path / "process_0.pt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        checkpoint.load_state(tmp_path / "process_0.pt")
+    assert not (tmp_path / "run").exists()
