@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -352,17 +353,19 @@ def test_killed_while_saving_it_goes_on_from_the_last_that_was_saved(checkpoints
         other_end.close()
         found = pipe.recv()
         assert found in (saved, saved + 1)  # it may have been killed after the new name, before it could say so
-        process.join(moments.uniform(0.02, 0.3))
+        start = time.monotonic()
+        saved = pipe.recv()
+        # Some time in one of the next two, however fast the machine is.
+        time.sleep(moments.uniform(0, 2) * (time.monotonic() - start))
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL
-        saved = found
+        assert process.exitcode == -signal.SIGKILL and saved == found + 1
         with contextlib.suppress(EOFError):
             while True:
                 saved = pipe.recv()
         unfinished += bool(list(checkpoints.folder.glob(".step_*.unfinished")))
     print(f"killed in the middle of {unfinished}; {saved} were saved")
-    assert saved > 3 and unfinished
+    assert unfinished
 
 
 def test_a_request_to_stop_is_noted_while_it_is_listened_for():
