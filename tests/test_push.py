@@ -88,28 +88,38 @@ def test_a_hub_that_fails_ends_no_training_and_nothing_is_lost(finetune, tmp_pat
         assert (tmp_path / "tuned" / name).exists()
 
 
+# Answers, for each line with a token, a repository and a tag, what a push would be refused with.
 CHECKS = """
-import sys
+import os, sys
 from pathlib import Path
 import albef_hf.hub as hub
 hub.WAITS = (0.0, 0.0)
-try:
-    hub.HubPush(sys.argv[1], Path("."), tag=sys.argv[2])
-except ValueError as error:
-    print(error)
+for line in sys.stdin:
+    os.environ["HF_TOKEN"], name, tag = line.split(",")
+    try:
+        hub.HubPush(name, Path("."), tag=tag.strip())
+        print("none", flush=True)
+    except ValueError as error:
+        print(error, flush=True)
 """
 
 
 @pytest.fixture
 def refusal(tmp_path):
     """What a push is refused with before any training."""
+    started: list[subprocess.Popen] = []
 
-    def check(hub: HubServer, token: str | None, name: str, tag: str = "v1", **variables: str) -> str:
-        environment = hub.environment(tmp_path / "home", token, PYTHONPATH=str(REPOSITORY), **variables)
-        command = [sys.executable, "-c", CHECKS, name, tag]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True).stdout
+    def check(hub: HubServer, token: str, name: str, tag: str = "v1") -> str:
+        if not started:
+            environment = hub.environment(tmp_path / "home", None, PYTHONPATH=str(REPOSITORY))
+            command, pipes = [sys.executable, "-c", CHECKS], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            started.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+        started[0].stdin.write(f"{token},{name},{tag}\n")
+        started[0].stdin.flush()
+        return started[0].stdout.readline()
 
-    return check
+    yield check
+    started[0].communicate()
 
 
 def test_what_cannot_be_pushed_is_refused_before_the_training_starts(finetune, refusal, tmp_path):
@@ -119,15 +129,15 @@ def test_what_cannot_be_pushed_is_refused_before_the_training_starts(finetune, r
         assert "hf auth login" in ended.stderr and "Traceback" not in ended.stderr
         assert not (tmp_path / "tuned" / "log.jsonl").exists()
 
-        assert refusal(hub, "hf_owner", "owner/model") == ""
-        for token, name in (("hf_visitor", "owner/model"), ("hf_wrong", "model"), (None, "model")):
+        assert refusal(hub, "hf_owner", "owner/model") == "none\n"
+        for token, name in (("hf_visitor", "owner/model"), ("hf_wrong", "model"), ("", "model")):
             said = refusal(hub, token, name)
             assert f"{name} cannot be written to" in said and "hf auth login" in said
         hub.repositories["models", "owner/model"].tags["v1"] = hub.repositories["models", "owner/model"].find("main")
         assert "has a tag v1 already" in refusal(hub, "hf_owner", "owner/model")
-        assert refusal(hub, "hf_owner", "owner/model", "v2") == ""
+        assert refusal(hub, "hf_owner", "owner/model", "v2") == "none\n"
         hub.fail("GET", "/whoami", 503, times=2)
-        assert refusal(hub, "hf_owner", "owner/model", "v2") == ""
+        assert refusal(hub, "hf_owner", "owner/model", "v2") == "none\n"
         hub.fail("GET", "/whoami", 503, times=10**6)
         assert "cannot be asked about owner/model" in refusal(hub, "hf_owner", "owner/model", "v2")
     assert "Try again later" in refusal(hub, "hf_owner", "owner/model")
