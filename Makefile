@@ -6,6 +6,9 @@ TORCH ?= torch==2.13.0
 TRANSFORMERS ?= transformers
 VENV ?= .venv
 
+# A process for each core, with one thread: two threads in each would wait for each other.
+PARALLEL ?= --numprocesses logical --maxprocesses 8 --dist loadfile
+
 .PHONY: pretrain test common
 
 pretrain: $(VENV)/installed
@@ -14,7 +17,7 @@ pretrain: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest -q --durations 8
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --durations 8 $(PARALLEL)
 
 # transformers' own tests, of the installed version, and those of the export to ONNX.
 common: $(VENV)/installed
