@@ -49,7 +49,7 @@ if TYPE_CHECKING:  # never run: transformers reads here which files a saved mode
     from .explain import overlay  # noqa: F401
     from .pipeline_albef import AlbefPipeline  # noqa: F401
     from .processing_albef import AlbefProcessor  # noqa: F401
-    from .retrieval import match  # noqa: F401
+    from .ranking import match  # noqa: F401
 
 logger = logging.get_logger(__name__)
 

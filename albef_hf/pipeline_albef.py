@@ -22,7 +22,7 @@ from transformers.image_utils import load_image
 from .configuration_albef import PIPELINES
 from .explain import contrastive_heatmaps, matching_heatmaps, overlay, resize_heatmap, score_boxes
 from .processing_albef import AlbefProcessor
-from .retrieval import ImageEncoder, best_matches, encode_texts, match, read_texts
+from .ranking import ImageEncoder, best_matches, encode_texts, match, read_texts
 
 Picture = Image.Image | str | os.PathLike  # itself, or a path, an address, or its bytes in base64
 Result = dict[str, Any]

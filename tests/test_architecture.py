@@ -14,7 +14,7 @@ HUB_FILES = (
     "modeling_albef",
     "processing_albef",
     "explain",
-    "retrieval",
+    "ranking",
     "pipeline_albef",
 )
 FILES = sorted([*PACKAGE.rglob("*.py"), *TRAIN.rglob("*.py")])
@@ -30,13 +30,13 @@ ALLOWED = {
     "options": set(),
     "run_log": set(),
     "data": {"processing_albef", "data"},
-    "retrieval": {"modeling_albef", "processing_albef"},
+    "ranking": {"modeling_albef", "processing_albef"},
     "hub": {"momentum"},
     "model_card": set(),
     "checkpoint": set(),
     "stopping": set(),
     "training": {"checkpoint", "data", "hub", "model_card", "momentum", "options", "run_log", "stopping"},
-    "pipeline_albef": {"configuration_albef", "explain", "processing_albef", "retrieval"},
+    "pipeline_albef": {"configuration_albef", "explain", "processing_albef", "ranking"},
     "metrics": set(),
     "from_scratch": {"configuration_albef", "options", "processing_albef"},
     "text_baseline": set(),
@@ -57,7 +57,7 @@ ALLOWED = {
         "modeling_albef",
         "options",
         "processing_albef",
-        "retrieval",
+        "ranking",
         "tasks",
     },
 }

@@ -34,7 +34,7 @@ from albef_hf import (
     ImageTextRetrievalPipeline,
     VisualQuestionAnsweringPipeline,
     pipeline_albef,
-    retrieval,
+    ranking,
 )
 from albef_hf.explain import contrastive_heatmaps, matching_heatmaps, overlay, score_boxes
 
@@ -192,7 +192,7 @@ def test_candidates_of_a_pipeline_are_encoded_once(aligned, processor, pictures,
 
 def test_pictures_that_memory_has_no_room_for_are_encoded_again(aligned, processor, pictures, monkeypatch):
     plenty = ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)(TEXTS)
-    monkeypatch.setattr(retrieval, "KEPT_VALUES", 0)
+    monkeypatch.setattr(ranking, "KEPT_VALUES", 0)
     assert close(ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)(TEXTS), plenty)
 
 

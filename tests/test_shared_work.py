@@ -6,7 +6,7 @@ from original import assert_close
 from plain import PlainForPreTraining, plain_ranking, plain_retrieval
 
 from albef_hf import AlbefForPreTraining, AlbefForQuestionAnswering, MomentumTeacher
-from albef_hf.retrieval import best_matches, read_texts, rerank
+from albef_hf.ranking import best_matches, read_texts, rerank
 
 
 @pytest.fixture

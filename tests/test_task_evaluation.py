@@ -265,7 +265,7 @@ def test_options_that_cannot_be_are_refused(capsys):
 
 def test_recall_here_is_that_of_the_metric(processor):
     from albef_hf.metrics.retrieval_recall.retrieval_recall import recall_at
-    from albef_hf.retrieval import recall
+    from albef_hf.ranking import recall
 
     scores = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
     positives = torch.rand(40, 30, generator=torch.Generator().manual_seed(1)) < 0.05

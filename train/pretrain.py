@@ -40,7 +40,7 @@ from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation
 from albef_hf.momentum import MOMENTUM_FILE
 from albef_hf.options import option, parse_options, save_options
-from albef_hf.retrieval import score_all
+from albef_hf.ranking import score_all
 from albef_hf.run_log import RunLog
 from albef_hf.stopping import leave_signals_to_the_training
 from albef_hf.training import (

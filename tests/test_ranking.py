@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from albef_hf import AlbefForPreTraining, retrieval
-from albef_hf.retrieval import ImageEncoder, Ranking, best_matches, encode_texts, match, recall, rerank, score_all
+from albef_hf import AlbefForPreTraining, ranking
+from albef_hf.ranking import ImageEncoder, Ranking, best_matches, encode_texts, match, recall, rerank, score_all
 
 CAPTIONS = [["red", "a red one"], ["green"], ["blue", "sky", "a blue one"]]
 
@@ -86,7 +86,7 @@ def test_matching_scores_are_those_of_the_forward(model, processor, pictures):
 
 def test_a_pair_that_both_directions_ask_for_is_scored_once(model, processor, pictures, monkeypatch):
     scored = []
-    monkeypatch.setattr(retrieval, "match", lambda *args: scored.append(len(args[3])) or match(*args))
+    monkeypatch.setattr(ranking, "match", lambda *args: scored.append(len(args[3])) or match(*args))
     score_all(model, processor, pictures, CAPTIONS, k=6)
     assert scored == [6, 6, 6]
 
@@ -98,7 +98,7 @@ def test_pictures_are_encoded_again_where_memory_is_short(model, processor, pict
     encoded = []
     encode = ImageEncoder._encode
     monkeypatch.setattr(ImageEncoder, "_encode", lambda self, batch: encoded.extend(batch) or encode(self, batch))
-    monkeypatch.setattr(retrieval, "KEPT_VALUES", values)
+    monkeypatch.setattr(ranking, "KEPT_VALUES", values)
     scarce = score_all(model, processor, pictures, CAPTIONS, k=3, batch_size=1)
     assert encoded == [0, 1, 2, 1, 2]
     assert torch.equal(scarce.image_to_text.logits, plenty.image_to_text.logits)
@@ -107,7 +107,7 @@ def test_pictures_are_encoded_again_where_memory_is_short(model, processor, pict
 def test_some_pictures_are_asked_for_in_any_order(model, processor, pictures, monkeypatch):
     vision = model.config.vision_config
     monkeypatch.setattr(
-        retrieval, "KEPT_VALUES", ((vision.image_size // vision.patch_size) ** 2 + 1) * vision.hidden_size
+        ranking, "KEPT_VALUES", ((vision.image_size // vision.patch_size) ** 2 + 1) * vision.hidden_size
     )
     encoder = ImageEncoder(model, processor, pictures, range(3), batch_size=1)
     encoder.embeds()
