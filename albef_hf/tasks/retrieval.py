@@ -16,7 +16,7 @@ from ..data.scene_tasks import SceneCaptions
 from ..finetuning import FineTuningOptions, Rows, Task, TextLimit, count_issues
 from ..modeling_albef import AlbefForRetrieval
 from ..options import option, with_defaults
-from ..retrieval import MAX_TOKENS, RANKS, score_all
+from ..ranking import MAX_TOKENS, RANKS, score_all
 
 SHOWN = 10  # best answers of each query that are written down
 
