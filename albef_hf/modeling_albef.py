@@ -55,6 +55,10 @@ logger = logging.get_logger(__name__)
 
 KeyValues = tuple[torch.Tensor, torch.Tensor]  # each (batch, heads, tokens, head width)
 
+# Makes of a tensor of this process, (batch, ...), that of all processes, (all, ...): the rows of this one first, the
+# second axis padded with zeros to the longest. Gradients flow through it.
+Gather = Callable[[torch.Tensor], torch.Tensor]
+
 IGNORED = -100  # label of what has no target, as in torch's and transformers' losses
 
 # ALBEF.forward in the original's models/model_pretrain.py clamps to this range before every step.
@@ -1171,9 +1175,10 @@ def sample_hard_negatives(
     """Draw a hard negative for every text and every image, likelier the more similar it is (section 3.2 of the paper).
 
     Args:
-        logits_per_image: Images against the texts of the batch, (batch, batch).
-        logits_per_text: Texts against the images of the batch, (batch, batch).
-        candidates: Whether image i and text j may serve as a negative pair, (batch, batch), symmetric.
+        logits_per_image: Images of the batch against all texts, (batch, all); all are those of the batch, and then
+            those of other processes, if they are to be drawn too.
+        logits_per_text: Texts of the batch against all images, (batch, all).
+        candidates: Whether image i and text j, and text i and image j, may serve as a negative pair, (batch, all).
 
     Returns:
         Index of an image for each text and of a text for each image, each (batch,); any, where there is no candidate,
@@ -1182,7 +1187,7 @@ def sample_hard_negatives(
     Raises:
         ValueError: If the batch holds a single pair.
     """
-    if len(candidates) < 2:
+    if candidates.shape[1] < 2:
         raise ValueError(
             "A batch of one pair holds no negative, so image-text matching cannot be learned from it: "
             "use a batch size of at least 2 per process, and drop the last incomplete batch of an epoch."
@@ -1253,6 +1258,7 @@ class AlbefContrastiveHead(nn.Module):
         targets: torch.Tensor,
         teacher_outputs: AlbefTeacherOutput | None,
         alpha: float,
+        gather: Gather | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         """Image-text contrastive loss, equations 1, 2 and 6 of the paper.
 
@@ -1266,10 +1272,11 @@ class AlbefContrastiveHead(nn.Module):
                 batch + queue).
             teacher_outputs: Features and queues of a teacher.
             alpha: Share of the teacher in the targets.
+            gather: Joins the batches of all processes, for the logits alone.
 
         Returns:
             The loss, the InfoNCE without distillation, and the logits of images against the texts and of texts against
-            the images of the batch, each (batch, batch).
+            the images of the batch, or of the gathered batches, each (batch, batch) or (batch, all).
         """
         batch = len(image_embeds)
         image_keys, text_keys = (image_embeds,), (text_embeds,)
@@ -1288,6 +1295,9 @@ class AlbefContrastiveHead(nn.Module):
         ).mean() / 2
         with torch.no_grad():
             info_nce = (F.cross_entropy(per_image, targets) + F.cross_entropy(per_text, targets)) / 2
+            if gather is not None:
+                logits = self(image_embeds, gather(text_keys[0])), self(text_embeds, gather(image_keys[0]))
+                return loss, info_nce, logits
         return loss, info_nce, (per_image[:, :batch], per_text[:, :batch])
 
 
@@ -1341,25 +1351,34 @@ class AlbefAlignedModel(AlbefPreTrainedModel):
         features = self.contrastive_head.project_text(outputs.last_hidden_state)
         return BaseModelOutputWithPooling(pooler_output=features, **outputs)
 
-    def _match(
+    def _match_hard_negatives(
         self,
+        images: torch.Tensor,
         image_key_values: list[KeyValues],
         texts: torch.Tensor,
         attention_mask: torch.Tensor,
-        negatives: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:
-        """Matching logits, (3 batch, 2), of the pairs and of their hard negatives.
+        logits: tuple[torch.Tensor, torch.Tensor],
+        others_pairs: torch.Tensor,
+        gather: Gather | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Matching loss and its logits, (3 batch, 2), of the pairs and of hard negatives.
 
         Two texts read each picture, its own and a wrong one, and share its keys and values; then each text reads a
         wrong picture.
         """
-        image_for_text, text_for_image = negatives
-        summarize = self.albef.multimodal_model.summarize
-        readers = torch.cat([texts, texts[text_for_image]])
-        mask = torch.cat([attention_mask, attention_mask[text_for_image]])
+        image_for_text, text_for_image = sample_hard_negatives(*logits, others_pairs)
+        if gather is None:
+            wrong_images = select_key_values(image_key_values, image_for_text)
+        else:  # of the others' pictures, only those that were drawn are worth projecting
+            wrong_images = self.albef.multimodal_model.project_images(gather(images)[image_for_text])
+            texts, attention_mask = gather(texts), gather(attention_mask)
+        summarize, own = self.albef.multimodal_model.summarize, slice(len(images))
+        readers = torch.cat([texts[own], texts[text_for_image]])
+        mask = torch.cat([attention_mask[own], attention_mask[text_for_image]])
         matched, wrong_text = summarize(readers, mask, image_key_values).chunk(2)
-        wrong_image = summarize(texts, attention_mask, select_key_values(image_key_values, image_for_text))
-        return self.itm_head(torch.cat([matched, wrong_image, wrong_text]))
+        wrong_image = summarize(texts[own], attention_mask[own], wrong_images)
+        itm_logits = self.itm_head(torch.cat([matched, wrong_image, wrong_text]))
+        return matching_loss(itm_logits, others_pairs), itm_logits
 
 
 class AlbefForPreTraining(AlbefAlignedModel):
@@ -1417,6 +1436,7 @@ class AlbefForPreTraining(AlbefAlignedModel):
         labels: torch.Tensor | None = None,
         teacher_outputs: AlbefTeacherOutput | None = None,
         alpha: float = 0.0,
+        gather: Gather | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForPreTrainingOutput:
         """The pretraining losses where `labels` are given (equation 8 of the paper), else predictions.
@@ -1429,6 +1449,8 @@ class AlbefForPreTraining(AlbefAlignedModel):
             labels: The token that was masked, -100 elsewhere, (batch, tokens).
             teacher_outputs: What a `MomentumTeacher` made of the same batch.
             alpha: Share of the teacher in the targets of ITC and MLM; the paper ramps it from 0 to 0.4.
+            gather: Brings together what the processes of a distributed training have, such as
+                `albef_hf.distributed.gather_with_gradient`; then hard negatives are drawn from all of them.
 
         Raises:
             ValueError: If `labels` come without `mlm_input_ids`, or with a batch of one pair.
@@ -1439,15 +1461,13 @@ class AlbefForPreTraining(AlbefAlignedModel):
             raise ValueError("labels came without mlm_input_ids: collate with albef_hf.data.PretrainingCollator.")
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         images, texts, masked_texts = self._encode(input_ids, pixel_values, attention_mask, mlm_input_ids, **kwargs)
-        image_embeds = self.contrastive_head.project_image(images)
-        text_embeds = self.contrastive_head.project_text(texts)
-        own = torch.arange(len(images), device=images.device)
-        loss_itc, info_nce, logits = self.contrastive_head.loss(image_embeds, text_embeds, own, teacher_outputs, alpha)
-        others_pairs = own[:, None] != own
-        negatives = sample_hard_negatives(*logits, others_pairs)
+        head, own = self.contrastive_head, torch.arange(len(images), device=images.device)
+        image_embeds, text_embeds = head.project_image(images), head.project_text(texts)
+        loss_itc, info_nce, logits = head.loss(image_embeds, text_embeds, own, teacher_outputs, alpha, gather)
+        others_pairs = own[:, None] != torch.arange(logits[0].shape[1], device=own.device)
         image_key_values = self.albef.multimodal_model.project_images(images)
-        itm_logits = self._match(image_key_values, texts, attention_mask, negatives)
-        loss_itm = matching_loss(itm_logits, others_pairs)
+        pairs = images, image_key_values, texts, attention_mask
+        loss_itm, itm_logits = self._match_hard_negatives(*pairs, logits, others_pairs, gather)
         masked = self.albef.multimodal_model(masked_texts, attention_mask, image_key_values).last_hidden_state
         mlm_logits = self.mlm_head(masked[labels != IGNORED])
         loss_mlm = self._masked_language_loss(mlm_logits, labels, teacher_outputs, alpha)
@@ -1583,6 +1603,7 @@ class AlbefForRetrieval(AlbefAlignedModel):
         labels: torch.Tensor | None = None,
         teacher_outputs: AlbefTeacherOutput | None = None,
         alpha: float = 0.0,
+        gather: Gather | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForRetrievalOutput:
         """The losses of fine-tuning where `labels` are given, else scores.
@@ -1595,6 +1616,8 @@ class AlbefForRetrieval(AlbefAlignedModel):
             labels: Number of the picture of each text, (texts,); texts with equal numbers are all right for it.
             teacher_outputs: What a `MomentumTeacher` made of the same batch.
             alpha: Share of the teacher in the targets of ITC; the paper's is 0.4.
+            gather: Brings together what the processes of a distributed training have, such as
+                `albef_hf.distributed.gather_with_gradient`; then hard negatives are drawn from all of them.
 
         Raises:
             ValueError: If `labels` come with a batch of one pair.
@@ -1604,14 +1627,12 @@ class AlbefForRetrieval(AlbefAlignedModel):
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         images = self.get_image_features(pixel_values, return_dict=True, **kwargs)
         texts = self.get_text_features(input_ids, attention_mask, return_dict=True)
-        loss_itc, info_nce, logits = self.contrastive_head.loss(
-            images.pooler_output, texts.pooler_output, _shared_targets(labels, teacher_outputs), teacher_outputs, alpha
-        )
-        others_pairs = labels[:, None] != labels
-        negatives = sample_hard_negatives(*logits, others_pairs)
+        targets, embeds = _shared_targets(labels, teacher_outputs), (images.pooler_output, texts.pooler_output)
+        loss_itc, info_nce, logits = self.contrastive_head.loss(*embeds, targets, teacher_outputs, alpha, gather)
+        others_pairs = labels[:, None] != (labels if gather is None else gather(labels))
         image_key_values = self.albef.multimodal_model.project_images(images.last_hidden_state)
-        itm_logits = self._match(image_key_values, texts.last_hidden_state, attention_mask, negatives)
-        loss_itm = matching_loss(itm_logits, others_pairs)
+        pairs = images.last_hidden_state, image_key_values, texts.last_hidden_state, attention_mask
+        loss_itm, itm_logits = self._match_hard_negatives(*pairs, logits, others_pairs, gather)
         return AlbefForRetrievalOutput(
             loss=loss_itc + loss_itm,
             loss_itc=loss_itc,

@@ -30,8 +30,10 @@ from .checkpoint import (
     steps_of,
 )
 from .data.pairs import Issue
+from .distributed import gather_with_gradient, share_keys
 from .hub import HubPush
 from .model_card import Evaluation, Training, model_card, on_the_hub
+from .modeling_albef import AlbefAlignedModel, AlbefTeacherOutput
 from .momentum import MomentumTeacher
 from .options import option
 from .run_log import RunLog
@@ -63,6 +65,11 @@ class TrainingOptions:
     max_grad_norm: float = option(0.0, "clip gradients to this norm; 0 leaves them as they are, like the original")
     alpha: float = option(0.4, "share of the teacher in the targets; 0 turns distillation off")
     alpha_ramp_steps: int = option(-1, "steps in which alpha grows from 0 to its value; -1: the first epoch")
+    share_keys: bool = option(
+        False,
+        "contrast with the pairs of all processes and accumulated batches, as in one large batch; off: the paper",
+    )
+    share_negatives: bool = option(False, "draw hard negatives from the batches of all processes; off: the paper")
     momentum: float = option(0.995, "share of itself that the teacher keeps at each step")
     queue_size: int = option(65536, "pairs in the teacher's queue; a saved teacher keeps its own")
     teacher_dropout: bool = option(True, "leave the teacher's dropout on, like the original")
@@ -280,6 +287,12 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": exempt, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
 
+def make_optimizer(student: torch.nn.Module, options: TrainingOptions, device: torch.device) -> torch.optim.AdamW:
+    """AdamW, fused where torch has that."""
+    groups = parameter_groups(student, options.weight_decay)
+    return torch.optim.AdamW(groups, lr=options.learning_rate, fused=device.type in ("cuda", "cpu"))
+
+
 def alpha_at(step: int, alpha: float, ramp_steps: int) -> float:
     """Share of the teacher at a step: a linear ramp from 0 (the original's `Pretrain.py` ramps over epoch 0)."""
     return alpha * min(1.0, step / ramp_steps) if ramp_steps > 0 else alpha
@@ -306,6 +319,17 @@ def learning_rate_at(step: int, options: TrainingOptions, epoch_steps: int, all_
     if options.staircase:
         done = step // epoch_steps * epoch_steps / all_steps
     return lowest + (peak - lowest) * (1 + math.cos(math.pi * done)) / 2
+
+
+def check_what_is_shared(options: TrainingOptions, student: PreTrainedModel, teacher: MomentumTeacher | None) -> None:
+    """Refuse to share keys or negatives where there are none."""
+    if (options.share_keys or options.share_negatives) and not isinstance(student, AlbefAlignedModel):
+        raise ValueError(
+            f"share_keys and share_negatives are for pretraining and retrieval; {type(student).__name__} contrasts "
+            "nothing: leave them out."
+        )
+    if options.share_keys and teacher is None:
+        raise ValueError("share_keys shares the features of the teacher, and this training has none: leave it out.")
 
 
 class MomentumTraining:
@@ -347,6 +371,7 @@ class MomentumTraining:
     ):
         self.accelerator, self.options, self.log, self.evaluate = accelerator, options, log, evaluate
         self.loader, self.student, self.keeper = loader, student, keeper
+        check_what_is_shared(options, student, teacher)
         self.total_steps = total_steps(options, steps_per_epoch)
         epoch_steps = steps_per_epoch or max(1, self.total_steps // options.epochs)
         self.eval_every = options.eval_every or epoch_steps
@@ -356,10 +381,7 @@ class MomentumTraining:
             enable = getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)
             enable()
         student.train()
-        fused = accelerator.device.type in ("cuda", "cpu")
-        optimizer = torch.optim.AdamW(
-            parameter_groups(student, options.weight_decay), lr=options.learning_rate, fused=fused
-        )
+        optimizer = make_optimizer(student, options, accelerator.device)
         self.model, self.optimizer = accelerator.prepare(student, optimizer)
         self.teacher = self.plain_teacher = teacher
         if teacher is not None:
@@ -376,6 +398,7 @@ class MomentumTraining:
         self.keys = 0
         self.nonfinite_in_a_row = 0
         self.counts: Counter[str] = Counter()
+        self.waiting: list[tuple] = []  # batches and what the teacher said of them
         self.pending: list[list[torch.Tensor]] = []
         self.loss_names: list[str] = []
         self.micro_losses: list[torch.Tensor] = []
@@ -512,10 +535,20 @@ class MomentumTraining:
 
     def learn(self, batch: dict[str, torch.Tensor]) -> bool:
         """Learn from a batch; returns whether that has completed an optimizer step, or only been accumulated."""
-        with self.accelerator.accumulate(self.model):
-            self._forward_backward(batch)
-            if self.accelerator.sync_gradients:
-                self._optimizer_step()
+        self.window.issues += batch.pop("issues")
+        self.window.pairs += len(batch["input_ids"])
+        self.waiting.append((batch, self._listen(batch)))
+        if self.options.share_keys:
+            if len(self.waiting) < self.options.gradient_accumulation_steps:
+                return False
+            batches, targets = zip(*self.waiting, strict=True)
+            self.waiting = list(zip(batches, share_keys(self.accelerator, targets), strict=True))
+        for some, heard in self.waiting:
+            with self.accelerator.accumulate(self.model):
+                self._forward_backward(some, heard)
+                if self.accelerator.sync_gradients:
+                    self._optimizer_step()
+        self.waiting = []
         return self.accelerator.sync_gradients
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -540,23 +573,29 @@ class MomentumTraining:
                 return
             self.epoch, self.batches_used = self.epoch + 1, 0
 
-    def _forward_backward(self, batch: dict[str, torch.Tensor]) -> None:
-        """One forward and backward pass: the teacher speaks, the student learns, the teacher's features are kept."""
-        self.window.issues += batch.pop("issues")
-        self.window.pairs += len(batch["input_ids"])
-        distillation = {}
-        if self.teacher is not None:
-            targets = self.teacher(**batch)
-            alpha = alpha_at(self.step, self.options.alpha, self.alpha_ramp_steps)
-            distillation = {"teacher_outputs": targets, "alpha": alpha}
-            features = (targets.image_embeds, targets.text_embeds, targets.ids)
-            self.pending.append([feature for feature in features if feature is not None])
+    def _listen(self, batch: dict[str, torch.Tensor]) -> AlbefTeacherOutput | None:
+        """What the teacher says of a batch; its features are kept for the queue."""
+        if self.teacher is None:
+            return None
+        targets = self.teacher(**batch)
+        features = (targets.image_embeds, targets.text_embeds, targets.ids)
+        self.pending.append([feature for feature in features if feature is not None])
+        return targets
+
+    def _forward_backward(self, batch: dict[str, torch.Tensor], targets: AlbefTeacherOutput | None) -> None:
+        """One forward and backward pass of the student."""
+        settings = {"gather": gather_with_gradient(self.accelerator)} if self.options.share_negatives else {}
+        if targets is not None:
+            settings |= {"teacher_outputs": targets}
+            settings |= {"alpha": alpha_at(self.step, self.options.alpha, self.alpha_ramp_steps)}
             self.keys = 0 if targets.image_embeds is None else len(targets.image_embeds) + len(targets.image_queue)
-        outputs = self.model(**batch, **distillation)
+        outputs = self.model(**batch, **settings)
         self.accelerator.backward(outputs.loss)
         losses = {name: value for name, value in outputs.items() if name.startswith("loss") or name == "info_nce"}
         self.loss_names = list(losses)
-        self.micro_losses.append(torch.stack([value.detach().float() for value in losses.values()]))
+        # The losses themselves are float32 or better; a model that is bfloat16 as a whole is the exception.
+        precise = [value.detach().to(torch.promote_types(value.dtype, torch.float32)) for value in losses.values()]
+        self.micro_losses.append(torch.stack(precise))
 
     def _optimizer_step(self) -> None:
         """Update student, teacher and queue, unless something is not finite."""
@@ -575,7 +614,7 @@ class MomentumTraining:
         self.step += 1
         if healthy:
             self._follow()
-            self.window.add(torch.cat([losses, norm.detach().float().view(1)]))
+            self.window.add(torch.cat([losses, norm.detach().to(losses.dtype).view(1)]))
         self._watch_nonfinite(healthy)
         self.pending, self.micro_losses = [], []
 
