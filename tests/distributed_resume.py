@@ -21,8 +21,8 @@ class WatchedTraining(pretrain.MomentumTraining):
 
     signalled = False
 
-    def _forward_backward(self, batch):
-        super()._forward_backward(batch)
+    def _forward_backward(self, *heard):
+        super()._forward_backward(*heard)
         assert self.accelerator.num_processes == 2
         if self.signalled and self.step == STOP_AT - 1 and self.accelerator.process_index == 1:
             os.kill(os.getpid(), signal.SIGUSR1)

@@ -147,9 +147,9 @@ def test_goes_on_from_a_saved_model_with_its_teacher(train, script, tmp_path, mo
     folder.rename(tmp_path / "first")
     seen, forward = [], script.MomentumTraining._forward_backward
 
-    def watched(self, batch):
+    def watched(self, *heard):
         seen.append((self.student.training, self.teacher.model.training))
-        forward(self, batch)
+        forward(self, *heard)
 
     monkeypatch.setattr(script.MomentumTraining, "_forward_backward", watched)
     monkeypatch.setattr(sys.modules[__name__], "TINY_MODEL", None)  # the saved model brings its own

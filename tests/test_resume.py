@@ -68,8 +68,8 @@ def stop_at(monkeypatch):
     def arrange(step: int, number: signal.Signals = signal.SIGTERM) -> None:
         forward = MomentumTraining._forward_backward
 
-        def watched(self, batch):
-            forward(self, batch)
+        def watched(self, *heard):
+            forward(self, *heard)
             if self.step == step - 1 and not self.stop.noted:
                 for process in (os.getpid(), *(worker.pid for worker in multiprocessing.active_children())):
                     os.kill(process, number)
@@ -182,7 +182,7 @@ def stop(train, *arguments: str, steps: int) -> None:  # noqa: F811
     with pytest.MonkeyPatch.context() as monkeypatch:
         learn = MomentumTraining.learn
 
-        def watched(self, batch):
+        def watched(self, *heard):
             if self.step == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
             return learn(self, batch)
