@@ -12,7 +12,15 @@ from .momentum import MOMENTUM_FILE
 
 WAITS = (2.0, 8.0, 30.0)  # seconds between attempts
 # What changes while it is uploaded, what is of no use to others or tells of this machine, and pickles.
-NOT_PUSHED = ["last/**", "checkpoints/**", "tensorboard/**", "predictions.jsonl", "card.json", "*.unfinished"]
+NOT_PUSHED = [
+    "last/**",
+    "checkpoints/**",
+    "tensorboard/**",
+    "wandb/**",
+    "predictions.jsonl",
+    "card.json",
+    "*.unfinished",
+]
 NOT_PUSHED += ["*.pt", "*.pth", "*.bin", "*.pkl"]
 
 

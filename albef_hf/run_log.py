@@ -7,17 +7,32 @@ import time
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from tqdm.auto import tqdm
 
+TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 LOG_FILE = "log.jsonl"
 CURVES_FILE = "curves.png"
+
+
+def installed_trackers(names: list[str]) -> list[str]:
+    """Those that records go to beside the log; TensorBoard, the default, only where it is installed.
+
+    Raises:
+        ValueError: If one that was asked for is not installed.
+    """
+    there = {str(tracker.value) for tracker in get_available_trackers()}
+    missing = [name for name in names if name not in ("tensorboard", "none") and name not in there]
+    if missing:
+        raise ValueError(f"report_to names {missing[0]}, which is not installed: pip install {missing[0]}.")
+    return [name for name in names if name in there]
 
 
 class RunLog:
     """Writes the records of a run from the main process; on the others it does nothing.
 
     Args:
-        accelerator: Its trackers (TensorBoard) get every number too.
+        accelerator: Its trackers get every number too.
         folder: Where `log.jsonl` goes.
         total_steps: Length of the progress bar.
     """
@@ -115,6 +130,7 @@ def _panels(records: list[dict[str, float]]) -> dict[str, list[str]]:
         "losses": parts or [name for name in ("loss",) if name in trained],
         "ITC: temperature": [name for name in ("temperature",) if name in trained],
         "ITC: bound on mutual information (nats)": [n for n in ("mutual_information_bound",) if n in trained],
+        "distance of the teacher": [name for name in ("teacher_distance",) if name in trained],
         "gradient norm": [name for name in ("gradient_norm",) if name in trained],
         "learning rate": [name for name in ("learning_rate",) if name in trained and not recalls],
         "text retrieval, recall (%)": [name for name in recalls if "_text_" in name],

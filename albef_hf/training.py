@@ -32,15 +32,17 @@ from .checkpoint import (
 from .data.pairs import Issue
 from .distributed import gather_with_gradient, share_keys
 from .hub import HubPush
+from .meters import FlopCounter, Window, peak_of, relative_distance
 from .model_card import Evaluation, Training, model_card, on_the_hub
 from .modeling_albef import AlbefAlignedModel, AlbefTeacherOutput
 from .momentum import MomentumTeacher
 from .options import option
-from .run_log import RunLog
+from .run_log import TRACKERS, RunLog, installed_trackers
 from .stopping import Stopped, StopRequest, chosen, start_undisturbed
 
 # Options that may change when a run goes on, and it is the same run still.
 OF_NO_CONSEQUENCE = ("overwrite_output_dir", "output_dir", "resume", "save_", "keep_every", "log_every", "hub_")
+OF_NO_CONSEQUENCE += ("report_to", "peak_tflops")
 OF_NO_CONSEQUENCE += ("push_to_hub", "num_workers", "max_nonfinite_steps", "max_skipped_share", "image_root")
 
 
@@ -79,6 +81,10 @@ class TrainingOptions:
     torch_compile: bool = option(False, "compile the layers; worth it for runs of more than some minutes")
     num_workers: int = option(4, "processes that load data, per training process")
     log_every: int = option(50, "steps between two records in the log")
+    report_to: list[str] = option(["tensorboard"], "where records go beside log.jsonl: tensorboard, wandb, trackio")
+    peak_tflops: float = option(
+        0.0, "10^12 operations per second of a device, for the MFU; 0: a known GPU's data sheet"
+    )
     eval_every: int = option(0, "steps between two evaluations; 0: at the end of each epoch")
     save_every: int = option(0, "steps between two checkpoints; 0: with each evaluation, -1: only when asked to stop")
     save_total_limit: int = option(2, "newest checkpoints that are kept, at least 1")
@@ -106,6 +112,11 @@ class TrainingOptions:
             raise ValueError(
                 f"learning_rate is {self.learning_rate} and min_learning_rate {self.min_learning_rate}; "
                 "both must be positive, and the first the larger one."
+            )
+        unknown = [name for name in self.report_to if name not in TRACKERS]
+        if unknown:
+            raise ValueError(
+                f"report_to has {unknown[0]!r}; choose of {', '.join(TRACKERS)}, or leave all out with none."
             )
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"mixed_precision is {self.mixed_precision!r}; choose no, bf16 or fp16.")
@@ -189,8 +200,8 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
         ),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=options.seed),
         dynamo_plugin=compile_layers if options.torch_compile else None,
-        log_with="tensorboard" if _has_tensorboard() else None,
-        project_dir=options.output_dir,
+        log_with=installed_trackers(options.report_to),
+        project_dir=str(Path(options.output_dir) / "tensorboard"),
     )
 
 
@@ -201,6 +212,14 @@ def start_push(options: TrainingOptions, accelerator: Accelerator) -> HubPush | 
     folder = Path(options.output_dir)
     name = options.hub_model_id or folder.resolve().name
     return HubPush(name, folder, options.hub_private, options.hub_tag, options.hub_teacher, say=tqdm.write)
+
+
+def start_trackers(options: TrainingOptions, accelerator: Accelerator) -> None:
+    """Let them know of the run and its settings."""
+    settings = {name: value for name, value in asdict(options).items() if isinstance(value, (int, float, str))}
+    folder = Path(options.output_dir)
+    named = {"wandb": {"name": folder.name, "dir": str(folder)}, "trackio": {"name": folder.name}}
+    accelerator.init_trackers("albef_hf", config=settings, init_kwargs=named)
 
 
 def write_card(
@@ -265,14 +284,6 @@ def prepare_folder(options: TrainingOptions, accelerator: Accelerator) -> Path:
     if accelerator.is_main_process and not goes_on:  # or a later resume would go on with another run's
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return folder
-
-
-def _has_tensorboard() -> bool:
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
@@ -395,14 +406,15 @@ class MomentumTraining:
         self.batches_used = 0  # of the epoch
         self.batches_per_epoch = None if steps_per_epoch is None else len(loader)
         self.stop, self.votes = StopRequest(), [0.0]
-        self.keys = 0
+        self.keys, self.queue_steps = 0, 0.0  # of a query, and the steps that a key stays in the queue
+        self.flops = FlopCounter(student, teacher)
         self.nonfinite_in_a_row = 0
         self.counts: Counter[str] = Counter()
         self.waiting: list[tuple] = []  # batches and what the teacher said of them
         self.pending: list[list[torch.Tensor]] = []
         self.loss_names: list[str] = []
         self.micro_losses: list[torch.Tensor] = []
-        self.window = _Window(accelerator.device)
+        self.window = Window(accelerator.device)
         folder, kept = Path(options.output_dir), (options.save_total_limit, options.keep_every)
         self.checkpoints = Checkpoints(accelerator, folder, *kept, say=lambda text: self.log.say(text))
         self.goes_on = options.resume and self._resume()
@@ -537,6 +549,7 @@ class MomentumTraining:
         """Learn from a batch; returns whether that has completed an optimizer step, or only been accumulated."""
         self.window.issues += batch.pop("issues")
         self.window.pairs += len(batch["input_ids"])
+        self.window.flops += self.flops.of(batch)
         self.waiting.append((batch, self._listen(batch)))
         if self.options.share_keys:
             if len(self.waiting) < self.options.gradient_accumulation_steps:
@@ -626,7 +639,9 @@ class MomentumTraining:
             return
         features = [torch.cat(parts) for parts in zip(*self.pending, strict=True)]
         if features:
-            self.teacher.enqueue(*self.accelerator.gather(tuple(features)))
+            gathered = self.accelerator.gather(tuple(features))
+            self.teacher.enqueue(*gathered)
+            self.queue_steps = len(self.plain_teacher.queue.ids) / len(gathered[0])
         self.teacher.update(self.student)
 
     def _watch_nonfinite(self, healthy: bool) -> None:
@@ -644,25 +659,35 @@ class MomentumTraining:
         """Average the window over steps and processes, log it, and see whether too many pairs were bad."""
         window, reduce = self.window, self.accelerator.reduce
         device = self.accelerator.device
-        totals = torch.cat([window.issues, torch.tensor([window.pairs], device=device)])
-        *issues, pairs = reduce(totals, "sum").tolist()
+        totals = torch.cat([window.issues, torch.tensor([window.pairs, window.flops], device=device)])
+        *issues, pairs, flops = reduce(totals, "sum").tolist()
         self.counts.update({issue.name.lower(): int(count) for issue, count in zip(Issue, issues, strict=True)})
         self.counts["pairs"] += int(pairs)
         averages = reduce(window.average(len(self.loss_names) + 1), "mean").tolist()
         seconds = time.monotonic() - window.start
         record = dict(zip((*self.loss_names, "gradient_norm"), averages, strict=True))
-        if self.keys:
-            record["mutual_information_bound"] = math.log(self.keys) - record["info_nce"]
-            record["temperature"] = self.student.contrastive_head.temperature.item()
-        record["learning_rate"] = self.scheduler.get_last_lr()[0]
-        if self.teacher is not None:
-            record["alpha"] = alpha_at(self.step, self.options.alpha, self.alpha_ramp_steps)
-        record |= {"pairs_per_second": pairs / seconds, "data_wait_share": window.waited / seconds, **self.counts}
-        self.log.write(self.step, record)
+        record |= self._state_of_learning(record.get("info_nce"))
+        record |= {"pairs_per_second": pairs / seconds, "data_wait_share": window.waited / seconds}
+        peak = self.options.peak_tflops * 1e12 or peak_of(device, self.accelerator.mixed_precision)
+        rate = flops / seconds / self.accelerator.num_processes
+        record |= {"tflops_per_second": rate / 1e12} | ({"mfu": rate / peak} if peak else {})
+        self.log.write(self.step, record | self.counts)
         shown = {name.removeprefix("loss_"): record[name] for name in self.loss_names if name.startswith("loss_")}
         self.log.show(**(shown or {"loss": record["loss"]}), pairs_s=record["pairs_per_second"])
-        self.window = _Window(device)
+        self.window = Window(device)
         self._watch_skipped()
+
+    def _state_of_learning(self, info_nce: float | None) -> dict[str, float]:
+        """Where the schedules, the temperature, the queue and the teacher are."""
+        state = {"learning_rate": self.scheduler.get_last_lr()[0]}
+        if self.keys:
+            state["mutual_information_bound"] = math.log(self.keys) - info_nce
+            state["temperature"] = self.student.contrastive_head.temperature.item()
+            state["queue_age"] = min(self.step, self.queue_steps)
+        if self.teacher is not None:
+            state["alpha"] = alpha_at(self.step, self.options.alpha, self.alpha_ramp_steps)
+            state["teacher_distance"] = relative_distance(self.student, self.plain_teacher.model).item()
+        return state
 
     def _watch_skipped(self) -> None:
         skipped = sum(self.counts[issue.name.lower()] for issue in Issue if issue is not Issue.CAPTION_CUT)
@@ -687,34 +712,3 @@ def total_steps(options: TrainingOptions, steps_per_epoch: int | None) -> int:
     if steps_per_epoch is None:
         raise ValueError("A stream has no length: set max_steps.")
     return options.epochs * steps_per_epoch
-
-
-class _Window:
-    """What has happened since the last record."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.start = time.monotonic()
-        self.waited = 0.0
-        self.pairs = 0
-        self.issues = torch.zeros(len(Issue), dtype=torch.long, device=device)
-        self.steps = 0
-        self.sums = torch.zeros((), device=device)
-
-    def state(self) -> dict[str, Any]:
-        """All of it, for a checkpoint."""
-        return vars(self) | {"start": time.monotonic() - self.start}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on with what `state` has given."""
-        device = self.sums.device
-        moved = {name: value.to(device) if torch.is_tensor(value) else value for name, value in state.items()}
-        vars(self).update(moved | {"start": time.monotonic() - state["start"]})
-
-    def add(self, values: torch.Tensor) -> None:
-        """Add the numbers of a step, without waiting for the device."""
-        self.sums = self.sums + values
-        self.steps += 1
-
-    def average(self, count: int) -> torch.Tensor:
-        """Mean of the steps, of `count` numbers each; not a number where all of them were skipped."""
-        return self.sums / self.steps if self.steps else self.sums.new_full((count,), math.nan)

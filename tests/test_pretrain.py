@@ -15,6 +15,7 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import BertTokenizer, pipeline
 
 from albef_hf import AlbefForPreTraining, AlbefProcessor, MomentumTeacher
@@ -102,15 +103,21 @@ def test_what_a_run_leaves_behind(train):
         "tokenizer.json",
     } < names
     assert {"log.jsonl", "curves.png", "metrics.json", "options.yaml"} < names
-    assert any(path.name.startswith("events.out") for path in folder.rglob("*")), "no TensorBoard log"
-
     records = records_of(folder)
+    (events,) = (folder / "tensorboard").glob("*/events.out*")
+    told = EventAccumulator(str(events)).Reload().Scalars("loss_itc")
+    assert [(event.step, pytest.approx(event.value)) for event in told] == [
+        (record["step"], record["loss_itc"]) for record in records if "loss_itc" in record
+    ]
     assert [record["step"] for record in records] == [2, 2, 4, 4]
     for name in (
         "loss_itc", "loss_itm", "loss_mlm", "temperature", "gradient_norm", "mutual_information_bound",
         "learning_rate", "alpha", "pairs_per_second", "data_wait_share", "nonfinite_steps", "image_broken",
+        "tflops_per_second",
     ):  # fmt: skip
         assert name in records[0]
+    assert [record.get("queue_age") for record in records] == [2, None, 3, None]  # 24 keys, 8 of them new in a step
+    assert 0 < records[0]["teacher_distance"] < records[2]["teacher_distance"] < 0.1
     assert records[0]["mutual_information_bound"] == pytest.approx(
         torch.tensor(32.0).log().item() - records[0]["info_nce"]
     )

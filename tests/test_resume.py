@@ -27,7 +27,7 @@ from albef_hf.stopping import EXIT_CODES, Stopped, StopRequest, chosen, start_un
 from albef_hf.tasks import find_task
 from albef_hf.training import MomentumTraining
 
-TIMES = ("seconds", "pairs_per_second", "data_wait_share")
+TIMES = ("seconds", "pairs_per_second", "data_wait_share", "tflops_per_second")
 
 
 def trained(folder: Path) -> list[dict]:
@@ -185,7 +185,7 @@ def stop(train, *arguments: str, steps: int) -> None:  # noqa: F811
         def watched(self, *heard):
             if self.step == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return learn(self, batch)
+            return learn(self, *heard)
 
         monkeypatch.setattr(MomentumTraining, "learn", watched)
         train(*arguments, steps=steps)

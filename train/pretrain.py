@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -49,6 +49,7 @@ from albef_hf.training import (
     make_accelerator,
     prepare_folder,
     start_push,
+    start_trackers,
     total_steps,
     write_card,
 )
@@ -113,8 +114,7 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
     loader, steps_per_epoch = make_loader(options, rows, processor, accelerator)
     held_out = Pictures(validation_rows, options.image_root, most=options.validation_size)
     check_words_are_known(processor, held_out.captions)
-    numbers = {name: value for name, value in asdict(options).items() if isinstance(value, (int, float))}
-    accelerator.init_trackers("tensorboard", config=numbers)
+    start_trackers(options, accelerator)
     log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch))
 
     def save_and_evaluate(step: int) -> dict[str, float]:
