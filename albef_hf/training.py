@@ -144,6 +144,11 @@ class DataOptions(TrainingOptions):
         if self.train_files and self.dataset:
             raise ValueError("train_files and dataset are two sources of rows: give one of them.")
 
+    @property
+    def has_source(self) -> bool:
+        """Whether rows come from somewhere, and are not the built-in ones."""
+        return bool(self.train_files or self.dataset)
+
     def data_in_words(self, files: list[str], split: str | None, count: int) -> str:
         """What rows come from, for the model card."""
         if files:
@@ -159,7 +164,7 @@ class DataOptions(TrainingOptions):
     def validation_in_words(self) -> str:
         """What it is evaluated on, which may be held out of what it is trained on."""
         named = self.validation_files or (self.dataset and self.validation_split)
-        if not named and (self.train_files or self.dataset):
+        if not named and self.has_source:
             return f"a part, held out of {self.training_in_words()}"
         return self.data_in_words(self.validation_files, self.validation_split, self.validation_size)
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from task_rows import results_of, small
+from task_rows import load_script, results_of, small
 from test_pretrain import photographs, records_of, script, small_run, train  # noqa: F401 (fixtures)
 
 from albef_hf import checkpoint
@@ -115,6 +115,19 @@ def test_a_stream_goes_on_at_its_place(train, stop_at, photographs, tmp_path):  
     (photographs / "train.json").unlink()
     arguments = ["--dataset", str(photographs), "--streaming", "--validation_size", "0", "--log_every", "1"]
     stopped_and_resumed(train, tmp_path, stop_at, 6, arguments, 8)
+
+
+def test_shards_go_on_at_their_place(train, stop_at, photographs, tmp_path, capsys):  # noqa: F811
+    """In the middle of the second epoch, while more is being loaded, and with a hole in a shard."""
+    files = ["--train_files", str(photographs / "train.json"), "--image_root", str(photographs)]
+    settings = ["--rows_per_shard", "8", "--num_workers", "0"]
+    load_script("prepare_shards").main(["--output_dir", str(tmp_path / "shards"), *files, *settings])
+    with (tmp_path / "shards" / "00001.tar").open("r+b") as shard:
+        shard.truncate(3000)  # bytes, into the second of its eight pairs
+    arguments = ["--shards", str(tmp_path / "shards"), "--num_workers", "2", "--log_every", "1", "--batch_size", "4"]
+    stopped_and_resumed(train, tmp_path, stop_at, 6, [*arguments, "--max_skipped_share", "0.9"], 8)
+    assert [record for record in trained(tmp_path / "out") if "loss" in record][-1]["shard_damaged"] > 7
+    assert "00001.tar has 3000 bytes instead of" in "".join(capsys.readouterr())
 
 
 def test_fine_tuning_goes_on_with_its_best(run, stop_at, pretrained, tmp_path, monkeypatch):
@@ -283,7 +296,7 @@ def test_a_full_disk_costs_no_old_checkpoint_and_training_goes_on(train, capsys,
     assert records_of(folder)[-1]["step"] == 2 and (folder / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("name", ["write_manifest", "_flush"])
+@pytest.mark.parametrize("name", ["write_manifest", "flush"])
 def test_the_old_one_stays_until_the_new_one_is_whole(checkpoints, monkeypatch, name):
     """The only one that is kept, when the last files of the next one cannot be written or flushed."""
     checkpoints.total_limit = 1
