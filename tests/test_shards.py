@@ -256,6 +256,21 @@ def places_of(shards: Path) -> np.ndarray:
     return np.load(shards / "index.npy")
 
 
+def test_a_block_is_fetched_once_before_its_rows_are_read(shards, reader, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(
+        "os.posix_fadvise", lambda file, start, size, advice: fetched.append((start, size)), raising=False
+    )
+    monkeypatch.setattr("albef_hf.data.shards.BLOCK", 4)
+    rows, places = Shards([shards]).select(np.arange(2, 17)), places_of(shards)
+    (shards / "00002.tar").unlink()
+    pairs = ImageTextPairs(rows, reader)
+    expected = [places[row]["image_start"] for row in (2, 6, 10)]  # two blocks in the second shard, one in the first
+    for row in range(15):
+        assert pairs[row]["caption"]
+    assert fetched == [(start, 1 << 17) for start in expected]
+
+
 def overwrite(path: Path, start: int, content: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(start)

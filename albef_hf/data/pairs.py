@@ -167,7 +167,8 @@ class ImageTextPairs(torch.utils.data.Dataset):
     """Pairs that can be indexed; what a sample looks like depends on seed, epoch and index alone.
 
     Args:
-        rows: Anything with a length whose items are dictionaries, such as a `datasets.Dataset`.
+        rows: Anything with a length whose items are dictionaries, such as a `datasets.Dataset`. `Shards` are told what
+            is read next.
         reader: Turns a row into a sample.
         seed: Seed of augmentation, choice of caption and masking.
     """
@@ -192,6 +193,8 @@ class ImageTextPairs(torch.utils.data.Dataset):
         """
         rng = np.random.default_rng((self.seed, self.epoch, index))
         issues: list[Issue] = []
+        if hasattr(self.rows, "read_ahead"):  # not for another one, whose neighbours nobody will ask for
+            self.rows.read_ahead(index)
         for _ in range(ATTEMPTS):
             try:
                 sample = self.reader(self.rows[index], rng)

@@ -6,6 +6,7 @@ shards says where every picture and every caption lies, with the CRC-32 of each:
 one that has been damaged is found, told, and alone.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -39,6 +40,7 @@ PLACE = np.dtype(
 )
 BLOCK, WINDOW = 256, 16384  # pairs that are read from one place, and pairs among which is shuffled
 OPEN_FILES = 128
+READ_AHEAD = 1 << 17  # bytes; of more than that, Linux would fetch the beginning only
 
 
 class Shards(Sequence):
@@ -49,6 +51,9 @@ class Shards(Sequence):
     Args:
         folders: Each has an index; see `index_folder`.
         chosen: Numbers of the rows that it is about, rising; None: all of them.
+
+    Attributes:
+        bounds: Number of the first of the rows in each shard, and of all rows, (shards + 1,).
 
     Raises:
         ValueError: If a folder has no index, or one that is damaged.
@@ -66,10 +71,12 @@ class Shards(Sequence):
             self.paths += [folder / shard["file"] for shard in index["shards"]]
             self.sizes += [shard["bytes"] for shard in index["shards"]]
         self.starts = np.cumsum([0, *map(len, self.tables)], dtype=np.int64)  # number of each shard's first row
+        self.bounds = self.starts if chosen is None else np.searchsorted(chosen, self.starts)
         self._open = functools.lru_cache(OPEN_FILES)(_open)
+        self._fetch = functools.lru_cache(1024)(self._fetch)  # each block once, while it matters
 
     def __len__(self) -> int:
-        return int(self.starts[-1]) if self.chosen is None else len(self.chosen)
+        return int(self.bounds[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read a row.
@@ -79,9 +86,8 @@ class Shards(Sequence):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"There are {len(self)} pairs; {index} is not one of them.")
-        number = index if self.chosen is None else int(self.chosen[index])
-        shard = int(np.searchsorted(self.starts, number, "right")) - 1
-        place = self.tables[shard][number - self.starts[shard]]
+        shard = self._shard_of(index)
+        place = self._place(shard, index)
         image = self._read(shard, *(int(place[f"image_{part}"]) for part in ("start", "bytes", "crc")))
         text = self._read(shard, *(int(place[f"text_{part}"]) for part in ("start", "bytes", "crc")))
         caption = json.loads(text)["caption"] if place["is_json"] else text.decode("utf-8", errors="replace")
@@ -93,11 +99,6 @@ class Shards(Sequence):
     def select(self, rows: np.ndarray) -> "Shards":
         """Some of the rows, by their numbers, which have to rise."""
         return Shards(self.folders, rows if self.chosen is None else self.chosen[rows])
-
-    @property
-    def bounds(self) -> np.ndarray:
-        """Number of the first of the rows in each shard, and of all rows, (shards + 1,)."""
-        return self.starts if self.chosen is None else np.searchsorted(self.chosen, self.starts)
 
     def pictures(self) -> np.ndarray:
         """A number for each row which rows of the same picture share, (rows,)."""
@@ -114,6 +115,29 @@ class Shards(Sequence):
                 found = "is missing" if present is None else f"has {present} bytes instead of {size}"
                 faults.append(f"{path} {found} ({len(table)} pairs)")
         return faults
+
+    def read_ahead(self, index: int) -> None:
+        """Let the system fetch all of a row's block, in one go, since `ShardOrder` asks for its other rows soon."""
+        shard = self._shard_of(index)
+        self._fetch(shard, (index - int(self.bounds[shard])) // BLOCK, os.getpid())
+
+    def _fetch(self, shard: int, block: int, process: int) -> None:
+        if not hasattr(os, "posix_fadvise"):
+            return
+        first = int(self.bounds[shard]) + block * BLOCK
+        last = min(first + BLOCK, int(self.bounds[shard + 1])) - 1
+        start, end = (int(self._place(shard, row)["image_start"]) for row in (first, last))
+        with contextlib.suppress(OSError):  # a row that cannot be read is told when it is
+            file = self._open(self.paths[shard], process).fileno()
+            for part in range(start, end + 1, READ_AHEAD):
+                os.posix_fadvise(file, part, READ_AHEAD, os.POSIX_FADV_WILLNEED)
+
+    def _shard_of(self, index: int) -> int:
+        return int(np.searchsorted(self.bounds, index, "right")) - 1
+
+    def _place(self, shard: int, index: int) -> np.void:
+        number = index if self.chosen is None else int(self.chosen[index])
+        return self.tables[shard][number - self.starts[shard]]
 
     def _read(self, shard: int, start: int, size: int, crc: int) -> bytes:
         try:
