@@ -45,10 +45,10 @@ WARM_UP = 40  # seconds of a process in which its memory still grows: caches, bu
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def jpeg(row: int) -> bytes:
-    """A picture of a scene."""
+def jpeg(picture: Image.Image) -> bytes:
+    """A picture as it is in shards."""
     buffer = io.BytesIO()
-    Scenes(row + 1, size=96)[row]["image"].save(buffer, "JPEG", quality=90)
+    picture.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
@@ -61,7 +61,7 @@ def enormous() -> bytes:
 
 def make_shards(folder: Path, rows: int, share: float) -> dict[int, str]:
     """Write shards, some of whose rows are broken in six ways; returns the reason for each of those."""
-    generator, huge = random.Random(0), enormous()
+    generator, huge, scenes = random.Random(0), enormous(), Scenes(rows)
     ways = {
         "truncated": Issue.IMAGE_BROKEN,
         "html": Issue.IMAGE_BROKEN,
@@ -76,14 +76,10 @@ def make_shards(folder: Path, rows: int, share: float) -> dict[int, str]:
     for start in tqdm(range(0, rows, ROWS_PER_SHARD), "shards"):
         with tarfile.open(folder / f"{start // ROWS_PER_SHARD:05d}.tar", "w") as tar:
             for row in range(start, min(start + ROWS_PER_SHARD, rows)):
-                way, picture = broken.get(row), jpeg(row)
-                picture = {
-                    "truncated": picture[:-400],
-                    "html": b"<html>404</html>",
-                    "empty": b"",
-                    "enormous": huge,
-                }.get(way, picture)
-                caption = "  " if way == "blank" else Scenes(row + 1)[row]["caption"][0]
+                way, picture = broken.get(row), jpeg(scenes[row]["image"])
+                instead = {"truncated": picture[:-400], "html": b"<html>404</html>", "empty": b"", "enormous": huge}
+                picture = instead.get(way, picture)
+                caption = "  " if way == "blank" else scenes[row]["caption"][0]
                 for kind, content in (("jpg", picture), ("txt", caption.encode())):
                     member = tarfile.TarInfo(f"{row:09d}.{kind}")
                     member.size = len(content)
@@ -273,9 +269,7 @@ def account(options: argparse.Namespace, folder: Path, broken: dict[int, str]) -
         faults.append(f"the log counts {told}, {last['pairs']} pairs; expected were {dict(expected)}")
     if [record["step"] for record in records] != list(range(5, 5 * len(records) + 1, 5)):
         faults.append("the log has gaps, or records twice")
-    say(
-        f"{len(history)} steps, {len(samples)} pairs: {len(epochs) - 1} whole epochs of {per_epoch} of {options.rows} rows"
-    )
+    say(f"{len(history)} steps, {len(samples)} pairs: {len(epochs) - 1} whole epochs, each of {per_epoch} rows")
     say(f"the log, up to step {last['step']}: {last['pairs']} pairs read; skipped {told}")
     return faults
 
