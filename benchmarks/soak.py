@@ -37,7 +37,7 @@ from albef_hf.data.shards import TABLE, index_folder
 TRAIN = Path(__file__).resolve().parents[1] / "train"
 ROWS_PER_SHARD = 256
 BATCH_SIZE = 16
-WARM_UP = 40  # seconds of a process in which its memory still grows: caches, buffers, the first batches
+WARM_UP = 60  # seconds of a process in which its memory still grows: caches, buffers, the first batches
 
 
 # ---------------------------------------------------------------------------------------------------------------------

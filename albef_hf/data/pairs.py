@@ -99,6 +99,8 @@ def load_image(value: Any, image_root: str | None = None) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise BadSampleError(Issue.IMAGE_BROKEN, "its pixels are floating-point numbers, of which no range is known")
     if image.mode.startswith("I;16") or image.mode == "I":  # convert() would clip everything above 255 to white
         levels = np.asarray(image).astype(np.float64)
         image = Image.fromarray((levels / 257).clip(0, 255).astype(np.uint8))
