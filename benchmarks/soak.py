@@ -263,7 +263,9 @@ def account(options: argparse.Namespace, folder: Path, broken: dict[int, str]) -
     seen = [
         tried for step in list(history.values())[: last["step"]] for each in step["tried"].values() for tried in each
     ]
-    expected = Counter(broken.get(row, "nothing") for tried in seen for row in tried[:-1]) | Counter({"pairs": len(seen)})
+    expected = Counter(broken.get(row, "nothing") for tried in seen for row in tried[:-1]) | Counter(
+        {"pairs": len(seen)}
+    )
     told = {issue.name.lower(): last[issue.name.lower()] for issue in Issue if last[issue.name.lower()]}
     if told | {"pairs": last["pairs"]} != dict(expected):
         faults.append(f"the log counts {told}, {last['pairs']} pairs; expected were {dict(expected)}")

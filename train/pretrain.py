@@ -262,14 +262,14 @@ def hold_out(rows: datasets.Dataset | Shards, size: int, seed: int):
     """Split off `size` pictures, at most a tenth; all rows of a picture stay together, where it is known to be one."""
     if isinstance(rows, Shards):
         pictures = rows.pictures()
-        different = np.unique(pictures)
     else:
         by_path = rows.features["image"] == datasets.Value("string")
-        pictures = rows["image"] if by_path else range(len(rows))
-        different = sorted({picture for picture in pictures if picture is not None})
+        names = rows["image"] if by_path else range(len(rows))
+        numbers = {name: number for number, name in enumerate(sorted({name for name in names if name is not None}))}
+        pictures = np.array([numbers.get(name, -1) for name in names])
+    different = np.unique(pictures[pictures >= 0])
     chosen = np.random.default_rng(seed).permutation(len(different))[: min(size, len(different) // 10)]
-    held_out = {different[i] for i in chosen}
-    is_held_out = np.array([picture in held_out for picture in pictures], dtype=bool)
+    is_held_out = np.isin(pictures, different[chosen])
     return rows.select(np.flatnonzero(~is_held_out)), rows.select(np.flatnonzero(is_held_out))
 
 
