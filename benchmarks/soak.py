@@ -16,7 +16,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -37,7 +36,7 @@ from albef_hf.data.shards import TABLE, index_folder
 TRAIN = Path(__file__).resolve().parents[1] / "train"
 ROWS_PER_SHARD = 256
 BATCH_SIZE = 16
-WARM_UP = 60  # seconds of a process in which its memory still grows: caches, buffers, the first batches
+WARM_UP = 240  # seconds of a process that do not count, while the allocator meets batches of all lengths
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,9 +192,14 @@ def start(options: argparse.Namespace, folder: Path) -> subprocess.Popen:
     command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     output = (folder / "output.txt").open("a")
     environment = os.environ | ({"ACCELERATE_USE_CPU": "true"} if options.processes > 1 else {})
-    return subprocess.Popen(
-        [*command, "--resume"], stdout=output, stderr=output, env=environment, start_new_session=True
-    )
+    return subprocess.Popen([*command, "--resume"], stdout=output, stderr=output, env=environment)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """End a process and all that it has started, at once."""
+    for each in (*psutil.Process(process.pid).children(recursive=True), process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 def run(options: argparse.Namespace, folder: Path) -> list[str]:
@@ -210,8 +214,8 @@ def run(options: argparse.Namespace, folder: Path) -> list[str]:
             if process.poll() is None:
                 is_kill = moments.random() < 0.25 and time.monotonic() < until
                 ends.append("SIGKILL" if is_kill else "SIGTERM")
-                # A kill is for all of them; a request to stop, for the training, or torchrun, which hands it on.
-                os.killpg(process.pid, signal.SIGKILL) if is_kill else process.terminate()
+                # A request to stop is for the training, or torchrun, which hands it on.
+                kill(process) if is_kill else process.terminate()
                 process.wait(timeout=120)
             else:
                 ends.append("by itself")
@@ -322,7 +326,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000, help="pairs in the shards")
     parser.add_argument("--broken_share", type=float, default=0.05)
     parser.add_argument("--shortest", type=float, default=30, help="seconds until a process is stopped, at least")
-    parser.add_argument("--longest", type=float, default=300, help="seconds until a process is stopped, at most")
+    parser.add_argument("--longest", type=float, default=900, help="seconds until a process is stopped, at most")
     parser.add_argument("--output_dir", default="runs/soak", help="for all of it; what is there is removed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which it is stopped")
     options = parser.parse_args()

@@ -19,7 +19,7 @@ def lines_of_a_run(steps: int = 10) -> list[dict]:
     for step in range(1, steps + 1):
         rows = range(16 * ((step - 1) % 2), 16 * ((step - 1) % 2) + 16)
         tried = [[row, 0] if row in BROKEN else [row] for row in rows]
-        times = {"alive": 100.0 + step, "megabytes": 500.0 + step % 2, "workers_megabytes": 80.0}
+        times = {"alive": soak.WARM_UP + 10.0 * step, "megabytes": 500.0 + step % 2, "workers_megabytes": 80.0}
         lines.append({"life": 1, "step": step, "epoch": (step - 1) // 2, "tried": tried, **times})
     return lines
 
