@@ -246,10 +246,23 @@ def test_rows_of_several_folders_are_chosen_and_sent_to_other_processes(shards):
     assert captions_of(again) == captions_of(some)
     with pytest.raises(IndexError, match="There are 4 pairs; 4 is not one"):
         some[4]
-    process = multiprocessing.get_context("fork").Process(target=lambda: exit(captions_of(some) != captions_of(again)))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+
+
+def test_processes_that_are_forked_read_at_the_same_time(shards):
+    """As those that load data are, after the first row has been read; none may move the place of another in a file."""
+    rows = Shards([shards])
+    expected = list(rows)
+
+    def read_all() -> None:
+        for _ in range(200):
+            assert list(rows) == expected
+
+    processes = [multiprocessing.get_context("fork").Process(target=read_all) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
 
 
 def places_of(shards: Path) -> np.ndarray:
