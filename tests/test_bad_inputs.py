@@ -25,7 +25,15 @@ def noise(size: tuple[int, int] = (64, 64)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
-def bad_pictures(folder: Path) -> dict[str, Issue]:
+@pytest.fixture(scope="module")
+def huge() -> bytes:
+    """A PNG of 144 megapixels and 17 kB."""
+    content = encoded(Image.new("1", (12000, 12000)))
+    assert len(content) < 18_000
+    return content
+
+
+def bad_pictures(folder: Path, huge: bytes) -> dict[str, Issue]:
     """Files that are no pictures, pictures that are not to be read, and names of nothing; each with its reason."""
     root = folder / "root"
     (root / "truncated.jpg").write_bytes(encoded(noise(), "JPEG")[:-2000])
@@ -33,8 +41,7 @@ def bad_pictures(folder: Path) -> dict[str, Issue]:
     (root / "html.jpg").write_text("<!DOCTYPE html><html>404 Not Found</html>")
     (root / "empty.jpg").write_bytes(b"")
     (root / "float.tiff").write_bytes(encoded(Image.new("F", (8, 8), 0.5), "TIFF"))
-    (root / "huge.png").write_bytes(encoded(Image.new("1", (12000, 12000))))
-    assert (root / "huge.png").stat().st_size < 18_000
+    (root / "huge.png").write_bytes(huge)
     (root / "folder.jpg").mkdir()
     Image.new("RGB", (9, 9), "red").save(folder / "secret.png")
     (root / "link.png").symlink_to(folder / "secret.png")
@@ -104,13 +111,13 @@ class Watched:
 
 
 @pytest.fixture
-def everything(tmp_path) -> tuple[list[dict], dict[int, Issue], Path]:
+def everything(tmp_path, huge) -> tuple[list[dict], dict[int, Issue], Path]:
     """Rows with all of that, which of them are bad and why, and the image root."""
     root = tmp_path / "root"
     root.mkdir()
     for number in range(GOOD):
         Image.new("RGB", (40, 30), "red").save(root / f"{number}.png")
-    bad = bad_pictures(tmp_path)
+    bad = bad_pictures(tmp_path, huge)
     rows = [{"image": f"{number}.png", "caption": f"a dog {number}"} for number in range(GOOD)]
     rows += [{"image": name, "caption": "a dog"} for name in odd_pictures(root)]
     rows += [{"image": "0.png", "caption": caption} for caption in ODD_CAPTIONS]

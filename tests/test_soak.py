@@ -88,3 +88,10 @@ def test_the_shards_are_broken_as_they_say(tmp_path):
         except BadSampleError as error:
             found[number] = error.issue.name.lower()
     assert found == broken
+
+
+def test_it_explains_itself(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["soak.py", "--help"])
+    with pytest.raises(SystemExit):
+        soak.main()
+    assert "python benchmarks/soak.py --minutes 60" in capsys.readouterr().out
