@@ -16,7 +16,6 @@ from task_rows import load_script
 from test_data import encoded
 
 from albef_hf.data import Augmentation, BadSampleError, ImageTextPairs, Issue, PairReader, Pictures, Shards, load_image
-from albef_hf.data import shard_writer as writing
 from albef_hf.data.shard_writer import PictureEncoder
 from albef_hf.data.shards import PLACE, ShardOrder, check_folder, index_folder
 
@@ -124,12 +123,12 @@ def test_an_interrupted_preparation_goes_on(prepare, source, shards, monkeypatch
     (shards / "00001.tar").unlink()
     (shards / ".00001.tar.unfinished").write_bytes(b"half of it")
     (shards / "index.json").unlink()
-    written = []
-    name = writing.put_in_place
-    monkeypatch.setattr(writing, "put_in_place", lambda aside, path: (written.append(path.name), name(aside, path)))
+    written, replace = [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, path: (written.append(path.name), replace(self, path)))
     arguments = ["--output_dir", shards, *source, "--short_side", 48, "--num_workers", 0]
     prepare(*arguments)
-    assert written == ["00001.tar", "dropped.jsonl"] and (shards / "index.json").read_text() == before
+    expected = ["preparation.json", "00001.dropped.jsonl", "00001.tar", "dropped.jsonl", "index.npy", "index.json"]
+    assert written == expected and (shards / "index.json").read_text() == before
     assert not list(shards.glob("*.unfinished")) + list(shards.glob(".*.unfinished"))
     with pytest.raises(ValueError, match=r"holds shards of something else \(short_side\): set another output_dir"):
         prepare(*arguments, "--short_side", 50)
@@ -141,13 +140,15 @@ def test_several_processes_write_the_same(prepare, source, shards, tmp_path):
 
 
 def test_a_full_disk_leaves_no_shard_that_is_not_whole(prepare, source, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(path):
+        if path.name == ".00001.tar.unfinished":
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing, "put_in_place", full)
+    monkeypatch.setattr("albef_hf.files.flush", full)
     with pytest.raises(OSError, match="No space left"):
         prepare("--output_dir", tmp_path / "out", *source, "--num_workers", 0)
-    assert not list((tmp_path / "out").glob("*.tar"))
+    assert [path.name for path in (tmp_path / "out").glob("*.tar")] == ["00000.tar"]
+    assert not (tmp_path / "out" / "index.json").exists()
 
 
 def test_a_dataset_becomes_shards_that_other_libraries_read(prepare, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from albef_hf.data.shard_writer import DROPPED, PictureEncoder, ShardWriter
 from albef_hf.data.shards import INDEX, check_folder, index_folder
 from albef_hf.data.sources import load_hub_rows, read_annotations
+from albef_hf.files import written_aside
 from albef_hf.options import option, parse_options
 
 SETTINGS = "preparation.json"  # what the shards of a folder are made of, and how
@@ -116,7 +117,8 @@ def remember(folder: Path, settings: dict[str, object]) -> None:
         raise ValueError(
             f"{folder} holds shards of something else ({', '.join(other)}): set another output_dir, or remove them."
         )
-    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def tell(text: str) -> None:

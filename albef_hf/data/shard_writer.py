@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from ..files import put_in_place
+from ..files import written_aside
 from ..processing_albef import encodable
 from .pairs import BadSampleError, image_file, load_image, usable_captions
 from .shards import results_of
@@ -93,24 +93,20 @@ class ShardWriter(torch.utils.data.Dataset):
         if path.exists():
             return len(rows)
         dropped = []
-        aside = path.with_name(f".{path.name}.unfinished")
-        with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for row in rows:
-                try:
-                    members = self._members(row)
-                except BadSampleError as error:
-                    reason = {"row": row, "reason": error.issue.name.lower(), "detail": encodable(error.detail)}
-                    dropped.append(json.dumps(reason) + "\n")
-                    continue
-                for kind, content in members.items():
-                    member = tarfile.TarInfo(f"{row:09d}.{kind}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-        note = path.with_suffix(f".{DROPPED}")
-        note.unlink(missing_ok=True)  # of an attempt that was interrupted
-        if dropped:
-            note.write_text("".join(dropped), encoding="utf-8")
-        put_in_place(aside, path)
+        with written_aside(path) as aside:
+            with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for row in rows:
+                    try:
+                        members = self._members(row)
+                    except BadSampleError as error:
+                        dropped.append({"row": row, "reason": error.issue.name.lower(), "detail": error.detail})
+                    else:
+                        _add(tar, f"{row:09d}", members)
+            note = path.with_suffix(f".{DROPPED}")
+            note.unlink(missing_ok=True)  # of an attempt that was interrupted
+            if dropped:
+                with written_aside(note) as note_aside:
+                    note_aside.write_text("".join(json.dumps(row) + "\n" for row in dropped), encoding="utf-8")
         return len(rows)
 
     def write_all(self, workers: int = 0) -> Counter[str]:
@@ -124,9 +120,8 @@ class ShardWriter(torch.utils.data.Dataset):
                 bar.update(rows)
         parts = sorted(self.folder.glob(f"*.{DROPPED}"))
         lines = [line for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
-        aside = self.folder / f".{DROPPED}.unfinished"
-        aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        put_in_place(aside, self.folder / DROPPED)
+        with written_aside(self.folder / DROPPED) as aside:
+            aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return Counter(json.loads(line)["reason"] for line in lines)
 
     def _members(self, number: int) -> dict[str, bytes]:
@@ -139,3 +134,10 @@ class ShardWriter(torch.utils.data.Dataset):
         if isinstance(row["image"], str):
             about["image"] = row["image"]
         return {"jpg": image, "json": json.dumps(about).encode(), "txt": captions[0].encode()}
+
+
+def _add(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> None:
+    for kind, content in members.items():
+        member = tarfile.TarInfo(f"{key}.{kind}")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..files import digest, put_in_place
+from ..files import digest, written_aside
 from .pairs import BadSampleError, Issue
 
 INDEX = "index.json"  # the shards, with their sizes and SHA-256
@@ -230,13 +230,12 @@ def index_folder(folder: Path, workers: int = 0, **more: Any) -> dict[str, Any]:
     rows = sum(map(len, tables))
     if not rows:
         raise ValueError(f"No tar file in {folder} holds a picture and, under the same name, a .json or .txt caption.")
-    with _aside(folder / TABLE).open("wb") as file:
+    with written_aside(folder / TABLE) as aside, aside.open("wb") as file:
         np.save(file, np.concatenate(tables))
-    put_in_place(_aside(folder / TABLE), folder / TABLE)
     table = {"file": TABLE, "bytes": (folder / TABLE).stat().st_size, "sha256": digest(folder / TABLE)}
     index = {"rows": rows, **more, "left_out": dict(left_out), "table": table, "shards": shards}
-    _aside(folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    put_in_place(_aside(folder / INDEX), folder / INDEX)
+    with written_aside(folder / INDEX) as aside:
+        aside.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return index
 
 
@@ -249,9 +248,8 @@ def check_folder(folder: Path, workers: int = 0) -> list[str]:
     """
     index, _ = _read_index(folder)
     listed = [(folder / shard["file"], shard["bytes"], shard["sha256"]) for shard in index["shards"]]
-    return [
-        fault for fault in tqdm(results_of(_Checking(listed), workers), "check", len(listed), unit="shard") if fault
-    ]
+    faults = tqdm(results_of(_Checking(listed), workers), "check", len(listed), unit="shard")
+    return [fault for fault in faults if fault]
 
 
 def results_of(work: torch.utils.data.Dataset, workers: int) -> Iterator[Any]:
@@ -263,12 +261,8 @@ def _as_it_is(result: Any) -> Any:
     return result
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.unfinished")
-
-
 def _open(path: Path, process: int) -> BinaryIO:
-    return path.open("rb", buffering=0)
+    return path.open("rb")
 
 
 def _read_index(folder: Path) -> tuple[dict[str, Any], np.ndarray]:
@@ -353,7 +347,7 @@ def _members(file: BinaryIO, left_out: Counter[str]) -> Iterator[tarfile.TarInfo
 def _part(file: BinaryIO, member: tarfile.TarInfo, kind: str) -> tuple[str, tuple[int, int, int]] | None:
     """What a member is to a pair, with its place and CRC-32; None where it is nothing."""
     is_picture = f".{kind}" in Image.registered_extensions()
-    if not (is_picture or kind in ("json", "txt")):
+    if not (is_picture or kind in ("json", "txt")) or member.size >= 1 << 32:  # beyond what a place has room for
         return None
     place = file.tell()
     file.seek(member.offset_data)
