@@ -80,7 +80,7 @@ def stop_at(monkeypatch):
     return arrange
 
 
-def stopped_and_resumed(train, tmp_path: Path, stop_at, step: int, arguments: list[str], steps: int) -> None:  # noqa: F811
+def stopped_and_resumed(train, tmp_path: Path, stop_at, step: int, arguments: list[str], steps: int, *then) -> None:  # noqa: F811
     train(*arguments, steps=steps).rename(tmp_path / "whole")
     stop_at(step)
     with pytest.raises(Stopped) as stopped:
@@ -88,7 +88,7 @@ def stopped_and_resumed(train, tmp_path: Path, stop_at, step: int, arguments: li
     assert stopped.value.code == 143
     assert max(steps_of(tmp_path / "out" / "checkpoints")) == step
     stop_at.undo()
-    train(*arguments, "--resume", "--overwrite_output_dir", "false", steps=steps)
+    train(*arguments, *then, "--resume", "--overwrite_output_dir", "false", steps=steps)
     assert_same(tmp_path / "out", tmp_path / "whole", steps)
 
 
@@ -126,12 +126,14 @@ def write_shards(photographs: Path, folder: Path) -> Path:  # noqa: F811
 
 
 def test_shards_go_on_at_their_place(train, stop_at, photographs, tmp_path, capsys):  # noqa: F811
-    """In the middle of the second epoch, while more is being loaded, and with a hole in a shard."""
+    """In the middle of the second epoch, with a hole in a shard, and then with another number of loading processes."""
     write_shards(photographs, tmp_path / "shards")
     with (tmp_path / "shards" / "00001.tar").open("r+b") as shard:
         shard.truncate(3000)  # bytes, into the second of its eight pairs
     arguments = ["--shards", str(tmp_path / "shards"), "--num_workers", "2", "--log_every", "1", "--batch_size", "4"]
-    stopped_and_resumed(train, tmp_path, stop_at, 6, [*arguments, "--max_skipped_share", "0.9"], 8)
+    stopped_and_resumed(
+        train, tmp_path, stop_at, 6, [*arguments, "--max_skipped_share", "0.9"], 8, "--num_workers", "1"
+    )
     assert [record for record in trained(tmp_path / "out") if "loss" in record][-1]["shard_damaged"] > 7
     assert "00001.tar has 3000 bytes instead of" in "".join(capsys.readouterr())
 
