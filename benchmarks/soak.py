@@ -36,6 +36,7 @@ from albef_hf.data.shards import TABLE, index_folder
 TRAIN = Path(__file__).resolve().parents[1] / "train"
 ROWS_PER_SHARD = 256
 BATCH_SIZE = 16
+MOST_GROWTH = 0.2  # of the memory in an hour; the allocator's own steps are some MB, at any time
 WARM_UP = 240  # seconds of a process that do not count, while the allocator meets batches of all lengths
 
 
@@ -280,8 +281,8 @@ def account(options: argparse.Namespace, folder: Path, broken: dict[int, str]) -
     return faults
 
 
-def memory(journals: list[Path]) -> tuple[float, float, str]:
-    """Growth of the memory of a training process in MB an hour, with its standard error, and a table of all lives.
+def memory(journals: list[Path], faults: list[str]) -> None:
+    """Tell how the memory of a training process grows, in MB an hour, and what it was in each of its lives.
 
     Each life of a process has a level of its own; the slope is what they have in common, after the warm-up.
     """
@@ -306,11 +307,15 @@ def memory(journals: list[Path]) -> tuple[float, float, str]:
             f"{mb[: len(mb) // 4 + 1].mean():.1f} | {mb[-(len(mb) // 4 + 1) :].mean():.1f} | {workers} |"
         )
     if not lives:
-        return 0.0, float("inf"), "no process has lived beyond the warm-up"
+        say(f"no process has lived long enough, {WARM_UP} seconds and some steps, to tell of its memory")
+        return
     t, mb = np.concatenate(times), np.concatenate(levels)
     slope = float(t @ mb / (t @ t))
     error = float(np.sqrt(((mb - slope * t) ** 2).sum() / (len(t) - lives - 1) / (t @ t)))
-    return slope, error, "\n".join(table)
+    say("\n".join(table))
+    say(f"memory of a training process: {slope:+.1f} MB an hour, standard error {error:.1f}")
+    if slope - 2 * error > MOST_GROWTH * np.mean([line["megabytes"] for line in lines]):
+        faults.append(f"the memory grows by {slope:.0f} MB an hour")
 
 
 def say(text: str) -> None:
@@ -336,9 +341,7 @@ def main() -> None:
     ends = run(options, folder)
     say(", ".join(f"{end} x{count}" for end, count in Counter(ends).items()))
     faults = account(options, folder, broken)
-    slope, error, table = memory(sorted(folder.glob("journal_*.jsonl")))
-    say(table)
-    say(f"memory of a training process: {slope:+.1f} MB an hour, standard error {error:.1f}")
+    memory(sorted(folder.glob("journal_*.jsonl")), faults)
     for fault in faults[:20]:
         say(f"FAULT: {fault}")
     say(

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -63,18 +64,26 @@ def test_every_fault_is_found(faults):
     assert any("the log counts" in fault for fault in faults(lines, pairs=159))
 
 
-def test_the_slope_of_the_memory_is_that_of_all_processes(tmp_path):
-    lines = lines_of_a_run(60)
+@pytest.mark.parametrize(("growth", "is_fault"), [(0, False), (50, False), (300, True)])
+def test_growing_memory_is_found_whatever_the_level_of_each_process(tmp_path, monkeypatch, growth, is_fault):
+    """Two lives of 300 seconds each, one 50 MB above the other; `growth` is in MB an hour."""
+    said, found, lines = [], [], lines_of_a_run(60)
+    monkeypatch.setattr(soak, "say", said.append)
     for line in lines:
-        line["megabytes"] += line["alive"] / 3600 * 100 + 50 * (line["step"] > 30)
+        line["megabytes"] += line["alive"] / 3600 * growth + 50 * (line["step"] > 30)
         line["life"] = 1 + (line["step"] > 30)
     write(tmp_path / "journal_0.jsonl", lines)
-    slope, error, table = soak.memory([tmp_path / "journal_0.jsonl"])
-    assert abs(slope - 100) < 3 * error and table.count("\n") == 3
-    flat = lines_of_a_run(60)
-    write(tmp_path / "journal_0.jsonl", flat)
-    slope, error, _ = soak.memory([tmp_path / "journal_0.jsonl"])
-    assert abs(slope) < 3 * error
+    soak.memory([tmp_path / "journal_0.jsonl"], found)
+    assert bool(found) == is_fault and said[0].count("\n") == 3
+    slope, error = (float(word) for word in re.findall(r"[-+]?\d+\.\d", said[1]))
+    assert abs(slope - growth) < 3 * error + 0.1
+
+
+def test_short_lives_tell_nothing_of_the_memory(tmp_path, capsys):
+    found = []
+    write(tmp_path / "journal_0.jsonl", lines_of_a_run(5))
+    soak.memory([tmp_path / "journal_0.jsonl"], found)
+    assert not found and "no process has lived long enough" in capsys.readouterr().out
 
 
 def test_the_shards_are_broken_as_they_say(tmp_path):
