@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import shutil
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
-from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, TorchDynamoPlugin
 from safetensors.torch import load_model, save_model
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -162,6 +163,11 @@ class DataOptions(TrainingOptions):
         if self.train_files and self.dataset:
             raise ValueError("train_files and dataset are two sources of rows: give one of them.")
 
+    @property
+    def has_source(self) -> bool:
+        """Whether rows come from somewhere, and are not the built-in ones."""
+        return bool(self.train_files or self.dataset)
+
     def data_in_words(self, files: list[str], split: str | None, count: int) -> str:
         """What rows come from, for the model card."""
         if files:
@@ -177,7 +183,7 @@ class DataOptions(TrainingOptions):
     def validation_in_words(self) -> str:
         """What it is evaluated on, which may be held out of what it is trained on."""
         named = self.validation_files or (self.dataset and self.validation_split)
-        if not named and (self.train_files or self.dataset):
+        if not named and self.has_source:
             return f"a part, held out of {self.training_in_words()}"
         return self.data_in_words(self.validation_files, self.validation_split, self.validation_size)
 
@@ -270,6 +276,7 @@ def write_card(
 
 def prepare_folder(options: TrainingOptions, accelerator: Accelerator) -> Path:
     """The output folder; what is in it stays, unless the options say otherwise or the run goes on with it."""
+    require_known_processes(accelerator)
     folder = Path(options.output_dir)
     begun = bool(steps_of(folder / CHECKPOINTS))
     goes_on = options.resume and begun
@@ -284,6 +291,23 @@ def prepare_folder(options: TrainingOptions, accelerator: Accelerator) -> Path:
     if accelerator.is_main_process and not goes_on:  # or a later resume would go on with another run's
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return folder
+
+
+def require_known_processes(accelerator: Accelerator) -> None:
+    """Refuse processes that know nothing of each other, and ways to share a model that a teacher cannot follow."""
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started, and each takes itself for one of {accelerator.num_processes}: they "
+            "would write over each other's work. Without GPUs, set ACCELERATE_USE_CPU=true for all of them."
+        )
+    sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    if accelerator.distributed_type in sharded:
+        raise ValueError(
+            f"distributed_type is {accelerator.distributed_type.value}: the teacher averages whole weights, so use "
+            "MULTI_GPU (DDP), such as train/configs/accelerate/eight_gpus.yaml. Student, teacher and optimizer of the "
+            "paper's size take 4.2 GB."
+        )
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:

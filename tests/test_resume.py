@@ -18,7 +18,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from task_rows import results_of, small
+from task_rows import load_script, results_of, small
 from test_pretrain import photographs, records_of, script, small_run, train  # noqa: F401 (fixtures)
 
 from albef_hf import checkpoint
@@ -80,7 +80,7 @@ def stop_at(monkeypatch):
     return arrange
 
 
-def stopped_and_resumed(train, tmp_path: Path, stop_at, step: int, arguments: list[str], steps: int) -> None:  # noqa: F811
+def stopped_and_resumed(train, tmp_path: Path, stop_at, step: int, arguments: list[str], steps: int, *then) -> None:  # noqa: F811
     train(*arguments, steps=steps).rename(tmp_path / "whole")
     stop_at(step)
     with pytest.raises(Stopped) as stopped:
@@ -88,7 +88,7 @@ def stopped_and_resumed(train, tmp_path: Path, stop_at, step: int, arguments: li
     assert stopped.value.code == 143
     assert max(steps_of(tmp_path / "out" / "checkpoints")) == step
     stop_at.undo()
-    train(*arguments, "--resume", "--overwrite_output_dir", "false", steps=steps)
+    train(*arguments, *then, "--resume", "--overwrite_output_dir", "false", steps=steps)
     assert_same(tmp_path / "out", tmp_path / "whole", steps)
 
 
@@ -115,6 +115,27 @@ def test_a_stream_goes_on_at_its_place(train, stop_at, photographs, tmp_path):  
     (photographs / "train.json").unlink()
     arguments = ["--dataset", str(photographs), "--streaming", "--validation_size", "0", "--log_every", "1"]
     stopped_and_resumed(train, tmp_path, stop_at, 6, arguments, 8)
+
+
+def write_shards(photographs: Path, folder: Path) -> Path:  # noqa: F811
+    """Three of them, of twenty rows."""
+    source = ["--train_files", str(photographs / "train.json"), "--image_root", str(photographs)]
+    settings = ["--rows_per_shard", "8", "--num_workers", "0"]
+    load_script("prepare_shards").main(["--output_dir", str(folder), *source, *settings])
+    return folder
+
+
+def test_shards_go_on_at_their_place(train, stop_at, photographs, tmp_path, capsys):  # noqa: F811
+    """In the middle of the second epoch, with a hole in a shard, and then with another number of loading processes."""
+    write_shards(photographs, tmp_path / "shards")
+    with (tmp_path / "shards" / "00001.tar").open("r+b") as shard:
+        shard.truncate(3000)  # bytes, into the second of its eight pairs
+    arguments = ["--shards", str(tmp_path / "shards"), "--num_workers", "2", "--log_every", "1", "--batch_size", "4"]
+    stopped_and_resumed(
+        train, tmp_path, stop_at, 6, [*arguments, "--max_skipped_share", "0.9"], 8, "--num_workers", "1"
+    )
+    assert [record for record in trained(tmp_path / "out") if "loss" in record][-1]["shard_damaged"] > 7
+    assert "00001.tar has 3000 bytes instead of" in "".join(capsys.readouterr())
 
 
 def test_fine_tuning_goes_on_with_its_best(run, stop_at, pretrained, tmp_path, monkeypatch):
@@ -144,20 +165,29 @@ def test_fine_tuning_goes_on_with_its_best(run, stop_at, pretrained, tmp_path, m
         assert all(torch.equal(best[key], weight) for key, weight in other.items())
 
 
-def test_two_processes_of_which_one_gets_a_signal_stop_and_go_on_together(tmp_path):
+def two_processes_stop_and_go_on(tmp_path: Path, *arguments: str) -> None:
     """`distributed_resume.py` asserts the exit code of SIGUSR1, and that there are two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(Path(__file__).with_name("distributed_resume.py"))]
-    arguments = ["--gradient_accumulation_steps", "2", "--scenes", "90", "--validation_size", "0", "--log_every", "2"]
+    command += [str(Path(__file__).with_name("distributed_resume.py")), *small_run(tmp_path, 5), *arguments]
+    command += ["--gradient_accumulation_steps", "2", "--validation_size", "0", "--log_every", "2"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(  # 5 batches of an epoch on each process
-        command + small_run(tmp_path, 5) + arguments, env=environment, capture_output=True, text=True, timeout=300
-    )
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "step 3: stopped by SIGUSR1; the checkpoint is written" in run.stdout + run.stderr
     assert_same(tmp_path / "out", tmp_path / "whole", 5)
     state = state_of(tmp_path / "out", 5)
     assert not torch.equal(state["process_0.pt"], state["process_1.pt"])
+
+
+def test_two_processes_of_which_one_gets_a_signal_stop_and_go_on_together(tmp_path):
+    two_processes_stop_and_go_on(tmp_path, "--scenes", "90")  # 5 batches of an epoch on each process
+
+
+@pytest.mark.skipif(not os.environ.get("ALBEF_LONG"), reason="takes long: ALBEF_LONG=1 runs it")
+def test_two_processes_go_on_at_their_places_in_shards(photographs, tmp_path):  # noqa: F811
+    shards = write_shards(photographs, tmp_path / "shards")
+    arguments = ["--shards", str(shards), "--batch_size", "3", "--num_workers", "1"]  # 3 batches on each process
+    two_processes_stop_and_go_on(tmp_path, *arguments)
 
 
 def test_a_damaged_checkpoint_is_skipped_and_the_one_before_it_is_used(train, tmp_path, capsys):  # noqa: F811
@@ -283,7 +313,7 @@ def test_a_full_disk_costs_no_old_checkpoint_and_training_goes_on(train, capsys,
     assert records_of(folder)[-1]["step"] == 2 and (folder / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("name", ["write_manifest", "_flush"])
+@pytest.mark.parametrize("name", ["write_manifest", "flush"])
 def test_the_old_one_stays_until_the_new_one_is_whole(checkpoints, monkeypatch, name):
     """The only one that is kept, when the last files of the next one cannot be written or flushed."""
     checkpoints.total_limit = 1

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -32,6 +33,8 @@ from albef_hf.data import (
     Pictures,
     PretrainingCollator,
     Scenes,
+    ShardOrder,
+    Shards,
     embedded_tokenizer,
 )
 from albef_hf.data.sources import load_hub_rows, read_annotations
@@ -70,6 +73,7 @@ class PretrainingOptions(DataOptions):
     model_config: str | None = option(None, "AlbefConfig as a JSON file or text; what it leaves out is base size")
     tokenizer: str | None = option(None, "folder or Hub name; default: that of the text model, or BERT-base uncased")
 
+    shards: list[str] = option([], "folders that train/prepare_shards.py has written, to train on")
     streaming: bool = option(False, "read the dataset on the fly instead of downloading it first")
     image_column: str = option("image", "column of the picture")
     caption_column: str = option("caption", "column of the caption, a text or a list of texts")
@@ -86,6 +90,18 @@ class PretrainingOptions(DataOptions):
         started = [name for name in ("vision_model", "text_model", "model_config", "tokenizer") if getattr(self, name)]
         if self.model and started:
             raise ValueError(f"model brings its own configuration and tokenizer: leave out {', '.join(started)}.")
+        if self.shards and (self.train_files or self.dataset):
+            raise ValueError("shards, train_files and dataset are sources of rows: give one of them.")
+
+    @property
+    def has_source(self) -> bool:
+        """Whether pairs come from somewhere, and are not the built-in ones."""
+        return bool(self.shards) or super().has_source
+
+    def training_in_words(self) -> str:
+        """What it is trained on."""
+        names = [Path(folder).resolve().name for folder in self.shards]
+        return f"the pairs in the shards of {', '.join(names)}" if names else super().training_in_words()
 
 
 def main(arguments: list[str]) -> None:
@@ -131,7 +147,7 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
             push.start(f"Step {step}")
         return metrics
 
-    log.say(describe_run(options, student, teacher, held_out, steps_per_epoch, accelerator.num_processes))
+    log.say(describe_run(options, student, teacher, rows, held_out, steps_per_epoch, accelerator.num_processes))
     set_seed(options.seed, device_specific=True)  # from here on dropout and negatives differ between processes
     training = MomentumTraining(
         accelerator, options, student, teacher, loader, steps_per_epoch, log, save_and_evaluate
@@ -215,7 +231,9 @@ def check_texts_fit(options: PretrainingOptions, student: AlbefForPreTraining, p
 def load_rows(options: PretrainingOptions, image_size: int, accelerator: Accelerator):
     """Rows to train on and rows to evaluate on, each with `image` and `caption`."""
     validation = read_annotations(options.validation_files) if options.validation_files else None
-    if options.train_files:
+    if options.shards:
+        rows = Shards(options.shards)
+    elif options.train_files:
         rows = read_annotations(options.train_files)
     elif options.dataset:
         source = (options.dataset, options.dataset_config, options.data_files or None)
@@ -240,14 +258,20 @@ def load_rows(options: PretrainingOptions, image_size: int, accelerator: Acceler
     return hold_out(rows, options.validation_size, options.seed)
 
 
-def hold_out(rows: datasets.Dataset, size: int, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Split off `size` pictures, at most a tenth; all rows of a picture that is named by a path stay together."""
-    by_path = rows.features["image"] == datasets.Value("string")
-    pictures = rows["image"] if by_path else range(len(rows))
-    different = sorted({picture for picture in pictures if picture is not None})
+def hold_out(rows: datasets.Dataset | Shards, size: int, seed: int):
+    """Split off `size` pictures, at most a tenth; all rows of a picture stay together, where it is known to be one."""
+    if isinstance(rows, Shards):
+        pictures = rows.pictures()
+    else:
+        by_path = rows.features["image"] == datasets.Value("string")
+        names = rows["image"] if by_path else range(len(rows))
+        numbers = {name: number for number, name in enumerate(sorted({name for name in names if name is not None}))}
+        pictures = np.array([numbers.get(name, -1) for name in names])
+    different, _ = np.unique(
+        pictures[pictures >= 0], return_counts=True
+    )  # which sorts; to hash takes 20 times as long
     chosen = np.random.default_rng(seed).permutation(len(different))[: min(size, len(different) // 10)]
-    held_out = {different[i] for i in chosen}
-    is_held_out = np.array([picture in held_out for picture in pictures], dtype=bool)
+    is_held_out = np.isin(pictures, different[chosen])
     return rows.select(np.flatnonzero(~is_held_out)), rows.select(np.flatnonzero(is_held_out))
 
 
@@ -270,21 +294,7 @@ def make_loader(options: PretrainingOptions, rows, processor: AlbefProcessor, ac
         "worker_init_fn": leave_signals_to_the_training,
     }
     if isinstance(rows, datasets.IterableDataset):
-        rows = rows.shuffle(seed=options.seed, buffer_size=1000)
-        rows = split_dataset_by_node(rows, accelerator.process_index, accelerator.num_processes)
-        stream = ImageTextStream(rows, reader, options.seed, accelerator.process_index)
-        if next(iter(stream), None) is None:
-            raise ValueError("The stream holds no pairs for this process: give as many shards as processes, or more.")
-        # One process as far as Accelerate is concerned: the stream is split already.
-        loader = prepare_data_loader(
-            DataLoader(stream, **loading),
-            accelerator.device,
-            num_processes=1,
-            process_index=0,
-            put_on_device=True,
-            dispatch_batches=False,
-        )
-        return loader, None
+        return make_stream_loader(options, rows, reader, loading, accelerator), None
     dataset = ImageTextPairs(rows, reader, options.seed)
     needed = options.batch_size * accelerator.num_processes
     if len(dataset) < needed:
@@ -293,8 +303,35 @@ def make_loader(options: PretrainingOptions, rows, processor: AlbefProcessor, ac
             f"{accelerator.num_processes} processes: lower batch_size, or give more data."
         )
     dataset[0]  # an unreadable source shows here, not in the middle of the first epoch
-    loader = accelerator.prepare(DataLoader(dataset, shuffle=True, drop_last=True, **loading))
+    if isinstance(rows, Shards):
+        order = ShardOrder(rows.bounds, options.seed, accelerator.process_index, accelerator.num_processes)
+        loader = prepare_share(DataLoader(dataset, sampler=order, drop_last=True, **loading), accelerator)
+    else:
+        loader = accelerator.prepare(DataLoader(dataset, shuffle=True, drop_last=True, **loading))
     return loader, max(1, len(loader) // options.gradient_accumulation_steps)
+
+
+def make_stream_loader(
+    options: PretrainingOptions,
+    rows: datasets.IterableDataset,
+    reader: PairReader,
+    loading: dict[str, Any],
+    accelerator: Accelerator,
+) -> DataLoader:
+    """A loader of batches for this process, from its share of a stream."""
+    rows = rows.shuffle(seed=options.seed, buffer_size=1000)
+    rows = split_dataset_by_node(rows, accelerator.process_index, accelerator.num_processes)
+    stream = ImageTextStream(rows, reader, options.seed, accelerator.process_index)
+    if next(iter(stream), None) is None:
+        raise ValueError("The stream holds no pairs for this process: give as many shards as processes, or more.")
+    return prepare_share(DataLoader(stream, **loading), accelerator)
+
+
+def prepare_share(loader: DataLoader, accelerator: Accelerator) -> DataLoader:
+    """A loader that reads the share of this process alone; to Accelerate it is that of the only one."""
+    return prepare_data_loader(
+        loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+    )
 
 
 def check_words_are_known(processor: AlbefProcessor, captions: list[list[str]]) -> None:
@@ -344,6 +381,7 @@ def describe_run(
     options: PretrainingOptions,
     student: AlbefForPreTraining,
     teacher: MomentumTeacher,
+    rows: Any,
     held_out: Pictures,
     steps_per_epoch: int | None,
     processes: int,
@@ -354,7 +392,8 @@ def describe_run(
     epochs = f" ({steps / steps_per_epoch:.3g} epochs)" if steps_per_epoch else ""
     issues = Counter(error.issue.name.lower() for error in held_out.bad_rows.values())
     left_out = ", ".join(f"{name} {count}" for name, count in issues.items())
-    return (
+    faults = rows.faults() if isinstance(rows, Shards) else []
+    return "".join(f"{fault}: what cannot be read is skipped and counted\n" for fault in faults) + (
         f"{student.num_parameters() / 1e6:.1f} million parameters, teacher of the same size, queue of "
         f"{len(teacher.queue.image_features)} pairs\n"
         f"{steps} steps{epochs} of {batch} pairs: {options.batch_size} on each of {processes} process(es), "

@@ -18,6 +18,7 @@ from .pairs import (
 )
 from .pictures import Pictures, picture_of, pictures_of, without_pictures
 from .scenes import Scenes
+from .shards import ShardOrder, Shards
 
 __all__ = [
     "Augmentation",
@@ -30,6 +31,8 @@ __all__ = [
     "Pictures",
     "PretrainingCollator",
     "Scenes",
+    "ShardOrder",
+    "Shards",
     "embedded_tokenizer",
     "load_image",
     "mask_tokens",

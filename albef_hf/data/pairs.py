@@ -27,7 +27,8 @@ class Issue(enum.IntEnum):
     IMAGE_TOO_LARGE = 3
     CAPTION_EMPTY = 4
     LABEL_UNKNOWN = 5
-    CAPTION_CUT = 6
+    SHARD_DAMAGED = 6
+    CAPTION_CUT = 7
 
 
 class BadSampleError(ValueError):
@@ -55,6 +56,18 @@ def resolve_path(path: str, image_root: str | None) -> Path:
     return resolved
 
 
+def image_file(value: Any, image_root: str | None = None) -> Path | io.BytesIO:
+    """Where a picture that is not decoded yet can be read; see `load_image`."""
+    value = {"bytes": value} if isinstance(value, bytes) else value
+    content = value.get("bytes") if isinstance(value, Mapping) else None
+    path = value.get("path") if isinstance(value, Mapping) else value
+    if content is not None:
+        return io.BytesIO(content)
+    if not isinstance(path, (str, os.PathLike)):
+        raise BadSampleError(Issue.IMAGE_MISSING, repr(value)[:100])
+    return resolve_path(os.fspath(path), image_root)
+
+
 def load_image(value: Any, image_root: str | None = None) -> Image.Image:
     """Read a picture as RGB.
 
@@ -70,26 +83,24 @@ def load_image(value: Any, image_root: str | None = None) -> Image.Image:
     """
     if isinstance(value, Image.Image):
         return _to_rgb(value)
-    value = {"bytes": value} if isinstance(value, bytes) else value
-    content = value.get("bytes") if isinstance(value, Mapping) else None
-    path = value.get("path") if isinstance(value, Mapping) else value
-    if content is None and not isinstance(path, (str, os.PathLike)):
-        raise BadSampleError(Issue.IMAGE_MISSING, repr(value)[:100])
-    file = resolve_path(os.fspath(path), image_root) if content is None else io.BytesIO(content)
+    file = image_file(value, image_root)
+    name = value.get("path") if isinstance(value, Mapping) else file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
                 return _to_rgb(image)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise BadSampleError(Issue.IMAGE_MISSING, str(path)) from error
+        raise BadSampleError(Issue.IMAGE_MISSING, str(name)) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise BadSampleError(Issue.IMAGE_TOO_LARGE, f"{path}: {error}") from error
+        raise BadSampleError(Issue.IMAGE_TOO_LARGE, f"{name}: {error}") from error
     except Exception as error:  # a decoder fed with garbage raises whatever it likes
-        raise BadSampleError(Issue.IMAGE_BROKEN, f"{path}: {error}") from error
+        raise BadSampleError(Issue.IMAGE_BROKEN, f"{name}: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise BadSampleError(Issue.IMAGE_BROKEN, "its pixels are floating-point numbers, of which no range is known")
     if image.mode.startswith("I;16") or image.mode == "I":  # convert() would clip everything above 255 to white
         levels = np.asarray(image).astype(np.float64)
         image = Image.fromarray((levels / 257).clip(0, 255).astype(np.uint8))
@@ -158,7 +169,8 @@ class ImageTextPairs(torch.utils.data.Dataset):
     """Pairs that can be indexed; what a sample looks like depends on seed, epoch and index alone.
 
     Args:
-        rows: Anything with a length whose items are dictionaries, such as a `datasets.Dataset`.
+        rows: Anything with a length whose items are dictionaries, such as a `datasets.Dataset`. `Shards` are told what
+            is read next.
         reader: Turns a row into a sample.
         seed: Seed of augmentation, choice of caption and masking.
     """
@@ -183,6 +195,8 @@ class ImageTextPairs(torch.utils.data.Dataset):
         """
         rng = np.random.default_rng((self.seed, self.epoch, index))
         issues: list[Issue] = []
+        if hasattr(self.rows, "read_ahead"):  # not for another one, whose neighbours nobody will ask for
+            self.rows.read_ahead(index)
         for _ in range(ATTEMPTS):
             try:
                 sample = self.reader(self.rows[index], rng)

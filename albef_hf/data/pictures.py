@@ -56,19 +56,21 @@ class Pictures(Sequence):
         most: int | None = None,
     ):
         self.image_root = image_root
-        self.rows = rows if hasattr(rows, "__len__") else []
+        stored = hasattr(rows, "__len__")
+        self.rows = rows if stored else []
         self.captions: list[list[str]] = []
         self.bad_rows: dict[int, BadSampleError] = {}
         self.numbers: list[int] = []  # of the row that each picture is read from
         position: dict[Any, int] = {}
-        for number, row in enumerate(tqdm(rows, "read pictures", leave=False)):
-            named = picture_of(row)
-            picture = ("row", number) if named is None else named
-            if len(self.numbers) == most and picture not in position:
-                break
-            if self.rows is not rows:
-                self.rows.append(row)
+        for number, row in enumerate(tqdm(range(len(rows)) if stored else rows, "read pictures", leave=False)):
             try:
+                row = rows[number] if stored else row
+                named = picture_of(row)
+                picture = ("row", number) if named is None else named
+                if len(self.numbers) == most and picture not in position:
+                    break
+                if not stored:
+                    self.rows.append(row)
                 texts = usable_captions(row[caption_column])
                 if picture not in position:
                     load_image(row["image"], image_root)

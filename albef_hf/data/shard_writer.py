@@ -1,0 +1,143 @@
+"""Shards from rows: pictures made smaller, what cannot be used left out and noted."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from tqdm.auto import tqdm
+
+from ..files import written_aside
+from ..processing_albef import encodable
+from .pairs import BadSampleError, image_file, load_image, usable_captions
+from .shards import results_of
+
+DROPPED = "dropped.jsonl"
+
+
+@dataclass
+class PictureEncoder:
+    """Makes of a picture the JPEG that goes into a shard.
+
+    A picture is never enlarged, and a JPEG that is small enough stays as it is, byte for byte.
+
+    Args:
+        image_root: Folder that paths are relative to.
+        short_side: Pixels that the shorter side has at most.
+        quality: Of the JPEG, 1 to 100.
+        exif_transpose: Turn pictures as their EXIF orientation says, which a training does not.
+    """
+
+    image_root: str | None = None
+    short_side: int = 384
+    quality: int = 90
+    exif_transpose: bool = False
+
+    def __call__(self, value: Any) -> tuple[bytes, tuple[int, int], tuple[int, int]]:
+        """Encode what `load_image` reads.
+
+        Returns:
+            The JPEG, its width and height, and those of the original.
+
+        Raises:
+            BadSampleError: If the picture cannot be used.
+        """
+        original = load_image(value, self.image_root)
+        image = ImageOps.exif_transpose(original) if self.exif_transpose else original
+        turned = image.getexif() != original.getexif()
+        scale = self.short_side / min(image.size)
+        if scale < 1:
+            size = [max(1, round(side * scale)) for side in image.size]
+            image = image.resize(size, Image.Resampling.LANCZOS)
+        elif not turned and not isinstance(value, Image.Image):
+            file = image_file(value, self.image_root)
+            content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+            with Image.open(io.BytesIO(content)) as encoded:
+                if encoded.format == "JPEG" and encoded.mode in ("RGB", "L"):
+                    return content, image.size, original.size
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=self.quality, exif=b"")
+        return buffer.getvalue(), image.size, original.size
+
+
+class ShardWriter(torch.utils.data.Dataset):
+    """Writes shard `n` of some rows when item `n` is asked for, unless it is there; so a data loader's workers do it.
+
+    A shard is `00000.tar`, written aside and then named; `00000.dropped.jsonl` has the rows that were left out.
+
+    Args:
+        rows: With `image` and `caption`, a text or several.
+        folder: Where shards go.
+        encode: Makes a JPEG of a picture.
+        rows_per_shard: Rows of the source that a shard is made of.
+    """
+
+    def __init__(
+        self, rows: Sequence[Mapping[str, Any]], folder: Path, encode: PictureEncoder, rows_per_shard: int = 4096
+    ):
+        self.rows, self.folder, self.encode, self.rows_per_shard = rows, folder, encode, rows_per_shard
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.rows_per_shard)
+
+    def __getitem__(self, number: int) -> int:
+        """Write a shard; returns how many rows of the source it was made of."""
+        path = self.folder / f"{number:05d}.tar"
+        rows = range(number * self.rows_per_shard, min((number + 1) * self.rows_per_shard, len(self.rows)))
+        if path.exists():
+            return len(rows)
+        dropped = []
+        with written_aside(path) as aside:
+            with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for row in rows:
+                    try:
+                        members = self._members(row)
+                    except BadSampleError as error:
+                        dropped.append({"row": row, "reason": error.issue.name.lower(), "detail": error.detail})
+                    else:
+                        _add(tar, f"{row:09d}", members)
+            note = path.with_suffix(f".{DROPPED}")
+            note.unlink(missing_ok=True)  # of an attempt that was interrupted
+            if dropped:
+                with written_aside(note) as note_aside:
+                    note_aside.write_text("".join(json.dumps(row) + "\n" for row in dropped), encoding="utf-8")
+        return len(rows)
+
+    def write_all(self, workers: int = 0) -> Counter[str]:
+        """Write all shards that are not there, and a list of what was left out; returns its reasons, counted.
+
+        Args:
+            workers: Processes that write; 0 writes in this one.
+        """
+        with tqdm(total=len(self.rows), desc="shards", unit="row") as bar:
+            for rows in results_of(self, workers):
+                bar.update(rows)
+        parts = sorted(self.folder.glob(f"*.{DROPPED}"))
+        lines = [line for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
+        with written_aside(self.folder / DROPPED) as aside:
+            aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return Counter(json.loads(line)["reason"] for line in lines)
+
+    def _members(self, number: int) -> dict[str, bytes]:
+        """What a row becomes in the tar file."""
+        row = self.rows[number]
+        captions = [encodable(caption) for caption in usable_captions(row["caption"])]
+        image, size, original_size = self.encode(row["image"])
+        about = {"key": f"{number:09d}", "caption": captions, "width": size[0], "height": size[1]}
+        about |= {"original_width": original_size[0], "original_height": original_size[1]}
+        if isinstance(row["image"], str):
+            about["image"] = row["image"]
+        return {"jpg": image, "json": json.dumps(about).encode(), "txt": captions[0].encode()}
+
+
+def _add(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> None:
+    for kind, content in members.items():
+        member = tarfile.TarInfo(f"{key}.{kind}")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))

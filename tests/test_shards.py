@@ -1,0 +1,433 @@
+"""Shards hold what they were made of, every pair comes once an epoch, and damage costs what it has hit."""
+
+import io
+import json
+import multiprocessing
+import pickle
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from task_rows import load_script
+from test_data import encoded
+
+from albef_hf.data import Augmentation, BadSampleError, ImageTextPairs, Issue, PairReader, Pictures, Shards, load_image
+from albef_hf.data.shard_writer import PictureEncoder
+from albef_hf.data.shards import PLACE, ShardOrder, check_folder, index_folder
+
+ROWS = 20
+
+
+@pytest.fixture
+def reader() -> PairReader:
+    return PairReader(Augmentation(32, (0.5,) * 3, (0.25,) * 3))
+
+
+@pytest.fixture
+def prepare(monkeypatch):
+    monkeypatch.setenv("ALBEF_TRACEBACK", "1")
+    script = load_script("prepare_shards")
+    return lambda *arguments: script.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def source(tmp_path) -> list:
+    """Twenty pictures, of which three cannot be used, and the arguments that name them."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    for row in range(ROWS):
+        patches = Image.fromarray(noise.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((80, 60), Image.BICUBIC)
+        patches.save(folder / f"{row}.{'jpg' if row % 2 else 'png'}", quality=75)
+    rows = [{"image": f"{row}.{'jpg' if row % 2 else 'png'}", "caption": [f"number {row}"]} for row in range(ROWS)]
+    rows[2]["caption"] = ["the second", "", "number two"]
+    rows[4]["image"], rows[9]["caption"] = "absent.png", [" "]
+    (folder / "7.jpg").write_bytes((folder / "7.jpg").read_bytes()[:-500])
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return ["--train_files", folder / "rows.json", "--image_root", folder, "--rows_per_shard", 8]
+
+
+@pytest.fixture
+def shards(prepare, source, tmp_path) -> Path:
+    """Three shards with six, seven and four pairs of small pictures."""
+    prepare("--output_dir", tmp_path / "shards", *source, "--short_side", 48, "--num_workers", 0)
+    return tmp_path / "shards"
+
+
+def captions_of(rows) -> list[str]:
+    return [row["caption"][0] for row in rows]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_goes_in_comes_out_and_what_cannot_be_used_is_listed(shards, source):
+    rows = Shards([shards])
+    kept = [row for row in range(ROWS) if row not in (4, 7, 9)]
+    assert captions_of(rows) == ["the second" if row == 2 else f"number {row}" for row in kept]
+    assert rows[2]["caption"] == ["the second", "number two"]
+    for row, made in zip(kept, rows, strict=True):
+        picture = Image.open(io.BytesIO(made["image"]))
+        assert (picture.format, picture.size) == ("JPEG", (64, 48))
+        original = load_image(source[3] / f"{row}.{'jpg' if row % 2 else 'png'}").resize((64, 48), Image.LANCZOS)
+        difference = np.asarray(picture).astype(int) - np.asarray(original)
+        assert np.abs(difference).mean() < 6
+    dropped = [json.loads(line) for line in (shards / "dropped.jsonl").read_text().splitlines()]
+    assert [(line["row"], line["reason"]) for line in dropped] == [
+        (4, "image_missing"),
+        (7, "image_broken"),
+        (9, "caption_empty"),
+    ]
+    index = json.loads((shards / "index.json").read_text())
+    assert index["rows"] == 17 and [shard["rows"] for shard in index["shards"]] == [6, 7, 4]
+    assert index["dropped"] == {"image_missing": 1, "image_broken": 1, "caption_empty": 1} and not index["left_out"]
+    assert not check_folder(shards) and not rows.faults()
+
+
+def test_pictures_are_never_enlarged_and_small_jpegs_stay_as_they_are(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    jpeg, png, grey = encoded(noise, "JPEG"), encoded(noise), encoded(noise.convert("CMYK"), "JPEG")
+    encode = PictureEncoder(short_side=60)
+    assert encode(jpeg) == (jpeg, (80, 60), (80, 60))
+    for content in (png, grey, noise):
+        made, size, original = encode(content)
+        assert made != content and size == original == (80, 60)
+        assert Image.open(io.BytesIO(made)).mode == "RGB"
+    assert PictureEncoder(short_side=30)(jpeg)[1:] == ((40, 30), (80, 60))
+    assert PictureEncoder(short_side=30)(Image.new("RGB", (3000, 3)))[1:] == ((3000, 3), (3000, 3))
+    assert len(PictureEncoder(short_side=30, quality=30)(jpeg)[0]) < len(PictureEncoder(short_side=30)(jpeg)[0])
+
+
+def test_exif_orientation_is_followed_where_it_is_asked_for():
+    image = Image.new("RGB", (40, 30), "red")
+    image.paste("blue", (0, 0, 20, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it by 90 degrees
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif)
+    assert PictureEncoder()(buffer.getvalue())[0] == buffer.getvalue()
+    content, size, _ = PictureEncoder(exif_transpose=True)(buffer.getvalue())
+    turned = Image.open(io.BytesIO(content))
+    assert size == turned.size == (30, 40) and not turned.getexif()
+    assert turned.getpixel((15, 5))[2] > 200 and turned.getpixel((15, 35))[0] > 200
+
+
+def test_an_interrupted_preparation_goes_on(prepare, source, shards, monkeypatch, tmp_path):
+    before = (shards / "index.json").read_text()
+    (shards / "00001.tar").unlink()
+    (shards / ".00001.tar.unfinished").write_bytes(b"half of it")
+    (shards / "index.json").unlink()
+    written, replace = [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, path: (written.append(path.name), replace(self, path)))
+    arguments = ["--output_dir", shards, *source, "--short_side", 48, "--num_workers", 0]
+    prepare(*arguments)
+    expected = ["preparation.json", "00001.dropped.jsonl", "00001.tar", "dropped.jsonl", "index.npy", "index.json"]
+    assert written == expected and (shards / "index.json").read_text() == before
+    assert not list(shards.glob("*.unfinished")) + list(shards.glob(".*.unfinished"))
+    with pytest.raises(ValueError, match=r"holds shards of something else \(short_side\): set another output_dir"):
+        prepare(*arguments, "--short_side", 50)
+
+
+def test_several_processes_write_the_same(prepare, source, shards, tmp_path):
+    prepare("--output_dir", tmp_path / "other", *source, "--short_side", 48, "--num_workers", 2)
+    assert (tmp_path / "other" / "index.json").read_text() == (shards / "index.json").read_text()
+
+
+def test_a_full_disk_leaves_no_shard_that_is_not_whole(prepare, source, tmp_path, monkeypatch):
+    def full(path):
+        if path.name == ".00001.tar.unfinished":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("albef_hf.files.flush", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare("--output_dir", tmp_path / "out", *source, "--num_workers", 0)
+    assert [path.name for path in (tmp_path / "out").glob("*.tar")] == ["00000.tar"]
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
+def test_a_dataset_becomes_shards_that_other_libraries_read(prepare, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for row, color in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (40, 30), color).save(tmp_path / "folder" / f"{row}.png")
+    lines = [json.dumps({"file_name": f"{row}.png", "words": f"number {row} \U0001f600 犬"}) for row in range(3)]
+    (tmp_path / "folder" / "metadata.jsonl").write_text("\n".join(lines))
+    prepare(
+        *("--dataset", tmp_path / "folder", "--caption_column", "words", "--output_dir", tmp_path / "shards"),
+        *("--num_workers", 0),
+    )
+    expected = [f"number {row} \U0001f600 犬" for row in range(3)]
+    assert captions_of(Shards([tmp_path / "shards"])) == expected
+    files = [str(tmp_path / "shards" / "00000.tar")]
+    rows = datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True)
+    assert [row["txt"] for row in rows] == expected
+    webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
+    read = webdataset.WebDataset(files, shardshuffle=False).decode("pil").to_tuple("jpg", "json")
+    assert [about["caption"][0] for picture, about in read if picture.size == (40, 30)] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "output_dir is missing"),
+        (["--output_dir", "a", "--train_files", "a", "--dataset", "b"], "give one of them"),
+        (["--output_dir", "a", "--quality", "101"], "between 1 and 100"),
+        (["--output_dir", "a", "--short_side", "0"], "at least 1"),
+        (["--output_dir", "a", "--short_size", "9"], "did you mean --short_side?"),
+    ],
+)
+def test_wrong_options_name_the_remedy(prepare, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        prepare(*arguments)
+    assert message in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Order
+# ---------------------------------------------------------------------------------------------------------------------
+
+BOUNDS = np.array([0, 1000, 1000, 1777, 3000])  # of four shards, one of them empty
+
+
+def order_of(process: int, processes: int, epoch: int = 0, **more) -> ShardOrder:
+    order = ShardOrder(BOUNDS, 5, process, processes, **{"block": 64, "window": 300} | more)
+    order.set_epoch(epoch)
+    return order
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+def test_every_row_comes_once_an_epoch_on_one_process(processes):
+    left_out = set()
+    for epoch in range(2):
+        orders = [order_of(process, processes, epoch) for process in range(processes)]
+        rows = [row for order in orders for row in order]
+        assert {len(order) for order in orders} == {3000 // processes}
+        assert len(rows) == len(set(rows)) == 3000 // processes * processes and set(rows) <= set(range(3000))
+        left_out |= {(epoch, row) for row in set(range(3000)) - set(rows)}
+    if processes == 7:
+        assert len({row for _, row in left_out}) == 2 * (3000 % 7), "always the same rows are left out"
+
+
+def test_the_order_is_of_its_seed_and_epoch_alone_and_mixed():
+    assert list(order_of(0, 2)) == list(order_of(0, 2)) != list(order_of(0, 2, epoch=1))
+    assert list(ShardOrder(BOUNDS, 5)) != list(ShardOrder(BOUNDS, 6))
+    rows = list(order_of(0, 1))
+    assert np.abs(np.diff(rows)).mean() > 400  # of 1000 between rows drawn at random
+    assert abs(np.corrcoef(rows, np.arange(3000))[0, 1]) < 0.5
+
+
+def test_a_window_reads_few_places():
+    rows = np.array(list(order_of(1, 2)))
+    for start in range(0, 1500, 300):
+        shard_of = [np.searchsorted(BOUNDS, row, "right") - 1 for row in rows[start : start + 300]]
+        blocks = {(n, (row - BOUNDS[n]) // 64) for n, row in zip(shard_of, rows[start:], strict=False)}
+        assert len(blocks) <= 300 // 64 + 4
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading, and damage
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_several_folders_are_chosen_and_sent_to_other_processes(shards):
+    rows = Shards([shards, shards])
+    assert len(rows) == 34 and captions_of(rows)[17:] == captions_of(rows)[:17]
+    assert rows.bounds.tolist() == [0, 6, 13, 17, 23, 30, 34]
+    some = rows.select(np.array([1, 6, 7, 20, 33])).select(np.array([0, 2, 3, 4]))
+    assert captions_of(some) == ["number 1", "number 10", "number 3", "number 19"]
+    assert some.bounds.tolist() == [0, 1, 2, 2, 3, 3, 4]
+    assert rows.pictures().tolist() == 2 * rows.pictures()[:17].tolist() and len(set(rows.pictures())) == 17
+    assert some.pictures().tolist() == rows.pictures()[[1, 7, 20, 33]].tolist()
+    again = pickle.loads(pickle.dumps(some))
+    assert captions_of(again) == captions_of(some)
+    with pytest.raises(IndexError, match="There are 4 pairs; 4 is not one"):
+        some[4]
+
+
+def test_processes_that_are_forked_read_at_the_same_time(shards):
+    """As those that load data are, after the first row has been read; none may move the place of another in a file."""
+    rows = Shards([shards])
+    expected = list(rows)
+
+    def read_all() -> None:
+        for _ in range(200):
+            assert list(rows) == expected
+
+    processes = [multiprocessing.get_context("fork").Process(target=read_all) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+
+
+def places_of(shards: Path) -> np.ndarray:
+    return np.load(shards / "index.npy")
+
+
+def test_a_block_is_fetched_once_before_its_rows_are_read(shards, reader, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(
+        "os.posix_fadvise", lambda file, start, size, advice: fetched.append((start, size)), raising=False
+    )
+    monkeypatch.setattr("albef_hf.data.shards.BLOCK", 4)
+    rows, places = Shards([shards]).select(np.arange(2, 17)), places_of(shards)
+    (shards / "00002.tar").unlink()
+    pairs = ImageTextPairs(rows, reader)
+    expected = [places[row]["image_start"] for row in (2, 6, 10)]  # two blocks in the second shard, one in the first
+    for row in range(15):
+        assert pairs[row]["caption"]
+    assert fetched == [(start, 1 << 17) for start in expected]
+
+
+def overwrite(path: Path, start: int, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(content)
+
+
+def truncate(path: Path, size: int) -> None:
+    with path.open("r+b") as file:
+        file.truncate(size)
+
+
+def hole(shards: Path, content: bytes) -> set[int]:
+    """From the middle of the third picture of the second shard to that of the fifth."""
+    places = places_of(shards)
+    start, end = (int(places[row]["image_start"] + places[row]["image_bytes"] // 2) for row in (9, 11))
+    overwrite(shards / "00001.tar", start, (content * (end - start))[: end - start])
+    return {9, 10, 11}
+
+
+DAMAGES = {
+    "hole": lambda shards: hole(shards, b"\0"),
+    "garbage": lambda shards: hole(shards, b"\xff\xd8garbage"),
+    "picture": lambda shards: (
+        overwrite(shards / "00000.tar", int(places_of(shards)[3]["image_start"]) + 700, b"?") or {3}
+    ),
+    "caption": lambda shards: (
+        overwrite(shards / "00000.tar", int(places_of(shards)[3]["text_start"]) + 30, b"?") or {3}
+    ),
+    "truncated": lambda shards: (
+        truncate(shards / "00002.tar", int(places_of(shards)[15]["text_start"]) + 2) or {15, 16}
+    ),
+    "missing": lambda shards: (shards / "00001.tar").unlink() or set(range(6, 13)),
+    "empty": lambda shards: truncate(shards / "00001.tar", 0) or set(range(6, 13)),
+    "folder": lambda shards: (shards / "00001.tar").unlink() or (shards / "00001.tar").mkdir() or set(range(6, 13)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_damage_costs_the_pairs_that_it_has_hit_and_no_other(shards, damage, reader):
+    before = list(Shards([shards]))
+    damaged = damage(shards)
+    rows = Shards([shards])
+    for row in range(17):
+        if row in damaged:
+            with pytest.raises(BadSampleError, match="shard_damaged: .*0000[012].tar"):
+                rows[row]
+        else:
+            assert rows[row] == before[row]
+    samples = [ImageTextPairs(rows, reader)[row] for row in range(17)]
+    assert {row for row in range(17) if samples[row]["issues"]} == damaged
+    assert {issue for sample in samples for issue in sample["issues"]} <= {Issue.SHARD_DAMAGED}
+    held_out = Pictures(rows)
+    assert len(held_out) == 17 - len(damaged) and set(held_out.bad_rows) == damaged
+    faults = check_folder(shards)
+    assert len(faults) == 1, faults
+    assert bool(rows.faults()) == (damage in [DAMAGES[name] for name in ("truncated", "missing", "empty", "folder")])
+
+
+def test_an_index_that_does_not_fit_is_refused(shards):
+    with pytest.raises(ValueError, match=r"has no index.json: python train/prepare_shards.py --output_dir"):
+        Shards([shards.parent])
+    places = places_of(shards)
+    places["image_start"][3] += 1
+    np.save(shards / "index.npy", places)
+    with pytest.raises(ValueError, match="index.npy is not the one that index.json speaks of.*prepare_shards"):
+        Shards([shards])
+    (shards / "index.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        Shards([shards])
+
+
+def test_check_tells_of_what_has_changed(prepare, shards, capsys):
+    prepare("--output_dir", shards, "--check", "--num_workers", 0)
+    assert "All shards are what they were." in capsys.readouterr().out
+    overwrite(shards / "00001.tar", 600, b"?")
+    with pytest.raises(SystemExit, match=r"the content of .*00001.tar is not what it was \(SHA-256\)"):
+        prepare("--output_dir", shards, "--check", "--num_workers", 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shards of others
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def foreign(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def test_tar_files_of_others_get_an_index(prepare, tmp_path):
+    """As img2dataset and webdataset write them, and with what makes no pair."""
+    picture = encoded(Image.new("RGB", (9, 9), "red"))
+    long = "a/" * 60 + "x"  # beyond what a plain header takes
+    foreign(
+        tmp_path / "b.tar",
+        [
+            ("000.jpg", picture), ("000.json", b'{"caption": "zero"}'), ("000.txt", b"other"),
+            ("d/001.PNG", picture), ("d/001.txt", "one \u72ac".encode()),
+            ("d/e/001.png", picture), ("d/e/001.txt", b"\xff two"),
+            ("003.png", picture), ("003.json", b'{"url": "caption"}'), ("003.txt", b"three"),
+            ("004.png", picture), ("004.cls", b"4"),
+            ("005.txt", b"five"), (f"{long}.webp", picture), (f"{long}.json", b'{"caption": ["six", "seven"]}'),
+        ],
+    )  # fmt: skip
+    foreign(tmp_path / "a.tar", [])
+    (tmp_path / "c.tar").write_bytes(b"no tar file" * 1000)
+    prepare("--output_dir", tmp_path, "--num_workers", 0)
+    rows = Shards([tmp_path])
+    assert [row["caption"] for row in rows] == ["zero", "one 犬", "\ufffd two", "three", ["six", "seven"]]
+    assert all(row["image"] == picture for row in rows)
+    left_out = json.loads((tmp_path / "index.json").read_text())["left_out"]
+    assert left_out.pop("no_caption") == 1 and left_out.pop("no_picture") == 1
+    assert sum(ShardOrder(rows.bounds)) == 10
+
+
+@pytest.mark.parametrize("content", [b"\0", b"garbage"])
+def test_an_index_is_made_beyond_a_hole(shards, content, tmp_path):
+    """The header of one picture and the content of the one before it are gone; the others are found."""
+    before, places = list(Shards([shards])), places_of(shards)
+    start = int(places[9]["image_start"])
+    overwrite(shards / "00001.tar", start - 512, (content * 2000)[: int(places[9]["image_bytes"]) + 700])
+    index = index_folder(shards)
+    assert index["rows"] == 16
+    assert list(Shards([shards])) == before[:9] + before[10:]
+
+
+def test_a_folder_without_pairs_is_refused(prepare, tmp_path):
+    with pytest.raises(ValueError, match="No tar file in .* holds a picture and"):
+        prepare("--output_dir", tmp_path, "--num_workers", 0)
+    assert PLACE.itemsize == 33  # bytes a pair, which the documentation of memory rests on
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_held_out_pictures_are_in_no_training_row(run, shards):
+    script = load_script("pretrain")
+    training, held_out = script.hold_out(Shards([shards, shards]), 1000, seed=0)
+    assert len(training) == 32 and len(held_out) == 2  # a tenth of 17 pictures, each of which is there twice
+    assert not set(training.pictures()) & set(held_out.pictures())
+    assert Counter(captions_of(held_out)).most_common(1)[0][1] == 2
