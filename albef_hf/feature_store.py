@@ -22,6 +22,7 @@ from .data.albums import Key, Stamp
 from .files import digest, written_aside
 
 MANIFEST = "manifest.json"
+OUR_FILES = ("features_*", "vectors_*", ".*.unfinished")  # beside the manifest
 FORMAT = 1
 SHARD_ROWS = 2**16  # of a shard at most, but for what is computed between two writes of a build
 ANEW = "Build the index again: what is whole is kept."
@@ -210,11 +211,8 @@ class FeatureStore:
         manifest.files = {name: entry for name, entry in manifest.files.items() if name in named}
         content = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n"
         self._put(self.folder / MANIFEST, lambda path: path.write_text(content, encoding="utf-8"))
-        for path in (
-            *self.folder.glob("features_*"),
-            *self.folder.glob("vectors_*"),
-            *self.folder.glob(".*.unfinished"),
-        ):
+        ours = [path for pattern in OUR_FILES for path in self.folder.glob(pattern)]
+        for path in ours:
             if path.name not in named:
                 with contextlib.suppress(OSError):  # what cannot be removed now is removed the next time
                     path.unlink()

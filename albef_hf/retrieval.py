@@ -34,7 +34,7 @@ from transformers.utils import logging
 
 from .data import BadSampleError, Issue, load_image, says_something
 from .data.albums import Files, Key, Rows, Stamp, upright
-from .feature_store import ANEW, MANIFEST, FeatureStore, Manifest, Shard
+from .feature_store import ANEW, MANIFEST, OUR_FILES, FeatureStore, Manifest, Shard
 from .modeling_albef import AlbefAlignedModel
 from .nearest import (
     changed_vectors,
@@ -53,6 +53,7 @@ logger = logging.get_logger(__name__)
 
 Pictures = str | os.PathLike | Sequence[Any]  # a folder, a `datasets.Dataset`, a list of paths, or of PIL pictures
 Reading = tuple[Stamp, torch.Tensor] | BadSampleError  # of a picture: stamp and pixels, or what is wrong with it
+LOCK = ".lock"  # of the folder of an index
 PART_SECONDS = 30  # of work at most that an interrupted build loses
 READERS = min(8, os.cpu_count() or 1)  # threads that read pictures while the model is at work
 ENCODED_TOGETHER = 16  # candidates: their keys and values in all layers are large
@@ -611,7 +612,7 @@ def _require_weights(store: FeatureStore, model: AlbefAlignedModel) -> None:
 
 def _require_room(folder: Path) -> None:
     """Refuse to write an index among other things."""
-    ours = (MANIFEST, ".lock", "features_*", "vectors_*", ".*.unfinished")
+    ours = (MANIFEST, LOCK, *OUR_FILES)
     others = (
         [path for path in folder.iterdir() if not any(path.match(name) for name in ours)] if folder.exists() else []
     )
@@ -661,7 +662,7 @@ def _open_or_make(folder: Path, model: AlbefAlignedModel, source: Files | Rows) 
 def _alone(folder: Path) -> Iterator[None]:
     """Let no other process change the index meanwhile."""
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / LOCK, timeout=0):
             yield
     except Timeout as error:
         raise ValueError(f"Another process is changing the index in {folder}: wait until it has ended.") from error
