@@ -471,11 +471,11 @@ def test_a_damaged_index_is_refused_and_mended(index, model, processor, album, t
     PictureIndex.load(tmp_path / "index", model, processor).search("red")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "unheard": 3}', "\x00\x01"])
-def test_a_damaged_manifest_is_refused(index, model, processor, tmp_path, content):
-    (tmp_path / "index" / "manifest.json").write_text(content)
-    with pytest.raises(ValueError, match=r"manifest.json cannot be read .* Remove .*index, and build the index anew"):
-        PictureIndex.load(tmp_path / "index", model, processor)
+def test_a_damaged_manifest_is_refused(index, model, processor, tmp_path):
+    for content in ("", "[]", "{}", '{"format": 2}', '{"format": 1, "unheard": 3}', "\x00\x01"):
+        (tmp_path / "index" / "manifest.json").write_text(content)
+        with pytest.raises(ValueError, match=r"manifest.json cannot be read .* Remove .*index, and build the index an"):
+            PictureIndex.load(tmp_path / "index", model, processor)
 
 
 def test_other_weights_are_refused(index, model, processor, album, config, tmp_path):
@@ -658,20 +658,17 @@ def test_the_command(command, album, tmp_path, monkeypatch):
     assert "SHA-256" in command("info")
 
 
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
+def test_the_command_says_what_is_wrong(command):
+    for words, reason in (
         (["search", "red"], "holds no index. Make one"),
         (["search"], "Give a text to search for, or a picture"),
         (["search", "red", "--picture", "a.png"], "Give a text to search for, or a picture"),
         (["build", "nowhere", "--model", "../model"], "is not a folder"),
         (["build", ".", "--model", "../model"], "There is no picture in"),
         (["build", ".", "--model", "../nowhere"], "nowhere"),
-    ],
-)
-def test_the_command_says_what_is_wrong(command, words, reason):
-    with pytest.raises(SystemExit, match=f"error: .*{reason}"):
-        command(*words)
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{reason}"):
+            command(*words)
 
 
 def test_without_faiss_it_says_what_to_install(monkeypatch):
