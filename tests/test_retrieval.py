@@ -474,7 +474,7 @@ def test_a_damaged_index_is_refused_and_mended(index, model, processor, album, t
 def test_a_damaged_manifest_is_refused(index, model, processor, tmp_path):
     for content in ("", "[]", "{}", '{"format": 2}', '{"format": 1, "unheard": 3}', "\x00\x01"):
         (tmp_path / "index" / "manifest.json").write_text(content)
-        with pytest.raises(ValueError, match=r"manifest.json cannot be read .* Remove .*index, and build the index an"):
+        with pytest.raises(ValueError, match=r"manifest.json cannot be read .* Remove .*index, and build the index"):
             PictureIndex.load(tmp_path / "index", model, processor)
 
 
