@@ -261,6 +261,7 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     add("model", FIRST_MODEL, "folder or Hub name of a model from pretraining or retrieval")
     add("question_model", None, "the same of a model that answers questions")
     add("index", None, "folder that `python -m albef_hf.retrieval build` has written with this --model")
+    add("pictures", None, "folder of the pictures of --index, if they have moved since")
     add("examples", None, "folder of pictures to pick from; else built-in scenes")
     parser.add_argument("--host", help="address to serve; by default this machine alone (or GRADIO_SERVER_NAME)")
     parser.add_argument("--port", type=int, help="by default the first free one from 7860 (or GRADIO_SERVER_PORT)")
@@ -274,7 +275,9 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"error: there is no {FIRST_MODEL}, which `make pretrain` writes; or give --model FOLDER_OR_HUB_NAME")
     with tempfile.TemporaryDirectory() as folder:
         try:
-            assistant = Assistant.from_pretrained(options.model, options.question_model, options.index)
+            assistant = Assistant.from_pretrained(
+                options.model, options.question_model, options.index, options.pictures
+            )
             examples = folder_examples(options.examples) if options.examples else scene_examples(folder)
         except (ValueError, OSError) as error:
             sys.exit(f"error: {error}")

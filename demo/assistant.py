@@ -16,6 +16,7 @@ from albef_hf.explain import answer_heatmaps, contrastive_heatmaps, matching_hea
 MOST_CHARACTERS = 1_000  # of a text
 MOST_TEXTS = 100  # captions at once, or answers to choose from
 SHOWN_SIZE = 480  # longest side of a picture in a gallery, in pixels
+RERANKED = 32  # found pictures that are matched with the text; the paper's 128 would keep a visitor waiting
 ANSWERS = 3  # that are shown
 MATCHING, CONTRAST = "of the words (matching)", "of the image encoder (contrast)"
 WHOLE = "the whole text"
@@ -78,14 +79,16 @@ class Assistant:
     index: Any = None
 
     @classmethod
-    def from_pretrained(cls, model: str, question_model: str | None = None, index: str | None = None) -> "Assistant":
-        """Load models from folders or from the Hub, and an index from its folder."""
+    def from_pretrained(
+        cls, model: str, question_model: str | None = None, index: str | None = None, pictures: str | None = None
+    ) -> "Assistant":
+        """Load models from folders or from the Hub, and an index, whose pictures may have moved, from its folder."""
         retrieve = pipeline("image-text-retrieval", model=model)
         answer = pipeline("visual-question-answering", model=question_model) if question_model else None
         if index:
             from albef_hf.retrieval import PictureIndex  # which needs faiss
 
-            index = PictureIndex.load(index, retrieve.model, retrieve.processor)
+            index = PictureIndex.load(index, retrieve.model, retrieve.processor, pictures)
         return cls(retrieve, answer, index or None)
 
     def unread(self, text: str) -> str:
@@ -147,7 +150,7 @@ class Assistant:
 
     def search(self, query: str | Image.Image, k: int) -> tuple[list[Panel], list[Any]]:
         """The best pictures for a text, or those most like a picture, with their scores; and their keys."""
-        hits = self.index.search(query, k=k)
+        hits = self.index.search(query, k=k, rerank=RERANKED)
         return [(_sized(self.index.picture(hit.key)), _scores(hit)) for hit in hits], [hit.key for hit in hits]
 
 
