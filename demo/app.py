@@ -38,7 +38,9 @@ STYLE = """
 .scores b { font-weight: 600; color: var(--body-text-color-subdued); }
 .scores .bar { background: var(--neutral-200); border-radius: 4px; height: 0.5rem; }
 .scores .bar span { display: block; background: var(--primary-500); border-radius: 4px; height: 100%; }
+footer .divider:last-child { display: none !important; }
 @media (max-width: 640px) {
+    .tab-container button { padding: 0 0.6rem !important; }
     .scores { grid-template-columns: 1fr 4.5rem 3.5rem; }
     .gallery-of-all .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }

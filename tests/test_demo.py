@@ -1,6 +1,7 @@
 """The demo: what it computes is what the package does, what it refuses it says, and the page works in a browser."""
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -398,7 +399,8 @@ class Visitor:
     def write(self, selector: str, text: str) -> None:
         field = self.find(f"{selector} textarea, {selector} input")
         field.clear()
-        field.send_keys(text)
+        field.click()
+        self.browser.execute_cdp_cmd("Input.insertText", {"text": text})
 
     def upload(self, path: Path) -> None:
         for close in self.all("#picture button[aria-label='Clear'], #picture button[aria-label='Remove Image']"):
@@ -409,13 +411,14 @@ class Visitor:
         self.find("#picture img")
 
     def pictures(self, selector: str) -> list[str]:
-        """What is written below the pictures of a gallery, all of which have come."""
-        items = self.until(lambda: self.all(f"{selector} .grid-container button"), selector)
-        loaded = "return [...document.querySelectorAll(arguments[0])].every(i => i.complete && i.naturalWidth > 1)"
-        for item in items:
-            self.browser.execute_script("arguments[0].scrollIntoView()", item)
-        self.until(lambda: self.browser.execute_script(loaded, f"{selector} img"), "pictures")
-        return [item.text for item in items]
+        """What is written below the pictures of a gallery, once all have come."""
+        look = """
+            const items = [...document.querySelectorAll(arguments[0] + " .grid-container button")];
+            items.forEach(item => item.scrollIntoView());
+            const loaded = items.every(item => item.querySelector("img").naturalWidth > 1);
+            return loaded ? items.map(item => item.innerText.trim()) : [];
+        """
+        return self.until(lambda: self.browser.execute_script(look, selector), selector)
 
     def told(self) -> str:
         """The messages that there are."""
@@ -450,3 +453,72 @@ def test_somebody_scores_captions(visitor, models, photographs_folder):
     expected = models["retrieve"](str(photographs_folder / "03.png"), candidate_texts=captions)
     lines = [[row["text"], f"{row['score']:.1%}", f"{row['similarity']:+.2f}"] for row in expected]
     assert shown == ["Caption", "Match", "Cosine", *sum(lines, [])]
+
+
+@needs_browser
+def test_somebody_picks_an_example_and_looks_at_its_words(visitor):
+    visitor.click(".gallery-item")
+    visitor.open("Words")
+    visitor.until(lambda: "a yellow circle" in visitor.find("#text textarea").get_attribute("value"), "the caption")
+    visitor.write("#text", "a surfboarding dog, a ball")
+    visitor.click("#look")
+    assert visitor.pictures("#maps") == [work.WHOLE, "a", "surfboarding", "dog", "a", "ball"]
+    visitor.click("#way label:last-child")
+    visitor.click("#look")
+    visitor.until(lambda: visitor.pictures("#maps") == [work.WHOLE, "a", "surfboarding", "dog", "ball"], "contrast")
+
+
+@needs_browser
+def test_somebody_asks_a_question(visitor, models, photographs_folder):
+    visitor.upload(photographs_folder / "05.png")
+    visitor.open("Question")
+    visitor.write("#question", "what is it?")
+    visitor.write("#choices", "yes\nno")
+    visitor.click("#ask")
+    expected = models["answer"](str(photographs_folder / "05.png"), "what is it?", candidate_answers=["yes", "no"])
+    assert visitor.find("#answers h2").text == expected[0]["answer"]
+    visitor.find("#where img")
+
+
+@needs_browser
+def test_somebody_is_told_what_is_wrong(visitor, photographs_folder, tmp_path):
+    visitor.click("#score")
+    visitor.until(lambda: "There is no picture yet" in visitor.told(), "a message")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    visitor.upload(tmp_path / "broken.png")
+    visitor.write("#captions", "a dog")
+    visitor.click("#score")
+    visitor.until(lambda: "cannot be read as a picture" in visitor.told(), "a message")
+    visitor.browser.refresh()
+    visitor.upload(photographs_folder / "00.png")
+    visitor.click("#score")
+    visitor.until(lambda: "There is no caption yet" in visitor.told(), "a message")
+    visitor.write("#captions", "x" * 10_000)
+    visitor.click("#score")
+    visitor.until(lambda: "this one has 10,000" in visitor.told(), "a message")
+    visitor.write("#captions", LONG)
+    visitor.click("#score")
+    visitor.until(lambda: "has not read the end" in visitor.told(), "a message")
+    visitor.find("#scores .scores")
+    assert "Traceback" not in visitor.browser.page_source
+
+
+@needs_browser
+def test_the_page_asks_nothing_of_others_and_fits_a_phone(visitor):
+    browser = visitor.browser
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    )
+    try:
+        browser.refresh()
+        visitor.find("#score")
+        for tab in ("Captions", "Words", "Question", "Search"):
+            visitor.open(tab)
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= 390, tab
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
+    assert any(url.startswith(visitor.address) for url in asked)
+    assert not [url for url in asked if not url.startswith((visitor.address, "data:", "blob:"))]
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
