@@ -7,12 +7,16 @@ Two steps, as in the paper: the cosines of image and text features (ITC), throug
 the matching head (ITM), which reads picture and text together, orders them.
 """
 
+import argparse
 import contextlib
 import hashlib
 import math
 import os
+import sys
+import tempfile
 import threading
 import time
+import webbrowser
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,10 +30,11 @@ import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
+from transformers import pipeline
 from transformers.utils import logging
 
 from .data import BadSampleError, Issue, load_image, says_something
-from .data.albums import Files, Key, Rows, Stamp
+from .data.albums import Files, Key, Rows, Stamp, upright
 from .feature_store import ANEW, MANIFEST, FeatureStore, Manifest, Shard
 from .modeling_albef import AlbefAlignedModel
 from .nearest import (
@@ -41,8 +46,9 @@ from .nearest import (
     read_vectors,
     write_vectors,
 )
-from .processing_albef import AlbefProcessor, clean_caption
+from .processing_albef import AlbefProcessor, clean_caption, encodable
 from .ranking import KEPT_VALUES, TextFeatures, encode_texts, match_pictures
+from .results_page import results_page
 
 logger = logging.get_logger(__name__)
 
@@ -137,7 +143,8 @@ class PictureIndex:
         _require_joint_space(model)
         if factory is not None:
             check_factory(factory, model.config.projection_dim)
-        source, keys = _open(pictures)
+        source = _source(pictures)
+        keys = source.keys_of(pictures)
         folder = Path(folder)
         _require_room(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +173,7 @@ class PictureIndex:
             model: The one that it was built with.
             processor: Its processor.
             pictures: What it was built of, if that was a dataset or a list of pictures; without them such an index
-                answers with `rerank=0` only.
+                answers with `rerank=0` only. Or the folder of the pictures, if they have moved.
 
         Raises:
             ValueError: If there is no finished index, it was built with other weights, or it is damaged.
@@ -174,10 +181,12 @@ class PictureIndex:
         _require_joint_space(model)
         store = FeatureStore.open(Path(folder))
         _require_weights(store, model)
-        index = cls(model, processor, store, Files(store.manifest.root) if pictures is None else _open(pictures)[0])
+        index = cls(model, processor, store, Files(store.manifest.root) if pictures is None else _source(pictures))
         index._use()
         if pictures is None and index.keys and isinstance(index.keys[0], int):
-            index.source = Rows(start=store.manifest.next_id)  # no picture is there; their numbers are not given again
+            index.source = Rows(start=store.manifest.next_id)  # none is there, and no number is given twice
+        elif isinstance(index.source, Rows):
+            index.source.keys_of(pictures)
         return index
 
     def __len__(self) -> int:
@@ -621,11 +630,10 @@ def _are_files(pictures: Pictures) -> bool:
     return any(paths)
 
 
-def _open(pictures: Pictures) -> tuple[Files | Rows, list[Key]]:
-    """What pictures are read from, and their keys."""
+def _source(pictures: Pictures) -> Files | Rows:
+    """What pictures are read from."""
     is_folder = isinstance(pictures, (str, os.PathLike))
-    source = Files(pictures if is_folder else None) if _are_files(pictures) else Rows()
-    return source, source.keys_of(pictures)
+    return Files(pictures if is_folder else None) if _are_files(pictures) else Rows()
 
 
 def _open_or_make(folder: Path, model: AlbefAlignedModel, source: Files | Rows) -> FeatureStore:
@@ -651,3 +659,148 @@ def _alone(folder: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise ValueError(f"Another process is changing the index in {folder}: wait until it has ended.") from error
+
+
+def load_model(name: str, revision: str | None, device: str | None) -> tuple[AlbefAlignedModel, AlbefProcessor]:
+    """A model and its processor, from a folder or the Hub, by transformers' pipeline, which checks that they fit."""
+    found = pipeline("image-text-retrieval", model=name, revision=revision, device=device)
+    return found.model, found.processor
+
+
+def _load(options: argparse.Namespace) -> PictureIndex:
+    """The index that a command is about, with the model that it was built with."""
+    built_with = FeatureStore.open(options.index).manifest.model
+    if not (options.model or built_with["name"]):
+        raise ValueError("The index does not say which model it was built with: give it with --model.")
+    revision = options.revision or (None if options.model else built_with["revision"])
+    return PictureIndex.load(options.index, *load_model(options.model or built_with["name"], revision, options.device))
+
+
+def _build(options: argparse.Namespace) -> None:
+    model, processor = load_model(options.model, options.revision, options.device)
+    settings = (options.index, options.factory, options.batch_size)
+    print(_told(PictureIndex.build(model, processor, options.folder, *settings)))
+
+
+def _add(options: argparse.Namespace) -> None:
+    index = _load(options)
+    folders = [path for path in options.pictures if path.is_dir()]
+    files = [path for path in options.pictures if path not in folders]
+    added = sum(index.add(pictures, options.batch_size) for pictures in (*folders, *([files] if files else [])))
+    print(f"{added} pictures more. {_told(index)}")
+
+
+def _remove(options: argparse.Namespace) -> None:
+    index = _load(options)
+    index.remove(options.keys)
+    print(_told(index))
+
+
+def _info(options: argparse.Namespace) -> None:
+    index = _load(options)
+    manifest = index.store.manifest
+    size = sum(entry["bytes"] for entry in manifest.files.values())
+    faults = [fault for name in manifest.files if (fault := index.store.deep_fault(name))]
+    print(_told(index))
+    print(f"of: {manifest.root or 'a list or dataset'}")
+    print(f"built with: {manifest.model['name']}, revision {manifest.model['revision'] or 'unknown'}")
+    print(f"faiss: {manifest.built}; {size / 1e6:.1f} MB on the disk")
+    print(f"changes since: {index.changes()}")
+    print(f"damage: {'; '.join(faults) or 'none'}")
+
+
+def _search(options: argparse.Namespace) -> None:
+    if (options.query is None) == (options.picture is None):
+        raise ValueError("Give a text to search for, or a picture with --picture.")
+    index = _load(options)
+    if changes := index.changes():
+        print(f"The index is not up to date: {changes}. Build it again to bring it there.", file=sys.stderr)
+    query = options.query if options.picture is None else upright(options.picture)
+    hits = index.search(query, options.k, options.rerank, options.itc_weight)
+    print("  match  cosine  picture")
+    for hit in hits:
+        match = "      -" if hit.match is None else f"{hit.match:7.4f}"
+        print(f"{match} {hit.similarity:+7.4f}  {encodable(str(hit.key))}")
+    if options.html or options.open:
+        path = options.html or Path(tempfile.mkdtemp(), "results.html")
+        path.write_text(_page(index, query, hits), encoding="utf-8")
+        print(f"{path} shows them.")
+        if options.open:
+            webbrowser.open(path.absolute().as_uri())
+
+
+def _page(index: PictureIndex, query: str | Image.Image, hits: Sequence[Hit]) -> str:
+    def results() -> Iterator[tuple[str, dict[str, str], Image.Image]]:
+        for hit in tqdm(hits, "draw heat maps", leave=False):
+            scores = {} if hit.match is None else {"match": f"{hit.match:.1%}"}
+            yield str(hit.key), scores | {"cosine": f"{hit.similarity:+.3f}"}, index.picture(hit.key)
+
+    about = f"The best {len(hits)} of {len(index):,} pictures, by {index.store.manifest.model['name']}"
+    return results_page(query, results(), about, index.model, index.processor)
+
+
+def _told(index: PictureIndex) -> str:
+    counts = f"; not readable: {index.broken_told()}" if index.broken else ""
+    return f"{len(index):,} pictures are in {index.store.folder}{counts}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--index", type=Path, default=Path("pictures.index"), help="folder of the index")
+    shared.add_argument("--revision", help="of the model on the Hub: a tag, branch or commit")
+    shared.add_argument("--device", help="such as cpu or cuda:0; by default what there is")
+    other = argparse.ArgumentParser(add_help=False)
+    other.add_argument("--model", help="where the model of the index is now, if it has moved")
+    parser = argparse.ArgumentParser(prog="python -m albef_hf.retrieval", description="Search your own pictures.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    build = commands.add_parser(
+        "build",
+        help="index the pictures of a folder, go on with an index that was interrupted, or bring one up to date",
+        parents=[shared],
+        **formatter,
+    )
+    build.add_argument("folder", help="of the pictures, which is searched through")
+    build.add_argument("--model", required=True, help="folder or Hub name of a pretraining or retrieval model")
+    build.add_argument("--factory", help="faiss index_factory string; by default Flat, above a million IVF")
+    build.set_defaults(do=_build)
+
+    search = commands.add_parser("search", help="find pictures", parents=[shared, other], **formatter)
+    search.add_argument("query", nargs="?", help="what to search for, a text")
+    search.add_argument("--picture", type=Path, help="what to search for, a picture")
+    search.add_argument("-k", type=int, default=10, help="how many pictures to find")
+    search.add_argument("--rerank", type=int, default=128, help="candidates by cosine that are matched; 0: none")
+    search.add_argument("--itc-weight", type=float, default=0.0, help="weight of the cosine beside the matching logit")
+    search.add_argument("--html", type=Path, help="file to write a page to, with pictures and a heat map of each word")
+    search.add_argument("--open", action="store_true", help="show that page in a browser")
+    search.set_defaults(do=_search)
+
+    add = commands.add_parser("add", help="index more pictures", parents=[shared, other], **formatter)
+    add.add_argument("pictures", type=Path, nargs="+", help="files and folders")
+    add.set_defaults(do=_add)
+    for command in (build, add):
+        command.add_argument("--batch-size", type=int, default=64, help="pictures encoded at a time")
+
+    remove = commands.add_parser("remove", help="forget pictures", parents=[shared, other], **formatter)
+    remove.add_argument("keys", nargs="+", help="as search names them")
+    remove.set_defaults(do=_remove)
+
+    info = commands.add_parser("info", help="what is in the index, and whether it is whole", parents=[shared, other])
+    info.set_defaults(do=_info)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.do(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on")
+
+
+if __name__ == "__main__":
+    main()
