@@ -5,6 +5,7 @@ the vectors into 4,096 lists and compares with those of some lists; `IVF4096,SQ8
 compressed. See https://github.com/facebookresearch/faiss/wiki/The-index-factory.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,11 +21,14 @@ TRAINING_VECTORS = 64  # of each list; faiss wants 39 at least
 LISTS_SHARE = 16  # one list of so many is searched
 
 
+def ivf_lists(vectors: int) -> int:
+    """Into how many lists to sort so many vectors: about four for each one in the root."""
+    return 2 ** round(math.log2(4 * vectors**0.5))
+
+
 def default_factory(vectors: int) -> str:
-    """What to build of so many vectors: exact up to a million, then lists, about four for each one in the root."""
-    if vectors <= FLAT_UP_TO:
-        return "Flat"
-    return f"IVF{2 ** round(np.log2(4 * vectors**0.5))},Flat"
+    """What to build of so many vectors: what compares with all of them up to a million, then lists."""
+    return "Flat" if vectors <= FLAT_UP_TO else f"IVF{ivf_lists(vectors)},Flat"
 
 
 def check_factory(factory: str, width: int) -> None:

@@ -31,6 +31,8 @@ PAGE = Template("""<!DOCTYPE html>
   ol { list-style: none; padding: 0; }
   li { border-top: 1px solid var(--line); padding: 1rem 0; display: grid; gap: 1rem;
        grid-template-columns: minmax(0, 21rem) minmax(0, 1fr); }
+  ol.pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); }
+  ol.pictures li { display: block; }
   li > figure img { max-width: 100%; border-radius: 4px; }
   figure { margin: 0; }
   figcaption { overflow-wrap: anywhere; }
@@ -43,7 +45,7 @@ PAGE = Template("""<!DOCTYPE html>
 <h1>$title</h1>
 <p>$about</p>
 $asked
-<ol>
+<ol$kind>
 $results
 </ol>
 </html>
@@ -96,9 +98,11 @@ def results_page(
         heats = [_figure(overlay(tiny, heat), word) for word, heat in zip(words, maps, strict=True)]
         lines = "".join(f"<dt>{_text(label)}</dt><dd>{_text(value)}</dd>" for label, value in scores.items())
         shown.append(f'<li>{_figure(small, name)}<div><dl>{lines}</dl><div class="words">{"".join(heats)}</div></div>')
+    kind = "" if is_text else ' class="pictures"'
     asked = "" if is_text else _figure(ImageOps.contain(query.convert("RGB"), (THUMBNAIL, THUMBNAIL)), "searched for")
     title = _text(query if len(query) <= 200 else query[:200] + " ...") if is_text else "Pictures like this one"
-    return PAGE.substitute(title=title, about=_text(about), asked=asked, results="\n".join(shown) or "<li>Nothing.")
+    results = "\n".join(shown) or "<li>Nothing.</li>"
+    return PAGE.substitute(title=title, about=_text(about), asked=asked, kind=kind, results=results)
 
 
 def _text(text: str) -> str:
