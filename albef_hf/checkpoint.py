@@ -7,9 +7,7 @@ ever run.
 """
 
 import contextlib
-import hashlib
 import json
-import os
 import random
 import re
 import shutil
@@ -23,6 +21,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
+
+from .files import digest, flush
 
 CHECKPOINTS = "checkpoints"  # folder, in that of a run
 MANIFEST = "manifest.json"
@@ -154,7 +154,7 @@ class Checkpoints:
         if (self.folder / f"step_{step}").exists():  # damaged, or training would not have come here again
             _remove(self.folder / f"step_{step}")
         aside.rename(self.folder / f"step_{step}")
-        _flush(self.folder)
+        flush(self.folder)
         with contextlib.suppress(OSError):  # what cannot be removed now is removed with the next one
             self._rotate(step)
 
@@ -194,12 +194,12 @@ def write_manifest(folder: Path, step: int, processes: int) -> None:
     version = sys.modules[__package__].__version__
     files = {}
     for path in sorted(folder.iterdir()):
-        _flush(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        flush(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": digest(path)}
     content = {"step": step, "processes": processes, "albef_hf": version, "files": files}
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _flush(folder / MANIFEST)
-    _flush(folder)
+    flush(folder / MANIFEST)
+    flush(folder)
 
 
 def fault_of(folder: Path) -> str | None:
@@ -210,7 +210,7 @@ def fault_of(folder: Path) -> str | None:
             size = (folder / name).stat().st_size
             if size != expected["bytes"]:
                 return f"{name} has {size} bytes instead of {expected['bytes']}"
-            if _digest(folder / name) != expected["sha256"]:
+            if digest(folder / name) != expected["sha256"]:
                 return f"the content of {name} is not what was written (SHA-256)"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -234,19 +234,3 @@ def _remove(path: Path) -> None:
     aside = path.with_name(f".{path.name}.removed.unfinished")
     path.rename(aside)
     shutil.rmtree(aside)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name == "nt":  # where folders cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -166,6 +166,26 @@ def match(
     return torch.cat(logits)[order.argsort().to(device)]
 
 
+@torch.no_grad()
+def match_pictures(model: AlbefAlignedModel, image_hidden_states: torch.Tensor, text: TextFeatures) -> torch.Tensor:
+    """Matching logits of some pictures with one text; what the text is before it sees a picture is computed once.
+
+    Args:
+        model: Has the multimodal encoder and the matching head; in evaluation mode.
+        image_hidden_states: (pictures, patches + 1, width).
+        text: From `encode_texts`, of one text.
+
+    Returns:
+        Logits of (no match, match), (pictures, 2).
+    """
+    multimodal = model.albef.multimodal_model
+    prepared = text.prepared[:, : int(text.mask.sum())].to(model.device)
+    key_values = multimodal.project_images(image_hidden_states)
+    cls = multimodal.summarize_prepared(prepared.expand(len(image_hidden_states), -1, -1), None, key_values)
+    with torch.autocast(cls.device.type, enabled=False):
+        return model.itm_head(cls.to(model.itm_head.weight.dtype))
+
+
 def rerank(
     model: AlbefAlignedModel,
     pictures: Iterable[tuple[int, torch.Tensor]],

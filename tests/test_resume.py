@@ -283,7 +283,7 @@ def test_a_full_disk_costs_no_old_checkpoint_and_training_goes_on(train, capsys,
     assert records_of(folder)[-1]["step"] == 2 and (folder / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("name", ["write_manifest", "_flush"])
+@pytest.mark.parametrize("name", ["write_manifest", "flush"])
 def test_the_old_one_stays_until_the_new_one_is_whole(checkpoints, monkeypatch, name):
     """The only one that is kept, when the last files of the next one cannot be written or flushed."""
     checkpoints.total_limit = 1

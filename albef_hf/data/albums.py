@@ -1,0 +1,208 @@
+"""Where pictures that are searched come from: files, or the rows of a dataset or a list.
+
+Each picture has a key, and a stamp that tells whether it is still the one that was read: size and time of change of a
+file, a digest of what is in a row.
+"""
+
+import bisect
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+from transformers.utils import logging
+
+from .pairs import BadSampleError, Issue, load_image
+
+logger = logging.get_logger(__name__)
+
+Key = str | int  # path, relative to the folder where there is one, or number of a row
+Stamp = tuple[int, int]
+
+
+def picture_suffixes() -> set[str]:
+    """Endings of the names of files that Pillow, with whatever plugins it has, takes for pictures."""
+    kinds = Image.registered_extensions().items()
+    return {suffix for suffix, kind in kinds if kind in Image.OPEN and Image.MIME.get(kind, "").startswith("image/")}
+
+
+class Files:
+    """Pictures in files.
+
+    Args:
+        root: Folder that keys are relative to. A picture elsewhere has its absolute path as key.
+    """
+
+    def __init__(self, root: str | os.PathLike | None = None):
+        self.root = None if root is None else Path(root).absolute()
+
+    def keys_of(self, pictures: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Key]:
+        """Keys of the pictures in a folder and below, in order, or of a list of files, each once.
+
+        Files and folders whose names start with a dot are left out, as are links to folders.
+
+        Raises:
+            ValueError: If there is no such folder, or no picture in it.
+        """
+        if not isinstance(pictures, (str, os.PathLike)):
+            return list(dict.fromkeys(self._key(Path(path).absolute()) for path in pictures))
+        folder = Path(pictures).absolute()
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder; give one, or a list of pictures.")
+        suffixes = picture_suffixes()
+        found = [self._key(path) for path in _walk(folder) if path.suffix.lower() in suffixes]
+        if not found:
+            raise ValueError(
+                f"There is no picture in {folder} or below: no name ends in .jpg, .png or another of the "
+                f"{len(suffixes)} endings that Pillow knows."
+            )
+        return sorted(found)
+
+    def listed(self) -> list[Key]:
+        """Keys of what is in the folder now, where there is one."""
+        try:
+            return [] if self.root is None else self.keys_of(self.root)
+        except ValueError:
+            return []
+
+    def path(self, key: Key) -> Path:
+        """Where a picture is."""
+        return (self.root or Path()) / str(key)
+
+    def stamp(self, key: Key) -> Stamp | None:
+        """Size in bytes and time of change in nanoseconds; None where there is no file."""
+        try:
+            status = self.path(key).stat()
+        except (OSError, ValueError):
+            return None
+        return status.st_size, status.st_mtime_ns
+
+    def read(self, key: Key) -> tuple[Stamp, Image.Image]:
+        """A picture as RGB, upright, and its stamp.
+
+        Raises:
+            BadSampleError: If it is missing or broken.
+        """
+        stamp = self.stamp(key)
+        if stamp is None:
+            raise BadSampleError(Issue.IMAGE_MISSING, str(self.path(key)))
+        return stamp, upright(self.path(key))
+
+    def _key(self, path: Path) -> str:
+        path = Path(os.path.normpath(path))
+        return path.relative_to(self.root).as_posix() if self.root and path.is_relative_to(self.root) else str(path)
+
+
+class Rows:
+    """Pictures in the rows of datasets, or in lists.
+
+    Args:
+        start: Number of the first row.
+    """
+
+    root = None
+
+    def __init__(self, start: int = 0):
+        self.start = self.end = start
+        self.starts: list[int] = []
+        self.parts: list[Sequence[Any]] = []
+        self.lock = threading.Lock()  # several threads read, and neither Pillow nor Arrow say that they may
+
+    def keys_of(self, rows: Sequence[Any]) -> list[Key]:
+        """Append a `datasets.Dataset`, or a sequence of pictures or of rows with `image`; returns the keys.
+
+        Raises:
+            ValueError: If there is none, or a dataset has no column with pictures.
+        """
+        if not len(rows):
+            raise ValueError("There is no picture: the list or dataset is empty.")
+        self.parts.append(_encoded_pictures(rows))
+        self.starts.append(self.end)
+        self.end += len(rows)
+        return list(range(self.starts[-1], self.end))
+
+    def listed(self) -> list[Key]:
+        """Keys of all rows that there are."""
+        return list(range(self.start, self.end))
+
+    def stamp(self, key: Key) -> Stamp | None:
+        """Digest of what a row holds; None where there is no such row, or nothing in it."""
+        try:
+            with self.lock:
+                return _stamp_of(self._value(key))
+        except BadSampleError:
+            return None
+
+    def read(self, key: Key) -> tuple[Stamp, Image.Image]:
+        """As that of files."""
+        with self.lock:
+            value = self._value(key)
+            return _stamp_of(value), upright(value)
+
+    def _value(self, key: Key) -> Any:
+        part = bisect.bisect_right(self.starts, int(key)) - 1
+        number = int(key) - self.starts[part]
+        if part < 0 or number >= len(self.parts[part]):
+            raise BadSampleError(Issue.IMAGE_MISSING, f"row {key}")
+        value = self.parts[part][number]
+        return value.get("image") if isinstance(value, Mapping) and "image" in value else value
+
+
+def upright(value: Any) -> Image.Image:
+    """A picture as RGB (see `load_image`), turned as its camera says that it was held.
+
+    Raises:
+        BadSampleError: If it is broken.
+    """
+    picture = load_image(value)
+    with contextlib.suppress(Exception):  # EXIF that cannot be understood turns nothing
+        picture = ImageOps.exif_transpose(picture)
+    return picture
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def tell(error: OSError) -> None:
+        logger.warning(f"{error.filename} cannot be looked into and is left out: {error.strerror}.")
+
+    for parent, folders, names in os.walk(folder, onerror=tell):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
+def _encoded_pictures(rows: Sequence[Any]) -> Sequence[Any]:
+    """The rows; of a `datasets.Dataset` their pictures alone, as `image`, not yet decoded."""
+    if not hasattr(rows, "cast_column"):
+        return rows
+    import datasets
+
+    columns = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    columns = columns or [name for name in rows.column_names if name == "image"]
+    if not columns:
+        raise ValueError(
+            f"The dataset has no column of pictures, only {', '.join(rows.column_names)}: cast one of them with "
+            'cast_column("...", datasets.Image()).'
+        )
+    rows = rows.select_columns(columns[:1]).cast_column(columns[0], datasets.Image(decode=False))
+    return rows if columns[0] == "image" else rows.rename_column(columns[0], "image")
+
+
+def _stamp_of(value: Any) -> Stamp:
+    """Digest of a picture in memory or encoded; of a path, what `Files` says of it."""
+    content = value.get("bytes") if isinstance(value, Mapping) else value
+    path = value.get("path") if isinstance(value, Mapping) and content is None else value
+    if isinstance(path, (str, os.PathLike)):
+        stamp = Files().stamp(os.fspath(path))
+        if stamp is None:
+            raise BadSampleError(Issue.IMAGE_MISSING, str(path))
+        return stamp
+    try:
+        if isinstance(content, Image.Image):
+            content = repr((content.mode, content.size)).encode() + content.tobytes()
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+    except Exception as error:  # of a picture that is decoded only now, or of what is none
+        raise BadSampleError(Issue.IMAGE_BROKEN, f"{value!r:.100}: {error}") from error
+    return int.from_bytes(digest[:8], "big", signed=True), int.from_bytes(digest[8:], "big", signed=True)

@@ -1,0 +1,227 @@
+"""Features of pictures on a disk, memory-mapped: shards, and the manifest that says which of them count.
+
+A shard is a safetensors file of `features` (pictures, width), `ids` (pictures,) and `stamps` (pictures, 2), with the
+pictures' keys in its metadata. No file is ever changed: new ones are written aside, flushed and named, and count from
+the moment that `manifest.json` is replaced by one which names them. So whatever moment a process is killed at, what is
+read afterwards is the old state or the new one.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .data.albums import Key, Stamp
+from .files import digest, put_in_place
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+SHARD_ROWS = 2**16  # of a shard at most, but for what is computed between two writes of a build
+ANEW = "Build the index again: what is whole is kept."
+
+
+@dataclass
+class Manifest:
+    """What an index consists of.
+
+    Args:
+        model: `name`, `revision` and `weights`, a digest, of the model that made the features.
+        root: Folder of the pictures, None where they come from a list or a dataset.
+        factory: What somebody wants faiss to build; None: what fits the number of pictures.
+        built: What faiss has built.
+        vectors: File of faiss.
+        shards: Files of the features that are in it.
+        parts: Files of features that are not in it yet: a build has been interrupted.
+        files: Bytes and SHA-256 of each file.
+        broken: Key, reason and stamp of each picture that could not be read.
+        removed: Keys of pictures that somebody has removed and that are not to come back by themselves.
+        next_id: Number of the next picture.
+        next_file: Number of the next file.
+    """
+
+    model: dict[str, str | None]
+    root: str | None
+    factory: str | None = None
+    built: str | None = None
+    vectors: str | None = None
+    shards: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    broken: list[tuple[Key, str, Stamp]] = field(default_factory=list)
+    removed: list[Key] = field(default_factory=list)
+    next_id: int = 0
+    next_file: int = 0
+
+
+@dataclass
+class Shard:
+    """Some pictures.
+
+    Args:
+        keys: Of each.
+        ids: Their numbers in the index, rising, (pictures,), int64.
+        stamps: (pictures, 2), int64; see `albef_hf.data.albums`.
+        features: Unit length, (pictures, width), float32.
+    """
+
+    keys: list[Key]
+    ids: torch.Tensor
+    stamps: torch.Tensor
+    features: torch.Tensor
+
+    def select(self, rows: torch.Tensor) -> "Shard":
+        """Some of its pictures, by a mask."""
+        keys = [key for key, chosen in zip(self.keys, rows.tolist(), strict=True) if chosen]
+        return Shard(keys, self.ids[rows], self.stamps[rows], self.features[rows])
+
+    @classmethod
+    def join(cls, shards: "list[Shard]") -> "Shard":
+        """The pictures of several, one after the other."""
+        keys = [key for shard in shards for key in shard.keys]
+        columns = [(shard.ids, shard.stamps, shard.features) for shard in shards]
+        return cls(keys, *(torch.cat(column) for column in zip(*columns, strict=True)))
+
+
+class FeatureStore:
+    """The files of an index.
+
+    Args:
+        folder: Where they are.
+        manifest: What counts of them.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest):
+        self.folder, self.manifest = folder, manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> "FeatureStore":
+        """Read the manifest of a folder.
+
+        Raises:
+            ValueError: If there is none, or it cannot be understood.
+        """
+        try:
+            content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            if content.pop("format") != FORMAT:
+                raise ValueError(f"it has another format than {FORMAT}, by another version of albef_hf")
+            return cls(folder, Manifest(**content))
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{folder} holds no index. Make one: python -m albef_hf.retrieval build FOLDER --model ID --index "
+                f"{folder}"
+            ) from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{folder / MANIFEST} cannot be read ({error}). Remove {folder}, and build anew."
+            ) from error
+
+    def fault(self, name: str) -> str | None:
+        """What is wrong with a file as far as its size tells, or None."""
+        path, expected = self.folder / name, self.manifest.files.get(name, {}).get("bytes")
+        if not path.is_file():
+            return f"{path} is missing"
+        size = path.stat().st_size
+        return None if size == expected else f"{path} has {size} bytes instead of {expected}"
+
+    def deep_fault(self, name: str) -> str | None:
+        """What is wrong with a file, every byte of which is read."""
+        fault = self.fault(name)
+        if fault is None and digest(self.folder / name) != self.manifest.files[name]["sha256"]:
+            fault = f"the content of {self.folder / name} is not what was written (SHA-256)"
+        return fault
+
+    def read(self, name: str) -> Shard:
+        """Map a shard into memory; its features are read from the disk when they are needed.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        fault = self.fault(name)
+        if fault is None:
+            try:
+                with safe_open(self.folder / name, "pt") as file:
+                    keys = json.loads(file.metadata()["keys"])
+                    columns = [file.get_tensor(column) for column in ("ids", "stamps", "features")]
+                if all(len(column) == len(keys) for column in columns):
+                    return Shard(keys, *columns)
+                fault = f"{self.folder / name} has not as many features as keys"
+            except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+                fault = f"{self.folder / name} cannot be read ({error})"
+        raise ValueError(f"The index is damaged: {fault}. {ANEW}")
+
+    def write_shard(self, shard: Shard) -> str:
+        """Write a shard, which counts as soon as the manifest names it; returns its name."""
+        tensors = {"ids": shard.ids, "stamps": shard.stamps, "features": shard.features}
+        keys = {"keys": json.dumps(shard.keys)}
+        return self.write("features", "safetensors", lambda path: save_file(tensors, path, keys))
+
+    def write(self, kind: str, suffix: str, write: Callable[[Path], None]) -> str:
+        """Write a file under a new name; returns the name."""
+        name = f"{kind}_{self.manifest.next_file:06}.{suffix}"
+        self.manifest.next_file += 1
+        path = self.folder / name
+        self._put(path, write)
+        self.manifest.files[name] = {"bytes": path.stat().st_size, "sha256": digest(path)}
+        return name
+
+    def add_part(self, keys: list[Key], stamps: list[Stamp], features: torch.Tensor) -> None:
+        """Keep features that have been computed; with `save` they outlast this process."""
+        ids = torch.arange(len(keys)) + self.manifest.next_id
+        self.manifest.next_id += len(keys)
+        shard = Shard(keys, ids, torch.tensor(stamps, dtype=torch.int64).view(-1, 2), features)
+        self.manifest.parts.append(self.write_shard(shard))
+
+    def kept(self, ids: Iterable[int]) -> list[Shard]:
+        """Make shards of some of the pictures and no parts, joining small ones.
+
+        Returns:
+            The shards, which are those of the manifest from now on.
+        """
+        ids = torch.as_tensor(np.fromiter(ids, dtype=np.int64)).sort().values
+        groups: list[tuple[list[str], list[Shard]]] = []
+        for name in (*self.manifest.shards, *self.manifest.parts):
+            shard = self.read(name)
+            rows = torch.isin(shard.ids, ids, assume_unique=True)
+            if not rows.all():
+                name, shard = "", shard.select(rows)
+            if groups and sum(len(other.keys) for other in (*groups[-1][1], shard)) <= SHARD_ROWS:
+                groups[-1][0].append(name)
+                groups[-1][1].append(shard)
+            else:
+                groups.append(([name], [shard]))
+        names = [
+            names[0] if len(names) == 1 and names[0] else self.write_shard(Shard.join(shards))
+            for names, shards in groups
+        ]
+        self.manifest.shards, self.manifest.parts = names, []
+        return [self.read(name) for name in names]
+
+    def save(self) -> None:
+        """Let what the manifest says count, and remove the files that no longer do."""
+        manifest = self.manifest
+        named = {*manifest.shards, *manifest.parts, *([manifest.vectors] if manifest.vectors else [])}
+        manifest.files = {name: entry for name, entry in manifest.files.items() if name in named}
+        content = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n"
+        self._put(self.folder / MANIFEST, lambda path: path.write_text(content, encoding="utf-8"))
+        for path in (*self.folder.glob("features_*"), *self.folder.glob("vectors_*"), *self.folder.glob(".*.aside")):
+            if path.name not in named:
+                with contextlib.suppress(OSError):  # what cannot be removed now is removed the next time
+                    path.unlink()
+
+    @staticmethod
+    def _put(path: Path, write: Callable[[Path], None]) -> None:
+        aside = path.with_name(f".{path.name}.aside")
+        try:
+            write(aside)
+            put_in_place(aside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            raise

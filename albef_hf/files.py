@@ -1,0 +1,29 @@
+"""Files that have to be on the disk, and what they have to hold."""
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":  # where folders cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Give a file that has been written aside its name, once it is on the disk; what had the name is replaced."""
+    flush(aside)
+    aside.replace(path)
+    flush(path.parent)

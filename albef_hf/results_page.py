@@ -1,0 +1,117 @@
+"""A search on a page: the pictures that were found, their scores, and where the model looks for each word.
+
+The page is one file with everything in it, so that it can be kept and sent.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Iterable
+from string import Template
+
+import torch
+from PIL import Image, ImageOps
+
+from .explain import contrastive_heatmaps, matching_heatmaps, overlay, word_heatmaps
+from .modeling_albef import AlbefAlignedModel
+from .processing_albef import AlbefProcessor, encodable
+
+THUMBNAIL, HEATMAP = 320, 132  # pixels of the longer side
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+  :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 15%, transparent); }
+  body { font: 15px/1.4 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+  h1 { font-size: 1.4rem; margin: 0; overflow-wrap: anywhere; }
+  p, dt { opacity: .7; }
+  ol { list-style: none; padding: 0; }
+  li { border-top: 1px solid var(--line); padding: 1rem 0; display: grid; gap: 1rem;
+       grid-template-columns: minmax(0, 21rem) minmax(0, 1fr); }
+  ol.pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); }
+  ol.pictures li { display: block; }
+  li > figure img { max-width: 100%; border-radius: 4px; }
+  figure { margin: 0; }
+  figcaption { overflow-wrap: anywhere; }
+  dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .7rem; margin: 0 0 .7rem; }
+  dd { margin: 0; font-variant-numeric: tabular-nums; }
+  .words { display: flex; flex-wrap: wrap; gap: .6rem; }
+  .words figcaption { font-size: .85rem; text-align: center; }
+  @media (max-width: 40rem) { li { grid-template-columns: 1fr; } }
+</style>
+<h1>$title</h1>
+<p>$about</p>
+$asked
+<ol$kind>
+$results
+</ol>
+</html>
+""")
+
+
+def word_maps(
+    model: AlbefAlignedModel, processor: AlbefProcessor, text: str, picture: Image.Image
+) -> tuple[list[str], torch.Tensor]:
+    """Where a model looks in a picture for each word of a text.
+
+    Maps of the matching, in which the words are read together; of a model with a single multimodal layer, where no
+    word has such a map, those of the contrast of each word by itself.
+
+    Returns:
+        The words, and a map of each, (words, rows, columns).
+    """
+    inputs = processor(images=[picture], text=[text], return_tensors="pt").to(model.device)
+    ids = inputs["input_ids"][0]
+    if model.config.text_config.num_multimodal_layers > 1:
+        return word_heatmaps(processor.tokenizer, ids, matching_heatmaps(model, **inputs)[0])
+    words, _ = word_heatmaps(processor.tokenizer, ids, torch.zeros(len(ids), 1, 1))
+    pixels = inputs["pixel_values"].expand(len(words), -1, -1, -1)
+    alone = processor(text=words, return_tensors="pt").to(model.device)
+    return words, contrastive_heatmaps(model, alone["input_ids"], pixels, alone["attention_mask"])
+
+
+def results_page(
+    query: str | Image.Image,
+    results: Iterable[tuple[str, dict[str, str], Image.Image]],
+    about: str,
+    model: AlbefAlignedModel,
+    processor: AlbefProcessor,
+) -> str:
+    """The page as HTML.
+
+    Args:
+        query: What was searched for.
+        results: Name, scores and picture of each, the best first.
+        about: A line on what was searched, and how.
+        model: Draws the heat maps, where the query is a text.
+        processor: Its processor.
+    """
+    is_text = isinstance(query, str)
+    shown = []
+    for name, scores, picture in results:
+        small = ImageOps.contain(picture, (THUMBNAIL, THUMBNAIL))
+        words, maps = word_maps(model, processor, query, picture) if is_text else ([], [])
+        tiny = ImageOps.contain(picture, (HEATMAP, HEATMAP))
+        heats = [_figure(overlay(tiny, heat), word) for word, heat in zip(words, maps, strict=True)]
+        lines = "".join(f"<dt>{_text(label)}</dt><dd>{_text(value)}</dd>" for label, value in scores.items())
+        shown.append(f'<li>{_figure(small, name)}<div><dl>{lines}</dl><div class="words">{"".join(heats)}</div></div>')
+    kind = "" if is_text else ' class="pictures"'
+    asked = "" if is_text else _figure(ImageOps.contain(query.convert("RGB"), (THUMBNAIL, THUMBNAIL)), "searched for")
+    title = _text(query if len(query) <= 200 else query[:200] + " ...") if is_text else "Pictures like this one"
+    results = "\n".join(shown) or "<li>Nothing.</li>"
+    return PAGE.substitute(title=title, about=_text(about), asked=asked, kind=kind, results=results)
+
+
+def _text(text: str) -> str:
+    return html.escape(encodable(text))
+
+
+def _figure(picture: Image.Image, caption: str) -> str:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=85)
+    source = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    caption = _text(caption)
+    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
