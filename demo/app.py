@@ -22,10 +22,11 @@ try:
 except ImportError:
     sys.exit('error: the demo needs Gradio: pip install "albef_hf[demo]"')
 
-from assistant import Assistant, Panel, read_lines, read_picture, read_text
+from assistant import Assistant, Panel, read_lines, read_picture, read_text, unread
 from PIL import Image
 
 from albef_hf.data import Scenes
+from albef_hf.pipeline_albef import AlbefPipeline
 
 FIRST_MODEL = "runs/scenes"  # of the first command of the README
 EXAMPLES = 6  # pictures to pick from
@@ -77,7 +78,7 @@ class Page:
     def score(self, upload: Upload, lines: str) -> str:
         """A table of captions, their probabilities and their similarities."""
         picture, captions = _picture(upload), read_lines(lines, "caption")
-        self._warn_of_cut(captions)
+        _warn_of_cut(self.assistant.retrieve, captions)
         rows = [
             f"<div>{html.escape(text)}</div>"
             f'<div>{score:.1%}<div class="bar"><span style="width: {score:.1%}"></span></div></div>'
@@ -87,24 +88,24 @@ class Page:
         return f'<div class="scores"><b>Caption</b><b>Match</b><b>Cosine</b>{"".join(rows)}</div>'
 
     @told
-    def look(self, upload: Upload, text: str, way: str) -> list[Panel]:
+    def look(self, upload: Upload, text: str) -> list[Panel]:
         """Heat maps of a text and its words."""
         picture, text = _picture(upload), read_text(text, "text")
-        self._warn_of_cut([text])
-        return self.assistant.show(picture, text, way)
+        _warn_of_cut(self.assistant.retrieve, [text])
+        return self.assistant.show(picture, text)
 
     @told
     def ask(self, upload: Upload, question: str, lines: str) -> tuple[dict[str, float], Image.Image]:
         """Answers, and where the model has looked for the best."""
         picture, question = _picture(upload), read_text(question, "question")
-        self._warn_of_cut([question])
+        _warn_of_cut(self.assistant.answer, [question])
         return self.assistant.ask(picture, question, read_lines(lines, "answer") if lines.strip() else [])
 
     @told
     def search(self, query: str) -> tuple[list[Panel], tuple[str, list[Any]]]:
         """Pictures that fit a text; and the text and what they are, for the one that is taken."""
         query = read_text(query, "text")
-        self._warn_of_cut([query])
+        _warn_of_cut(self.assistant.retrieve, [query])
         panels, keys = self.assistant.search(query, FOUND)
         return panels, (query, keys)
 
@@ -115,19 +116,13 @@ class Page:
         return panels, ("", keys)
 
     @told
-    def take(self, found: tuple[str, list[Any]], way: str, event: gr.SelectData) -> tuple[Any, ...]:
+    def take(self, found: tuple[str, list[Any]], event: gr.SelectData) -> tuple[Any, ...]:
         """Put a picture that was found into the hand; if a text has found it, show its words in it."""
         query, keys = found
         picture = self.assistant.index.picture(keys[event.index])
         if not query:
             return picture, gr.skip(), gr.skip(), gr.skip()
-        return picture, query, self.assistant.show(picture, query, way), gr.Tabs(selected="words")
-
-    def _warn_of_cut(self, texts: Sequence[str]) -> None:
-        for text in texts:
-            if unread := self.assistant.unread(text):
-                gr.Warning(html.escape(f"Too long for the model, which has not read the end: “{unread[:60]}”"))
-                return
+        return picture, query, self.assistant.show(picture, query), gr.Tabs(selected="words")
 
     def build(self) -> gr.Blocks:
         """Lay the page out."""
@@ -144,11 +139,11 @@ class Page:
                     with gr.Tab("Captions", id="captions"):
                         captions = self._captions(picture)
                     with gr.Tab("Words", id="words"):
-                        text, way, maps = self._words(picture)
+                        text, maps = self._words(picture)
                     with gr.Tab("Question", id="question"):
                         self._question(picture)
                     with gr.Tab("Search", id="search"):
-                        self._search(picture, [way], [picture, text, maps, tabs])
+                        self._search(picture, [picture, text, maps, tabs])
             with beside:
                 rows = [list(row) for row in self.examples]
                 gr.Examples(rows, [picture, captions, text], visible_columns=[0], label="Examples")
@@ -161,18 +156,19 @@ class Page:
         self._run(button.click, self.score, [picture, captions], scores)
         return captions
 
-    def _words(self, picture: gr.Image) -> tuple[gr.Textbox, gr.Radio, gr.Gallery]:
-        ways = list(self.assistant.ways)
+    def _words(self, picture: gr.Image) -> tuple[gr.Textbox, gr.Gallery]:
         text = gr.Textbox(label="Text", elem_id="text")
-        way = gr.Radio(ways, value=ways[0], label="Attention", elem_id="way")
-        if len(ways) == 1:
-            gr.Markdown("No maps of the matching: in this model's single multimodal layer no word has a part in it.")
         button = gr.Button("Where is it?", variant="primary", elem_id="look")
         maps = _gallery("maps")
-        gr.Markdown("In each map the place that it looks at most is red.")
-        self._run(button.click, self.look, [picture, text, way], maps)
-        self._run(text.submit, self.look, [picture, text, way], maps)
-        return text, way, maps
+        note = "Red is where it looks most to tell whether text and picture match."
+        if not self.assistant.shows_matching:
+            note += (
+                " In that no word has a part of its own, with a single multimodal layer: words are contrasted alone."
+            )
+        gr.Markdown(note)
+        self._run(button.click, self.look, [picture, text], maps)
+        self._run(text.submit, self.look, [picture, text], maps)
+        return text, maps
 
     def _question(self, picture: gr.Image) -> None:
         if self.assistant.answer is None:
@@ -183,7 +179,7 @@ class Page:
             return
         question = gr.Textbox(label="Question", elem_id="question")
         choices = gr.Textbox(
-            label="Answers to choose from, one a line; without any, the model writes", elem_id="choices"
+            label="Answers to choose from, one a line; without any, the model writes", lines=2, elem_id="choices"
         )
         button = gr.Button("Ask", variant="primary", elem_id="ask")
         with gr.Row():
@@ -192,7 +188,7 @@ class Page:
         self._run(button.click, self.ask, [picture, question, choices], [answers, where])
         self._run(question.submit, self.ask, [picture, question, choices], [answers, where])
 
-    def _search(self, picture: gr.Image, settings: list[Any], taken: list[Any]) -> None:
+    def _search(self, picture: gr.Image, taken: list[Any]) -> None:
         if self.assistant.index is None:
             gr.Markdown(
                 "There is nothing to search here. Give an index: `--index` (of a Space: `ALBEF_INDEX`) is a folder "
@@ -208,11 +204,18 @@ class Page:
         self._run(by_text.click, self.search, query, [gallery, found])
         self._run(query.submit, self.search, query, [gallery, found])
         self._run(by_picture.click, self.search_similar, picture, [gallery, found])
-        self._run(gallery.select, self.take, [found, *settings], taken)
+        self._run(gallery.select, self.take, found, taken)
 
     def _run(self, event: Callable, function: Callable, inputs: Any, outputs: Any) -> None:
         """One at a time, since a heat map changes for a moment how the model computes attention."""
         event(function, inputs, outputs, preprocess=False, concurrency_id="model", concurrency_limit=1)
+
+
+def _warn_of_cut(pipeline: AlbefPipeline, texts: Sequence[str]) -> None:
+    for text in texts:
+        if end := unread(pipeline.processor, text):
+            gr.Warning(html.escape(f"Too long for the model, which has not read the end: “{end[:60]}”"))
+            return
 
 
 def _gallery(name: str, **settings: Any) -> gr.Gallery:

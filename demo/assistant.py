@@ -1,31 +1,31 @@
 """What the page of the demo can do, without the page: checked inputs, the package's pipelines, pictures to look at."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 from transformers import pipeline
-from transformers.image_utils import load_image
 
-from albef_hf import ImageTextRetrievalPipeline, VisualQuestionAnsweringPipeline, clean_caption
-from albef_hf.data import says_something
-from albef_hf.explain import answer_heatmaps, contrastive_heatmaps, matching_heatmaps, overlay, word_heatmaps
+from albef_hf import AlbefProcessor, ImageTextRetrievalPipeline, VisualQuestionAnsweringPipeline, clean_caption
+from albef_hf.data import BadSampleError, says_something
+from albef_hf.data.albums import upright
+from albef_hf.explain import answer_heatmaps, matching_heatmaps, overlay
+from albef_hf.results_page import word_maps
 
 MOST_CHARACTERS = 1_000  # of a text
 MOST_TEXTS = 100  # captions at once, or answers to choose from
 SHOWN_SIZE = 480  # longest side of a picture in a gallery, in pixels
 RERANKED = 32  # found pictures that are matched with the text; the paper's 128 would keep a visitor waiting
 ANSWERS = 3  # that are shown
-MATCHING, CONTRAST = "of the words (matching)", "of the image encoder (contrast)"
 WHOLE = "the whole text"
 
 Panel = tuple[Image.Image, str]  # a picture and what is written below it
 
 
 def read_picture(path: str | None) -> Image.Image:
-    """The picture in a file, upright and in colours, as the pipelines read it.
+    """The picture in a file, upright and in colours.
 
     Raises:
         ValueError: If there is none, or it cannot be read.
@@ -33,9 +33,9 @@ def read_picture(path: str | None) -> Image.Image:
     if path is None:
         raise ValueError("There is no picture yet: drop one into the field, or pick an example.")
     try:
-        return load_image(path)
-    except Exception as error:  # a decoder fed with garbage raises whatever it likes
-        raise ValueError("This file cannot be read as a picture: it is damaged, or of no known kind.") from error
+        return upright(path)
+    except BadSampleError as error:
+        raise ValueError("This file cannot be read as a picture: it is damaged, too large, or no picture.") from error
 
 
 def read_text(text: str, name: str) -> str:
@@ -62,6 +62,12 @@ def read_lines(text: str, name: str) -> list[str]:
     if len(lines) > MOST_TEXTS:
         raise ValueError(f"There may be {MOST_TEXTS} lines, a {name} each; these are {len(lines):,}.")
     return [read_text(line, name) for line in lines or [""]]
+
+
+def unread(processor: AlbefProcessor, text: str) -> str:
+    """The end of a text that is longer than a model reads, as its tokenizer spells it."""
+    tokens = processor.tokenizer(clean_caption(text, max_words=len(text)), truncation=False)["input_ids"]
+    return processor.tokenizer.decode(tokens[len(processor(text=[text])["input_ids"][0]) :])
 
 
 @dataclass
@@ -91,49 +97,23 @@ class Assistant:
             index = PictureIndex.load(index, retrieve.model, retrieve.processor, pictures)
         return cls(retrieve, answer, index or None)
 
-    def unread(self, text: str) -> str:
-        """The end of a text that is longer than the model reads, as its tokenizer spells it."""
-        processor = self.retrieve.processor
-        tokens = processor.tokenizer(clean_caption(text, max_words=len(text)), truncation=False)["input_ids"]
-        return processor.tokenizer.decode(tokens[len(processor(text=[text])["input_ids"][0]) :])
-
     def score(self, picture: Image.Image, captions: list[str]) -> list[tuple[str, float, float]]:
         """Captions with their probabilities of a match (ITM) and their similarities (ITC), the best first."""
         found = self.retrieve(picture, candidate_texts=captions, rerank=len(captions))
         return [(result["text"], result["score"], result["similarity"]) for result in found]
 
     @property
-    def ways(self) -> dict[str, Callable[[Image.Image, str], tuple[list[str], torch.Tensor]]]:
-        """Whose attention there is to see: each way gives words and their heat maps, first of the whole text.
+    def shows_matching(self) -> bool:
+        """Whether `show` has maps of the matching: in the last multimodal layer no word has a part in it."""
+        return self.retrieve.model.config.text_config.num_multimodal_layers > 1
 
-        In the last multimodal layer no word has a part in the matching score, so a model with a single one has no such
-        maps.
-        """
-        ways = {CONTRAST: self._contrast_maps}
-        several = self.retrieve.model.config.text_config.num_multimodal_layers > 1
-        return {MATCHING: self._matching_maps} | ways if several else ways
-
-    def show(self, picture: Image.Image, text: str, way: str) -> list[Panel]:
-        """Where the model looks for a text, and for each word of it."""
-        if way not in self.ways:
-            raise ValueError(f"There is no such attention; choose {' or '.join(self.ways)}.")
-        words, heatmaps = self.ways[way](picture, text)
-        return _panels(picture, [WHOLE, *words], heatmaps)
-
-    def _matching_maps(self, picture: Image.Image, text: str) -> tuple[list[str], torch.Tensor]:
+    def show(self, picture: Image.Image, text: str) -> list[Panel]:
+        """Where the model looks to see whether a text fits, and for each word of it (see `word_maps`)."""
         model, processor = self.retrieve.model, self.retrieve.processor
         inputs = processor(images=[picture], text=[text], return_tensors="pt").to(model.device)
-        maps = matching_heatmaps(model, **inputs)[0]
-        words, heatmaps = word_heatmaps(processor.tokenizer, inputs["input_ids"][0], maps)
-        return words, torch.cat([maps.mean(0, keepdim=True), heatmaps])
-
-    def _contrast_maps(self, picture: Image.Image, text: str) -> tuple[list[str], torch.Tensor]:
-        """Of the text, and of each word as a text of its own."""
-        model, processor = self.retrieve.model, self.retrieve.processor
-        words = list(dict.fromkeys(clean_caption(text, processor.max_words).split()))
-        inputs = processor(images=[picture], text=[text, *words], return_tensors="pt").to(model.device)
-        pixels = inputs.pop("pixel_values").expand(len(words) + 1, -1, -1, -1)
-        return words, contrastive_heatmaps(model, pixel_values=pixels, **inputs)
+        whole = matching_heatmaps(model, **inputs)[0].mean(0)
+        words, heatmaps = word_maps(model, processor, text, picture)
+        return _panels(picture, [WHOLE, *words], [whole, *heatmaps])
 
     def ask(self, picture: Image.Image, question: str, choices: list[str]) -> tuple[dict[str, float], Image.Image]:
         """The likeliest answers, of some choices or free, with probabilities; and where it looked for the best."""

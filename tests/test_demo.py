@@ -89,29 +89,25 @@ def test_each_word_has_its_heat_map(assistant, picture, processor):
     text = "a surfboarding dog"
     inputs = processor(images=[picture], text=[text], return_tensors="pt")
     maps = matching_heatmaps(assistant.retrieve.model, **inputs)[0]
-    panels = assistant.show(picture, text, work.MATCHING)
-    assert [title for _, title in panels] == [work.WHOLE, "a", "surfboarding", "dog"]
+    panels = assistant.show(picture, text)
+    assert assistant.shows_matching and [title for _, title in panels] == [work.WHOLE, "a", "surfboarding", "dog"]
     assert panels[0][0].size == (480, 320)
     shown = picture.resize((480, 320), Image.Resampling.BICUBIC)
     for (panel, _), heat in zip(panels, (maps.mean(0), maps[1], maps[2:4].mean(0), maps[4]), strict=True):
         assert np.array_equal(panel, overlay(shown, heat))
 
 
-def test_contrast_shows_each_word_as_a_text_and_is_all_that_one_multimodal_layer_has(config, processor, picture):
+def test_of_a_model_with_one_multimodal_layer_words_are_contrasted_alone(config, processor, picture):
     config.text_config.num_hidden_layers = 3
     config.text_config.num_multimodal_layers = 1
     model = make(AlbefForRetrieval, config)
     assistant = work.Assistant(ImageTextRetrievalPipeline(model, processor))
-    assert list(assistant.ways) == [work.CONTRAST]
-    panels = assistant.show(picture, "a dog, a ball!", work.CONTRAST)
-    assert [title for _, title in panels] == [work.WHOLE, "a", "dog", "ball"]
-    shown = picture.resize((480, 320), Image.Resampling.BICUBIC)
-    for (panel, _), text in zip(panels, ("a dog, a ball!", "a", "dog", "ball"), strict=True):
-        alone = contrastive_heatmaps(model, **processor(images=[picture], text=[text], return_tensors="pt"))
-        difference = np.abs(np.asarray(panel, dtype=int) - np.asarray(overlay(shown, alone[0])))
-        assert difference.max() <= 1  # computed together, padded
-    with pytest.raises(ValueError, match="choose of the image encoder"):
-        assistant.show(picture, "a dog", work.MATCHING)
+    panels = assistant.show(picture, "a dog, a ball!")
+    assert not assistant.shows_matching
+    assert [title for _, title in panels] == [work.WHOLE, "a", "dog", "a", "ball"]
+    dog = contrastive_heatmaps(model, **processor(images=[picture], text=["dog"], return_tensors="pt"))
+    shown = overlay(picture.resize((480, 320), Image.Resampling.BICUBIC), dog[0])
+    assert np.abs(np.asarray(panels[2][0], dtype=int) - np.asarray(shown)).max() <= 1  # computed beside others
 
 
 def test_questions_are_answered_freely_and_from_choices(assistant, picture):
@@ -123,10 +119,10 @@ def test_questions_are_answered_freely_and_from_choices(assistant, picture):
     assert heat.size == other.size == (480, 320) and not np.array_equal(heat, other)
 
 
-def test_what_the_model_does_not_read_is_known(assistant):
-    assert assistant.unread("a red ball") == ""
-    assert assistant.unread(LONG).startswith("dog a red ball")
-    assert len((LONG[:-1] + "!").split()) == 30 - 1 + len(assistant.unread(LONG).split())  # and [CLS]
+def test_what_the_model_does_not_read_is_known(processor):
+    assert work.unread(processor, "a red ball") == ""
+    end = work.unread(processor, LONG)
+    assert end.startswith("dog a red ball") and len(LONG.split()) == 29 + len(end.split())  # 30 tokens with [CLS]
 
 
 @pytest.mark.parametrize(
@@ -273,9 +269,8 @@ def test_the_page_says_what_is_missing(app, page, upload, tmp_path):
         (page.score, (None, "a dog"), "no picture yet"),
         (page.score, (broken, "a dog"), "cannot be read as a picture"),
         (page.score, (upload, ""), "no caption yet"),
-        (page.look, (upload, " ", work.MATCHING), "no text yet"),
-        (page.look, (upload, "a dog", "<i>"), "no such attention"),
-        (page.look, (upload, "x" * 10_000, work.MATCHING), "this one has 10,000"),
+        (page.look, (upload, " "), "no text yet"),
+        (page.look, (upload, "x" * 10_000), "this one has 10,000"),
         (page.ask, (upload, "", ""), "no question yet"),
         (page.search, ("",), "no text yet"),
         (page.search_similar, (None,), "no picture yet"),
@@ -288,10 +283,41 @@ def test_the_page_says_what_is_missing(app, page, upload, tmp_path):
 def test_what_was_not_read_is_told_of(page, app, upload, monkeypatch):
     told = []
     monkeypatch.setattr(app.gr, "Warning", told.append)
-    page.look(upload, "a red ball", work.MATCHING)
+    page.look(upload, "a red ball")
     assert not told
-    panels = page.look(upload, LONG, work.MATCHING)
+    panels = page.look(upload, LONG)
     assert len(panels) == 30 and "has not read the end: “dog a red ball" in told[0]
+
+
+@pytest.fixture
+def found(page, processor, tmp_path):
+    """The page with an index of some pictures."""
+    pytest.importorskip("faiss", reason='pip install "albef_hf[search]"')
+    from albef_hf.retrieval import PictureIndex
+
+    (tmp_path / "photographs").mkdir()
+    for number, scene in enumerate(Scenes(14, seed=3)):
+        scene["image"].save(tmp_path / "photographs" / f"{number:02}.png")
+    model = page.assistant.retrieve.model
+    page.assistant.index = PictureIndex.build(model, processor, tmp_path / "photographs", tmp_path / "index")
+    return page
+
+
+def test_what_is_found_can_be_taken_into_the_hand(app, found, tmp_path):
+    panels, kept = found.search("a red ball")
+    hits = found.assistant.index.search("a red ball", k=app.FOUND)
+    assert kept == ("a red ball", [hit.key for hit in hits]) and len(hits) == 12
+    assert [below for _, below in panels] == [f"match {hit.match:.0%}, cosine {hit.similarity:+.2f}" for hit in hits]
+    click = app.gr.SelectData(None, {"index": 2, "value": None})
+    picture, query, maps, tabs = found.take(kept, click)
+    assert np.array_equal(picture, Image.open(tmp_path / "photographs" / hits[2].key))
+    assert query == "a red ball" and [word for _, word in maps] == [work.WHOLE, "a", "red", "ball"]
+    panels, kept = found.search_similar({"path": str(tmp_path / "photographs" / "05.png")})
+    assert kept[0] == "" and kept[1][0] == "05.png" and panels[0][1] == "cosine +1.00"
+    assert all(part == app.gr.skip() for part in found.take(kept, click)[1:])
+    (tmp_path / "photographs" / kept[1][2]).unlink()
+    with pytest.raises(app.gr.Error, match="cannot be read any more"):
+        found.take(kept, click)
 
 
 def test_a_tab_without_its_model_says_what_to_give(app, assistant):
@@ -339,6 +365,11 @@ def photographs_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def address(hub, space, models, photographs_folder, tmp_path_factory) -> Iterator[str]:
     """Where the Space answers, which was started without arguments."""
+    index = tmp_path_factory.mktemp("pictures") / "index"
+    if installed("faiss"):
+        from albef_hf.retrieval import PictureIndex
+
+        PictureIndex.build(models["retrieve"].model, models["retrieve"].processor, photographs_folder, index)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -346,6 +377,7 @@ def address(hub, space, models, photographs_folder, tmp_path_factory) -> Iterato
         tmp_path_factory.mktemp("cache"),
         ALBEF_MODEL="owner/albef",
         ALBEF_QUESTION_MODEL="owner/albef-vqa",
+        ALBEF_INDEX=str(index) if installed("faiss") else "",
         GRADIO_SERVER_PORT=str(port),
     )
     environment.pop("PYTHONPATH", None)
@@ -463,9 +495,6 @@ def test_somebody_picks_an_example_and_looks_at_its_words(visitor):
     visitor.write("#text", "a surfboarding dog, a ball")
     visitor.click("#look")
     assert visitor.pictures("#maps") == [work.WHOLE, "a", "surfboarding", "dog", "a", "ball"]
-    visitor.click("#way label:last-child")
-    visitor.click("#look")
-    visitor.until(lambda: visitor.pictures("#maps") == [work.WHOLE, "a", "surfboarding", "dog", "ball"], "contrast")
 
 
 @needs_browser
@@ -478,6 +507,25 @@ def test_somebody_asks_a_question(visitor, models, photographs_folder):
     expected = models["answer"](str(photographs_folder / "05.png"), "what is it?", candidate_answers=["yes", "no"])
     assert visitor.find("#answers h2").text == expected[0]["answer"]
     visitor.find("#where img")
+
+
+@needs_browser
+@pytest.mark.skipif(not installed("faiss"), reason='needs faiss: pip install "albef_hf[search]"')
+def test_somebody_searches_and_takes_what_is_found(visitor, photographs_folder):
+    visitor.open("Search")
+    visitor.write("#query", "a red ball")
+    visitor.click("#search")
+    below = visitor.pictures("#found")
+    matches = [float(text.split()[1].strip("%,")) for text in below]
+    assert len(below) == 12 and matches == sorted(matches, reverse=True)
+    visitor.click("#found .grid-container button")
+    assert visitor.pictures("#maps") == [work.WHOLE, "a", "red", "ball"]
+    assert visitor.find("#text textarea").get_attribute("value") == "a red ball"
+    visitor.find("#picture img")
+    visitor.upload(photographs_folder / "07.png")
+    visitor.open("Search")
+    visitor.click("#similar")
+    visitor.until(lambda: visitor.pictures("#found")[0] == "cosine +1.00", "the picture itself")
 
 
 @needs_browser
