@@ -153,7 +153,7 @@ class Page:
         captions = gr.Textbox(label="Captions, one a line", lines=4, max_lines=12, elem_id="captions")
         button = gr.Button("Which one fits?", variant="primary", elem_id="score")
         scores = gr.HTML(elem_id="scores")
-        self._run(button.click, self.score, [picture, captions], scores)
+        _run([button.click], self.score, [picture, captions], scores)
         return captions
 
     def _words(self, picture: gr.Image) -> tuple[gr.Textbox, gr.Gallery]:
@@ -166,8 +166,7 @@ class Page:
                 " In that no word has a part of its own, with a single multimodal layer: words are contrasted alone."
             )
         gr.Markdown(note)
-        self._run(button.click, self.look, [picture, text], maps)
-        self._run(text.submit, self.look, [picture, text], maps)
+        _run([button.click, text.submit], self.look, [picture, text], maps)
         return text, maps
 
     def _question(self, picture: gr.Image) -> None:
@@ -185,8 +184,7 @@ class Page:
         with gr.Row():
             answers = gr.Label(label="Answer", elem_id="answers")
             where = gr.Image(label="Where it looked for it", interactive=False, elem_id="where")
-        self._run(button.click, self.ask, [picture, question, choices], [answers, where])
-        self._run(question.submit, self.ask, [picture, question, choices], [answers, where])
+        _run([button.click, question.submit], self.ask, [picture, question, choices], [answers, where])
 
     def _search(self, picture: gr.Image, taken: list[Any]) -> None:
         if self.assistant.index is None:
@@ -200,15 +198,16 @@ class Page:
             by_text = gr.Button("Search", variant="primary", elem_id="search")
             by_picture = gr.Button("Search by the picture", elem_id="similar")
         gallery = _gallery("found", allow_preview=False)
+        gr.Markdown("Match and cosine, or the cosine of two pictures. Pick one to take it and to see the words in it.")
         found = gr.State(("", []))
-        self._run(by_text.click, self.search, query, [gallery, found])
-        self._run(query.submit, self.search, query, [gallery, found])
-        self._run(by_picture.click, self.search_similar, picture, [gallery, found])
-        self._run(gallery.select, self.take, found, taken)
+        _run([by_text.click, query.submit], self.search, query, [gallery, found])
+        _run([by_picture.click], self.search_similar, picture, [gallery, found])
+        _run([gallery.select], self.take, found, taken)
 
-    def _run(self, event: Callable, function: Callable, inputs: Any, outputs: Any) -> None:
-        """One at a time, since a heat map changes for a moment how the model computes attention."""
-        event(function, inputs, outputs, preprocess=False, concurrency_id="model", concurrency_limit=1)
+
+def _run(events: Sequence[Callable], function: Callable, inputs: Any, outputs: Any) -> None:
+    """One at a time, since a heat map changes for a moment how the model computes attention."""
+    gr.on(events, function, inputs, outputs, preprocess=False, concurrency_id="model", concurrency_limit=1)
 
 
 def _warn_of_cut(pipeline: AlbefPipeline, texts: Sequence[str]) -> None:

@@ -135,8 +135,7 @@ class Assistant:
 
 
 def _scores(hit: Any) -> str:
-    cosine = f"cosine {hit.similarity:+.2f}"
-    return cosine if hit.match is None else f"match {hit.match:.0%}, {cosine}"
+    return f"{hit.similarity:+.2f}" if hit.match is None else f"{hit.match:.0%}, {hit.similarity:+.2f}"
 
 
 def _sized(picture: Image.Image) -> Image.Image:

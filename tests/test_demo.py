@@ -307,13 +307,13 @@ def test_what_is_found_can_be_taken_into_the_hand(app, found, tmp_path):
     panels, kept = found.search("a red ball")
     hits = found.assistant.index.search("a red ball", k=app.FOUND)
     assert kept == ("a red ball", [hit.key for hit in hits]) and len(hits) == 12
-    assert [below for _, below in panels] == [f"match {hit.match:.0%}, cosine {hit.similarity:+.2f}" for hit in hits]
+    assert [below for _, below in panels] == [f"{hit.match:.0%}, {hit.similarity:+.2f}" for hit in hits]
     click = app.gr.SelectData(None, {"index": 2, "value": None})
     picture, query, maps, tabs = found.take(kept, click)
     assert np.array_equal(picture, Image.open(tmp_path / "photographs" / hits[2].key))
     assert query == "a red ball" and [word for _, word in maps] == [work.WHOLE, "a", "red", "ball"]
     panels, kept = found.search_similar({"path": str(tmp_path / "photographs" / "05.png")})
-    assert kept[0] == "" and kept[1][0] == "05.png" and panels[0][1] == "cosine +1.00"
+    assert kept[0] == "" and kept[1][0] == "05.png" and panels[0][1] == "+1.00"
     assert all(part == app.gr.skip() for part in found.take(kept, click)[1:])
     (tmp_path / "photographs" / kept[1][2]).unlink()
     with pytest.raises(app.gr.Error, match="cannot be read any more"):
@@ -363,13 +363,19 @@ def photographs_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(hub, space, models, photographs_folder, tmp_path_factory) -> Iterator[str]:
-    """Where the Space answers, which was started without arguments."""
-    index = tmp_path_factory.mktemp("pictures") / "index"
-    if installed("faiss"):
-        from albef_hf.retrieval import PictureIndex
+def index(models, photographs_folder, tmp_path_factory):
+    """Some pictures that can be searched, where there is faiss."""
+    if not installed("faiss"):
+        return None
+    from albef_hf.retrieval import PictureIndex
 
-        PictureIndex.build(models["retrieve"].model, models["retrieve"].processor, photographs_folder, index)
+    model, processor = models["retrieve"].model, models["retrieve"].processor
+    return PictureIndex.build(model, processor, photographs_folder, tmp_path_factory.mktemp("pictures") / "index")
+
+
+@pytest.fixture(scope="module")
+def address(hub, space, index, tmp_path_factory) -> Iterator[str]:
+    """Where the Space answers, which was started without arguments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -377,7 +383,7 @@ def address(hub, space, models, photographs_folder, tmp_path_factory) -> Iterato
         tmp_path_factory.mktemp("cache"),
         ALBEF_MODEL="owner/albef",
         ALBEF_QUESTION_MODEL="owner/albef-vqa",
-        ALBEF_INDEX=str(index) if installed("faiss") else "",
+        ALBEF_INDEX="" if index is None else str(index.store.folder),
         GRADIO_SERVER_PORT=str(port),
     )
     environment.pop("PYTHONPATH", None)
@@ -511,13 +517,13 @@ def test_somebody_asks_a_question(visitor, models, photographs_folder):
 
 @needs_browser
 @pytest.mark.skipif(not installed("faiss"), reason='needs faiss: pip install "albef_hf[search]"')
-def test_somebody_searches_and_takes_what_is_found(visitor, photographs_folder):
+def test_somebody_searches_and_takes_what_is_found(visitor, index, photographs_folder):
     visitor.open("Search")
     visitor.write("#query", "a red ball")
     visitor.click("#search")
-    below = visitor.pictures("#found")
-    matches = [float(text.split()[1].strip("%,")) for text in below]
-    assert len(below) == 12 and matches == sorted(matches, reverse=True)
+    hits = index.search("a red ball", k=12)
+    expected = [f"{hit.match:.0%}, {hit.similarity:+.2f}" for hit in hits]
+    assert visitor.pictures("#found") == expected
     visitor.click("#found .grid-container button")
     assert visitor.pictures("#maps") == [work.WHOLE, "a", "red", "ball"]
     assert visitor.find("#text textarea").get_attribute("value") == "a red ball"
@@ -525,7 +531,7 @@ def test_somebody_searches_and_takes_what_is_found(visitor, photographs_folder):
     visitor.upload(photographs_folder / "07.png")
     visitor.open("Search")
     visitor.click("#similar")
-    visitor.until(lambda: visitor.pictures("#found")[0] == "cosine +1.00", "the picture itself")
+    visitor.until(lambda: visitor.pictures("#found")[0] == "+1.00", "the picture itself")
 
 
 @needs_browser
