@@ -291,6 +291,22 @@ class AlbefAttention(nn.Module):
                 weights = weights.unflatten(2, (groups, tokens)).permute(2, 0, 1, 3, 4).flatten(0, 1)
         return self.out_proj(output.reshape(texts, tokens, -1)), weights
 
+    def read(self, hidden_states: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """As `forward` with the keys and values of a context, (batch, context tokens, context width), unprojected.
+
+        (q W) (c V)^T = (q W V^T) c^T: instead of the many tokens of the context, the few queries pass the weights of
+        the keys, and what is read those of the values. The keys' bias, which shifts all scores of a query alike, is
+        lost in the softmax. Cheaper where there are fewer queries than a head is wide; for inference.
+        """
+        context = _beside(self.q_proj.weight, context)
+        keys, values = (part.weight.unflatten(0, (-1, self.head_dim)) for part in (self.k_proj, self.v_proj))
+        query = self._split_heads(self.q_proj(hidden_states)) @ keys  # (batch, heads, tokens, context width)
+        scores = (
+            query.flatten(1, 2) @ context.transpose(1, 2) * self.scaling
+        )  # (batch, heads * tokens, context tokens)
+        found = (scores.softmax(-1) @ context).unflatten(1, query.shape[1:3]) @ values.transpose(1, 2)
+        return self.out_proj(found.transpose(1, 2).flatten(2) + self.v_proj.bias)  # (batch, tokens, width)
+
 
 class AlbefMLP(nn.Module):
     """The feed-forward part of a layer."""
@@ -818,6 +834,25 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
             return first.feed_forward(first.look(prepared[:, :1], keys))[:, 0]
         hidden_states = first.feed_forward(first.look(prepared, keys))
         return self._summarize(others, hidden_states, attention_mask, other_keys)
+
+    def summarize_images(self, prepared: torch.Tensor, image_hidden_states: torch.Tensor) -> torch.Tensor:
+        """As `summarize_prepared` of one text without padding, (1, tokens, width), and many images that nobody else
+        reads, (images, image tokens, image width): their keys and values are not worth projecting.
+
+        Returns:
+            (images, width).
+        """
+        *others, last = self.layers
+        attended = prepared if others else prepared[:, :1]
+        attended = attended.expand(len(image_hidden_states), -1, -1)
+        for number, layer in enumerate(self.layers):
+            if number and layer is last:
+                attended = layer.attend(states[:, :1], None, layer.self_attn.project_key_values(states))
+            elif number:
+                attended = layer.attend(states, None)
+            read = layer.cross_attn.read(attended, image_hidden_states)
+            states = layer.feed_forward(layer.cross_attn_norm(attended + read))
+        return states[:, 0]
 
     def _summarize(
         self,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.logging import tqdm
@@ -168,7 +169,9 @@ def match(
 
 @torch.no_grad()
 def match_pictures(model: AlbefAlignedModel, image_hidden_states: torch.Tensor, text: TextFeatures) -> torch.Tensor:
-    """Matching logits of some pictures with one text; what the text is before it sees a picture is computed once.
+    """Matching logits of some pictures with one text.
+
+    What the text is before it sees a picture is computed once, and no picture's keys and values are projected.
 
     Args:
         model: Has the multimodal encoder and the matching head; in evaluation mode.
@@ -180,8 +183,12 @@ def match_pictures(model: AlbefAlignedModel, image_hidden_states: torch.Tensor, 
     """
     multimodal = model.albef.multimodal_model
     prepared = text.prepared[:, : int(text.mask.sum())].to(model.device)
-    key_values = multimodal.project_images(image_hidden_states)
-    cls = multimodal.summarize_prepared(prepared.expand(len(image_hidden_states), -1, -1), None, key_values)
+    projections = [part for layer in multimodal.layers for part in (layer.cross_attn.k_proj, layer.cross_attn.v_proj)]
+    if all(type(part) is nn.Linear and not part.weight.is_meta for part in projections):
+        cls = multimodal.summarize_images(prepared, image_hidden_states)
+    else:  # of a quantized, adapted or offloaded layer the weight is not the whole truth
+        key_values = multimodal.project_images(image_hidden_states)
+        cls = multimodal.summarize_prepared(prepared.expand(len(image_hidden_states), -1, -1), None, key_values)
     with torch.autocast(cls.device.type, enabled=False):
         return model.itm_head(cls.to(model.itm_head.weight.dtype))
 

@@ -1,0 +1,661 @@
+"""Search of one's own pictures: what is found, what survives, and what is refused."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from albef_hf import AlbefForPreTraining
+from albef_hf.ranking import encode_texts, match, match_pictures, score_all
+
+pytest.importorskip("faiss", reason='searching needs pip install "albef_hf[search]"')
+
+from albef_hf import feature_store, files, nearest, retrieval
+from albef_hf.nearest import default_factory, find, make_vectors
+from albef_hf.retrieval import PictureIndex, main
+
+TEXTS = ["a red one", "two dogs in the snow", "green", "the sky above a house"]
+
+
+def noise(seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1] // 10, size[0] // 10, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
+
+
+@pytest.fixture
+def model(config) -> AlbefForPreTraining:
+    config.initializer_range = config.text_config.initializer_range = config.vision_config.initializer_range = 0.2
+    torch.manual_seed(0)
+    return AlbefForPreTraining(config).eval()
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    return [noise(seed) for seed in range(12)]
+
+
+@pytest.fixture
+def album(tmp_path, pictures) -> Path:
+    """A dozen pictures in folders, and what is none."""
+    folder = tmp_path / "album"
+    (folder / "2019" / ".thumbnails").mkdir(parents=True)
+    for number, picture in enumerate(pictures):
+        picture.save(folder / ("2019" if number % 2 else "") / f"{number:02}.PNG")
+    noise(99).save(folder / "2019" / ".thumbnails" / "small.png")
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "broken.jpg").write_bytes(b"no picture either")
+    return folder
+
+
+@pytest.fixture
+def index(model, processor, album, tmp_path) -> PictureIndex:
+    return PictureIndex.build(model, processor, album, tmp_path / "index", batch_size=4)
+
+
+def keys(hits) -> list:
+    return [hit.key for hit in hits]
+
+
+def contents(index: PictureIndex) -> tuple:
+    features = torch.cat([shard.features for shard in index.shards])
+    return index.keys, index.ids.tolist(), index.stamps.tolist(), features, index.store.manifest.broken
+
+
+def assert_same(index: PictureIndex, other: PictureIndex) -> None:
+    for mine, theirs in zip(contents(index), contents(other), strict=True):
+        assert torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs
+    for text in TEXTS:
+        assert index.search(text) == other.search(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is found
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+def test_it_finds_what_the_evaluation_finds(model, processor, pictures, tmp_path, weight):
+    scores = score_all(model, processor, pictures, [[text] for text in TEXTS] + [["x"]] * 8, k=5).text_to_image
+    index = PictureIndex.build(model, processor, pictures, tmp_path / "index")
+    for number, text in enumerate(TEXTS):
+        found = index.search(text, rerank=0)
+        assert keys(found) == scores.numbers[number].tolist()
+        assert torch.allclose(torch.tensor([hit.similarity for hit in found]), scores.similarities[number], atol=1e-6)
+        assert all(hit.match is None and hit.score == hit.similarity for hit in found)
+        found = index.search(text, k=5, rerank=5, itc_weight=weight)
+        assert keys(found) == scores.reranked(weight)[number].tolist()
+        expected = scores.scores(weight)[number].sort(descending=True).values
+        assert torch.allclose(torch.tensor([hit.score for hit in found]), expected, atol=1e-5)
+    assert len({hit.key for text in TEXTS for hit in index.search(text, k=1)}) > 1
+
+
+def test_the_probability_is_that_of_the_model(model, processor, index):
+    hit = index.search(TEXTS[1], k=1)[0]
+    inputs = processor(images=index.picture(hit.key), text=TEXTS[1], return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).itm_logits
+    assert hit.match == pytest.approx(logits.softmax(-1)[0, 1].item(), abs=1e-5)
+    assert hit.score == pytest.approx(logits[0, 1].item(), abs=1e-5)
+
+
+def test_hits_that_are_not_matched_follow(index):
+    found, by_cosine = index.search(TEXTS[0], k=12, rerank=3), index.search(TEXTS[0], k=12, rerank=0)
+    assert [hit.match is None for hit in found] == [False] * 3 + [True] * 9
+    assert set(keys(found)[:3]) == set(keys(by_cosine)[:3]) and keys(found)[3:] == keys(by_cosine)[3:]
+
+
+def test_a_picture_finds_itself_and_its_likes(index, pictures):
+    found = index.search(pictures[3].convert("RGBA"), k=3)
+    assert found[0].key == "2019/03.PNG" and found[0].similarity == pytest.approx(1, abs=1e-5)
+    assert found[0].match is None and found[0].similarity > found[1].similarity > found[2].similarity
+
+
+def test_there_are_never_more_than_there_are(index):
+    assert len(index) == 12 == len(index.search("red", k=500)) == len(index.search("red", k=500, rerank=0))
+    index.remove(index.keys[1:])
+    assert len(index.search("red", k=5)) == 1
+    index.remove(index.keys)
+    assert index.search("red") == [] == index.search("red", rerank=0) and len(index) == 0
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_text_and_many_pictures_are_matched_as_one_picture_and_many_texts(config, processor, pictures, layers):
+    config.text_config.num_multimodal_layers = layers
+    config.initializer_range = config.text_config.initializer_range = config.vision_config.initializer_range = 0.2
+    model = AlbefForPreTraining(config).eval().double()
+    with torch.no_grad():
+        for part in model.parameters():  # biases too, which are born zero
+            part.add_(0.1 * torch.randn_like(part))
+        states = model.get_image_features(processor(images=pictures, return_tensors="pt")["pixel_values"].double())
+    text = encode_texts(model, processor, ["two dogs and an extraordinary cat"])
+    one_by_one = [match(model, one, text, torch.tensor([0])) for one in states.last_hidden_state.split(1)]
+    assert torch.allclose(match_pictures(model, states.last_hidden_state, text), torch.cat(one_by_one), atol=1e-12)
+    assert torch.cat(one_by_one).std(0).min() > 1e-3
+    model.albef.multimodal_model.layers[0].cross_attn.k_proj = torch.nn.Sequential(  # as an adapter wraps it
+        model.albef.multimodal_model.layers[0].cross_attn.k_proj, torch.nn.Tanh()
+    )
+    one_by_one = [match(model, one, text, torch.tensor([0])) for one in states.last_hidden_state.split(1)]
+    assert torch.allclose(match_pictures(model, states.last_hidden_state, text), torch.cat(one_by_one), atol=1e-12)
+
+
+def test_candidates_are_encoded_once_as_far_as_memory_allows(index, monkeypatch):
+    encoded = []
+    encode = PictureIndex._encode
+    monkeypatch.setattr(
+        PictureIndex, "_encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels)
+    )
+    plenty = index.search(TEXTS[0])
+    assert sum(encoded) == 12 and index.search(TEXTS[0]) == plenty and sum(encoded) == 12
+    index.encoded.clear()
+    monkeypatch.setattr(retrieval, "KEPT_VALUES", 5 * (2 * 2 + 1) * 32)  # five pictures of four patches
+    scarce = index.search(TEXTS[0])
+    assert len(index.encoded) == 5
+    again = index.search(TEXTS[0])
+    assert sum(encoded) == 12 + 12 + 7 and len(index.encoded) == 5
+    assert keys(plenty) == keys(scarce) == keys(again)
+    assert [hit.score for hit in again] == pytest.approx([hit.score for hit in plenty], abs=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where pictures come from
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_searched_through(index):
+    assert index.keys == sorted(f"{'2019/' if number % 2 else ''}{number:02}.PNG" for number in range(12))
+    assert index.broken == {"broken.jpg": "image_broken"} and index.broken_counts() == {"image_broken": 1}
+    assert index.broken_told() == "image_broken 1 (first broken.jpg)"
+
+
+def test_lists_of_paths_have_every_file_once(model, processor, album, tmp_path, monkeypatch):
+    monkeypatch.chdir(album)
+    paths = ["00.PNG", album / "00.PNG", "2019/../02.PNG", album / "missing.png"]
+    index = PictureIndex.build(model, processor, paths, tmp_path / "index")
+    assert index.keys == [str(album / "00.PNG"), str(album / "02.PNG")]
+    assert index.broken == {str(album / "missing.png"): "image_missing"}
+    monkeypatch.chdir(tmp_path)
+    assert index.search(index.picture(index.keys[1]), k=1)[0].key == index.keys[1]
+
+
+def test_alike_pictures_are_all_found(model, processor, pictures, tmp_path):
+    index = PictureIndex.build(model, processor, [pictures[0], pictures[1], pictures[0]], tmp_path / "index")
+    found = index.search("red", k=3)
+    assert sorted(keys(found)) == [0, 1, 2]
+    scores = {hit.key: hit.score for hit in found}
+    assert scores[0] == scores[2] != scores[1] and abs(keys(found).index(0) - keys(found).index(2)) == 1
+
+
+def test_datasets_are_searched_by_row(model, processor, album, pictures, tmp_path):
+    paths = [str(album / "00.PNG"), str(album / "broken.jpg"), str(album / "02.PNG")]
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "photo": paths}).cast_column("photo", datasets.Image())
+    index = PictureIndex.build(model, processor, rows, tmp_path / "index")
+    assert index.keys == [0, 2] and index.broken == {1: "image_broken"}
+    assert index.picture(2).tobytes() == pictures[2].tobytes()
+    assert index.add(pictures[4:6]) == 2 and index.keys == [0, 2, 3, 4]
+    expected = index.search("red")
+
+    bare = PictureIndex.load(tmp_path / "index", model, processor)
+    assert sorted(keys(bare.search("red", rerank=0))) == [0, 2, 3, 4]
+    with pytest.raises(ValueError, match="pictures=.*rerank=0"):
+        bare.search("red")
+    with pytest.raises(ValueError, match="pictures="):
+        bare.picture(2)
+    assert bare.add([pictures[7]]) == 1 and bare.keys == [0, 2, 3, 4, 5]
+    bare.remove([5])
+    with pytest.raises(ValueError, match="Row . is not the picture that was indexed"):
+        PictureIndex.load(tmp_path / "index", model, processor, pictures[:5]).search("red")
+    whole = [rows[0]["photo"], "", pictures[2], *pictures[4:6]]
+    again = PictureIndex.load(tmp_path / "index", model, processor, [{"image": row} for row in whole])
+    with pytest.raises(ValueError, match="Row 0"):  # decoded, it is no longer what was in the row
+        again.search("red")
+    assert len(expected) == 4
+
+
+def test_photographs_are_upright(model, processor, tmp_path):
+    picture, exif = noise(1, (40, 60)), Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    (tmp_path / "album").mkdir()
+    picture.save(tmp_path / "album" / "turned.png", exif=exif)
+    index = PictureIndex.build(model, processor, tmp_path / "album", tmp_path / "index")
+    assert index.picture("turned.png").size == (60, 40)
+    assert index.search(picture.transpose(Image.Transpose.ROTATE_270), k=1)[0].similarity == pytest.approx(1, abs=1e-5)
+
+
+def test_names_may_be_anything(model, processor, pictures, tmp_path):
+    (tmp_path / "album").mkdir()
+    names = ["é 漢字.png", "<b>&.png", "a\nb.png", os.fsdecode(b"\xff.png")]
+    for name, picture in zip(names, pictures, strict=False):
+        picture.save(tmp_path / "album" / name)
+    PictureIndex.build(model, processor, tmp_path / "album", tmp_path / "index")
+    index = PictureIndex.load(tmp_path / "index", model, processor)
+    assert sorted(keys(index.search("red"))) == sorted(names)
+    assert "&lt;b&gt;&amp;.png" in retrieval._page(index, "<i>red</i>", index.search("red"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What changes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_come_and_go(index, model, processor, album, tmp_path):
+    noise(20).save(tmp_path / "elsewhere.png")
+    assert index.add([album / "00.PNG", tmp_path / "elsewhere.png"]) == 1  # one is there already
+    assert index.keys[-1] == str(tmp_path / "elsewhere.png")
+    index.remove(["00.PNG", "2019/03.PNG"])
+    expected = [key for key in index.keys if key not in ("00.PNG", "2019/03.PNG")]
+    loaded = PictureIndex.load(tmp_path / "index", model, processor)
+    for one in (index, loaded):
+        assert one.keys == expected and sorted(keys(one.search("red", k=99))) == sorted(expected)
+        assert one.search(noise(20), k=1)[0].key == str(tmp_path / "elsewhere.png")
+        assert not one.changes()
+    with pytest.raises(ValueError, match="'00.PNG' is not in the index; .* such as '02.PNG'"):
+        index.remove(["00.PNG"])
+    built = PictureIndex.build(
+        model, processor, album, tmp_path / "index"
+    )  # neither brings it back, nor what was added
+    assert built.keys == expected
+    assert loaded.add([album / "00.PNG"]) == 1 and len(loaded) == 12
+    assert loaded.search(noise(0), k=1)[0].similarity == pytest.approx(1, abs=1e-5)
+
+
+def test_a_changed_folder_is_noticed_and_brought_up_to_date(
+    index, model, processor, album, tmp_path, said, monkeypatch
+):
+    index.search(TEXTS[0])
+    (album / "00.PNG").unlink()
+    noise(50, (50, 50)).save(album / "02.PNG")
+    noise(51).save(album / "new.png")
+    changes = index.changes()
+    assert (changes.new, changes.changed, changes.missing) == (["new.png"], ["02.PNG"], ["00.PNG"])
+    assert str(changes) == "1 new (first new.png), 1 changed (first 02.PNG), 1 missing (first 00.PNG)"
+    for rerank in (128, 0):
+        said.clear()
+        assert "00.PNG" not in keys(index.search(TEXTS[0], k=20, rerank=rerank))
+        assert "1 of the 12 best candidates are missing, and left out (first 00.PNG)" in said[0]
+        assert "not what they were when indexed (first 02.PNG)" in said[1]
+    with pytest.raises(ValueError, match="'00.PNG' cannot be read any more.*Build the index again"):
+        index.picture("00.PNG")
+    encoded = []
+    encode = PictureIndex._encode
+    monkeypatch.setattr(
+        PictureIndex, "_encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels)
+    )
+    built = PictureIndex.build(model, processor, album, tmp_path / "index")
+    assert encoded == [2] and not built.changes() and len(built) == 12
+    assert built.search(noise(50, (50, 50)), k=1)[0].similarity == pytest.approx(1, abs=1e-5)
+    assert sorted(built.keys) == sorted({*index.keys, "new.png"} - {"00.PNG"})
+    noise(0).save(album / "broken.jpg")  # repaired
+    built = PictureIndex.build(model, processor, album, tmp_path / "index")
+    assert not built.broken and "broken.jpg" in built.keys
+    (album / "broken.jpg").write_bytes(b"broken again")
+    built = PictureIndex.build(model, processor, album, tmp_path / "index")
+    assert built.broken_counts() == {"image_broken": 1} and "broken.jpg" not in built.keys
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    """What it warns of."""
+    lines: list[str] = []
+    monkeypatch.setattr(retrieval.logger, "warning", lines.append)
+    return lines
+
+
+def test_small_files_are_joined(model, processor, album, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval, "PART_SECONDS", -1)
+    index = PictureIndex.build(model, processor, album, tmp_path / "index", batch_size=2)
+    assert len(index.shards) == 1
+    monkeypatch.setattr(feature_store, "SHARD_ROWS", 5)
+    noise(30).save(album / "a.png")
+    index.add([album / "a.png"])
+    noise(31).save(album / "b.png")
+    index.add([album / "b.png"])
+    assert [len(shard.keys) for shard in index.shards] == [12, 2]
+    index.remove(index.keys[:9])
+    assert [len(shard.keys) for shard in index.shards] == [5]
+    assert sorted(path.suffix for path in (tmp_path / "index").iterdir()) == ["", ".faiss", ".json", ".safetensors"]
+    assert index.search(noise(31), k=1)[0].key == "b.png"
+    expected = keys(
+        PictureIndex.build(model, processor, [album / key for key in index.keys], tmp_path / "b").search("x")
+    )
+    assert keys(index.search("x")) == [str(Path(key).relative_to(album)) for key in expected]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What interrupts
+# ---------------------------------------------------------------------------------------------------------------------
+
+SLOW_BUILD = """
+import sys, time
+from albef_hf import retrieval
+from albef_hf.retrieval import PictureIndex, main
+encode = PictureIndex._encode
+PictureIndex._encode = lambda *arguments: time.sleep(0.2) or encode(*arguments)
+retrieval.PART_SECONDS = float(sys.argv[1])
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(("number", "seconds"), [(signal.SIGKILL, -1), (signal.SIGINT, 999)])
+def test_a_build_that_is_stopped_goes_on(model, processor, album, tmp_path, monkeypatch, number, seconds):
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    words = ["build", album, "--model", tmp_path / "model", "--index", tmp_path / "index", "--batch-size", "2"]
+    command = [sys.executable, "-c", SLOW_BUILD, str(seconds), *map(str, words)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as process:
+        told = ""
+        while "4/13" not in told.replace(" ", "") and process.poll() is None:  # of 13 pictures, told by the bar
+            told += process.stderr.read(1)
+        process.send_signal(number)
+        told += process.stderr.read()
+    assert process.returncode == (-9 if number == signal.SIGKILL else 1), told
+    assert number == signal.SIGKILL or "interrupted; the same command goes on" in told
+    with pytest.raises(ValueError, match="not finished: build it again, which goes on"):
+        PictureIndex.load(tmp_path / "index", model, processor)
+    encoded = []
+    encode = PictureIndex._encode
+    monkeypatch.setattr(
+        PictureIndex, "_encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels)
+    )
+    index = PictureIndex.build(model, processor, album, tmp_path / "index", batch_size=2)
+    assert 0 < sum(encoded) < 12
+    assert_same(index, PictureIndex.build(model, processor, album, tmp_path / "clean", batch_size=2))
+
+
+def test_whenever_it_is_killed_the_index_is_the_old_or_the_new_one(
+    index, model, processor, album, tmp_path, monkeypatch
+):
+    """Killed at each of the moments at which a file gets its name, while two pictures come."""
+    before = index.keys
+    for seed in (60, 61):
+        noise(seed).save(album / f"new{seed}.png")
+    monkeypatch.setattr(retrieval, "PART_SECONDS", -1)
+    put, survived = files.put_in_place, []
+
+    class Killed(BaseException):
+        pass
+
+    for moment in range(20):
+        left = iter(range(moment))
+
+        def put_or_die(aside, path, left=left):
+            if next(left, None) is None:
+                raise Killed
+            put(aside, path)
+
+        monkeypatch.setattr(feature_store, "put_in_place", put_or_die)
+        try:
+            PictureIndex.build(model, processor, album, tmp_path / "index", batch_size=1)
+        except Killed:
+            loaded = PictureIndex.load(tmp_path / "index", model, processor)
+            assert loaded.keys == before and len(loaded.search("red", k=99)) == 12
+            survived.append(len(loaded.store.manifest.parts))
+        else:
+            break
+    assert survived[0] == 0 and max(survived) == 2 and len(survived) >= 3
+    loaded = PictureIndex.load(tmp_path / "index", model, processor)
+    assert sorted(loaded.keys) == sorted([*before, "new60.png", "new61.png"])
+    assert loaded.search(noise(61), k=1)[0].key == "new61.png"
+
+
+def test_one_process_at_a_time_changes_it(index, model, processor, album):
+    from filelock import FileLock
+
+    with FileLock(index.store.folder / ".lock"):
+        for change in (lambda: index.add([album / "00.PNG"]), lambda: index.remove(["00.PNG"])):
+            with pytest.raises(ValueError, match="Another process is changing"):
+                change()
+        assert index.search("red")
+    PictureIndex.load(index.store.folder, model, processor).remove(["00.PNG"])
+    index.remove(["02.PNG"])  # which sees what another one has done
+    assert len(index) == 10 and "00.PNG" not in index.keys
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is refused
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize("kind", ["features", "vectors"])
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink], ids=["flipped", "truncated", "missing"])
+def test_a_damaged_index_is_refused_and_mended(index, model, processor, album, tmp_path, said, kind, damage):
+    expected, (path,) = contents(index), list((tmp_path / "index").glob(f"{kind}_*"))
+    damage(path)
+    if (kind, damage) == ("features", flip):  # of a million pictures not every byte is read each time
+        assert PictureIndex.load(tmp_path / "index", model, processor).store.deep_fault(path.name)
+    else:
+        with pytest.raises(ValueError, match=f"damaged: .*{path.name}.* Build the index again"):
+            PictureIndex.load(tmp_path / "index", model, processor)
+    mended = PictureIndex.build(model, processor, album, tmp_path / "index", batch_size=4)
+    assert path.name in said[0] and "made anew" in said[0]
+    assert mended.keys == expected[0] and torch.equal(contents(mended)[3], expected[3])
+    PictureIndex.load(tmp_path / "index", model, processor).search("red")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "unheard": 3}', "\x00\x01"])
+def test_a_damaged_manifest_is_refused(index, model, processor, tmp_path, content):
+    (tmp_path / "index" / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest.json cannot be read .* Remove .*index, and build the index anew"):
+        PictureIndex.load(tmp_path / "index", model, processor)
+
+
+def test_other_weights_are_refused(index, model, processor, album, config, tmp_path):
+    other = AlbefForPreTraining(config).eval()
+    other.load_state_dict(model.state_dict())
+    assert len(PictureIndex.load(tmp_path / "index", other, processor)) == 12  # the same weights
+    with torch.no_grad():
+        other.albef.text_model.layers[1].mlp.fc1.bias[0] += 1e-3
+    for use in (
+        lambda: PictureIndex.load(tmp_path / "index", other, processor),
+        lambda: PictureIndex.build(other, processor, album, tmp_path / "index"),
+    ):
+        with pytest.raises(
+            ValueError, match="built with other weights .* load that one .* or build an index in another"
+        ):
+            use()
+
+
+def test_what_cannot_be_indexed_is_refused(index, model, processor, album, pictures, tmp_path):
+    def build(what, folder="other", **settings):
+        return PictureIndex.build(model, processor, what, tmp_path / folder, **settings)
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("no picture")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"")
+    rows = datasets.Dataset.from_dict({"text": ["a"]})
+    for what, reason in (
+        (tmp_path / "empty", "There is no picture in .*empty or below"),
+        (tmp_path / "texts", "There is no picture in .*texts or below"),
+        (tmp_path / "nowhere", "nowhere is not a folder"),
+        (album / "00.PNG", "is not a folder; give one, or a list"),
+        (tmp_path / "broken", r"None of the 1 pictures can be read: image_broken 1 \(first a.jpg\)"),
+        ([], "list or dataset is empty"),
+        ([pictures[0], "a.png"], "Some of the pictures are paths"),
+        (rows, "no column of pictures, only text"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            build(what, "b" if what == tmp_path / "broken" else "other")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(ValueError, match="holds other things, such as"):
+        build(album, "album")
+    with pytest.raises(ValueError, match="holds an index of .*album, not of .*empty2"):
+        (tmp_path / "empty2").mkdir()
+        noise(1).save(tmp_path / "empty2" / "a.png")
+        build(tmp_path / "empty2", "index")
+    with pytest.raises(ValueError, match="either files or rows"):
+        index.add(pictures)
+    with pytest.raises(ValueError, match="holds no index. Make one: python -m"):
+        PictureIndex.load(tmp_path / "texts", model, processor)
+    with pytest.raises(ValueError, match="A AlbefModel cannot search: load the model as AlbefForRetrieval"):
+        PictureIndex.load(tmp_path / "index", model.albef, processor)
+    with pytest.raises(ValueError, match="faiss does not know the factory 'Magic'.*Examples: Flat"):
+        build(album, factory="Magic")
+
+
+def test_queries_are_checked(index, said):
+    for query in ("", "   ", "?!.", "\n"):
+        with pytest.raises(ValueError, match="has no word in it"):
+            index.search(query)
+    for query in (None, 3, ["red"], b"red"):
+        with pytest.raises(ValueError, match="give a text or a PIL picture"):
+            index.search(query)
+    for settings in ({"k": 0}, {"k": 2.5}, {"rerank": -1}, {"rerank": None}):
+        with pytest.raises(ValueError, match="it has to be a whole number from"):
+            index.search("red", **settings)
+    assert not said
+    long = "two dogs in the snow " * 500  # more than 10,000 characters
+    assert index.search(long) == index.search(" ".join(long.split()[:30]))
+    assert said == ["Of the 2500 words of the query the first 30 are read."]
+    assert len(index.search("x" * 10_000)) == 10
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# faiss
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factory", ["IVF3,Flat", "HNSW8", "PCA8,IVF3,Flat", "IVF3,SQ8"])
+def test_other_indexes_find_change_and_load(model, processor, album, tmp_path, factory, index):
+    built = PictureIndex.build(model, processor, album, tmp_path / "index", factory=factory)  # of the same features
+    assert built.store.manifest.built == factory
+    for text in TEXTS:
+        assert sorted(keys(built.search(text, k=12))) == sorted(
+            built.keys
+        )  # more than the lists searched at first hold
+        assert keys(built.search(text, k=12, rerank=0)) == keys(index.search(text, k=12, rerank=0))
+    built.remove(["00.PNG"])
+    noise(70).save(album / "new.png")
+    assert built.add([album / "new.png"]) == 1
+    loaded = PictureIndex.load(tmp_path / "index", model, processor)
+    found = keys(loaded.search("red", k=20))
+    assert len(found) == len(set(found)) == 12 and "00.PNG" not in found
+    assert loaded.search(noise(70), k=1)[0].key == "new.png"
+
+
+def test_too_few_pictures_for_an_index_are_told(index, model, processor, album, tmp_path):
+    with pytest.raises(ValueError, match="faiss cannot make 'IVF64,Flat' of 12 pictures: .*'Flat' needs no training"):
+        PictureIndex.build(model, processor, album, tmp_path / "index", factory="IVF64,Flat")
+    assert len(PictureIndex.load(tmp_path / "index", model, processor)) == 12  # what was there is still there
+    with pytest.raises(ValueError, match="faiss cannot make 'IVF64,Flat'"):
+        PictureIndex.build(model, processor, album, tmp_path / "new", factory="IVF64,Flat")
+    assert len(PictureIndex.build(model, processor, album, tmp_path / "new", factory="Flat")) == 12
+
+
+def test_beyond_a_million_it_is_lists(index, model, processor, album, tmp_path, monkeypatch):
+    assert [default_factory(count) for count in (1, 10**6, 10**6 + 1, 10**7)] == [
+        "Flat",
+        "Flat",
+        "IVF4096,Flat",
+        "IVF16384,Flat",
+    ]
+    monkeypatch.setattr(nearest, "FLAT_UP_TO", 12)
+    monkeypatch.setattr(nearest, "ivf_lists", lambda count: 4)
+    noise(80).save(album / "new.png")
+    index.add([album / "new.png"])
+    assert index.store.manifest.built == "IVF4,Flat" and len(index.search("red", k=99)) == 13
+    index.remove(["new.png"])
+    assert index.store.manifest.built == "IVF4,Flat"  # it is not made anew each time that one comes or goes
+
+
+def test_more_lists_are_searched_where_these_hold_too_few():
+    vectors = torch.nn.functional.normalize(torch.randn(500, 16, generator=torch.Generator().manual_seed(0))).numpy()
+    ids = np.arange(500) * 3
+    index = make_vectors("IVF16,Flat", [(ids[:200], vectors[:200]), (ids[200:], vectors[200:])], 16)
+    assert nearest.faiss.try_extract_index_ivf(index).nprobe == 1
+    exact = [ids[(vectors @ query).argsort()[::-1]] for query in vectors[:5]]
+    for query, right in zip(vectors[:5], exact, strict=True):
+        assert find(index, query, 1)[0] == right[0]
+        assert find(index, query, 500).tolist() == right.tolist() == find(index, query, 9999).tolist()
+        assert len(set(find(index, query, 300).tolist())) == 300
+    assert nearest.faiss.try_extract_index_ivf(index).nprobe == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(model, processor, tmp_path, monkeypatch, capsys):
+    """Runs the command in an empty folder, and returns what it has printed."""
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        run.errors = said.err
+        return said.out
+
+    return run
+
+
+def test_the_command(command, album, tmp_path, monkeypatch):
+    assert "12 pictures are in pictures.index; not readable: image_broken 1" in command(
+        "build", album, "--model", "../model"
+    )
+    table = command("search", "two dogs in the snow", "-k", 3, "--html", "page.html").splitlines()
+    assert table[0].split() == ["match", "cosine", "picture"] and table[-1] == "page.html shows them."
+    assert len(table) == 5 and all(re.fullmatch(r" *0\.\d{4} [+-]\d\.\d{4}  \S+", row) for row in table[1:4])
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert page.count("<li>") == 3 and page.count("data:image/jpeg;base64,") == 3 * (1 + 5)  # a heat map of each word
+    assert "<h1>two dogs in the snow</h1>" in page and "http" not in page
+
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    table = command("search", "--picture", album / "00.PNG", "--open").splitlines()
+    assert table[1].split() == ["-", "+1.0000", "00.PNG"] and opened[0].startswith("file:///")
+
+    noise(90).save(album / "new.png")
+    assert "not up to date: 1 new (first new.png)" in (command("search", "red") and command.errors)
+    assert command("add", album / "new.png").startswith("1 pictures more. 13 pictures are in")
+    assert "not up to date" not in (command("search", "red") and command.errors)
+    assert command("remove", "new.png", "00.PNG").startswith("11 pictures are in")
+    told = command("info")
+    assert "changes since: none" in told and "damage: none" in told and f"of: {album}" in told
+    flip(next(Path("pictures.index").glob("features_*")))
+    assert "SHA-256" in command("info")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["search", "red"], "holds no index. Make one"),
+        (["search"], "Give a text to search for, or a picture"),
+        (["search", "red", "--picture", "a.png"], "Give a text to search for, or a picture"),
+        (["build", "nowhere", "--model", "../model"], "is not a folder"),
+        (["build", ".", "--model", "../model"], "There is no picture in"),
+        (["build", ".", "--model", "../nowhere"], "nowhere"),
+    ],
+)
+def test_the_command_says_what_is_wrong(command, words, reason):
+    with pytest.raises(SystemExit, match=f"error: .*{reason}"):
+        command(*words)
+
+
+def test_without_faiss_it_says_what_to_install():
+    program = "import sys; sys.modules['faiss'] = None; import albef_hf; import albef_hf.retrieval"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert 'pip install "albef_hf[search]"' in ended.stderr and "albef_hf/__init__" not in ended.stderr
