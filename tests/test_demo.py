@@ -1,5 +1,6 @@
 """The demo: what it computes is what the package does, what it refuses it says, and the page works in a browser."""
 
+import configparser
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 import torch
 from hub_server import HubServer
 from huggingface_hub import SpaceCard
+from packaging.requirements import Requirement
 from PIL import Image
 from transformers import BlipImageProcessorPil
 
@@ -168,10 +170,14 @@ def test_without_gradio_the_remedy_is_named(tmp_path):
     assert ended.returncode == 1 and ended.stderr == 'error: the demo needs Gradio: pip install "albef_hf[demo]"\n'
 
 
-def test_the_space_installs_what_the_package_needs():
-    text = (REPOSITORY / "setup.cfg").read_text(encoding="utf-8")
-    needed = re.search(r"install_requires =\n((?:    .+\n)+)", text)[1].split()
-    assert set(needed) <= set((DEMO / "requirements.txt").read_text(encoding="utf-8").split())
+def test_the_space_installs_what_the_package_and_the_demo_need():
+    settings = configparser.ConfigParser()
+    settings.read(REPOSITORY / "setup.cfg")
+    (gradio,) = [line for line in settings["options.extras_require"]["demo"].split() if line.startswith("gradio")]
+    card = SpaceCard((DEMO / "README.md").read_text(encoding="utf-8"))
+    assert Requirement(gradio).specifier.contains(card.data.sdk_version)  # which the Space brings along
+    needed = settings["options"]["install_requires"] + settings["options.extras_require"]["search"]
+    assert (DEMO / "requirements.txt").read_text(encoding="utf-8").split() == needed.split()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
