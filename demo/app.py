@@ -32,9 +32,10 @@ FIRST_MODEL = "runs/scenes"  # of the first command of the README
 EXAMPLES = 6  # pictures to pick from
 FOUND = 12  # pictures that a search shows
 MOST_UPLOADED = "20mb"
+FONT = ("system-ui", "sans-serif")  # that the visitor has
 STYLE = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
-.gallery-of-all .grid-wrap { max-height: none !important; }
+.gallery-of-all .grid-wrap { max-height: none !important; min-height: 0 !important; }
 .scores { display: grid; grid-template-columns: 1fr 9rem 5rem; gap: 0.7rem 1rem; align-items: center; }
 .scores b { font-weight: 600; color: var(--body-text-color-subdued); }
 .scores .bar { background: var(--neutral-200); border-radius: 4px; height: 0.5rem; }
@@ -183,7 +184,9 @@ class Page:
         button = gr.Button("Ask", variant="primary", elem_id="ask")
         with gr.Row():
             answers = gr.Label(label="Answer", elem_id="answers")
-            where = gr.Image(label="Where it looked for it", interactive=False, elem_id="where")
+            where = gr.Image(
+                label="Where it looked for it", interactive=False, buttons=["fullscreen"], elem_id="where"
+            )
         _run([button.click, question.submit], self.ask, [picture, question, choices], [answers, where])
 
     def _search(self, picture: gr.Image, taken: list[Any]) -> None:
@@ -198,7 +201,9 @@ class Page:
             by_text = gr.Button("Search", variant="primary", elem_id="search")
             by_picture = gr.Button("Search by the picture", elem_id="similar")
         gallery = _gallery("found", allow_preview=False)
-        gr.Markdown("Match and cosine, or the cosine of two pictures. Pick one to take it and to see the words in it.")
+        gr.Markdown(
+            "Below each its match and its cosine. Click one to make it the picture, and to see the words in it."
+        )
         found = gr.State(("", []))
         _run([by_text.click, query.submit], self.search, query, [gallery, found])
         _run([by_picture.click], self.search_similar, picture, [gallery, found])
@@ -294,7 +299,7 @@ def main(arguments: list[str]) -> None:
             run_history=False,
             footer_links=["api", "gradio"],
             css=STYLE,
-            theme=gr.themes.Default(primary_hue="indigo", font=("system-ui", "sans-serif")),
+            theme=gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=FONT),
         )
 
 
