@@ -184,9 +184,7 @@ class Page:
         button = gr.Button("Ask", variant="primary", elem_id="ask")
         with gr.Row():
             answers = gr.Label(label="Answer", elem_id="answers")
-            where = gr.Image(
-                label="Where it looked for it", interactive=False, buttons=["fullscreen"], elem_id="where"
-            )
+            where = gr.Image(label="Where it looked for it", interactive=False, buttons=[], elem_id="where")
         _run([button.click, question.submit], self.ask, [picture, question, choices], [answers, where])
 
     def _search(self, picture: gr.Image, taken: list[Any]) -> None:
@@ -201,9 +199,7 @@ class Page:
             by_text = gr.Button("Search", variant="primary", elem_id="search")
             by_picture = gr.Button("Search by the picture", elem_id="similar")
         gallery = _gallery("found", allow_preview=False)
-        gr.Markdown(
-            "Below each its match and its cosine. Click one to make it the picture, and to see the words in it."
-        )
+        gr.Markdown("Below each: match and cosine. Click one to make it the picture and see the words in it.")
         found = gr.State(("", []))
         _run([by_text.click, query.submit], self.search, query, [gallery, found])
         _run([by_picture.click], self.search_similar, picture, [gallery, found])
