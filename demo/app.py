@@ -284,7 +284,7 @@ def main(arguments: list[str]) -> None:
                 options.model, options.question_model, options.index, options.pictures
             )
             examples = folder_examples(options.examples) if options.examples else scene_examples(folder)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             sys.exit(f"error: {error}")
         page = Page(assistant, examples).build()
         page.launch(
