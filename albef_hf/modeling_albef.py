@@ -842,16 +842,15 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         Returns:
             (images, width).
         """
-        *others, last = self.layers
-        attended = prepared if others else prepared[:, :1]
-        attended = attended.expand(len(image_hidden_states), -1, -1)
+        states = prepared.expand(len(image_hidden_states), -1, -1)
         for number, layer in enumerate(self.layers):
-            if number and layer is last:
-                attended = layer.attend(states[:, :1], None, layer.self_attn.project_key_values(states))
-            elif number:
-                attended = layer.attend(states, None)
-            read = layer.cross_attn.read(attended, image_hidden_states)
-            states = layer.feed_forward(layer.cross_attn_norm(attended + read))
+            is_last = layer is self.layers[-1]
+            queries = states[:, :1] if is_last else states  # [CLS] alone, as in `summarize`
+            if number:  # the first layer has attended already
+                context = layer.self_attn.project_key_values(states) if is_last else None
+                queries = layer.attend(queries, None, context)
+            read = layer.cross_attn.read(queries, image_hidden_states)
+            states = layer.feed_forward(layer.cross_attn_norm(queries + read))
         return states[:, 0]
 
     def _summarize(
