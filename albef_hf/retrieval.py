@@ -184,7 +184,8 @@ class PictureIndex:
         index = cls(model, processor, store, Files(store.manifest.root) if pictures is None else _source(pictures))
         index._use()
         if pictures is None and index.keys and isinstance(index.keys[0], int):
-            index.source = Rows(start=store.manifest.next_id)  # none is there, and no number is given twice
+            numbers = {*index.keys, *index.broken, *store.manifest.removed}
+            index.source = Rows(start=max(numbers) + 1)  # none of them is there, and no number is given twice
         elif isinstance(index.source, Rows):
             index.source.keys_of(pictures)
         return index

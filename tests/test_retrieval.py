@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -202,7 +203,7 @@ def test_alike_pictures_are_all_found(model, processor, pictures, tmp_path):
     found = index.search("red", k=3)
     assert sorted(keys(found)) == [0, 1, 2]
     scores = {hit.key: hit.score for hit in found}
-    assert scores[0] == scores[2] != scores[1] and abs(keys(found).index(0) - keys(found).index(2)) == 1
+    assert scores[0] == pytest.approx(scores[2], abs=1e-5) and abs(scores[0] - scores[1]) > 1e-3
 
 
 def test_datasets_are_searched_by_row(model, processor, album, pictures, tmp_path):
@@ -342,27 +343,44 @@ from albef_hf import retrieval
 from albef_hf.retrieval import PictureIndex, main
 encode = PictureIndex._encode
 PictureIndex._encode = lambda *arguments: time.sleep(0.2) or encode(*arguments)
-retrieval.PART_SECONDS = float(sys.argv[1])
-main(sys.argv[2:])
+retrieval.PART_SECONDS = -1
+main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize(("number", "seconds"), [(signal.SIGKILL, -1), (signal.SIGINT, 999)])
-def test_a_build_that_is_stopped_goes_on(model, processor, album, tmp_path, encoded, number, seconds):
+def kill_build(words: list[str]) -> None:
+    """Build in another process, and kill it without a warning when 4 of the 13 pictures are done."""
+    with subprocess.Popen([sys.executable, "-c", SLOW_BUILD, *words], stderr=subprocess.PIPE, text=True) as process:
+        told = ""
+        while not re.search(r"\b4/13 ", told) and process.poll() is None:
+            told += process.stderr.read(1)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, told
+
+
+def interrupt_build(words: list[str]) -> None:
+    """Build, and be interrupted from the keyboard in the third batch."""
+    encode, left = PictureIndex._encode, iter(range(2))
+
+    def interrupted(self, pixels):
+        if next(left, None) is None:
+            signal.raise_signal(signal.SIGINT)
+        return encode(self, pixels)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(SystemExit, match="the same command goes on"):
+        patched.setattr(PictureIndex, "_encode", interrupted)
+        main(words)
+
+
+@pytest.mark.parametrize("stop", [kill_build, interrupt_build])
+def test_a_build_that_is_stopped_goes_on(model, processor, album, tmp_path, encoded, stop):
     for part in (model, processor):
         part.save_pretrained(tmp_path / "model")
     words = ["build", album, "--model", tmp_path / "model", "--index", tmp_path / "index", "--batch-size", "2"]
-    command = [sys.executable, "-c", SLOW_BUILD, str(seconds), *map(str, words)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as process:
-        told = ""
-        while "4/13" not in told.replace(" ", "") and process.poll() is None:  # of 13 pictures, told by the bar
-            told += process.stderr.read(1)
-        process.send_signal(number)
-        told += process.stderr.read()
-    assert process.returncode == (-9 if number == signal.SIGKILL else 1), told
-    assert number == signal.SIGKILL or "interrupted; the same command goes on" in told
+    stop([str(word) for word in words])
     with pytest.raises(ValueError, match="not finished: build it again, which goes on"):
         PictureIndex.load(tmp_path / "index", model, processor)
+    encoded.clear()
     index = PictureIndex.build(model, processor, album, tmp_path / "index", batch_size=2)
     assert 0 < sum(encoded) < 12
     assert_same(index, PictureIndex.build(model, processor, album, tmp_path / "clean", batch_size=2))
@@ -649,7 +667,7 @@ def test_the_command_says_what_is_wrong(command, words, reason):
         command(*words)
 
 
-def test_without_faiss_it_says_what_to_install():
-    program = "import sys; sys.modules['faiss'] = None; import albef_hf; import albef_hf.retrieval"
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert 'pip install "albef_hf[search]"' in ended.stderr and "albef_hf/__init__" not in ended.stderr
+def test_without_faiss_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r'pip install "albef_hf\[search\]"'):
+        runpy.run_path(nearest.__file__)
