@@ -301,9 +301,7 @@ class AlbefAttention(nn.Module):
         context = _beside(self.q_proj.weight, context)
         keys, values = (part.weight.unflatten(0, (-1, self.head_dim)) for part in (self.k_proj, self.v_proj))
         query = self._split_heads(self.q_proj(hidden_states)) @ keys  # (batch, heads, tokens, context width)
-        scores = (
-            query.flatten(1, 2) @ context.transpose(1, 2) * self.scaling
-        )  # (batch, heads * tokens, context tokens)
+        scores = query.flatten(1, 2) @ context.transpose(1, 2) * self.scaling  # every head's tokens, to the context's
         found = (scores.softmax(-1) @ context).unflatten(1, query.shape[1:3]) @ values.transpose(1, 2)
         return self.out_proj(found.transpose(1, 2).flatten(2) + self.v_proj.bias)  # (batch, tokens, width)
 
@@ -836,8 +834,11 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         return self._summarize(others, hidden_states, attention_mask, other_keys)
 
     def summarize_images(self, prepared: torch.Tensor, image_hidden_states: torch.Tensor) -> torch.Tensor:
-        """As `summarize_prepared` of one text without padding, (1, tokens, width), and many images that nobody else
-        reads, (images, image tokens, image width): their keys and values are not worth projecting.
+        """As `summarize_prepared` of one text and many images, whose keys and values are then not worth projecting.
+
+        Args:
+            prepared: From `prepare_texts`, (1, tokens, width), without padding.
+            image_hidden_states: (images, image tokens, image width).
 
         Returns:
             (images, width).
