@@ -119,7 +119,7 @@ class FeatureStore:
             ) from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"{folder / MANIFEST} cannot be read ({error}). Remove {folder}, and build anew."
+                f"{folder / MANIFEST} cannot be read ({error}). Remove {folder}, and build the index anew."
             ) from error
 
     def fault(self, name: str) -> str | None:

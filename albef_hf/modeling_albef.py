@@ -301,9 +301,7 @@ class AlbefAttention(nn.Module):
         context = _beside(self.q_proj.weight, context)
         keys, values = (part.weight.unflatten(0, (-1, self.head_dim)) for part in (self.k_proj, self.v_proj))
         query = self._split_heads(self.q_proj(hidden_states)) @ keys  # (batch, heads, tokens, context width)
-        scores = (
-            query.flatten(1, 2) @ context.transpose(1, 2) * self.scaling
-        )  # (batch, heads * tokens, context tokens)
+        scores = query.flatten(1, 2) @ context.transpose(1, 2) * self.scaling  # every head's tokens, to the context's
         found = (scores.softmax(-1) @ context).unflatten(1, query.shape[1:3]) @ values.transpose(1, 2)
         return self.out_proj(found.transpose(1, 2).flatten(2) + self.v_proj.bias)  # (batch, tokens, width)
 
@@ -836,22 +834,24 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         return self._summarize(others, hidden_states, attention_mask, other_keys)
 
     def summarize_images(self, prepared: torch.Tensor, image_hidden_states: torch.Tensor) -> torch.Tensor:
-        """As `summarize_prepared` of one text without padding, (1, tokens, width), and many images that nobody else
-        reads, (images, image tokens, image width): their keys and values are not worth projecting.
+        """As `summarize_prepared` of one text and many images, whose keys and values are then not worth projecting.
+
+        Args:
+            prepared: From `prepare_texts`, (1, tokens, width), without padding.
+            image_hidden_states: (images, image tokens, image width).
 
         Returns:
             (images, width).
         """
-        *others, last = self.layers
-        attended = prepared if others else prepared[:, :1]
-        attended = attended.expand(len(image_hidden_states), -1, -1)
+        states = prepared.expand(len(image_hidden_states), -1, -1)
         for number, layer in enumerate(self.layers):
-            if number and layer is last:
-                attended = layer.attend(states[:, :1], None, layer.self_attn.project_key_values(states))
-            elif number:
-                attended = layer.attend(states, None)
-            read = layer.cross_attn.read(attended, image_hidden_states)
-            states = layer.feed_forward(layer.cross_attn_norm(attended + read))
+            is_last = layer is self.layers[-1]
+            queries = states[:, :1] if is_last else states  # [CLS] alone, as in `summarize`
+            if number:  # the first layer has attended already
+                context = layer.self_attn.project_key_values(states) if is_last else None
+                queries = layer.attend(queries, None, context)
+            read = layer.cross_attn.read(queries, image_hidden_states)
+            states = layer.feed_forward(layer.cross_attn_norm(queries + read))
         return states[:, 0]
 
     def _summarize(

@@ -10,7 +10,6 @@ the matching head (ITM), which reads picture and text together, orders them.
 import argparse
 import contextlib
 import hashlib
-import math
 import os
 import sys
 import tempfile
@@ -67,7 +66,8 @@ class Hit:
         key: Path, relative to the folder that was indexed, or number of the row.
         similarity: Cosine of the features (ITC).
         match: Probability that picture and text match (ITM); None where that has not been asked.
-        score: What the hits are ordered by. Those that were matched come first.
+        score: What the hits are ordered by: of those that were matched, which come first, the logit of a match as the
+            evaluation takes it, and the cosine as far as it counts; of the others the cosine.
     """
 
     key: Key
@@ -184,7 +184,8 @@ class PictureIndex:
         index = cls(model, processor, store, Files(store.manifest.root) if pictures is None else _source(pictures))
         index._use()
         if pictures is None and index.keys and isinstance(index.keys[0], int):
-            index.source = Rows(start=store.manifest.next_id)  # none is there, and no number is given twice
+            numbers = {*index.keys, *index.broken, *store.manifest.removed}
+            index.source = Rows(start=max(numbers) + 1)  # none of them is there, and no number is given twice
         elif isinstance(index.source, Rows):
             index.source.keys_of(pictures)
         return index
@@ -300,9 +301,9 @@ class PictureIndex:
             return list(hits.values())[:k]
         candidates = list(hits)[:rerank]
         matched = []
-        for place, (no, yes) in self._match(candidates, texts).items():
+        for place, (logit, probability) in self._match(candidates, texts).items():
             hit = hits[place]
-            hit.match, hit.score = 1 / (1 + math.exp(no - yes)), yes + itc_weight * hit.similarity
+            hit.match, hit.score = probability, logit + itc_weight * hit.similarity
             matched.append(hit)
         matched.sort(key=lambda hit: hit.score, reverse=True)
         return (matched + list(hits.values())[len(candidates) :])[:k]
@@ -351,12 +352,14 @@ class PictureIndex:
                 self.encoded.pop(place, None)
         return [place for place in places if stamps[place] is not None]
 
-    def _match(self, places: list[int], text: TextFeatures) -> dict[int, list[float]]:
-        """Matching logits, (no match, match), of those candidates that can be read."""
-        logits: dict[int, list[float]] = {}
+    def _match(self, places: list[int], text: TextFeatures) -> dict[int, tuple[float, float]]:
+        """Logit and probability of a match, of those candidates that can be read."""
+        scores: dict[int, tuple[float, float]] = {}
         for some, states in self._hidden_states(places):
-            logits |= zip(some, match_pictures(self.model, states, text).tolist(), strict=True)
-        return logits
+            logits = match_pictures(self.model, states, text).float()
+            both = zip(logits[:, 1].tolist(), logits.softmax(1)[:, 1].tolist(), strict=True)
+            scores |= zip(some, both, strict=True)
+        return scores
 
     def _hidden_states(self, places: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
         """States of some candidates after the others, (some, patches + 1, width); first of those encoded lately."""
@@ -386,7 +389,8 @@ class PictureIndex:
     def _keep(self, places: Sequence[int], states: torch.Tensor) -> None:
         """Keep hidden states of pictures for other queries, at the expense of those that were not asked for lately."""
         with self.lock:
-            self.encoded.update(zip(places, states.clone().split(1), strict=True))
+            for place, one in zip(places, states.split(1), strict=True):
+                self.encoded[place] = one.to("cpu", copy=True)  # by itself, to be freed by itself
             while len(self.encoded) * states[0].numel() > KEPT_VALUES:
                 self.encoded.popitem(last=False)
 
@@ -435,14 +439,14 @@ class PictureIndex:
         left_out = set(self.store.manifest.removed)
         new = [key for key in keys if key not in left_out]
         new = [key for key in new if key not in seen or seen[key] != self.source.stamp(key)]
-        done: list[tuple[list[tuple[Key, Reading]], torch.Tensor]] = []
+        done: list[tuple[dict[Key, Stamp | BadSampleError], torch.Tensor | None]] = []
         written = time.monotonic()
         with tqdm(total=len(new), desc="encode pictures", unit="picture", disable=not new) as bar:
             try:
                 for batch in self._read(new, batch_size):
                     pixels = [reading[1] for _, reading in batch if not isinstance(reading, BadSampleError)]
                     features = self._encode(torch.cat(pixels))[1] if pixels else None
-                    done.append((batch, features))
+                    done.append(({key: r if isinstance(r, BadSampleError) else r[0] for key, r in batch}, features))
                     bar.update(len(batch))
                     if time.monotonic() - written > PART_SECONDS:
                         self._write_part(done)
@@ -450,18 +454,20 @@ class PictureIndex:
             finally:
                 self._write_part(done)
 
-    def _write_part(self, done: list[tuple[list[tuple[Key, Reading]], torch.Tensor | None]]) -> None:
+    def _write_part(self, done: list[tuple[dict[Key, Stamp | BadSampleError], torch.Tensor | None]]) -> None:
         """Put what has been computed on the disk, where another process can go on with it."""
-        readings = [pair for batch, _ in done for pair in batch]
-        if not readings:
+        found = {key: result for batch, _ in done for key, result in batch.items()}
+        if not found:
             return
-        good = [(key, reading[0]) for key, reading in readings if not isinstance(reading, BadSampleError)]
-        bad = {key: reading.issue for key, reading in readings if isinstance(reading, BadSampleError)}
-        manifest, read = self.store.manifest, {key for key, _ in readings}
-        manifest.broken = [entry for entry in manifest.broken if entry[0] not in read]
-        for key, issue in bad.items():  # one that is missing may be there the next time, with any stamp
-            stamp = None if issue is Issue.IMAGE_MISSING else self.source.stamp(key)
-            manifest.broken.append((key, issue.name.lower(), stamp))
+        manifest = self.store.manifest
+        manifest.broken = [entry for entry in manifest.broken if entry[0] not in found]
+        good = []
+        for key, result in found.items():
+            if not isinstance(result, BadSampleError):
+                good.append((key, result))
+            else:  # one that is missing may be there the next time, with any stamp
+                stamp = None if result.issue is Issue.IMAGE_MISSING else self.source.stamp(key)
+                manifest.broken.append((key, result.issue.name.lower(), stamp))
         if good:
             keys, stamps = zip(*good, strict=True)
             features = torch.cat([features for _, features in done if features is not None])

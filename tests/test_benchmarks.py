@@ -25,7 +25,7 @@ def test_a_benchmark_runs(script, arguments, said, tmp_path):
     assert said in ended.stdout
 
 
-@pytest.mark.parametrize("script", ["growth", "vqa_ranking"])
+@pytest.mark.parametrize("script", ["growth", "index", "reranking", "vqa_ranking"])
 def test_a_long_benchmark_explains_itself(script, tmp_path):
     command = [sys.executable, str(REPOSITORY / "benchmarks" / f"{script}.py"), "--help"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}

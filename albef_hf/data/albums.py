@@ -144,11 +144,10 @@ class Rows:
             return _stamp_of(value), upright(value)
 
     def _value(self, key: Key) -> Any:
-        part = bisect.bisect_right(self.starts, int(key)) - 1
-        number = int(key) - self.starts[part]
-        if part < 0 or number >= len(self.parts[part]):
+        if not self.start <= int(key) < self.end:
             raise BadSampleError(Issue.IMAGE_MISSING, f"row {key}")
-        value = self.parts[part][number]
+        part = bisect.bisect_right(self.starts, int(key)) - 1
+        value = self.parts[part][int(key) - self.starts[part]]
         return value.get("image") if isinstance(value, Mapping) and "image" in value else value
 
 
