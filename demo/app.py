@@ -163,9 +163,7 @@ class Page:
         maps = _gallery("maps")
         note = "Red is where it looks most to tell whether text and picture match."
         if not self.assistant.shows_matching:
-            note += (
-                " In that no word has a part of its own, with a single multimodal layer: words are contrasted alone."
-            )
+            note += " (Each word by itself: in a single multimodal layer none has a part of its own in that.)"
         gr.Markdown(note)
         _run([button.click, text.submit], self.look, [picture, text], maps)
         return text, maps

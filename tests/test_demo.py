@@ -33,6 +33,7 @@ from albef_hf import (
 )
 from albef_hf.data import Scenes, embedded_tokenizer
 from albef_hf.explain import contrastive_heatmaps, matching_heatmaps, overlay
+from albef_hf.retrieval import PictureIndex
 
 REPOSITORY = Path(__file__).parents[1]
 DEMO = REPOSITORY / "demo"
@@ -42,7 +43,6 @@ import assistant as work  # noqa: E402
 
 LONG = "a red ball and a dog " * 20
 installed = importlib.util.find_spec
-needs_gradio = pytest.mark.skipif(not installed("gradio"), reason='needs Gradio: pip install "albef_hf[demo]"')
 needs_browser = pytest.mark.skipif(
     not (installed("gradio") and installed("selenium") and shutil.which("chromium") and shutil.which("chromedriver")),
     reason="needs Gradio, selenium, chromium and chromedriver (Debian: chromium-driver): make demo-test",
@@ -298,9 +298,6 @@ def test_what_was_not_read_is_told_of(page, app, upload, monkeypatch):
 @pytest.fixture
 def found(page, processor, tmp_path):
     """The page with an index of some pictures."""
-    pytest.importorskip("faiss", reason='pip install "albef_hf[search]"')
-    from albef_hf.retrieval import PictureIndex
-
     (tmp_path / "photographs").mkdir()
     for number, scene in enumerate(Scenes(14, seed=3)):
         scene["image"].save(tmp_path / "photographs" / f"{number:02}.png")
@@ -369,12 +366,8 @@ def photographs_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def index(models, photographs_folder, tmp_path_factory):
-    """Some pictures that can be searched, where there is faiss."""
-    if not installed("faiss"):
-        return None
-    from albef_hf.retrieval import PictureIndex
-
+def index(models, photographs_folder, tmp_path_factory) -> PictureIndex:
+    """Some pictures that can be searched."""
     model, processor = models["retrieve"].model, models["retrieve"].processor
     return PictureIndex.build(model, processor, photographs_folder, tmp_path_factory.mktemp("pictures") / "index")
 
@@ -389,7 +382,7 @@ def address(hub, space, index, tmp_path_factory) -> Iterator[str]:
         tmp_path_factory.mktemp("cache"),
         ALBEF_MODEL="owner/albef",
         ALBEF_QUESTION_MODEL="owner/albef-vqa",
-        ALBEF_INDEX="" if index is None else str(index.store.folder),
+        ALBEF_INDEX=str(index.store.folder),
         GRADIO_SERVER_PORT=str(port),
     )
     environment.pop("PYTHONPATH", None)
@@ -522,7 +515,6 @@ def test_somebody_asks_a_question(visitor, models, photographs_folder):
 
 
 @needs_browser
-@pytest.mark.skipif(not installed("faiss"), reason='needs faiss: pip install "albef_hf[search]"')
 def test_somebody_searches_and_takes_what_is_found(visitor, index, photographs_folder):
     visitor.open("Search")
     visitor.write("#query", "a red ball")
