@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .data.albums import Key, Stamp
-from .files import digest, put_in_place
+from .files import digest, written_aside
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -210,18 +210,20 @@ class FeatureStore:
         manifest.files = {name: entry for name, entry in manifest.files.items() if name in named}
         content = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n"
         self._put(self.folder / MANIFEST, lambda path: path.write_text(content, encoding="utf-8"))
-        for path in (*self.folder.glob("features_*"), *self.folder.glob("vectors_*"), *self.folder.glob(".*.aside")):
+        for path in (
+            *self.folder.glob("features_*"),
+            *self.folder.glob("vectors_*"),
+            *self.folder.glob(".*.unfinished"),
+        ):
             if path.name not in named:
                 with contextlib.suppress(OSError):  # what cannot be removed now is removed the next time
                     path.unlink()
 
     @staticmethod
     def _put(path: Path, write: Callable[[Path], None]) -> None:
-        aside = path.with_name(f".{path.name}.aside")
-        try:
-            write(aside)
-            put_in_place(aside, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                aside.unlink()
-            raise
+        with written_aside(path) as aside:
+            try:
+                write(aside)
+            except BaseException:
+                aside.unlink(missing_ok=True)
+                raise

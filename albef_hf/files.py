@@ -1,7 +1,9 @@
 """Files that have to be on the disk, and what they have to hold."""
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -22,8 +24,18 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def put_in_place(aside: Path, path: Path) -> None:
-    """Give a file that has been written aside its name, once it is on the disk; what had the name is replaced."""
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Where to write a file, which gets its name when all of it is on the disk; what had the name is replaced.
+
+    Example:
+        ```python
+        with written_aside(folder / "index.json") as aside:
+            aside.write_text("{}")
+        ```
+    """
+    aside = path.with_name(f".{path.name}.unfinished")
+    yield aside
     flush(aside)
     aside.replace(path)
     flush(path.parent)

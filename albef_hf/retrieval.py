@@ -611,7 +611,7 @@ def _require_weights(store: FeatureStore, model: AlbefAlignedModel) -> None:
 
 def _require_room(folder: Path) -> None:
     """Refuse to write an index among other things."""
-    ours = (MANIFEST, ".lock", "features_*", "vectors_*", ".*.aside")
+    ours = (MANIFEST, ".lock", "features_*", "vectors_*", ".*.unfinished")
     others = (
         [path for path in folder.iterdir() if not any(path.match(name) for name in ours)] if folder.exists() else []
     )

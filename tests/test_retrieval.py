@@ -1,5 +1,6 @@
 """Search of one's own pictures: what is found, what survives, and what is refused."""
 
+import contextlib
 import os
 import re
 import runpy
@@ -391,12 +392,12 @@ def test_a_build_that_is_stopped_goes_on(model, processor, album, tmp_path, enco
 
 
 def test_a_killed_change_leaves_the_old_index_or_the_new_one(index, model, processor, album, tmp_path, monkeypatch):
-    """Killed at each of the moments at which a file gets its name, while two pictures come."""
+    """Killed at each of the moments at which a file is to be written, while two pictures come."""
     before = index.keys
     for seed in (60, 61):
         noise(seed).save(album / f"new{seed}.png")
     monkeypatch.setattr(retrieval, "PART_SECONDS", -1)
-    put, survived = files.put_in_place, []
+    survived = []
 
     class Killed(BaseException):
         pass
@@ -404,12 +405,14 @@ def test_a_killed_change_leaves_the_old_index_or_the_new_one(index, model, proce
     for moment in range(20):
         left = iter(range(moment))
 
-        def put_or_die(aside, path, left=left):
+        @contextlib.contextmanager
+        def written_or_dead(path, left=left):
             if next(left, None) is None:
                 raise Killed
-            put(aside, path)
+            with files.written_aside(path) as aside:
+                yield aside
 
-        monkeypatch.setattr(feature_store, "put_in_place", put_or_die)
+        monkeypatch.setattr(feature_store, "written_aside", written_or_dead)
         try:
             PictureIndex.build(model, processor, album, tmp_path / "index", batch_size=1)
         except Killed:
