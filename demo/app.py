@@ -26,6 +26,7 @@ from assistant import Assistant, Panel, read_lines, read_picture, read_text, unr
 from PIL import Image
 
 from albef_hf.data import Scenes
+from albef_hf.data.albums import picture_suffixes
 from albef_hf.pipeline_albef import AlbefPipeline
 
 FIRST_MODEL = "runs/scenes"  # of the first command of the README
@@ -246,7 +247,7 @@ def _name(thing: dict[str, Any]) -> str:
 
 def folder_examples(folder: str) -> list[tuple[str, str, str]]:
     """The pictures of a folder, by name."""
-    known = Image.registered_extensions()
+    known = picture_suffixes()
     paths = sorted(str(path) for path in Path(folder).iterdir() if path.suffix.lower() in known)
     if not paths:
         raise ValueError(f"--examples {folder} holds no picture.")

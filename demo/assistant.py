@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageOps
@@ -12,7 +12,11 @@ from albef_hf import AlbefProcessor, ImageTextRetrievalPipeline, VisualQuestionA
 from albef_hf.data import BadSampleError, says_something
 from albef_hf.data.albums import upright
 from albef_hf.explain import answer_heatmaps, matching_heatmaps, overlay
+from albef_hf.processing_albef import encodable
 from albef_hf.results_page import word_maps
+
+if TYPE_CHECKING:
+    from albef_hf.retrieval import Hit, PictureIndex
 
 MOST_CHARACTERS = 1_000  # of a text
 MOST_TEXTS = 100  # captions at once, or answers to choose from
@@ -44,7 +48,7 @@ def read_text(text: str, name: str) -> str:
     Raises:
         ValueError: If there is no word in it, or it is longer than anybody reads.
     """
-    text = text.strip()
+    text = encodable(text).strip()
     if not says_something(text):
         raise ValueError(f"There is no {name} yet: write one.")
     if len(text) > MOST_CHARACTERS:
@@ -82,7 +86,7 @@ class Assistant:
 
     retrieve: ImageTextRetrievalPipeline
     answer: VisualQuestionAnsweringPipeline | None = None
-    index: Any = None
+    index: "PictureIndex | None" = None
 
     @classmethod
     def from_pretrained(
@@ -128,13 +132,13 @@ class Assistant:
         heat = answer_heatmaps(model, answer_ids=answer_ids, **inputs)[0].mean(0)
         return answers, _panels(picture, [best], [heat])[0][0]
 
-    def search(self, query: str | Image.Image, k: int) -> tuple[list[Panel], list[Any]]:
+    def search(self, query: str | Image.Image, k: int) -> tuple[list[Panel], list[str | int]]:
         """The best pictures for a text, or those most like a picture, with their scores; and their keys."""
         hits = self.index.search(query, k=k, rerank=RERANKED)
         return [(_sized(self.index.picture(hit.key)), _scores(hit)) for hit in hits], [hit.key for hit in hits]
 
 
-def _scores(hit: Any) -> str:
+def _scores(hit: "Hit") -> str:
     return f"{hit.similarity:+.2f}" if hit.match is None else f"{hit.match:.0%}, {hit.similarity:+.2f}"
 
 

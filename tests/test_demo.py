@@ -145,6 +145,7 @@ def test_texts_that_nobody_would_write_are_refused(text, said):
 
 def test_lines_are_read_once_each():
     assert work.read_lines(" a dog\n\n a cat \na dog\r\n", "caption") == ["a dog", "a cat"]
+    assert work.read_lines("a \ud800 dog", "caption") == ["a ? dog"]  # which JSON allows, and no answer could hold
 
 
 def test_pictures_that_are_none_are_refused(tmp_path, picture):
@@ -373,8 +374,10 @@ def index(models, photographs_folder, tmp_path_factory) -> PictureIndex:
 
 
 @pytest.fixture(scope="module")
-def address(hub, space, index, tmp_path_factory) -> Iterator[str]:
+def address(hub, space, index, photographs_folder, tmp_path_factory) -> Iterator[str]:
     """Where the Space answers, which was started without arguments."""
+    shutil.copytree(index.store.folder, space / "index")
+    shutil.copytree(photographs_folder, space / "pictures")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -382,7 +385,8 @@ def address(hub, space, index, tmp_path_factory) -> Iterator[str]:
         tmp_path_factory.mktemp("cache"),
         ALBEF_MODEL="owner/albef",
         ALBEF_QUESTION_MODEL="owner/albef-vqa",
-        ALBEF_INDEX=str(index.store.folder),
+        ALBEF_INDEX="index",
+        ALBEF_PICTURES="pictures",
         GRADIO_SERVER_PORT=str(port),
     )
     environment.pop("PYTHONPATH", None)
