@@ -121,6 +121,22 @@ def test_questions_are_answered_freely_and_from_choices(assistant, picture):
     assert heat.size == other.size == (480, 320) and not np.array_equal(heat, other)
 
 
+def test_an_index_is_searched_whose_pictures_have_moved(assistant, picture, tmp_path):
+    model, processor = assistant.retrieve.model, assistant.retrieve.processor
+    (tmp_path / "before").mkdir()
+    picture.save(tmp_path / "before" / "a.png")
+    picture.rotate(90).save(tmp_path / "before" / "b.png")
+    PictureIndex.build(model, processor, tmp_path / "before", tmp_path / "index")
+    (tmp_path / "before").rename(tmp_path / "after")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    places = [str(tmp_path / name) for name in ("index", "after")]
+    loaded = work.Assistant.from_pretrained(str(tmp_path / "model"), None, *places)
+    panels, keys = loaded.search(picture, 5)
+    assert keys == ["a.png", "b.png"] and panels[0][1] == "+1.00"
+    assert loaded.search("a red ball", 5)[0][0][1].count("%") == 1
+
+
 def test_what_the_model_does_not_read_is_known(processor):
     assert work.unread(processor, "a red ball") == ""
     end = work.unread(processor, LONG)
