@@ -128,7 +128,7 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """Lay the page out."""
-        with gr.Blocks(title="ALBEF", analytics_enabled=False) as blocks:
+        with gr.Blocks(title="ALBEF") as blocks:
             gr.Markdown("# ALBEF\nPictures and words: which captions fit, where each word is, what the answer is.")
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
