@@ -9,7 +9,7 @@ VENV ?= .venv
 # A process for each core, with one thread: two threads in each would wait for each other.
 PARALLEL ?= --numprocesses logical --maxprocesses 8 --dist loadfile
 
-.PHONY: pretrain test common
+.PHONY: pretrain test common demo-test
 
 pretrain: $(VENV)/installed
 	$(VENV)/bin/python train/pretrain.py --config train/configs/scenes.yaml
@@ -24,6 +24,11 @@ common: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet -e ".[common]"
 	PYTHONPATH="$$($(VENV)/bin/python tests/common/fetch.py $(VENV)/common)" $(VENV)/bin/python -m pytest -q -rs \
 		tests/common/models.py tests/common/processor.py tests/test_export.py
+
+# The demo in a browser: chromium and chromedriver have to be there (Debian: chromium-driver).
+demo-test: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet -e ".[demo-test]"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -rs tests/test_demo.py
 
 $(VENV)/installed: setup.cfg
 	$(PYTHON) -m venv $(VENV)

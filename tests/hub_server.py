@@ -26,8 +26,8 @@ import yaml
 
 LARGE_FILES = (".safetensors", ".bin", ".pt", ".png", ".parquet")
 LARGE_SIZE = 10 * 2**20
-PREFIXES = {"models": "", "datasets": "datasets/"}
-REPOSITORY = r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)"
+PREFIXES = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
+REPOSITORY = r"/api/(?P<kind>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)"
 REVISION = r"(?P<revision>[^/]+)"
 
 
@@ -352,7 +352,7 @@ class HubServer:
         ]
         return Answer([line | {"date": "2021-07-16T00:00:00.000Z"} for line in lines])
 
-    @route("GET", f"/(?P<kind>datasets/|)(?P<name>[^/]+/[^/]+)/resolve/{REVISION}/(?P<path>.+)")
+    @route("GET", f"/(?P<kind>datasets/|spaces/|)(?P<name>[^/]+/[^/]+)/resolve/{REVISION}/(?P<path>.+)")
     def resolve(self, request: Request, repository: Repository, revision: str, path: str) -> Answer:
         commit = repository.find(revision)
         if path not in commit.files:
@@ -409,7 +409,7 @@ class HubServer:
             answers.append(answer)
         return Answer({"files": answers})
 
-    @route("POST", "/(?P<kind>datasets/|)(?P<name>[^/]+/[^/]+).git/info/lfs/objects/batch", write=True)
+    @route("POST", "/(?P<kind>datasets/|spaces/|)(?P<name>[^/]+/[^/]+).git/info/lfs/objects/batch", write=True)
     def lfs_batch(self, request: Request, repository: Repository) -> Answer:
         objects = []
         for wanted in request.json()["objects"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "albef_hf"
-TRAIN = PACKAGE.parent / "train"
+TRAIN, DEMO = PACKAGE.parent / "train", PACKAGE.parent / "demo"
 HUB_FILES = (
     "configuration_albef",
     "modeling_albef",
@@ -17,7 +17,7 @@ HUB_FILES = (
     "ranking",
     "pipeline_albef",
 )
-FILES = sorted([*PACKAGE.rglob("*.py"), *TRAIN.rglob("*.py")])
+FILES = sorted([*PACKAGE.rglob("*.py"), *TRAIN.rglob("*.py"), *DEMO.rglob("*.py")])
 
 # What each file may import of the package, by the first part of its name; `data` stands for its whole folder.
 ALLOWED = {
