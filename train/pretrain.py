@@ -101,12 +101,14 @@ def main(arguments: list[str]) -> None:
         accelerator.end_training()
 
 
-def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str, float]:
-    """Train and save; returns the metrics of the last evaluation."""
+def pretrain(
+    options: PretrainingOptions, accelerator: Accelerator, head: type[AlbefForPreTraining] = AlbefForPreTraining
+) -> dict[str, float]:
+    """Train and save; returns the metrics of the last evaluation. Another `head` may have other losses."""
     folder = prepare_folder(options, accelerator)
     push = start_push(options, accelerator)
     set_seed(options.seed)  # the same on all processes, so that their teachers and queues start alike
-    student, processor = make_model(options)
+    student, processor = make_model(options, head)
     check_texts_fit(options, student, processor)
     teacher = make_teacher(options, student)
     rows, validation_rows = load_rows(options, student.config.vision_config.image_size, accelerator)
@@ -173,19 +175,21 @@ def write_metrics(
     write_card(options, push, step, log, evaluation if metrics else None, "train/pretrain.py", started_from, teacher)
 
 
-def make_model(options: PretrainingOptions) -> tuple[AlbefForPreTraining, AlbefProcessor]:
+def make_model(
+    options: PretrainingOptions, head: type[AlbefForPreTraining] = AlbefForPreTraining
+) -> tuple[AlbefForPreTraining, AlbefProcessor]:
     """The student, from wherever the options say, and its processor."""
     if options.model:
-        student = AlbefForPreTraining.from_pretrained(options.model, dtype=torch.float32)
+        student = head.from_pretrained(options.model, dtype=torch.float32)
         student.set_attn_implementation(options.attention)
         return student, AlbefProcessor.from_pretrained(options.model)
     source = options.tokenizer or options.text_model
     tokenizer = AutoTokenizer.from_pretrained(source) if source else embedded_tokenizer()
     settings = with_special_tokens(read_model_config(options.model_config), tokenizer)
     if options.vision_model or options.text_model:
-        student = AlbefForPreTraining.from_vision_text_pretrained(options.vision_model, options.text_model, **settings)
+        student = head.from_vision_text_pretrained(options.vision_model, options.text_model, **settings)
     else:
-        student = AlbefForPreTraining(AlbefConfig(**settings))
+        student = head(AlbefConfig(**settings))
     student.set_attn_implementation(options.attention)
     return student, make_processor(student.config, tokenizer, options.max_words)
 
