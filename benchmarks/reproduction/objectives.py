@@ -1,7 +1,7 @@
 """The ways to pretrain of the paper's Table 1: each class takes one more thing away from the full objective.
 
-Whether the teacher softens targets at all is an option of the training (`alpha`), so the class of a row with and of one
-without distillation of the contrast is the same.
+Whether the teacher softens targets at all is an option of the training (`alpha`), so that the row with distillation of
+the contrast has the class of the row above.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The paper's Table 1 from a result file of reproduce.py, and a picture of it against the share of noise.
 
-    python benchmarks/reproduction/report.py --results runs/reproduction/results.jsonl --plot runs/reproduction/results.png
+    python benchmarks/reproduction/report.py --results runs/reproduction/results.jsonl
 
 Values are means over seeds with 95 % confidence intervals by Student's t. A second table has what each row adds to the
 one above: differences paired by seed, in bold where the interval excludes zero. With n comparisons, one in twenty is
