@@ -191,6 +191,19 @@ def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, c
         ("without_contrast", "retrieval", False),
     ]
     assert "0 of 5 runs are to be done" in reproduce(capsys, *more)
+    lost = next(
+        line for line in done if line["pretraining"] == "without_contrast"
+    )  # after its last checkpoint
+    results.write_text("".join(json.dumps(line) + "\n" for line in done if line is not lost))
+    assert "1 of 5 runs are to be done" in reproduce(capsys, *more)
+    again = json.loads(results.read_text().splitlines()[-1])
+    assert {**again, "cpu_seconds": lost["cpu_seconds"]} == lost
+    log = tmp_path / "out" / "logs" / "without_contrast-noise0.4-seed1-pretraining.txt"
+    assert "goes on from" in log.read_text()
+    (tmp_path / "out" / "recipe" / "pretraining.yaml").write_text("max_steps: 7")
+    with pytest.raises(SystemExit):
+        reproduce(capsys, *more)
+    assert "another pretraining.yaml" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(results)])
     report.main()
     said = capsys.readouterr().out

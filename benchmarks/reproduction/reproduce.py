@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import yaml
+from encoders import SEED as ENCODERS_SEED
 from encoders import save_encoders
 from objectives import PRETRAININGS
 from tqdm.auto import tqdm
@@ -30,9 +32,7 @@ from albef_hf.tasks import find_task
 from albef_hf.training import TrainingOptions, make_accelerator
 
 HERE = Path(__file__).parent
-sys.path.append(
-    str(HERE.parents[1] / "train")
-)  # the last place, as its evaluate.py would hide the library of that name
+sys.path.append(str(HERE.parents[1] / "train"))  # last, since its evaluate.py would hide the library of that name
 
 from pretrain import PretrainingOptions, pretrain  # noqa: E402
 
@@ -85,9 +85,15 @@ class Places:
 
 def main(arguments: list[str]) -> None:
     """Do all runs that the result file does not have yet."""
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if min(options.seeds) <= ENCODERS_SEED:
+        parser.error(f"seeds begin with {ENCODERS_SEED + 1}: the encoders have seen the scenes of {ENCODERS_SEED}.")
     places = Places(options.recipe, options.output_dir, options.results or options.output_dir / "results.jsonl")
     places.results.parent.mkdir(parents=True, exist_ok=True)
+    other = keep_recipe(places)
+    if other:
+        parser.error(f"{places.output} has runs by another {other}: give another output_dir, or the recipe of then.")
     save_encoders(places.recipe / "encoders.yaml", places.output / "encoders")
     chains = [
         chain_of_runs(Run(pretraining, noise, seed), options.tasks)
@@ -127,6 +133,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/reproduction"), help="folder for the models")
     parser.add_argument("--results", type=Path, help="the result file; default: results.jsonl in output_dir")
     return parser
+
+
+def keep_recipe(places: Places) -> str:
+    """Keep a copy of the recipe beside the models; returns the name of a file that is not what it was, if any."""
+    kept = places.output / "recipe"
+    kept.mkdir(parents=True, exist_ok=True)
+    for path in sorted(places.recipe.glob("*.yaml")):
+        text, copy = path.read_text(encoding="utf-8"), kept / path.name
+        if copy.exists() and yaml.safe_load(copy.read_text(encoding="utf-8")) != yaml.safe_load(text):
+            return path.name
+        copy.write_text(text, encoding="utf-8")
+    return ""
 
 
 def chain_of_runs(pretraining: Run, tasks: list[str]) -> list[Run]:
