@@ -72,6 +72,7 @@ class PretrainingOptions(DataOptions):
     streaming: bool = option(False, "read the dataset on the fly instead of downloading it first")
     image_column: str = option("image", "column of the picture")
     caption_column: str = option("caption", "column of the caption, a text or a list of texts")
+    scenes_max_objects: int = option(4, "objects of a scene: 2 to this number, at most 4")
     scenes_wrong_share: float = option(0.0, "share of the scenes' captions that belong to another scene")
     scenes_vague_share: float = option(0.0, "share of the scenes' captions that fit any scene")
 
@@ -229,9 +230,10 @@ def load_rows(options: PretrainingOptions, image_size: int, accelerator: Acceler
             if options.validation_split:
                 validation = load_hub_rows(*source, options.validation_split, options.streaming, *columns)
     else:
-        size, noise = max(96, image_size), (options.scenes_wrong_share, options.scenes_vague_share)
-        rows = Scenes(options.scenes, options.seed, size, wrong_share=noise[0], vague_share=noise[1])
-        validation = validation or Scenes(options.validation_size, options.seed + 1, size)
+        drawn = {"image_size": max(96, image_size), "max_objects": options.scenes_max_objects}
+        noise = {"wrong_share": options.scenes_wrong_share, "vague_share": options.scenes_vague_share}
+        rows = Scenes(options.scenes, options.seed, **drawn, **noise)
+        validation = validation or Scenes(options.validation_size, options.seed + 1, **drawn)
     if validation is not None:
         return rows, validation
     if isinstance(rows, datasets.IterableDataset):
