@@ -9,6 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "albef_hf"
 TRAIN = PACKAGE.parent / "train"
+BENCHMARKS = PACKAGE.parent / "benchmarks"
 HUB_FILES = (
     "configuration_albef",
     "modeling_albef",
@@ -17,7 +18,7 @@ HUB_FILES = (
     "ranking",
     "pipeline_albef",
 )
-FILES = sorted([*PACKAGE.rglob("*.py"), *TRAIN.rglob("*.py")])
+FILES = sorted([*PACKAGE.rglob("*.py"), *TRAIN.rglob("*.py"), *BENCHMARKS.rglob("*.py")])
 
 # What each file may import of the package, by the first part of its name; `data` stands for its whole folder.
 ALLOWED = {

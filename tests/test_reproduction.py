@@ -191,9 +191,7 @@ def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, c
         ("without_contrast", "retrieval", False),
     ]
     assert "0 of 5 runs are to be done" in reproduce(capsys, *more)
-    lost = next(
-        line for line in done if line["pretraining"] == "without_contrast"
-    )  # after its last checkpoint
+    lost = next(line for line in done if line["pretraining"] == "without_contrast")  # after its last checkpoint
     results.write_text("".join(json.dumps(line) + "\n" for line in done if line is not lost))
     assert "1 of 5 runs are to be done" in reproduce(capsys, *more)
     again = json.loads(results.read_text().splitlines()[-1])

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -49,6 +49,7 @@ from albef_hf.training import (
     make_accelerator,
     prepare_folder,
     start_push,
+    start_trackers,
     total_steps,
     write_card,
 )
@@ -116,8 +117,7 @@ def pretrain(
     loader, steps_per_epoch = make_loader(options, rows, processor, accelerator)
     held_out = Pictures(validation_rows, options.image_root, most=options.validation_size)
     check_words_are_known(processor, held_out.captions)
-    numbers = {name: value for name, value in asdict(options).items() if isinstance(value, (int, float))}
-    accelerator.init_trackers("tensorboard", config=numbers)
+    start_trackers(options, accelerator)
     log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch))
 
     def save_and_evaluate(step: int) -> dict[str, float]:
@@ -152,8 +152,7 @@ def pretrain(
         write_metrics(options, push, log, training.step, metrics, len(held_out), teacher)
     if push:
         push.finish("End of training")
-    log.say(f"pairs skipped or cut: {training.issues_found()}")
-    log.say(f"saved to {folder}: model, teacher, processor, log.jsonl, metrics.json, curves.png")
+    log.say(f"pairs skipped or cut: {training.issues_found()}\nmodel, teacher, processor, log, curves are in {folder}")
     return metrics
 
 
