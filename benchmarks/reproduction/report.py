@@ -25,11 +25,19 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
 
 @dataclass(frozen=True)
 class Column:
-    """A number of each run: the mean of some metrics of a task."""
+    """A number of each run: the mean of some metrics of a task.
+
+    Args:
+        title: At its head.
+        task: What the run was trained for.
+        metrics: Of the result file.
+        untrained: Pretraining that teaches nothing of what this measures.
+    """
 
     title: str
     task: str
     metrics: tuple[str, ...]
+    untrained: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,8 +62,8 @@ ROWS = (
     Row("Full + MoD downstream", [*PRETRAININGS][-1], distilled=True),
 )
 COLUMNS = (
-    Column("TR zero-shot, ITC", "pretraining", recalls("itc", "text")),
-    Column("IR zero-shot, ITC", "pretraining", recalls("itc", "image")),
+    Column("TR zero-shot, ITC", "pretraining", recalls("itc", "text"), untrained="without_contrast"),
+    Column("IR zero-shot, ITC", "pretraining", recalls("itc", "image"), untrained="without_contrast"),
     Column("TR zero-shot, ITM", "pretraining", recalls("itm", "text")),
     Column("IR zero-shot, ITM", "pretraining", recalls("itm", "image")),
     Column("TR", "retrieval", recalls("itm", "text")),
@@ -91,7 +99,7 @@ def read_results(results: Path) -> tuple[Values, float]:
             if (row.pretraining, row.distilled) != (line["pretraining"], line["distilled"]):
                 continue
             for column in COLUMNS:
-                if column.task == line["task"]:
+                if column.task == line["task"] and column.untrained != row.pretraining:
                     number = statistics.fmean(line["metrics"][name] for name in column.metrics)
                     values[row, line["noise"], column][line["seed"]] = number
     return values, sum(line["cpu_seconds"] for line in lines) / 3600
@@ -162,10 +170,12 @@ def plot(values: Values, picture: Path) -> None:
             points = [(noise, *interval(numbers)) for noise, numbers in sorted(found.items())]
             if points:
                 noises, means, halves = zip(*points, strict=True)
-                places = [100 * noise + 0.5 * (number - len(ROWS) / 2) for noise in noises]  # bars side by side
+                places = [100 * noise + number - (len(ROWS) - 1) / 2 for noise in noises]  # bars side by side
                 bars = [0 if math.isnan(half) else half for half in halves]
                 axes.errorbar(places, means, bars, label=row.title, marker=".", capsize=2, color=f"C{number}")
-        axes.set(title=column.title, xlabel="useless captions (%)")
+        shares = sorted({100 * noise for _, noise, one in values if one == column})
+        axes.set(title=column.title, xlabel="useless captions (%)", xticks=shares)
+        axes.set_xlim(shares[0] - len(ROWS), shares[-1] + len(ROWS))
         axes.grid(alpha=0.3)
     for axes in panels[len(columns) :]:
         axes.set_axis_off()
