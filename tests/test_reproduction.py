@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -159,7 +160,7 @@ def test_students_t(report):
 
 
 @pytest.fixture
-def reproduce(objectives, monkeypatch, tmp_path):
+def reproduce(objectives, tmp_path):
     """Runs the script in this process, or in one for each job, with the tiny recipes; returns what it says."""
     import reproduce
 
@@ -198,10 +199,17 @@ def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, c
     assert {**again, "cpu_seconds": lost["cpu_seconds"]} == lost
     log = tmp_path / "out" / "logs" / "without_contrast-noise0.4-seed1-pretraining.txt"
     assert "goes on from" in log.read_text()
+    shutil.rmtree(tmp_path / "out" / "without_contrast-noise0.4-seed1")  # its fine-tuning needs it again
+    results.write_text("".join(json.dumps(line) + "\n" for line in done if line["task"] == "pretraining"))
+    reproduce(capsys, "--pretrainings", "without_contrast", "--tasks", "retrieval")
+    again = [json.loads(line) for line in results.read_text().splitlines()]
+    before = next(line for line in done if line["pretraining"] == "without_contrast" and line["task"] == "retrieval")
+    assert len(again) == 3 and again[-1]["metrics"] == before["metrics"]
     (tmp_path / "out" / "recipe" / "pretraining.yaml").write_text("max_steps: 7")
     with pytest.raises(SystemExit):
         reproduce(capsys, *more)
     assert "another pretraining.yaml" in capsys.readouterr().err
+    results.write_text("".join(json.dumps(line) + "\n" for line in done))
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(results)])
     report.main()
     said = capsys.readouterr().out

@@ -155,9 +155,13 @@ def chain_of_runs(pretraining: Run, tasks: list[str]) -> list[Run]:
 
 
 def work(runs: list[Run], places: Places) -> None:
-    """Do what is not done yet of a pretraining and its fine-tunings, one after the other."""
+    """Do what is not done yet of a pretraining and its fine-tunings, one after the other.
+
+    A pretrained model that is gone is trained again, and has no second line.
+    """
     for run in runs:
-        if run in finished_runs(places.results):
+        done = run in finished_runs(places.results)
+        if done and (run.task != "pretraining" or (places.output / run.model / "model.safetensors").exists()):
             continue
         log = places.output / "logs" / f"{run.model}-{run.task}{'-distilled' * run.distilled}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -165,8 +169,9 @@ def work(runs: list[Run], places: Places) -> None:
         with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             metrics = pretrain_one(run, places) if run.task == "pretraining" else finetune_one(run, places)
         line = {**asdict(run), "cpu_seconds": round(time.process_time() - start, 1), "metrics": metrics}
-        with places.results.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if not done:
+            with places.results.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def pretrain_one(run: Run, places: Places) -> dict[str, float]:
