@@ -187,12 +187,6 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
     )
 
 
-def start_trackers(options: TrainingOptions, accelerator: Accelerator) -> None:
-    """Start TensorBoard, where it is installed, with the numbers among the options."""
-    numbers = {name: value for name, value in asdict(options).items() if isinstance(value, (int, float))}
-    accelerator.init_trackers("tensorboard", config=numbers)
-
-
 def start_push(options: TrainingOptions, accelerator: Accelerator) -> HubPush | None:
     """What pushes the output folder, on the main process, where it is wanted; see `HubPush` for what it checks."""
     if not options.push_to_hub or not accelerator.is_main_process:

@@ -8,7 +8,7 @@ import argparse
 import os
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ from albef_hf.training import (
     make_accelerator,
     prepare_folder,
     start_push,
-    start_trackers,
     total_steps,
     write_card,
 )
@@ -76,7 +75,8 @@ def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelera
     rows, validation = task.train_rows(), task.validation_rows()
     loader = make_loader(task, rows, accelerator)
     steps_per_epoch = max(1, len(loader) // options.gradient_accumulation_steps)
-    start_trackers(options, accelerator)
+    numbers = {name: value for name, value in asdict(options).items() if isinstance(value, (int, float))}
+    accelerator.init_trackers("tensorboard", config=numbers)
     log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch))
     task.check(validation)
     baselines = task.baselines(rows, validation) if accelerator.is_main_process else {}

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import datasets
@@ -49,7 +49,6 @@ from albef_hf.training import (
     make_accelerator,
     prepare_folder,
     start_push,
-    start_trackers,
     total_steps,
     write_card,
 )
@@ -117,10 +116,11 @@ def pretrain(
     loader, steps_per_epoch = make_loader(options, rows, processor, accelerator)
     held_out = Pictures(validation_rows, options.image_root, most=options.validation_size)
     check_words_are_known(processor, held_out.captions)
-    start_trackers(options, accelerator)
+    numbers = {name: value for name, value in asdict(options).items() if isinstance(value, (int, float))}
+    accelerator.init_trackers("tensorboard", config=numbers)
     log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch))
 
-    def save_and_evaluate(step: int) -> dict[str, float]:
+    def save_and_score(step: int) -> dict[str, float]:
         if push:
             push.wait()
         save(options, accelerator, student, teacher, processor)
@@ -136,9 +136,7 @@ def pretrain(
 
     log.say(describe_run(options, student, teacher, held_out, steps_per_epoch, accelerator.num_processes))
     set_seed(options.seed, device_specific=True)  # from here on dropout and negatives differ between processes
-    training = MomentumTraining(
-        accelerator, options, student, teacher, loader, steps_per_epoch, log, save_and_evaluate
-    )
+    training = MomentumTraining(accelerator, options, student, teacher, loader, steps_per_epoch, log, save_and_score)
     try:
         metrics = training.run()
     except (Exception, KeyboardInterrupt):  # what was learned so far is kept; one that was Stopped has a checkpoint
