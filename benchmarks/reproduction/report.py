@@ -182,7 +182,8 @@ def plot(values: Values, picture: Path) -> None:
     handles = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8)
+    titles = [row.title for row in ROWS if row.title in handles]
+    figure.legend([handles[title] for title in titles], titles, loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(picture, dpi=110)
 
 
