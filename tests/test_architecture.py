@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "albef_hf"
-TRAIN, DEMO = PACKAGE.parent / "train", PACKAGE.parent / "demo"
+TRAIN, DEMO, BENCHMARKS = (PACKAGE.parent / name for name in ("train", "demo", "benchmarks"))
 HUB_FILES = (
     "configuration_albef",
     "modeling_albef",
@@ -17,7 +17,7 @@ HUB_FILES = (
     "ranking",
     "pipeline_albef",
 )
-FILES = sorted([*PACKAGE.rglob("*.py"), *TRAIN.rglob("*.py"), *DEMO.rglob("*.py")])
+FILES = sorted(file for folder in (PACKAGE, TRAIN, DEMO, BENCHMARKS) for file in folder.rglob("*.py"))
 
 # What each file may import of the package, by the first part of its name; `data` stands for its whole folder.
 ALLOWED = {

@@ -304,6 +304,13 @@ def test_the_share_of_bad_captions_is_what_was_asked_for(wrong, vague):
         Scenes(5, wrong_share=0.8, vague_share=0.4)
 
 
+def test_scenes_have_as_many_objects_as_was_asked_for():
+    assert {len(Scenes(60, image_size=8)[i]["objects"]) for i in range(60)} == {2, 3, 4}
+    assert {len(Scenes(60, image_size=8, max_objects=2)[i]["objects"]) for i in range(60)} == {2}
+    with pytest.raises(ValueError, match="max_objects is 1"):
+        Scenes(5, max_objects=1)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Sources
 # ---------------------------------------------------------------------------------------------------------------------

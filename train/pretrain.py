@@ -77,6 +77,7 @@ class PretrainingOptions(DataOptions):
     streaming: bool = option(False, "read the dataset on the fly instead of downloading it first")
     image_column: str = option("image", "column of the picture")
     caption_column: str = option("caption", "column of the caption, a text or a list of texts")
+    scenes_max_objects: int = option(4, "objects of a scene: 2 to this number, at most 4")
     scenes_wrong_share: float = option(0.0, "share of the scenes' captions that belong to another scene")
     scenes_vague_share: float = option(0.0, "share of the scenes' captions that fit any scene")
 
@@ -118,12 +119,14 @@ def main(arguments: list[str]) -> None:
         accelerator.end_training()
 
 
-def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str, float]:
-    """Train and save; returns the metrics of the last evaluation."""
+def pretrain(
+    options: PretrainingOptions, accelerator: Accelerator, head: type[AlbefForPreTraining] = AlbefForPreTraining
+) -> dict[str, float]:
+    """Train and save; returns the metrics of the last evaluation. Another `head` may have other losses."""
     folder = prepare_folder(options, accelerator)
     push = start_push(options, accelerator)
     set_seed(options.seed)  # the same on all processes, so that their teachers and queues start alike
-    student, processor = make_model(options)
+    student, processor = make_model(options, head)
     check_texts_fit(options, student, processor)
     teacher = make_teacher(options, student)
     rows, validation_rows = load_rows(options, student.config.vision_config.image_size, accelerator)
@@ -133,7 +136,7 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
     start_trackers(options, accelerator)
     log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch))
 
-    def save_and_evaluate(step: int) -> dict[str, float]:
+    def save_and_score(step: int) -> dict[str, float]:
         if push:
             push.wait()
         save(options, accelerator, student, teacher, processor)
@@ -149,9 +152,7 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
 
     log.say(describe_run(options, student, teacher, rows, held_out, steps_per_epoch, accelerator.num_processes))
     set_seed(options.seed, device_specific=True)  # from here on dropout and negatives differ between processes
-    training = MomentumTraining(
-        accelerator, options, student, teacher, loader, steps_per_epoch, log, save_and_evaluate
-    )
+    training = MomentumTraining(accelerator, options, student, teacher, loader, steps_per_epoch, log, save_and_score)
     try:
         metrics = training.run()
     except (Exception, KeyboardInterrupt):  # what was learned so far is kept; one that was Stopped has a checkpoint
@@ -165,8 +166,7 @@ def pretrain(options: PretrainingOptions, accelerator: Accelerator) -> dict[str,
         write_metrics(options, push, log, training.step, metrics, len(held_out), teacher)
     if push:
         push.finish("End of training")
-    log.say(f"pairs skipped or cut: {training.issues_found()}")
-    log.say(f"saved to {folder}: model, teacher, processor, log.jsonl, metrics.json, curves.png")
+    log.say(f"pairs skipped or cut: {training.issues_found()}\nmodel, teacher, processor, log, curves are in {folder}")
     return metrics
 
 
@@ -189,19 +189,21 @@ def write_metrics(
     write_card(options, push, step, log, evaluation if metrics else None, "train/pretrain.py", started_from, teacher)
 
 
-def make_model(options: PretrainingOptions) -> tuple[AlbefForPreTraining, AlbefProcessor]:
+def make_model(
+    options: PretrainingOptions, head: type[AlbefForPreTraining] = AlbefForPreTraining
+) -> tuple[AlbefForPreTraining, AlbefProcessor]:
     """The student, from wherever the options say, and its processor."""
     if options.model:
-        student = AlbefForPreTraining.from_pretrained(options.model, dtype=torch.float32)
+        student = head.from_pretrained(options.model, dtype=torch.float32)
         student.set_attn_implementation(options.attention)
         return student, AlbefProcessor.from_pretrained(options.model)
     source = options.tokenizer or options.text_model
     tokenizer = AutoTokenizer.from_pretrained(source) if source else embedded_tokenizer()
     settings = with_special_tokens(read_model_config(options.model_config), tokenizer)
     if options.vision_model or options.text_model:
-        student = AlbefForPreTraining.from_vision_text_pretrained(options.vision_model, options.text_model, **settings)
+        student = head.from_vision_text_pretrained(options.vision_model, options.text_model, **settings)
     else:
-        student = AlbefForPreTraining(AlbefConfig(**settings))
+        student = head(AlbefConfig(**settings))
     student.set_attn_implementation(options.attention)
     return student, make_processor(student.config, tokenizer, options.max_words)
 
@@ -243,9 +245,10 @@ def load_rows(options: PretrainingOptions, image_size: int, accelerator: Acceler
             if options.validation_split:
                 validation = load_hub_rows(*source, options.validation_split, options.streaming, *columns)
     else:
-        size, noise = max(96, image_size), (options.scenes_wrong_share, options.scenes_vague_share)
-        rows = Scenes(options.scenes, options.seed, size, wrong_share=noise[0], vague_share=noise[1])
-        validation = validation or Scenes(options.validation_size, options.seed + 1, size)
+        drawn = {"image_size": max(96, image_size), "max_objects": options.scenes_max_objects}
+        noise = {"wrong_share": options.scenes_wrong_share, "vague_share": options.scenes_vague_share}
+        rows = Scenes(options.scenes, options.seed, **drawn, **noise)
+        validation = validation or Scenes(options.validation_size, options.seed + 1, **drawn)
     if validation is not None:
         return rows, validation
     if isinstance(rows, datasets.IterableDataset):

@@ -183,6 +183,7 @@ class Scenes(Sequence):
         captions: Captions of each scene.
         wrong_share: Share of captions that belong to another scene.
         vague_share: Share of captions that fit any scene.
+        max_objects: A scene has 2 objects to this number, at most 4.
 
     Example:
         ```python
@@ -201,18 +202,21 @@ class Scenes(Sequence):
         captions: int = 3,
         wrong_share: float = 0.0,
         vague_share: float = 0.0,
+        max_objects: int = 4,
     ):
         if not (wrong_share >= 0 and vague_share >= 0 and wrong_share + vague_share <= 1):
             raise ValueError(f"wrong_share ({wrong_share}) and vague_share ({vague_share}) must add up to 0 to 1.")
+        if not 2 <= max_objects <= 4:
+            raise ValueError(f"max_objects is {max_objects}: captions speak of at least 2, and more than 4 lack room.")
         self.count, self.seed, self.image_size, self.captions = count, seed, image_size, captions
-        self.wrong_share, self.vague_share = wrong_share, vague_share
+        self.wrong_share, self.vague_share, self.max_objects = wrong_share, vague_share, max_objects
 
     def __len__(self) -> int:
         return self.count
 
     def scene(self, index: int) -> Scene:
         """The scene of a row."""
-        return compose(np.random.default_rng((self.seed, index)))
+        return compose(np.random.default_rng((self.seed, index)), self.max_objects)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < self.count:

@@ -1,0 +1,191 @@
+"""The paper's Table 1 from a result file of reproduce.py, and a picture of it against the share of noise.
+
+    python benchmarks/reproduction/report.py --results runs/reproduction/results.jsonl
+
+Values are means over seeds with 95 % confidence intervals by Student's t. A second table has what each row adds to the
+one above: differences paired by seed, in bold where the interval excludes zero. With n comparisons, one in twenty is
+bold by chance.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from objectives import PRETRAININGS
+
+HERE = Path(__file__).parent
+# 97.5th percentile of Student's t for 1, 2, ... degrees of freedom; more than the table has are taken as its last.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of each run: the mean of some metrics of a task.
+
+    Args:
+        title: At its head.
+        task: What the run was trained for.
+        metrics: Of the result file.
+        untrained: Pretraining that teaches nothing of what this measures.
+    """
+
+    title: str
+    task: str
+    metrics: tuple[str, ...]
+    untrained: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the paper's table: how it was pretrained, and whether fine-tuning was distilled."""
+
+    title: str
+    pretraining: str
+    distilled: bool = False
+
+
+Values = dict[tuple[Row, float, Column], dict[int, float]]  # by seed
+
+
+def recalls(step: str, way: str) -> tuple[str, ...]:
+    """Names of what the paper's TR and IR are the means of."""
+    return tuple(f"{step}_{way}_r{k}" for k in (1, 5, 10))
+
+
+ROWS = (
+    *(Row(way.title, name) for name, way in PRETRAININGS.items()),
+    Row("Full + MoD downstream", [*PRETRAININGS][-1], distilled=True),
+)
+COLUMNS = (
+    Column("TR zero-shot, ITC", "pretraining", recalls("itc", "text"), untrained="without_contrast"),
+    Column("IR zero-shot, ITC", "pretraining", recalls("itc", "image"), untrained="without_contrast"),
+    Column("TR zero-shot, ITM", "pretraining", recalls("itm", "text")),
+    Column("IR zero-shot, ITM", "pretraining", recalls("itm", "image")),
+    Column("TR", "retrieval", recalls("itm", "text")),
+    Column("IR", "retrieval", recalls("itm", "image")),
+    Column("SNLI-VE", "entailment", ("accuracy",)),
+    Column("NLVR2", "nlvr2", ("accuracy",)),
+    Column("VQA", "vqa", ("accuracy",)),
+)
+
+
+def main() -> None:
+    """Print the tables, draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE / "results.jsonl", help="what reproduce.py has written")
+    parser.add_argument("--plot", type=Path, help="the PNG to draw; default: beside the results")
+    options = parser.parse_args()
+    if not options.results.exists():
+        parser.error(f"there is no {options.results}: run reproduce.py first, or name its result file.")
+    values, hours = read_results(options.results)
+    for noise in sorted({noise for _, noise, _ in values}):
+        print(f"### {noise:.0%} noise\n\n{table(values, noise)}\n")
+        print(f"What each row adds to the one above:\n\n{differences(values, noise)}\n")
+    print(f"{hours:.2f} hours of one CPU core.")
+    plot(values, options.plot or options.results.with_suffix(".png"))
+
+
+def read_results(results: Path) -> tuple[Values, float]:
+    """Numbers by row, share of noise, column and seed, and the hours that it took to get them."""
+    values: Values = defaultdict(dict)
+    lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        for row in ROWS:
+            if (row.pretraining, row.distilled) != (line["pretraining"], line["distilled"]):
+                continue
+            for column in COLUMNS:
+                if column.task == line["task"] and column.untrained != row.pretraining:
+                    number = statistics.fmean(line["metrics"][name] for name in column.metrics)
+                    values[row, line["noise"], column][line["seed"]] = number
+    return values, sum(line["cpu_seconds"] for line in lines) / 3600
+
+
+def interval(numbers: list[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % confidence interval; not a number for fewer than two."""
+    if len(numbers) < 2:
+        return statistics.fmean(numbers), math.nan
+    student = STUDENT[min(len(numbers) - 1, len(STUDENT)) - 1]
+    return statistics.fmean(numbers), student * statistics.stdev(numbers) / math.sqrt(len(numbers))
+
+
+def shown_columns(values: Values, noise: float) -> list[Column]:
+    """Those for which there is anything."""
+    return [column for column in COLUMNS if any((row, noise, column) in values for row in ROWS)]
+
+
+def table(values: Values, noise: float) -> str:
+    """Means and intervals in the paper's layout."""
+    columns = shown_columns(values, noise)
+    lines = [["training tasks", *(column.title for column in columns), "seeds"], ["---"] * (len(columns) + 2)]
+    for row in ROWS:
+        cells = [values.get((row, noise, column), {}) for column in columns]
+        if any(cells):
+            counts = sorted({len(cell) for cell in cells if cell})
+            numbers = [as_text(*interval([*cell.values()])) if cell else "" for cell in cells]
+            lines.append([row.title, *numbers, " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def differences(values: Values, noise: float) -> str:
+    """What each row adds to the one above, paired by seed."""
+    columns = shown_columns(values, noise)
+    lines = [["row", *(column.title for column in columns)], ["---"] * (len(columns) + 1)]
+    for above, row in zip(ROWS, ROWS[1:], strict=False):
+        cells = []
+        for column in columns:
+            before, after = (values.get((one, noise, column), {}) for one in (above, row))
+            pairs = [after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())]
+            mean, half = interval(pairs) if pairs else (math.nan, math.nan)
+            text = as_text(mean, half, "+") if pairs else ""
+            cells.append(f"**{text}**" if abs(mean) > half else text)
+        if any(cells):
+            lines.append([row.title, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def as_text(mean: float, half: float, sign: str = "") -> str:
+    """A mean with its interval, or alone."""
+    return f"{mean:{sign}.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+
+
+def plot(values: Values, picture: Path) -> None:
+    """Each column against the share of noise, a line for each row; bars are the confidence intervals."""
+    columns = [column for column in COLUMNS if any(key[2] == column for key in values)]
+    across = min(3, len(columns))
+    down = math.ceil(len(columns) / across)
+    figure = Figure(figsize=(4.4 * across, 3.4 * down + 0.8), layout="constrained")
+    panels = list(figure.subplots(down, across, squeeze=False).flat)
+    for axes, column in zip(panels, columns, strict=False):
+        for number, row in enumerate(ROWS):
+            found = {
+                noise: [*by_seed.values()]
+                for (of, noise, one), by_seed in values.items()
+                if (of, one) == (row, column)
+            }
+            points = [(noise, *interval(numbers)) for noise, numbers in sorted(found.items())]
+            if points:
+                noises, means, halves = zip(*points, strict=True)
+                places = [100 * noise + number - (len(ROWS) - 1) / 2 for noise in noises]  # bars side by side
+                bars = [0 if math.isnan(half) else half for half in halves]
+                axes.errorbar(places, means, bars, label=row.title, marker=".", capsize=2, color=f"C{number}")
+        shares = sorted({100 * noise for _, noise, one in values if one == column})
+        axes.set(title=column.title, xlabel="useless captions (%)", xticks=shares)
+        axes.set_xlim(shares[0] - len(ROWS), shares[-1] + len(ROWS))
+        axes.grid(alpha=0.3)
+    for axes in panels[len(columns) :]:
+        axes.set_axis_off()
+    handles = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    titles = [row.title for row in ROWS if row.title in handles]
+    figure.legend([handles[title] for title in titles], titles, loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(picture, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

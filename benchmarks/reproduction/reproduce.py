@@ -1,0 +1,230 @@
+"""The paper's Table 1 in the small: each way to pretrain, at several shares of noise, and what it does downstream.
+
+    python benchmarks/reproduction/reproduce.py --seeds 1 2 3 --noise 0 0.4 --tasks retrieval vqa --jobs 2
+    python benchmarks/reproduction/report.py
+
+Data are the built-in scenes; half of the noise are captions of other scenes, half such that fit any. Each run that has
+ended is a line of the result file, and is not repeated; one that was stopped goes on from its checkpoint. So the same
+command goes on, and another adds seeds, shares or tasks. Recipes are the YAML files of a folder: `encoders.yaml`,
+`pretraining.yaml`, and `finetuning.yaml` for all tasks.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from encoders import SEED as ENCODERS_SEED
+from encoders import save_encoders
+from objectives import PRETRAININGS
+from tqdm.auto import tqdm
+
+from albef_hf.options import parse_options
+from albef_hf.tasks import find_task
+from albef_hf.training import TrainingOptions, make_accelerator
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parents[1] / "train"))  # last, since its evaluate.py would hide the library of that name
+
+from pretrain import PretrainingOptions, pretrain  # noqa: E402
+
+# isort: split
+from finetune import finetune  # noqa: E402, which takes its folder out of the path again
+
+TASKS = ("retrieval", "entailment", "nlvr2", "vqa")
+LAST = [*PRETRAININGS][-1]  # the one that is fine-tuned with distillation too, the paper's last row
+STATE = {"resume": True, "overwrite_output_dir": True}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, of which the result file has a line.
+
+    Args:
+        pretraining: Name of a way to pretrain.
+        noise: Share of the captions in pretraining that are wrong or vague.
+        seed: Of data, weights and all that is drawn.
+        task: Name of what is fine-tuned for; "pretraining" for the pretraining itself.
+        distilled: Whether a teacher softens the targets of the fine-tuning.
+    """
+
+    pretraining: str
+    noise: float
+    seed: int
+    task: str = "pretraining"
+    distilled: bool = False
+
+    @property
+    def model(self) -> str:
+        """Name of the folder of the pretrained model."""
+        return f"{self.pretraining}-noise{self.noise:g}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where recipes, models and results are.
+
+    Args:
+        recipe: Folder of the YAML files.
+        output: Folder for the models.
+        results: The result file.
+    """
+
+    recipe: Path
+    output: Path
+    results: Path
+
+
+def main(arguments: list[str]) -> None:
+    """Do all runs that the result file does not have yet."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if min(options.seeds) <= ENCODERS_SEED:
+        parser.error(f"seeds begin with {ENCODERS_SEED + 1}: the encoders have seen the scenes of {ENCODERS_SEED}.")
+    places = Places(options.recipe, options.output_dir, options.results or options.output_dir / "results.jsonl")
+    places.results.parent.mkdir(parents=True, exist_ok=True)
+    other = keep_recipe(places)
+    if other:
+        parser.error(f"{places.output} has runs by another {other}: give another output_dir, or the recipe of then.")
+    save_encoders(places.recipe / "encoders.yaml", places.output / "encoders")
+    chains = [
+        chain_of_runs(Run(pretraining, noise, seed), options.tasks)
+        for seed in options.seeds
+        for noise in options.noise
+        for pretraining in options.pretrainings
+    ]
+    done = finished_runs(places.results)
+    missing = sum(run not in done for chain in chains for run in chain)
+    print(f"{missing} of {sum(map(len, chains))} runs are to be done; models and logs go to {places.output}")
+    chains = [chain for chain in chains if not done.issuperset(chain)]
+    for _ in tqdm(do_all(chains, places, options.jobs, options.threads), total=len(chains), unit="model"):
+        pass
+
+
+def do_all(chains: list[list[Run]], places: Places, jobs: int, threads: int) -> Iterator[None]:
+    """Do all runs, in as many processes as wanted; yields when a chain of them has ended."""
+    if jobs == 1:
+        torch.set_num_threads(threads)
+        yield from (work(chain, places) for chain in chains)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        yield from (ended.result() for ended in as_completed([pool.submit(work, chain, places) for chain in chains]))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="a run for each")
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.2, 0.4], help="shares of useless captions")
+    parser.add_argument("--pretrainings", nargs="+", choices=PRETRAININGS, default=[*PRETRAININGS], help="ways")
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=[*TASKS], help="to fine-tune for; maybe none")
+    parser.add_argument("--jobs", type=int, default=1, help="models trained at a time, each in a process of its own")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--recipe", type=Path, default=HERE / "recipe", help="folder of the recipes")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/reproduction"), help="folder for the models")
+    parser.add_argument("--results", type=Path, help="the result file; default: results.jsonl in output_dir")
+    return parser
+
+
+def keep_recipe(places: Places) -> str:
+    """Keep a copy of the recipe beside the models; returns the name of a file that is not what it was, if any."""
+    kept = places.output / "recipe"
+    kept.mkdir(parents=True, exist_ok=True)
+    for path in sorted(places.recipe.glob("*.yaml")):
+        text, copy = path.read_text(encoding="utf-8"), kept / path.name
+        if copy.exists() and yaml.safe_load(copy.read_text(encoding="utf-8")) != yaml.safe_load(text):
+            return path.name
+        copy.write_text(text, encoding="utf-8")
+    return ""
+
+
+def chain_of_runs(pretraining: Run, tasks: list[str]) -> list[Run]:
+    """A pretraining and the fine-tunings that start from it."""
+    run = (pretraining.pretraining, pretraining.noise, pretraining.seed)
+    finetunings = [Run(*run, task, distilled) for task in tasks for distilled in (False, True)]
+    return [pretraining, *(one for one in finetunings if not one.distilled or one.pretraining == LAST)]
+
+
+def work(runs: list[Run], places: Places) -> None:
+    """Do what is not done yet of a pretraining and its fine-tunings, one after the other.
+
+    A pretrained model that is gone is trained again, and has no second line.
+    """
+    for run in runs:
+        done = run in finished_runs(places.results)
+        if done and (run.task != "pretraining" or (places.output / run.model / "model.safetensors").exists()):
+            continue
+        log = places.output / "logs" / f"{run.model}-{run.task}{'-distilled' * run.distilled}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        start = time.process_time()
+        with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            metrics = pretrain_one(run, places) if run.task == "pretraining" else finetune_one(run, places)
+        line = {**asdict(run), "cpu_seconds": round(time.process_time() - start, 1), "metrics": metrics}
+        if not done:
+            with places.results.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def pretrain_one(run: Run, places: Places) -> dict[str, float]:
+    """The metrics of a pretrained model on its own: every text matched with every picture."""
+    way = PRETRAININGS[run.pretraining]
+    settings = {
+        "output_dir": places.output / run.model,
+        "vision_model": places.output / "encoders" / "vision",
+        "text_model": places.output / "encoders" / "text",
+        "seed": run.seed,
+        "scenes_wrong_share": run.noise / 2,
+        "scenes_vague_share": run.noise / 2,
+    }
+    options = read_recipe(PretrainingOptions, places.recipe / "pretraining.yaml", settings, way.distilled)
+    with accelerator_for(options) as accelerator:
+        return pretrain(options, accelerator, way.head)
+
+
+def finetune_one(run: Run, places: Places) -> dict[str, float]:
+    """The metrics of a fine-tuned model."""
+    kind = find_task(run.task)
+    settings = {
+        "model": places.output / run.model,
+        "output_dir": places.output / run.model / f"{run.task}{'-distilled' * run.distilled}",
+        "seed": run.seed,
+    }
+    options = read_recipe(kind.options_class, places.recipe / "finetuning.yaml", settings, run.distilled)
+    with accelerator_for(options) as accelerator:
+        return finetune(kind, options, accelerator)
+
+
+def read_recipe(kind: type[TrainingOptions], recipe: Path, settings: dict, distilled: bool) -> TrainingOptions:
+    """Options of a recipe with the settings of a run; without distillation, `alpha` is 0."""
+    settings = {**STATE, **settings, **({} if distilled else {"alpha": 0})}
+    given = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    return parse_options(kind, __doc__, ["--config", str(recipe), *given])
+
+
+@contextlib.contextmanager
+def accelerator_for(options: TrainingOptions) -> Iterator:
+    """An accelerator, and its end."""
+    accelerator = make_accelerator(options)
+    try:
+        yield accelerator
+    finally:
+        accelerator.end_training()
+
+
+def finished_runs(results: Path) -> set[Run]:
+    """The runs that the result file has."""
+    lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+    return {Run(**{name: json.loads(line)[name] for name in Run.__annotations__}) for line in lines}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

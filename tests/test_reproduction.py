@@ -1,0 +1,217 @@
+"""The paper's Table 1 in the small: what its rows leave out, and the script from the first run to the table."""
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from test_pretrain import TINY_MODEL
+
+from albef_hf import AlbefConfig, AlbefForPreTraining, MomentumTeacher, modeling_albef
+
+REPOSITORY = Path(__file__).parents[1]
+REPRODUCTION = REPOSITORY / "benchmarks" / "reproduction"
+
+
+@pytest.fixture(scope="module")
+def objectives():
+    sys.path.append(str(REPRODUCTION))
+    import objectives
+
+    yield objectives
+    sys.path.remove(str(REPRODUCTION))
+
+
+@pytest.fixture(scope="module")
+def report(objectives):
+    import report
+
+    return report
+
+
+def make(head: type[AlbefForPreTraining]) -> AlbefForPreTraining:
+    torch.manual_seed(0)
+    return head(AlbefConfig(**TINY_MODEL))
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 1000, (6, 8), generator=generator)
+    labels = torch.full_like(ids, -100)
+    labels[:, 2] = ids[:, 2]
+    return {
+        "input_ids": ids,
+        "mlm_input_ids": ids.index_fill(1, torch.tensor([2]), 103),
+        "attention_mask": torch.ones_like(ids),
+        "labels": labels,
+        "pixel_values": torch.randn(6, 3, 32, 32, generator=generator),
+    }
+
+
+def test_all_ways_begin_with_the_same_weights(objectives):
+    full = make(AlbefForPreTraining).state_dict()
+    for way in objectives.PRETRAININGS.values():
+        weights = make(way.head).state_dict()
+        assert weights.keys() == full.keys()
+        assert all(torch.equal(weights[name], full[name]) for name in full)
+
+
+def test_without_contrast_only_matching_and_masked_language_teach(objectives, batch):
+    student = make(objectives.WithoutContrast)
+    outputs = student(**batch, teacher_outputs=MomentumTeacher(student, queue_size=4)(**batch), alpha=0.4)
+    torch.testing.assert_close(outputs.loss, outputs.loss_itm + outputs.loss_mlm)
+    outputs.loss.backward()
+    assert all(weight.grad is None for weight in student.contrastive_head.parameters())
+    assert student.albef.vision_model.norm.weight.grad.abs().sum() > 0
+    assert outputs.info_nce > 0  # it is still told how well pairs are aligned
+
+
+@pytest.mark.parametrize("name", ["RandomNegatives", "WithoutContrast"])
+def test_random_negatives_are_as_likely_one_as_another(objectives, batch, name, monkeypatch):
+    """They are drawn by equal similarities, where hard ones are not."""
+    seen = []
+    draw = modeling_albef.sample_hard_negatives
+    monkeypatch.setattr(modeling_albef, "sample_hard_negatives", lambda *given: seen.append(given) or draw(*given))
+    hard, random = make(AlbefForPreTraining), make(getattr(objectives, name))
+    for student in (hard, random):
+        with torch.no_grad():
+            student.contrastive_head.temperature.fill_(0.001)
+        student(**batch)
+    assert all(logits.std() > 1 for logits in seen[0][:2])
+    assert all((logits == 0).all() and logits.shape == (6, 6) for logits in seen[1][:2])
+
+
+def test_the_contrast_alone_is_distilled(objectives, batch):
+    student = make(objectives.HardNegatives)
+    teacher = MomentumTeacher(student, queue_size=4).eval()
+    targets = teacher(**batch)
+    assert targets.logits is None
+    full = MomentumTeacher(make(AlbefForPreTraining), queue_size=4).eval()(**batch)
+    torch.testing.assert_close(targets.image_embeds, full.image_embeds)
+    torch.testing.assert_close(targets.text_embeds, full.text_embeds)
+    student.eval()
+    plain, soft = (student(**batch, teacher_outputs=targets, alpha=alpha) for alpha in (0.0, 0.4))
+    assert plain.loss_mlm == soft.loss_mlm
+    assert plain.loss_itc != soft.loss_itc
+
+
+def test_what_is_saved_is_an_ordinary_model(objectives, batch, tmp_path):
+    student = make(objectives.WithoutContrast).eval()
+    before = torch.get_rng_state()
+    student.save_pretrained(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["AlbefForPreTraining"]
+    again = AlbefForPreTraining.from_pretrained(tmp_path).eval()
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    torch.testing.assert_close(again(**inputs).itm_logits, student(**inputs).itm_logits)
+
+
+def lines(**metrics: dict[int, float]) -> str:
+    """A result file: the accuracy in entailment of each seed, by way to pretrain."""
+    return "".join(
+        json.dumps(
+            {
+                "pretraining": name,
+                "noise": 0.4,
+                "seed": seed,
+                "task": "entailment",
+                "distilled": False,
+                "cpu_seconds": 36.0,
+                "metrics": {"accuracy": accuracy},
+            }
+        )
+        + "\n"
+        for name, by_seed in metrics.items()
+        for seed, accuracy in by_seed.items()
+    )
+
+
+def test_the_report_pairs_by_seed(report, tmp_path):
+    results = tmp_path / "results.jsonl"
+    results.write_text(lines(without_contrast={1: 50, 2: 60, 3: 70}, random_negatives={3: 73, 2: 62, 1: 51, 4: 10}))
+    values, hours = report.read_results(results)
+    assert hours == pytest.approx(7 * 36 / 3600)
+    # 50, 60, 70: standard deviation 10, half width 4.303 * 10 / sqrt(3); differences 1, 2, 3 likewise
+    assert "| MLM + ITM | 60.0 ± 24.8 | 3 |" in report.table(values, 0.4)
+    assert "| ITC + MLM + ITM | +2.0 ± 2.5 |" in report.differences(values, 0.4)  # the fourth seed has no partner
+    results.write_text(lines(without_contrast={1: 50, 2: 60, 3: 70}, random_negatives={1: 53, 2: 63, 3: 73.1}))
+    assert "**+3.0 ± 0.1**" in report.differences(report.read_results(results)[0], 0.4)
+    report.plot(values, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+def test_one_value_has_no_interval(report):
+    mean, half = report.interval([3.0])
+    assert mean == 3 and math.isnan(half)
+
+
+def test_students_t(report):
+    """The table against the density, integrated."""
+    for freedom, bound in enumerate(report.STUDENT, start=1):
+        x = torch.linspace(-bound, bound, 200_001, dtype=torch.float64)
+        density = (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+        factor = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+        assert factor * torch.trapezoid(density, x).item() == pytest.approx(0.95, abs=2e-4)
+
+
+@pytest.fixture
+def reproduce(objectives, tmp_path):
+    """Runs the script in this process, or in one for each job, with the tiny recipes; returns what it says."""
+    import reproduce
+
+    def run(capsys, *arguments: str) -> str:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        given = ["--recipe", str(REPRODUCTION / "smoke"), "--seeds", "1", "--noise", "0.4"]
+        reproduce.main([*given, "--output_dir", str(tmp_path / "out"), *arguments])
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, capsys, monkeypatch):
+    """First a pretraining, then what is missing of a table, and nothing twice."""
+    results = tmp_path / "out" / "results.jsonl"
+    said = reproduce(capsys, "--pretrainings", "full", "--tasks", "--jobs", "2")
+    first = results.read_text()
+    assert "1 of 1 runs are to be done" in said and first.count("\n") == 1
+    more = ["--pretrainings", "without_contrast", "full", "--tasks", "retrieval"]
+    assert "4 of 5 runs are to be done" in reproduce(capsys, *more)
+    assert results.read_text().startswith(first)
+    done = [json.loads(line) for line in results.read_text().splitlines()]
+    assert sorted((line["pretraining"], line["task"], line["distilled"]) for line in done) == [
+        ("full", "pretraining", False),
+        ("full", "retrieval", False),
+        ("full", "retrieval", True),
+        ("without_contrast", "pretraining", False),
+        ("without_contrast", "retrieval", False),
+    ]
+    assert "0 of 5 runs are to be done" in reproduce(capsys, *more)
+    lost = next(line for line in done if line["pretraining"] == "without_contrast")  # after its last checkpoint
+    results.write_text("".join(json.dumps(line) + "\n" for line in done if line is not lost))
+    assert "1 of 5 runs are to be done" in reproduce(capsys, *more)
+    again = json.loads(results.read_text().splitlines()[-1])
+    assert {**again, "cpu_seconds": lost["cpu_seconds"]} == lost
+    log = tmp_path / "out" / "logs" / "without_contrast-noise0.4-seed1-pretraining.txt"
+    assert "goes on from" in log.read_text()
+    shutil.rmtree(tmp_path / "out" / "without_contrast-noise0.4-seed1")  # its fine-tuning needs it again
+    results.write_text("".join(json.dumps(line) + "\n" for line in done if line["task"] == "pretraining"))
+    reproduce(capsys, "--pretrainings", "without_contrast", "--tasks", "retrieval")
+    again = [json.loads(line) for line in results.read_text().splitlines()]
+    before = next(line for line in done if line["pretraining"] == "without_contrast" and line["task"] == "retrieval")
+    assert len(again) == 3 and again[-1]["metrics"] == before["metrics"]
+    (tmp_path / "out" / "recipe" / "pretraining.yaml").write_text("max_steps: 7")
+    with pytest.raises(SystemExit):
+        reproduce(capsys, *more)
+    assert "another pretraining.yaml" in capsys.readouterr().err
+    results.write_text("".join(json.dumps(line) + "\n" for line in done))
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(results)])
+    report.main()
+    said = capsys.readouterr().out
+    assert "| Full + MoD downstream |" in said and "### 40% noise" in said
+    assert results.with_suffix(".png").exists()
