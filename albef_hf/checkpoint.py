@@ -109,6 +109,12 @@ class Checkpoints:
                 return False
         return True
 
+    def clear(self) -> None:
+        """Remove all checkpoints, or a later resume would go on with those of another run."""
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole; None where none has ever been finished. Damaged ones are told.
 

@@ -1,5 +1,6 @@
 """What the processes of a training share with each other, beside the gradients."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def gather_with_gradient(accelerator: Accelerator) -> Gather:
     return gather
 
 
-def share_keys(accelerator: Accelerator, batches: list[AlbefTeacherOutput]) -> list[AlbefTeacherOutput]:
+def share_keys(accelerator: Accelerator, batches: Sequence[AlbefTeacherOutput]) -> Iterator[AlbefTeacherOutput]:
     """What a teacher said of the batches of a step, each with the features of all the others before its queue.
 
     So each batch is contrasted with the keys of all batches of all processes, like a single batch that holds all of
@@ -51,12 +52,11 @@ def share_keys(accelerator: Accelerator, batches: list[AlbefTeacherOutput]) -> l
     own = [torch.cat([getattr(batch, name) for batch in batches]) for name in ("image_embeds", "text_embeds")]
     ids = [batch.ids for batch in batches if batch.ids is not None]
     every = accelerator.gather((*own, torch.cat(ids)) if ids else tuple(own))
-    shared, end = [], len(own[0]) * accelerator.process_index
+    end = len(own[0]) * accelerator.process_index
     for batch in batches:
         start, end = end, end + len(batch.image_embeds)
         others = [torch.cat([keys[:start], keys[end:]]) for keys in every]
         other_ids = others[2] if ids else batch.queue_ids.new_full((len(others[0]),), IGNORED)
         queues = {"image_queue": others[0], "text_queue": others[1], "queue_ids": other_ids}
         joined = {name: torch.cat([keys, batch[name].to(keys.dtype)]) for name, keys in queues.items()}
-        shared.append(AlbefTeacherOutput(**{**batch, **joined}))
-    return shared
+        yield AlbefTeacherOutput(**{**batch, **joined})  # one after the other, since each has a copy of the queue

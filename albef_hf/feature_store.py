@@ -22,7 +22,9 @@ from .data.albums import Key, Stamp
 from .files import digest, written_aside
 
 MANIFEST = "manifest.json"
-OUR_FILES = ("features_*", "vectors_*", ".*.unfinished")  # beside the manifest
+NUMBER = "[0-9]" * 6
+OUR_FILES = (f"features_{NUMBER}.safetensors", f"vectors_{NUMBER}.faiss")  # beside the manifest
+OUR_FILES += tuple(f".{name}.unfinished" for name in (*OUR_FILES, MANIFEST))
 FORMAT = 1
 SHARD_ROWS = 2**16  # of a shard at most, but for what is computed between two writes of a build
 ANEW = "Build the index again: what is whole is kept."

@@ -17,6 +17,7 @@ NOT_PUSHED = [
     "checkpoints/**",
     "tensorboard/**",
     "wandb/**",
+    "run_id",
     "predictions.jsonl",
     "card.json",
     "*.unfinished",

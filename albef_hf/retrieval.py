@@ -9,6 +9,7 @@ the matching head (ITM), which reads picture and text together, orders them.
 
 import argparse
 import contextlib
+import copy
 import hashlib
 import os
 import sys
@@ -32,7 +33,7 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 from transformers.utils import logging
 
-from .data import BadSampleError, Issue, load_image, says_something
+from .data import BadSampleError, Issue, says_something
 from .data.albums import Files, Key, Rows, Stamp, upright
 from .feature_store import ANEW, MANIFEST, OUR_FILES, FeatureStore, Manifest, Shard
 from .modeling_albef import AlbefAlignedModel
@@ -46,7 +47,7 @@ from .nearest import (
     write_vectors,
 )
 from .processing_albef import AlbefProcessor, clean_caption, encodable
-from .ranking import KEPT_VALUES, TextFeatures, encode_texts, match_pictures
+from .ranking import KEPT_VALUES, MAX_TOKENS, TextFeatures, encode_texts, match_pictures
 from .results_page import results_page
 
 logger = logging.get_logger(__name__)
@@ -54,6 +55,7 @@ logger = logging.get_logger(__name__)
 Pictures = str | os.PathLike | Sequence[Any]  # a folder, a `datasets.Dataset`, a list of paths, or of PIL pictures
 Reading = tuple[Stamp, torch.Tensor] | BadSampleError  # of a picture: stamp and pixels, or what is wrong with it
 LOCK = ".lock"  # of the folder of an index
+Encoded = tuple[dict[Key, Stamp | BadSampleError], torch.Tensor | None]  # a batch, and features of those that are good
 PART_SECONDS = 30  # of work at most that an interrupted build loses
 READERS = min(8, os.cpu_count() or 1)  # threads that read pictures while the model is at work
 ENCODED_TOGETHER = 16  # candidates: their keys and values in all layers are large
@@ -110,7 +112,8 @@ class PictureIndex:
 
     def __init__(self, model: AlbefAlignedModel, processor: AlbefProcessor, store: FeatureStore, source: Files | Rows):
         self.model, self.processor, self.store, self.source = model.eval(), processor, store, source
-        self.encoded: OrderedDict[int, torch.Tensor] = OrderedDict()  # candidates of late, the latest ones last
+        # Candidates of late, each as it was when it was encoded; the latest ones last.
+        self.encoded: OrderedDict[int, tuple[Stamp, torch.Tensor]] = OrderedDict()
         self.lock = threading.Lock()
 
     @classmethod
@@ -142,6 +145,7 @@ class PictureIndex:
                 pictures, or one made with other weights.
         """
         _require_joint_space(model)
+        _require_count("batch_size", batch_size, 1)
         if factory is not None:
             check_factory(factory, model.config.projection_dim)
         source = _source(pictures)
@@ -183,7 +187,7 @@ class PictureIndex:
         store = FeatureStore.open(Path(folder))
         _require_weights(store, model)
         index = cls(model, processor, store, Files(store.manifest.root) if pictures is None else _source(pictures))
-        index._use()
+        index._use_newest()
         if pictures is None and index.keys and isinstance(index.keys[0], int):
             numbers = {*index.keys, *index.broken, *store.manifest.removed}
             index.source = Rows(start=max(numbers) + 1)  # none of them is there, and no number is given twice
@@ -212,6 +216,8 @@ class PictureIndex:
     def add(self, pictures: Pictures, batch_size: int = 64) -> int:
         """Index more pictures, of the kind that there are already; those that are in the index are read if changed.
 
+        All of them, or none: of an `add` that was interrupted nothing is kept, unlike of a `build`.
+
         Args:
             pictures: As in `build`; rows are numbered from the last one on.
             batch_size: Pictures encoded at a time.
@@ -219,16 +225,23 @@ class PictureIndex:
         Returns:
             How many pictures there are more.
         """
+        _require_count("batch_size", batch_size, 1)
         with _alone(self.store.folder):
             self._reopen()
             before = len(self)
             if _are_files(pictures) != isinstance(self.source, Files):
                 raise ValueError("An index has either files or rows: add what it was built of, or build another one.")
-            keys = self.source.keys_of(pictures)
-            again = set(keys)
-            self.store.manifest.removed = [key for key in self.store.manifest.removed if key not in again]
-            self._encode_new(keys, batch_size)
-            self._commit(set(), None)
+            source = copy.copy(self.source)
+            try:
+                keys = self.source.keys_of(pictures)
+                again = set(keys)
+                self.store.manifest.removed = [key for key in self.store.manifest.removed if key not in again]
+                self._write_part(list(self._encoded_batches(keys, batch_size)))  # all of it or nothing
+                self._commit(set(), None)
+            except BaseException:
+                self.source = source
+                self._reopen()
+                raise
         return len(self) - before
 
     def remove(self, keys: Iterable[Key]) -> None:
@@ -240,7 +253,7 @@ class PictureIndex:
         keys = set(keys)
         with _alone(self.store.folder):
             self._reopen()
-            self._require_known(keys)
+            self._require_known(keys - self.broken.keys())
             self.store.manifest.removed += sorted(keys)
             self._commit(keys, None)
 
@@ -272,7 +285,7 @@ class PictureIndex:
         Pictures that have gone since they were indexed are left out, which is told; so are changed ones, which stay.
 
         Args:
-            query: A text, of which the first 30 words are read; or a picture, to find those that are like it.
+            query: A text, of which the first 30 tokens are read; or a picture, to find those that are like it.
             k: How many to find; all where there are fewer.
             rerank: How many candidates of the highest cosine (ITC) are matched with the text (ITM) and ordered by
                 that; 0: none, the order is that of the cosines, as it always is for a picture.
@@ -288,11 +301,12 @@ class PictureIndex:
         _require_count("rerank", rerank, 0)
         if isinstance(query, Image.Image):
             texts, rerank = None, 0
-            features = self._encode(self._pixels(load_image(query)))[1]
+            features = self._encode(self._pixels(upright(query)))[1]
         else:
             texts = encode_texts(self.model, self.processor, [self._checked(query)])
             features = texts.embeds.float().cpu()
-        ids = find(self.vectors, features[0].numpy(), max(k, rerank))
+        with self.lock:  # faiss is told how many lists to look into before each search
+            ids = find(self.vectors, features[0].numpy(), max(k, rerank))
         places = self._present(np.searchsorted(self.ids, ids).tolist())
         cosines = self._features(places) @ features[0]
         order = cosines.argsort(descending=True, stable=True).tolist()  # faiss may have compared them compressed
@@ -308,25 +322,6 @@ class PictureIndex:
             matched.append(hit)
         matched.sort(key=lambda hit: hit.score, reverse=True)
         return (matched + list(hits.values())[len(candidates) :])[:k]
-
-    def _checked(self, query: str) -> str:
-        if not isinstance(query, str):
-            raise ValueError(f"The query is a {type(query).__name__}; give a text or a PIL picture.")
-        if not says_something(query):
-            raise ValueError(f"The query {query!r:.100} has no word in it.")
-        words = clean_caption(query, max_words=len(query)).split(" ")
-        if len(words) > self.processor.max_words:
-            logger.warning(f"Of the {len(words)} words of the query the first {self.processor.max_words} are read.")
-        return query
-
-    def _pixels(self, picture: Image.Image) -> torch.Tensor:
-        return self.processor(images=[picture], return_tensors="pt")["pixel_values"]
-
-    @torch.no_grad()
-    def _encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states, (pictures, patches + 1, width), and unit features, (pictures, projection), of pixels."""
-        outputs = self.model.get_image_features(pixel_values.to(self.model.device), return_dict=True)
-        return outputs.last_hidden_state.cpu(), outputs.pooler_output.float().cpu()
 
     def _features(self, places: list[int]) -> torch.Tensor:
         """Unit features of some pictures, (pictures, projection), read from the disk."""
@@ -350,7 +345,8 @@ class PictureIndex:
                 )
         with self.lock:
             for place in changed:
-                self.encoded.pop(place, None)
+                if place in self.encoded and self.encoded[place][0] != stamps[place]:
+                    del self.encoded[place]
         return [place for place in places if stamps[place] is not None]
 
     def _match(self, places: list[int], text: TextFeatures) -> dict[int, tuple[float, float]]:
@@ -365,18 +361,18 @@ class PictureIndex:
     def _hidden_states(self, places: list[int]) -> Iterator[tuple[list[int], torch.Tensor]]:
         """States of some candidates after the others, (some, patches + 1, width); first of those encoded lately."""
         with self.lock:
-            kept = {place: self.encoded[place] for place in places if place in self.encoded}
+            kept = {place: self.encoded[place][1] for place in places if place in self.encoded}
             for place in kept:
                 self.encoded.move_to_end(place)
         for some in _batches(list(kept), ENCODED_TOGETHER):
             yield some, torch.cat([kept[place] for place in some])
         others = {self.keys[place]: place for place in places if place not in kept}
         for batch in self._read(list(others), ENCODED_TOGETHER):
-            good = [(others[key], reading[1]) for key, reading in batch if self._is_readable(key, reading)]
+            good = [(others[key], *reading) for key, reading in batch if self._is_readable(key, reading)]
             if good:
-                some, pixels = zip(*good, strict=True)
+                some, stamps, pixels = zip(*good, strict=True)
                 states = self._encode(torch.cat(pixels))[0]
-                self._keep(some, states)
+                self._keep(some, stamps, states)
                 yield list(some), states
 
     def _is_readable(self, key: Key, reading: Reading) -> bool:
@@ -387,11 +383,11 @@ class PictureIndex:
             logger.warning(f"{key} cannot be read any more, and is left out: {reading}.")
         return not is_bad
 
-    def _keep(self, places: Sequence[int], states: torch.Tensor) -> None:
+    def _keep(self, places: Sequence[int], stamps: Sequence[Stamp], states: torch.Tensor) -> None:
         """Keep hidden states of pictures for other queries, at the expense of those that were not asked for lately."""
         with self.lock:
-            for place, one in zip(places, states.split(1), strict=True):
-                self.encoded[place] = one.to("cpu", copy=True)  # by itself, to be freed by itself
+            for place, stamp, one in zip(places, stamps, states.split(1), strict=True):
+                self.encoded[place] = stamp, one.to("cpu", copy=True)  # by itself, to be freed by itself
             while len(self.encoded) * states[0].numel() > KEPT_VALUES:
                 self.encoded.popitem(last=False)
 
@@ -400,9 +396,11 @@ class PictureIndex:
             raise ValueError(f"The query is a {type(query).__name__}; give a text or a PIL picture.")
         if not says_something(query):
             raise ValueError(f"The query {query!r:.100} has no word in it.")
-        words = clean_caption(query, max_words=len(query)).split(" ")
-        if len(words) > self.processor.max_words:
-            logger.warning(f"Of the {len(words)} words of the query the first {self.processor.max_words} are read.")
+        whole = clean_caption(query, max_words=len(query))
+        tokens = len(self.processor.tokenizer(whole, truncation=False, verbose=False)["input_ids"])
+        longest = min(MAX_TOKENS, self.model.config.text_config.max_position_embeddings)
+        if tokens > longest:
+            logger.warning(f"Of the {tokens} tokens of the query the first {longest} are read.")
         return query
 
     def _pixels(self, picture: Image.Image) -> torch.Tensor:
@@ -436,26 +434,30 @@ class PictureIndex:
 
     def _encode_new(self, keys: Sequence[Key], batch_size: int) -> None:
         """Encode what is new or has changed, and write it down every while, and when something interrupts."""
+        done, written = [], time.monotonic()
+        try:
+            for batch in self._encoded_batches(keys, batch_size):
+                done.append(batch)
+                if time.monotonic() - written > PART_SECONDS:
+                    self._write_part(done)
+                    done, written = [], time.monotonic()
+        finally:
+            self._write_part(done)
+
+    def _encoded_batches(self, keys: Sequence[Key], batch_size: int) -> Iterator[Encoded]:
+        """What is new or has changed, a batch after the other."""
         seen = {key: stamp and tuple(stamp) for key, _, stamp in self.store.manifest.broken} | self._stamps_on_disk()
         left_out = set(self.store.manifest.removed)
         new = [key for key in keys if key not in left_out]
         new = [key for key in new if key not in seen or seen[key] != self.source.stamp(key)]
-        done: list[tuple[dict[Key, Stamp | BadSampleError], torch.Tensor | None]] = []
-        written = time.monotonic()
         with tqdm(total=len(new), desc="encode pictures", unit="picture", disable=not new) as bar:
-            try:
-                for batch in self._read(new, batch_size):
-                    pixels = [reading[1] for _, reading in batch if not isinstance(reading, BadSampleError)]
-                    features = self._encode(torch.cat(pixels))[1] if pixels else None
-                    done.append(({key: r if isinstance(r, BadSampleError) else r[0] for key, r in batch}, features))
-                    bar.update(len(batch))
-                    if time.monotonic() - written > PART_SECONDS:
-                        self._write_part(done)
-                        done, written = [], time.monotonic()
-            finally:
-                self._write_part(done)
+            for batch in self._read(new, batch_size):
+                pixels = [reading[1] for _, reading in batch if not isinstance(reading, BadSampleError)]
+                features = self._encode(torch.cat(pixels))[1] if pixels else None
+                yield {key: r if isinstance(r, BadSampleError) else r[0] for key, r in batch}, features
+                bar.update(len(batch))
 
-    def _write_part(self, done: list[tuple[dict[Key, Stamp | BadSampleError], torch.Tensor | None]]) -> None:
+    def _write_part(self, done: Sequence[Encoded]) -> None:
         """Put what has been computed on the disk, where another process can go on with it."""
         found = {key: result for batch, _ in done for key, result in batch.items()}
         if not found:
@@ -531,6 +533,17 @@ class PictureIndex:
         self.store = FeatureStore.open(self.store.folder)
         _require_weights(self.store, self.model)
         self._use()
+
+    def _use_newest(self) -> None:
+        """Map the index as it is now, also while another process changes it and removes what it has replaced."""
+        while True:
+            try:
+                return self._use()
+            except ValueError:
+                newest = FeatureStore.open(self.store.folder)
+                if newest.manifest == self.store.manifest:
+                    raise
+                self.store = newest
 
     def _use(self) -> None:
         """Map the files of the index to memory."""
@@ -611,7 +624,9 @@ def _require_weights(store: FeatureStore, model: AlbefAlignedModel) -> None:
 
 
 def _require_room(folder: Path) -> None:
-    """Refuse to write an index among other things."""
+    """Refuse to write an index among other things; what has come into one since is no harm."""
+    if (folder / MANIFEST).exists():
+        return
     ours = (MANIFEST, LOCK, *OUR_FILES)
     others = (
         [path for path in folder.iterdir() if not any(path.match(name) for name in ours)] if folder.exists() else []
@@ -680,27 +695,31 @@ def _load(options: argparse.Namespace) -> PictureIndex:
     if not (options.model or built_with["name"]):
         raise ValueError("The index does not say which model it was built with: give it with --model.")
     revision = options.revision or (None if options.model else built_with["revision"])
-    return PictureIndex.load(options.index, *load_model(options.model or built_with["name"], revision, options.device))
+    model = load_model(options.model or built_with["name"], revision, options.device)
+    return PictureIndex.load(options.index, *model, options.folder)
 
 
 def _build(options: argparse.Namespace) -> None:
     model, processor = load_model(options.model, options.revision, options.device)
     settings = (options.index, options.factory, options.batch_size)
-    print(_told(PictureIndex.build(model, processor, options.folder, *settings)))
+    _say(_told(PictureIndex.build(model, processor, options.folder, *settings)))
 
 
 def _add(options: argparse.Namespace) -> None:
+    absent = [path for path in options.pictures if not path.exists()]
+    if absent:
+        raise ValueError(f"{absent[0]} does not exist.")
     index = _load(options)
     folders = [path for path in options.pictures if path.is_dir()]
     files = [path for path in options.pictures if path not in folders]
     added = sum(index.add(pictures, options.batch_size) for pictures in (*folders, *([files] if files else [])))
-    print(f"{added} pictures more. {_told(index)}")
+    _say(f"{added} pictures more. {_told(index)}")
 
 
 def _remove(options: argparse.Namespace) -> None:
     index = _load(options)
     index.remove(options.keys)
-    print(_told(index))
+    _say(_told(index))
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -708,12 +727,12 @@ def _info(options: argparse.Namespace) -> None:
     manifest = index.store.manifest
     size = sum(entry["bytes"] for entry in manifest.files.values())
     faults = [fault for name in manifest.files if (fault := index.store.deep_fault(name))]
-    print(_told(index))
-    print(f"of: {manifest.root or 'a list or dataset'}")
-    print(f"built with: {manifest.model['name']}, revision {manifest.model['revision'] or 'unknown'}")
-    print(f"faiss: {manifest.built}; {size / 1e6:.1f} MB on the disk")
-    print(f"changes since: {index.changes()}")
-    print(f"damage: {'; '.join(faults) or 'none'}")
+    _say(_told(index))
+    _say(f"of: {manifest.root or 'a list or dataset'}")
+    _say(f"built with: {manifest.model['name']}, revision {manifest.model['revision'] or 'unknown'}")
+    _say(f"faiss: {manifest.built}; {size / 1e6:.1f} MB on the disk")
+    _say(f"changes since: {index.changes()}")
+    _say(f"damage: {'; '.join(faults) or 'none'}")
 
 
 def _search(options: argparse.Namespace) -> None:
@@ -721,13 +740,15 @@ def _search(options: argparse.Namespace) -> None:
         raise ValueError("Give a text to search for, or a picture with --picture.")
     index = _load(options)
     if changes := index.changes():
-        print(f"The index is not up to date: {changes}. Build it again to bring it there.", file=sys.stderr)
+        moved = "the folder has moved: say where it is with --folder" if len(changes.missing) == len(index) else ""
+        remedy = moved or "build it again, and it is"
+        print(encodable(f"The index is not up to date: {changes}; {remedy}."), file=sys.stderr)
     query = options.query if options.picture is None else upright(options.picture)
     hits = index.search(query, options.k, options.rerank, options.itc_weight)
-    print("  match  cosine  picture")
+    print("  score   match  cosine  picture")
     for hit in hits:
         match = "      -" if hit.match is None else f"{hit.match:7.4f}"
-        print(f"{match} {hit.similarity:+7.4f}  {encodable(str(hit.key))}")
+        _say(f"{hit.score:+7.3f} {match} {hit.similarity:+7.4f}  {hit.key}")
     if options.html or options.open:
         path = options.html or Path(tempfile.mkdtemp(), "results.html")
         path.write_text(_page(index, query, hits), encoding="utf-8")
@@ -742,8 +763,15 @@ def _page(index: PictureIndex, query: str | Image.Image, hits: Sequence[Hit]) ->
             scores = {} if hit.match is None else {"match": f"{hit.match:.1%}"}
             yield str(hit.key), scores | {"cosine": f"{hit.similarity:+.3f}"}, index.picture(hit.key)
 
-    about = f"The best {len(hits)} of {len(index):,} pictures, by {index.store.manifest.model['name']}"
+    name = index.store.manifest.model["name"]
+    name = Path(name).name if name and Path(name).is_absolute() else name  # the page may be sent to others
+    about = f"The best {len(hits)} of {len(index):,} pictures, by {name}"
     return results_page(query, results(), about, index.model, index.processor)
+
+
+def _say(text: str) -> None:
+    """Print a line, whatever the names in it are."""
+    print(encodable(text).replace("\n", "\\n"))
 
 
 def _told(index: PictureIndex) -> str:
@@ -758,6 +786,7 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--revision", help="of the model on the Hub: a tag, branch or commit")
     shared.add_argument("--device", help="such as cpu or cuda:0; by default what there is")
     other = argparse.ArgumentParser(add_help=False)
+    other.add_argument("--folder", type=Path, help="where the folder that was indexed is now, if it has moved")
     other.add_argument("--model", help="where the model of the index is now, if it has moved")
     parser = argparse.ArgumentParser(prog="python -m albef_hf.retrieval", description="Search your own pictures.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -4,11 +4,11 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ from .momentum import MomentumTeacher
 from .options import option
 from .run_log import TRACKERS, RunLog, installed_trackers
 from .stopping import Stopped, StopRequest, chosen, start_undisturbed
+
+RUN_ID = "run_id"  # file in the folder of a run
 
 # Options that may change when a run goes on, and it is the same run still.
 OF_NO_CONSEQUENCE = ("overwrite_output_dir", "output_dir", "resume", "save_", "keep_every", "log_every", "hub_")
@@ -82,7 +84,7 @@ class TrainingOptions:
     torch_compile: bool = option(False, "compile the layers; worth it for runs of more than some minutes")
     num_workers: int = option(4, "processes that load data, per training process")
     log_every: int = option(50, "steps between two records in the log")
-    report_to: list[str] = option(["tensorboard"], "where records go beside log.jsonl: tensorboard, wandb, trackio")
+    report_to: list[str] = option(["tensorboard"], "where records go too: tensorboard, wandb, trackio, or none")
     peak_tflops: float = option(
         0.0, "10^12 operations per second of a device, for the MFU; 0: a known GPU's data sheet"
     )
@@ -115,6 +117,8 @@ class TrainingOptions:
                 "both must be positive, and the first the larger one."
             )
         unknown = [name for name in self.report_to if name not in TRACKERS]
+        if len(self.report_to) > 1 and "none" in self.report_to:
+            raise ValueError("report_to names none and others: leave out one or the other.")
         if unknown:
             raise ValueError(
                 f"report_to has {unknown[0]!r}; choose of {', '.join(TRACKERS)}, or leave all out with none."
@@ -206,7 +210,7 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
         ),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=options.seed),
         dynamo_plugin=compile_layers if options.torch_compile else None,
-        log_with=installed_trackers(options.report_to),
+        log_with=installed_trackers(options.report_to) or None,
         project_dir=str(Path(options.output_dir) / "tensorboard"),
     )
 
@@ -224,8 +228,23 @@ def start_trackers(options: TrainingOptions, accelerator: Accelerator) -> None:
     """Let them know of the run and its settings."""
     settings = {name: value for name, value in asdict(options).items() if isinstance(value, (int, float, str))}
     folder = Path(options.output_dir)
-    named = {"wandb": {"name": folder.name, "dir": str(folder)}, "trackio": {"name": folder.name}}
-    accelerator.init_trackers("albef_hf", config=settings, init_kwargs=named)
+    note = folder / RUN_ID  # by which a run that goes on is the same one to wandb
+    goes_on = options.resume and note.exists()
+    run_id = note.read_text(encoding="utf-8") if goes_on else uuid.uuid4().hex
+    if accelerator.is_main_process:
+        note.write_text(run_id, encoding="utf-8")
+    named = {
+        "wandb": {"name": folder.name, "dir": str(folder), "id": run_id, "resume": "allow"},
+        "trackio": {"name": folder.name, "resume": "allow" if goes_on else "never"},
+    }
+    try:
+        accelerator.init_trackers("albef_hf", config=settings, init_kwargs=named)
+    except Exception as error:  # a service raises whatever it likes
+        accelerator.trackers = []  # those that were half started cannot be ended
+        raise ValueError(
+            f"A tracker of report_to ({', '.join(options.report_to)}) did not start: {error}. Log in to it (wandb "
+            "login), let it work alone (WANDB_MODE=offline), or leave it out: log.jsonl is written anyway."
+        ) from error
 
 
 def write_card(
@@ -288,8 +307,6 @@ def prepare_folder(options: TrainingOptions, accelerator: Accelerator) -> Path:
         )
     accelerator.wait_for_everyone()
     folder.mkdir(parents=True, exist_ok=True)
-    if accelerator.is_main_process and not goes_on:  # or a later resume would go on with another run's
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return folder
 
 
@@ -360,8 +377,8 @@ def check_what_is_shared(options: TrainingOptions, student: PreTrainedModel, tea
     """Refuse to share keys or negatives where there are none."""
     if (options.share_keys or options.share_negatives) and not isinstance(student, AlbefAlignedModel):
         raise ValueError(
-            f"share_keys and share_negatives are for pretraining and retrieval; {type(student).__name__} contrasts "
-            "nothing: leave them out."
+            f"share_keys and share_negatives are for pretraining, retrieval and grounding; {type(student).__name__} "
+            "contrasts nothing: leave them out."
         )
     if options.share_keys and teacher is None:
         raise ValueError("share_keys shares the features of the teacher, and this training has none: leave it out.")
@@ -406,7 +423,6 @@ class MomentumTraining:
     ):
         self.accelerator, self.options, self.log, self.evaluate = accelerator, options, log, evaluate
         self.loader, self.student, self.keeper = loader, student, keeper
-        check_what_is_shared(options, student, teacher)
         self.total_steps = total_steps(options, steps_per_epoch)
         epoch_steps = steps_per_epoch or max(1, self.total_steps // options.epochs)
         self.eval_every = options.eval_every or epoch_steps
@@ -447,6 +463,7 @@ class MomentumTraining:
         """Train to the end, from the beginning or a checkpoint; returns the metrics of the last evaluation."""
         if not self.goes_on:
             self.log.begin()
+            self.checkpoints.clear()  # of an earlier run, now that nothing of this one has been refused
         with self.stop, contextlib.closing(self._batches()) as batches:  # ends the processes that load data
             # A checkpoint is written before the evaluation of its step, so that no fault in this one can cost it.
             metrics = self._evaluate_if_due() if self.goes_on else {}
@@ -562,10 +579,11 @@ class MomentumTraining:
     def _other_options(self, before: dict[str, Any]) -> str:
         """What is no longer as it was when the run began, in words."""
         now = json.loads(json.dumps(asdict(self.options)))
+        before = _defaults(self.options) | before  # a checkpoint may be older than an option
         changed = [
-            f"{name} {before.get(name)} -> {value}"
+            f"{name} {before[name]} -> {value}"
             for name, value in now.items()
-            if before.get(name) != value and not name.startswith(OF_NO_CONSEQUENCE)
+            if before[name] != value and not name.startswith(OF_NO_CONSEQUENCE)
         ]
         return f", with other options, so not as if it had never stopped: {', '.join(changed)}" if changed else ""
 
@@ -575,12 +593,12 @@ class MomentumTraining:
         self.window.pairs += len(batch["input_ids"])
         self.window.flops += self.flops.of(batch)
         self.waiting.append((batch, self._listen(batch)))
+        if self.options.share_keys and len(self.waiting) < self.options.gradient_accumulation_steps:
+            return False
+        batches, targets = zip(*self.waiting, strict=True)
         if self.options.share_keys:
-            if len(self.waiting) < self.options.gradient_accumulation_steps:
-                return False
-            batches, targets = zip(*self.waiting, strict=True)
-            self.waiting = list(zip(batches, share_keys(self.accelerator, targets), strict=True))
-        for some, heard in self.waiting:
+            targets = share_keys(self.accelerator, targets)
+        for some, heard in zip(batches, targets, strict=True):
             with self.accelerator.accumulate(self.model):
                 self._forward_backward(some, heard)
                 if self.accelerator.sync_gradients:
@@ -707,7 +725,8 @@ class MomentumTraining:
         if self.keys:
             state["mutual_information_bound"] = math.log(self.keys) - info_nce
             state["temperature"] = self.student.contrastive_head.temperature.item()
-            state["queue_age"] = min(self.step, self.queue_steps)
+        if self.queue_steps:
+            state["queue_age"] = min(self.step, math.ceil(self.queue_steps))
         if self.teacher is not None:
             state["alpha"] = alpha_at(self.step, self.options.alpha, self.alpha_ramp_steps)
             state["teacher_distance"] = relative_distance(self.student, self.plain_teacher.model).item()
@@ -727,6 +746,14 @@ class MomentumTraining:
         """How many pairs were skipped or cut, by reason."""
         found = [(issue.name.lower(), self.counts[issue.name.lower()]) for issue in Issue]
         return ", ".join(f"{name} {count}" for name, count in found if count) or "nothing"
+
+
+def _defaults(options: TrainingOptions) -> dict[str, Any]:
+    """What each option is where it is not given."""
+    return {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(options)
+    }
 
 
 def total_steps(options: TrainingOptions, steps_per_epoch: int | None) -> int:

@@ -12,6 +12,7 @@ import datasets
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
@@ -139,6 +140,24 @@ def test_a_model_is_not_overwritten_unless_asked_for(train):
     train()
     with pytest.raises(ValueError, match="holds a model already"):
         train("--overwrite_output_dir", "false")
+
+
+def test_what_is_refused_costs_no_checkpoint_of_an_earlier_run(train):
+    folder = train()
+    with pytest.raises(ValueError, match="cannot be read"):
+        train("--train_files", "nowhere.json")
+    assert list((folder / "checkpoints").glob("step_*"))
+    train("--save_every", "-1")
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_tracker_that_does_not_start_is_told_and_costs_nothing_else(train, monkeypatch):
+    def fail(self, *arguments, **settings):
+        raise ConnectionError("no key")
+
+    monkeypatch.setattr(Accelerator, "init_trackers", fail)
+    with pytest.raises(ValueError, match=r"report_to \(tensorboard\) did not start: no key. Log in"):
+        train()
 
 
 def test_two_runs_with_one_seed_are_the_same_and_another_seed_is_not(train, tmp_path):

@@ -391,6 +391,66 @@ def test_a_build_that_is_stopped_goes_on(model, processor, album, tmp_path, enco
     assert_same(index, PictureIndex.build(model, processor, album, tmp_path / "clean", batch_size=2))
 
 
+@pytest.mark.parametrize("rows", [False, True])
+def test_an_interrupted_addition_has_not_happened(model, processor, album, pictures, tmp_path, rows, monkeypatch):
+    start, more = (pictures[:2], pictures[2:5]) if rows else (album, [tmp_path / f"{n}.png" for n in range(3)])
+    for path in [] if rows else more:
+        noise(int(path.stem) + 50).save(path)
+    index = PictureIndex.build(model, processor, start, tmp_path / "index2")
+    before, encode = index.keys, PictureIndex._encode
+    calls = iter([True, False])
+
+    def interrupted(self, pixels):
+        if next(calls):
+            return encode(self, pixels)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PictureIndex, "_encode", interrupted)
+        index.add(more, batch_size=1)
+    assert index.keys == before
+    index.remove(before[:1])
+    assert index.keys == before[1:]
+    assert index.add(more, batch_size=1) == 3
+    again = PictureIndex.load(tmp_path / "index2", model, processor)
+    assert again.keys == index.keys and len(set(again.keys)) == len(before) + 2
+
+
+def test_an_index_can_be_loaded_while_it_changes(index, model, processor, monkeypatch):
+    use = PictureIndex._use
+
+    def overtaken(self):
+        monkeypatch.setattr(PictureIndex, "_use", use)
+        index.remove([index.keys[0]])  # which removes the files that this one is about to read
+        return use(self)
+
+    monkeypatch.setattr(PictureIndex, "_use", overtaken)
+    assert PictureIndex.load(index.store.folder, model, processor).keys == index.keys
+
+
+def test_copies_without_their_times_are_encoded_once(index, model, processor, album, tmp_path, encoded):
+    copies = tmp_path / "copies"
+    for path in album.rglob("*"):
+        if path.is_file():
+            (copies / path.relative_to(album)).parent.mkdir(parents=True, exist_ok=True)
+            (copies / path.relative_to(album)).write_bytes(path.read_bytes())
+    moved = PictureIndex.load(index.store.folder, model, processor, copies)
+    first = moved.search("red")
+    encoded.clear()
+    assert moved.search("red") == first and not encoded
+
+
+def test_files_of_others_are_left_alone(model, processor, album, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    names = ("features_important.npy", "vectors_2024.csv", ".draft.unfinished")
+    for name in names:
+        (folder / name).write_text("mine")
+    with pytest.raises(ValueError, match="holds other things"):
+        PictureIndex.build(model, processor, album, folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+
+
 def test_a_killed_change_leaves_the_old_index_or_the_new_one(index, model, processor, album, tmp_path, monkeypatch):
     """Killed at each of the moments at which a file is to be written, while two pictures come."""
     before = index.keys
@@ -543,8 +603,8 @@ def test_queries_are_checked(index, said):
             index.search("red", **settings)
     assert not said
     long = "two dogs in the snow " * 500  # more than 10,000 characters
-    assert index.search(long) == index.search(" ".join(long.split()[:30]))
-    assert said == ["Of the 2500 words of the query the first 30 are read."]
+    assert index.search(long) == index.search(" ".join(long.split()[:29]))  # and [CLS]
+    assert said == ["Of the 2501 tokens of the query the first 30 are read."]
     assert len(index.search("x" * 10_000)) == 10
 
 
@@ -636,8 +696,10 @@ def test_the_command(command, album, tmp_path, monkeypatch):
         "build", album, "--model", "../model"
     )
     table = command("search", "two dogs in the snow", "-k", 3, "--html", "page.html").splitlines()
-    assert table[0].split() == ["match", "cosine", "picture"] and table[-1] == "page.html shows them."
-    assert len(table) == 5 and all(re.fullmatch(r" *0\.\d{4} [+-]\d\.\d{4}  \S+", row) for row in table[1:4])
+    assert table[0].split() == ["score", "match", "cosine", "picture"] and table[-1] == "page.html shows them."
+    assert len(table) == 5 and all(
+        re.fullmatch(r" *[+-]\d+\.\d{3} +0\.\d{4} [+-]\d\.\d{4}  \S+", row) for row in table[1:4]
+    )
     page = Path("page.html").read_text(encoding="utf-8")
     assert page.count("<li>") == 3 and page.count("data:image/jpeg;base64,") == 3 * (1 + 5)  # a heat map of each word
     assert "<h1>two dogs in the snow</h1>" in page and "http" not in page
@@ -645,7 +707,7 @@ def test_the_command(command, album, tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     table = command("search", "--picture", album / "00.PNG", "--open").splitlines()
-    assert table[1].split() == ["-", "+1.0000", "00.PNG"] and opened[0].startswith("file:///")
+    assert table[1].split() == ["+1.000", "-", "+1.0000", "00.PNG"] and opened[0].startswith("file:///")
 
     noise(90).save(album / "new.png")
     assert "not up to date: 1 new (first new.png)" in (command("search", "red") and command.errors)

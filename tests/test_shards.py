@@ -134,6 +134,21 @@ def test_an_interrupted_preparation_goes_on(prepare, source, shards, monkeypatch
         prepare(*arguments, "--short_side", 50)
 
 
+def test_a_source_of_which_nothing_can_be_used_names_the_remedy_and_leaves_nothing(prepare, source, tmp_path):
+    folder, files = tmp_path / "later", source[:2]
+    with pytest.raises(ValueError, match=r"none of the first 100 can be used \(image_missing.*check its files, image"):
+        prepare("--output_dir", folder, *files, "--image_root", tmp_path / "elsewhere", "--num_workers", 0)
+    prepare("--output_dir", folder, *source, "--num_workers", 0)
+    assert len(Shards([folder])) == ROWS - 3
+
+
+def test_a_source_whose_content_has_changed_is_another(prepare, source, shards):
+    file = Path(source[source.index("--train_files") + 1])
+    file.write_text(file.read_text().replace("number 0", "number zero"))
+    with pytest.raises(ValueError, match=r"holds shards of something else \(content\)"):
+        prepare("--output_dir", shards, *source, "--short_side", 48, "--num_workers", 0)
+
+
 def test_several_processes_write_the_same(prepare, source, shards, tmp_path):
     prepare("--output_dir", tmp_path / "other", *source, "--short_side", 48, "--num_workers", 2)
     assert (tmp_path / "other" / "index.json").read_text() == (shards / "index.json").read_text()

@@ -119,7 +119,8 @@ def test_curves_have_a_panel_for_whatever_a_run_has_logged(tmp_path):
 
 
 def test_recipes_of_the_tasks_are_valid():
-    recipes = list((REPOSITORY / "train" / "configs").glob("*/*.yaml"))
+    folders = {folder for folder in (REPOSITORY / "train" / "configs").iterdir() if folder.name != "accelerate"}
+    recipes = [recipe for folder in folders for recipe in folder.glob("*.yaml")]
     assert {recipe.parent.name for recipe in recipes} == set(task_names())
     for recipe in recipes:
         settings = yaml.safe_load(recipe.read_text())

@@ -8,13 +8,14 @@ Without a source, an index is made of the tar files that lie in the folder, such
 import json
 import os
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from albef_hf.data.shard_writer import DROPPED, PictureEncoder, ShardWriter
 from albef_hf.data.shards import INDEX, check_folder, index_folder
 from albef_hf.data.sources import load_hub_rows, read_annotations
-from albef_hf.files import written_aside
+from albef_hf.files import digest, written_aside
 from albef_hf.options import option, parse_options
 
 SETTINGS = "preparation.json"  # what the shards of a folder are made of, and how
@@ -75,16 +76,16 @@ def check(options: ShardOptions) -> None:
 
 def prepare(options: ShardOptions) -> None:
     """Write shards, if there is a source, and an index."""
-    folder, made_of = Path(options.output_dir), {}
+    folder = Path(options.output_dir)
     if options.train_files or options.dataset:
         folder.mkdir(parents=True, exist_ok=True)
         rows = load_rows(options)
-        settings = settings_of(options, len(rows))
-        remember(folder, settings)
         encode = PictureEncoder(options.image_root, options.short_side, options.quality, options.exif_transpose)
         writer = ShardWriter(rows, folder, encode, options.rows_per_shard)
-        made_of = {"source": settings, "dropped": dict(writer.write_all(options.num_workers))}
-    index = index_folder(folder, options.num_workers, **made_of)
+        writer.require_usable()
+        remember(folder, settings_of(options, rows))
+        writer.write_all(options.num_workers)
+    index = index_folder(folder, options.num_workers, **known_of(folder))
     size = sum(shard["bytes"] for shard in index["shards"]) / 1e9
     tell(f"{index['rows']} pairs in {len(index['shards'])} shards, {size:.2f} GB, listed in {folder / INDEX}")
     for name in ("dropped", "left_out"):
@@ -102,9 +103,10 @@ def load_rows(options: ShardOptions):
     return load_hub_rows(options.dataset, options.dataset_config, files, options.split, False, *columns)
 
 
-def settings_of(options: ShardOptions, rows: int) -> dict[str, object]:
+def settings_of(options: ShardOptions, rows) -> dict[str, object]:
     """What decides the content of each shard."""
-    settings = asdict(options) | {"rows": rows}
+    content = [digest(Path(file)) for file in options.train_files] or rows._fingerprint
+    settings = asdict(options) | {"rows": len(rows), "content": content}
     return {name: value for name, value in settings.items() if name not in ("output_dir", "num_workers", "check")}
 
 
@@ -119,6 +121,16 @@ def remember(folder: Path, settings: dict[str, object]) -> None:
         )
     with written_aside(path) as aside:
         aside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def known_of(folder: Path) -> dict[str, object]:
+    """What shards were made of and what was dropped, as far as this script has written them."""
+    source, dropped = folder / SETTINGS, folder / DROPPED
+    known = {"source": json.loads(source.read_text(encoding="utf-8"))} if source.exists() else {}
+    if dropped.exists():
+        reasons = [json.loads(line)["reason"] for line in dropped.read_text(encoding="utf-8").splitlines()]
+        known["dropped"] = dict(Counter(reasons))
+    return known
 
 
 def tell(text: str) -> None:

@@ -120,8 +120,8 @@ class Rows:
         """
         if not len(rows):
             raise ValueError("There is no picture: the list or dataset is empty.")
-        self.parts.append(_encoded_pictures(rows))
-        self.starts.append(self.end)
+        self.parts = [*self.parts, _encoded_pictures(rows)]  # not in place, so that a copy stays what it was
+        self.starts = [*self.starts, self.end]
         self.end += len(rows)
         return list(range(self.starts[-1], self.end))
 
@@ -169,7 +169,8 @@ def _walk(folder: Path) -> Iterator[Path]:
 
     for parent, folders, names in os.walk(folder, onerror=tell):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
+        paths = (Path(parent, name) for name in names if not name.startswith("."))
+        yield from (path for path in paths if path.is_file() or path.is_symlink())  # of a pipe a read may never end
 
 
 def _encoded_pictures(rows: Sequence[Any]) -> Sequence[Any]:

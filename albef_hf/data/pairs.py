@@ -84,7 +84,8 @@ def load_image(value: Any, image_root: str | None = None) -> Image.Image:
     if isinstance(value, Image.Image):
         return _to_rgb(value)
     file = image_file(value, image_root)
-    name = value.get("path") if isinstance(value, Mapping) else file
+    named = value.get("path") if isinstance(value, Mapping) else value
+    name = "encoded" if isinstance(named, bytes) or named is None else named
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

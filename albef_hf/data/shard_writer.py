@@ -3,7 +3,6 @@
 import io
 import json
 import tarfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +108,27 @@ class ShardWriter(torch.utils.data.Dataset):
                     note_aside.write_text("".join(json.dumps(row) + "\n" for row in dropped), encoding="utf-8")
         return len(rows)
 
-    def write_all(self, workers: int = 0) -> Counter[str]:
-        """Write all shards that are not there, and a list of what was left out; returns its reasons, counted.
+    def require_usable(self, tried: int = 100) -> None:
+        """Refuse rows none of which can be used, as when `image_root` is wrong, by trying some.
+
+        Raises:
+            ValueError: If none of the first can be used, or there is none.
+        """
+        last = None
+        for row in range(min(tried, len(self.rows))):
+            try:
+                self._members(row)
+            except BadSampleError as error:
+                last = error
+            else:
+                return
+        raise ValueError(
+            f"The source has {len(self.rows)} rows, and none of the first {tried} can be used"
+            f"{f' ({last})' if last else ''}: check its files, image_root and the columns."
+        )
+
+    def write_all(self, workers: int = 0) -> None:
+        """Write all shards that are not there, and a list of what was left out.
 
         Args:
             workers: Processes that write; 0 writes in this one.
@@ -122,7 +140,6 @@ class ShardWriter(torch.utils.data.Dataset):
         lines = [line for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
         with written_aside(self.folder / DROPPED) as aside:
             aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        return Counter(json.loads(line)["reason"] for line in lines)
 
     def _members(self, number: int) -> dict[str, bytes]:
         """What a row becomes in the tar file."""
