@@ -217,7 +217,7 @@ def run(options: argparse.Namespace, folder: Path) -> list[str]:
                 ends.append("SIGKILL" if is_kill else "SIGTERM")
                 # A request to stop is for the training, or torchrun, which hands it on.
                 kill(process) if is_kill else process.terminate()
-                process.wait(timeout=120)
+                process.wait(timeout=600)
             else:
                 ends.append("by itself")
             ends[-1] += f" -> {process.returncode}"
