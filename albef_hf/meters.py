@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import time
 from typing import Any
 
@@ -33,7 +34,8 @@ def peak_of(device: torch.device, mixed_precision: str) -> float:
     if device.type != "cuda" or mixed_precision == "no":
         return 0.0
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), 0.0)
+    # As a word: an RTX A4000 is no A40, an L40 no L4.
+    return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), 0.0)
 
 
 class FlopCounter:

@@ -120,9 +120,7 @@ class TrainingOptions:
         if len(self.report_to) > 1 and "none" in self.report_to:
             raise ValueError("report_to names none and others: leave out one or the other.")
         if unknown:
-            raise ValueError(
-                f"report_to has {unknown[0]!r}; choose of {', '.join(TRACKERS)}, or leave all out with none."
-            )
+            raise ValueError(f"report_to has {unknown[0]!r}; choose of {', '.join(TRACKERS)}.")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"mixed_precision is {self.mixed_precision!r}; choose no, bf16 or fp16.")
 

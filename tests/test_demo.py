@@ -21,6 +21,7 @@ from hub_server import HubServer
 from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
 from PIL import Image
+from sharp_models import make
 from transformers import BlipImageProcessorPil
 
 from albef_hf import (
@@ -47,17 +48,6 @@ needs_browser = pytest.mark.skipif(
     not (installed("gradio") and installed("selenium") and shutil.which("chromium") and shutil.which("chromedriver")),
     reason="needs Gradio, selenium, chromium and chromedriver (Debian: chromium-driver): make demo-test",
 )
-
-
-def make(kind: type, config: AlbefConfig, seed: int = 0):
-    """A model whose scores differ well, and depend on pictures and on texts."""
-    torch.manual_seed(seed)
-    model = kind(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "embeddings" not in name:
-                parameter.normal_(std=0.2)
-    return model
 
 
 @pytest.fixture

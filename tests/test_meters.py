@@ -51,7 +51,8 @@ def test_distance_of_the_teacher():
 
 
 @pytest.mark.parametrize(
-    ("name", "peak"), [("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 PCIe", 756e12), ("Some other card", 0)]
+    ("name", "peak"),
+    [("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA RTX A4000", 0), ("NVIDIA L40", 0)],
 )
 def test_peaks_of_known_devices(monkeypatch, name, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)

@@ -1,7 +1,6 @@
 """Pipelines give the numbers of the plain model, take inputs as others do, and say what is wrong with wrong ones."""
 
 import base64
-import copy
 import doctest
 import http.server
 import json
@@ -18,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import PreTrainedModel, pipeline
+from sharp_models import make
+from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from albef_hf import (
@@ -48,17 +48,6 @@ HEADS = {
     "albef-entailment": AlbefForVisualEntailment,
     "albef-nlvr2": AlbefForVisualReasoning,
 }
-
-
-def make(kind: type[PreTrainedModel], config: AlbefConfig) -> PreTrainedModel:
-    """A model whose scores differ well, and depend on pictures and on texts."""
-    torch.manual_seed(0)
-    model = kind(copy.deepcopy(config)).eval()  # in which it is written as what it was saved
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "embeddings" not in name:
-                parameter.normal_(std=0.2)
-    return model
 
 
 @pytest.fixture
