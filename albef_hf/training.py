@@ -31,6 +31,7 @@ from .checkpoint import (
     steps_of,
 )
 from .data.pairs import Issue
+from .data.sources import SourceOptions
 from .distributed import gather_with_gradient, share_keys
 from .hub import HubPush
 from .meters import FlopCounter, Window, peak_of, relative_distance
@@ -138,16 +139,10 @@ class TrainingOptions:
 
 
 @dataclass
-class DataOptions(TrainingOptions):
+class DataOptions(SourceOptions, TrainingOptions):
     """What to train on and to evaluate on, and how texts and pictures are prepared."""
 
-    train_files: list[str] = option([], 'JSON lists of {"image": path, "caption": text or list}, or of a task\'s rows')
     validation_files: list[str] = option([], "such lists for evaluation, also beside a dataset to train on")
-    image_root: str | None = option(None, "folder that image paths are relative to; nothing outside of it is read")
-    dataset: str | None = option(None, "what datasets.load_dataset takes: Hub name, folder, imagefolder, webdataset")
-    dataset_config: str | None = option(None, "configuration of the dataset")
-    data_files: list[str] = option([], "files of the dataset, for parquet, webdataset and the like")
-    split: str = option("train", "split of the dataset to train on")
     validation_split: str | None = option(None, "split of the dataset for evaluation")
     scenes: int = option(20000, "number of built-in rows, where no other data is given")
     validation_size: int = option(1000, "pictures, or built-in rows, used for evaluation")
@@ -162,13 +157,7 @@ class DataOptions(TrainingOptions):
         self.require_at_least(2, "max_tokens")
         self.require_at_least(0, "validation_size", "randaugment_operations")
         self.require_share("min_crop_scale")
-        if self.train_files and self.dataset:
-            raise ValueError("train_files and dataset are two sources of rows: give one of them.")
-
-    @property
-    def has_source(self) -> bool:
-        """Whether rows come from somewhere, and are not the built-in ones."""
-        return bool(self.train_files or self.dataset)
+        self.require_one_source()
 
     def data_in_words(self, files: list[str], split: str | None, count: int) -> str:
         """What rows come from, for the model card."""

@@ -29,7 +29,7 @@ ALLOWED = {
     "convert": {"configuration_albef", "model_card", "modeling_albef", "processing_albef", "momentum", "data"},
     "options": set(),
     "run_log": set(),
-    "data": {"files", "processing_albef", "data"},
+    "data": {"data", "files", "options", "processing_albef"},
     "ranking": {"modeling_albef", "processing_albef"},
     "hub": {"momentum"},
     "meters": {"data"},

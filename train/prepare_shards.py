@@ -14,7 +14,7 @@ from pathlib import Path
 
 from albef_hf.data.shard_writer import DROPPED, PictureEncoder, ShardWriter
 from albef_hf.data.shards import INDEX, check_folder, index_folder
-from albef_hf.data.sources import load_hub_rows, read_annotations
+from albef_hf.data.sources import SourceOptions, load_hub_rows, read_annotations
 from albef_hf.files import digest, written_aside
 from albef_hf.options import option, parse_options
 
@@ -22,16 +22,10 @@ SETTINGS = "preparation.json"  # what the shards of a folder are made of, and ho
 
 
 @dataclass
-class ShardOptions:
+class ShardOptions(SourceOptions):
     """What to make shards of, and how."""
 
     output_dir: str = option("", "folder for the shards")
-    train_files: list[str] = option([], 'JSON lists of {"image": path, "caption": text or list}')
-    image_root: str | None = option(None, "folder that image paths are relative to; nothing outside of it is read")
-    dataset: str | None = option(None, "what datasets.load_dataset takes: Hub name, folder, imagefolder, webdataset")
-    dataset_config: str | None = option(None, "configuration of the dataset")
-    data_files: list[str] = option([], "files of the dataset, for parquet, webdataset and the like")
-    split: str = option("train", "split of the dataset")
     image_column: str = option("image", "column of the picture")
     caption_column: str = option("caption", "column of the caption, a text or a list of texts")
     short_side: int = option(384, "pixels of the shorter side of a picture, at most; none is enlarged")
@@ -44,8 +38,7 @@ class ShardOptions:
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise ValueError("output_dir is missing: say where the shards are to be, or are.")
-        if self.train_files and self.dataset:
-            raise ValueError("train_files and dataset are two sources of rows: give one of them.")
+        self.require_one_source()
         if min(self.short_side, self.rows_per_shard) < 1 or self.num_workers < 0:
             raise ValueError("short_side and rows_per_shard must be at least 1, and num_workers at least 0.")
         if not 1 <= self.quality <= 100:
@@ -77,7 +70,7 @@ def check(options: ShardOptions) -> None:
 def prepare(options: ShardOptions) -> None:
     """Write shards, if there is a source, and an index."""
     folder = Path(options.output_dir)
-    if options.train_files or options.dataset:
+    if options.has_source:
         folder.mkdir(parents=True, exist_ok=True)
         rows = load_rows(options)
         encode = PictureEncoder(options.image_root, options.short_side, options.quality, options.exif_transpose)

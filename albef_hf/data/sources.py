@@ -1,12 +1,36 @@
 """Where pairs come from: the original's JSON lists, and anything that `datasets.load_dataset` reads."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 
+from ..options import option
 from ..processing_albef import encodable
 from .annotations import read_json_list
+
+
+@dataclass
+class SourceOptions:
+    """Where rows come from."""
+
+    train_files: list[str] = option([], 'JSON lists of {"image": path, "caption": text or list}, or of a task\'s rows')
+    image_root: str | None = option(None, "folder that image paths are relative to; nothing outside of it is read")
+    dataset: str | None = option(None, "what datasets.load_dataset takes: Hub name, folder, imagefolder, webdataset")
+    dataset_config: str | None = option(None, "configuration of the dataset")
+    data_files: list[str] = option([], "files of the dataset, for parquet, webdataset and the like")
+    split: str = option("train", "split of the dataset that rows come from")
+
+    @property
+    def has_source(self) -> bool:
+        """Whether rows come from somewhere."""
+        return bool(self.train_files or self.dataset)
+
+    def require_one_source(self) -> None:
+        """Raise a `ValueError` where two are given."""
+        if self.train_files and self.dataset:
+            raise ValueError("train_files and dataset are two sources of rows: give one of them.")
 
 
 def read_annotations(files: list[str]) -> datasets.Dataset:
