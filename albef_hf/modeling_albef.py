@@ -295,17 +295,34 @@ class AlbefAttention(nn.Module):
                 weights = weights.unflatten(2, (groups, tokens)).permute(2, 0, 1, 3, 4).flatten(0, 1)
         return self.out_proj(output.reshape(texts, tokens, -1)), weights
 
-    def read(self, hidden_states: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    @property
+    def can_read(self) -> bool:
+        """Whether `read` will do: of a quantized, adapted or offloaded layer, the weight is not the whole truth."""
+        return all(type(part) is nn.Linear and not part.weight.is_meta for part in (self.k_proj, self.v_proj))
+
+    def read(
+        self, hidden_states: torch.Tensor, context: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """As `forward` with the keys and values of a context, (batch, context tokens, context width), unprojected.
 
         (q W) (c V)^T = (q W V^T) c^T: instead of the many tokens of the context, the few queries pass the weights of
         the keys, and what is read those of the values. The keys' bias, which shifts all scores of a query alike, is
         lost in the softmax. Cheaper where there are fewer queries than a head is wide; for inference.
+
+        Args:
+            hidden_states: (batch, tokens, width).
+            context: (batch, context tokens, context width).
+            attention_mask: (batch, context tokens), 1 for tokens and 0 for padding.
+
+        Returns:
+            (batch, tokens, width).
         """
         context = _beside(self.q_proj.weight, context)
         keys, values = (part.weight.unflatten(0, (-1, self.head_dim)) for part in (self.k_proj, self.v_proj))
         query = self._split_heads(self.q_proj(hidden_states)) @ keys  # (batch, heads, tokens, context width)
         scores = query.flatten(1, 2) @ context.transpose(1, 2) * self.scaling  # every head's tokens, to the context's
+        if attention_mask is not None:
+            scores = scores.masked_fill(attention_mask[:, None] == 0, torch.finfo(scores.dtype).min)
         found = (scores.softmax(-1) @ context).unflatten(1, query.shape[1:3]) @ values.transpose(1, 2)
         return self.out_proj(found.transpose(1, 2).flatten(2) + self.v_proj.bias)  # (batch, tokens, width)
 
@@ -821,7 +838,10 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
 
         It is all that matching reads, so the last layer computes nothing else.
         """
-        return self._summarize(self.layers, hidden_states, attention_mask, image_key_values)
+        hidden_states = self._run(self.layers[:-1], hidden_states, attention_mask, image_key_values[:-1])
+        cls = hidden_states[:, :1]
+        mask = self._mask(cls, attention_mask, hidden_states)
+        return self.layers[-1](cls, mask, *image_key_values[-1], hidden_states)[:, 0]
 
     def prepare_texts(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """What the first layer makes of texts before it looks at an image, (texts, tokens, width)."""
@@ -831,11 +851,14 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         self, prepared: torch.Tensor, attention_mask: torch.Tensor | None, image_key_values: list[KeyValues]
     ) -> torch.Tensor:
         """As `summarize`, of texts that come from `prepare_texts`, and may so be read with many images."""
-        (first, *others), (keys, *other_keys) = self.layers, image_key_values
-        if not others:
+        (first, *middle), (keys, *other_keys) = self.layers, image_key_values
+        if not middle:
             return first.feed_forward(first.look(prepared[:, :1], keys))[:, 0]
+        *middle, last = middle
         hidden_states = first.feed_forward(first.look(prepared, keys))
-        return self._summarize(others, hidden_states, attention_mask, other_keys)
+        hidden_states = self._run(middle, hidden_states, attention_mask, other_keys[:-1])
+        cls = self._attend_cls(last, hidden_states, attention_mask)
+        return last.feed_forward(last.look(cls, other_keys[-1]))[:, 0]
 
     def summarize_images(self, prepared: torch.Tensor, image_hidden_states: torch.Tensor) -> torch.Tensor:
         """As `summarize_prepared` of one text and many images, whose keys and values are then not worth projecting.
@@ -849,26 +872,23 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         """
         states = prepared.expand(len(image_hidden_states), -1, -1)
         for number, layer in enumerate(self.layers):
-            is_last = layer is self.layers[-1]
-            queries = states[:, :1] if is_last else states  # [CLS] alone, as in `summarize`
-            if number:  # the first layer has attended already
-                context = layer.self_attn.project_key_values(states) if is_last else None
-                queries = layer.attend(queries, None, context)
+            if layer is not self.layers[-1]:
+                queries = layer.attend(states, None) if number else states  # the first layer has attended already
+            else:  # [CLS] alone, as in `summarize`
+                queries = self._attend_cls(layer, states, None) if number else states[:, :1]
             read = layer.cross_attn.read(queries, image_hidden_states)
             states = layer.feed_forward(layer.cross_attn_norm(queries + read))
         return states[:, 0]
 
-    def _summarize(
-        self,
-        layers: Sequence[AlbefMultimodalLayer],
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        image_key_values: list[KeyValues],
+    def _attend_cls(
+        self, layer: AlbefMultimodalLayer, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        hidden_states = self._run(layers[:-1], hidden_states, attention_mask, image_key_values[:-1])
+        """Self-attention of the `[CLS]` token alone, (batch, tokens, width) to (batch, 1, width), in inference."""
         cls = hidden_states[:, :1]
-        mask = self._mask(cls, attention_mask, hidden_states)
-        return layers[-1](cls, mask, *image_key_values[-1], hidden_states)[:, 0]
+        if layer.self_attn.can_read:
+            return layer.self_attn_norm(cls + layer.self_attn.read(cls, hidden_states, attention_mask))
+        key_values = layer.self_attn.project_key_values(hidden_states)
+        return layer.attend(cls, self._mask(cls, attention_mask, hidden_states), key_values)
 
     def _mask(
         self, queries: torch.Tensor, attention_mask: torch.Tensor | None, context: torch.Tensor | None = None

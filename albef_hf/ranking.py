@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.logging import tqdm
@@ -183,10 +182,9 @@ def match_pictures(model: AlbefAlignedModel, image_hidden_states: torch.Tensor, 
     """
     multimodal = model.albef.multimodal_model
     prepared = text.prepared[:, : int(text.mask.sum())].to(model.device)
-    projections = [part for layer in multimodal.layers for part in (layer.cross_attn.k_proj, layer.cross_attn.v_proj)]
-    if all(type(part) is nn.Linear and not part.weight.is_meta for part in projections):
+    if all(layer.cross_attn.can_read for layer in multimodal.layers):
         cls = multimodal.summarize_images(prepared, image_hidden_states)
-    else:  # of a quantized, adapted or offloaded layer the weight is not the whole truth
+    else:
         key_values = multimodal.project_images(image_hidden_states)
         cls = multimodal.summarize_prepared(prepared.expand(len(image_hidden_states), -1, -1), None, key_values)
     with torch.autocast(cls.device.type, enabled=False):

@@ -149,7 +149,8 @@ def test_a_text_and_many_pictures_are_matched_as_one_picture_and_many_texts(conf
             part.add_(0.1 * torch.randn_like(part))
         pixels = processor(images=pictures, return_tensors="pt")["pixel_values"].double()
         states = model.get_image_features(pixels).last_hidden_state
-    text = encode_texts(model, processor, ["two dogs and an extraordinary cat"])
+    caption = "two dogs and an extraordinary cat"
+    text = encode_texts(model, processor, [caption])
     one_by_one = torch.cat([match(model, one, text, torch.tensor([0])) for one in states.split(1)])
     assert torch.allclose(match_pictures(model, states, text), one_by_one, atol=1e-12)
     assert one_by_one.std(0).min() > 1e-3
@@ -158,10 +159,17 @@ def test_a_text_and_many_pictures_are_matched_as_one_picture_and_many_texts(conf
         def forward(self, states):
             return super().forward(states).tanh()
 
-    model.albef.multimodal_model.layers[0].cross_attn.k_proj.__class__ = Adapted
-    adapted = torch.cat([match(model, one, text, torch.tensor([0])) for one in states.split(1)])
-    assert torch.allclose(match_pictures(model, states, text), adapted, atol=1e-12)
-    assert not torch.allclose(adapted, one_by_one)
+    multimodal = model.albef.multimodal_model
+    for attention in (multimodal.layers[0].cross_attn, multimodal.layers[-1].self_attn):
+        attention.k_proj.__class__ = Adapted
+        text = encode_texts(model, processor, [caption])
+        expected = model(
+            **processor(text=[caption] * len(states), return_tensors="pt"), pixel_values=pixels
+        ).itm_logits
+        adapted = torch.cat([match(model, one, text, torch.tensor([0])) for one in states.split(1)])
+        assert torch.allclose(adapted, expected, atol=1e-12)
+        assert torch.allclose(match_pictures(model, states, text), expected, atol=1e-12)
+        assert not torch.allclose(adapted, one_by_one)
 
 
 def test_candidates_are_encoded_once_as_far_as_memory_allows(index, encoded, monkeypatch):
