@@ -377,13 +377,28 @@ def test_files_of_references_that_do_not_fit_are_told(tmp_path):
 
 def test_the_best_is_not_chosen_by_what_it_is_tested_on(processor):
     task = make_task("grounding", processor)
-    rows = [{"bbox": [0, 0, 9, 9], "split": split} for split in ("val", "val", "testA", "testA", "testB")]
+    rows = [
+        {"bbox": [0, 0, 9, 9], "boxes": [[0, 0, 9, 9], [50, 50, 9, 9]], "split": split}
+        for split in ("val", "val", "testA", "testA", "testB")
+    ]
     predictions = [
-        {"row": row, "box": [0, 0, 9, 9] if right else [50, 50, 9, 9], "point": [1, 1]}
+        {"row": row, "box": [0, 0, 9, 9] if right else [50, 50, 9, 9], "point": [1, 1], "size": [90, 90]}
         for row, right in enumerate((True, False, True, True, True))
     ]
     assert task.score(predictions, rows)["accuracy"] == 50
     assert task.score(predictions[2:], rows)["accuracy"] == 100
+
+
+def test_a_photographer_aims(processor):
+    """The centre (50, 20) lies in the first box and is nearest to the middle of the second."""
+    task = make_task("grounding", processor)
+    boxes = [[0, 0, 60, 40], [40, 22, 20, 18]]
+    rows = [{"bbox": box, "boxes": boxes} for box in boxes]
+    predictions = [{"row": row, "box": boxes[0], "point": [1, 1], "size": [100, 40]} for row in range(2)]
+    scores = task.score([*predictions, predictions[1]], rows)
+    assert scores["accuracy"] == pytest.approx(100 / 3) and scores["pointing"] == pytest.approx(100 / 3)
+    assert scores["center_prior_accuracy"] == pytest.approx(200 / 3)
+    assert scores["center_prior_pointing"] == pytest.approx(100 / 3)
 
 
 def test_grounding_sees_whole_pictures_in_training(processor, photographs, tmp_path: Path):

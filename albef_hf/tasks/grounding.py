@@ -79,7 +79,8 @@ class Grounding(PairTask, RowTask):
                 width, height = row["image"].size
                 hottest = int(resize_heatmap(heatmap, height, width).argmax())
                 prediction = {"row": row["row"], "text": row["text"], "box": list(row["boxes"][int(scores.argmax())])}
-                predictions.append({**prediction, "point": [hottest % width, hottest // width]})
+                point, size = [hottest % width, hottest // width], [width, height]
+                predictions.append({**prediction, "point": point, "size": size})
         return predictions
 
     def _heatmaps(self, model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -92,18 +93,22 @@ class Grounding(PairTask, RowTask):
     def score(self, predictions: list[dict[str, Any]], rows: Rows) -> dict[str, float]:
         """Accuracy at an overlap of one half, and of the hottest point, by split where the rows name it.
 
+        Beside them what the picture's centre and the box nearest to it reach, since photographers aim.
         Where one of the splits is `val`, the whole is that one: the best checkpoint is chosen by it, as in the
         original, and not by what it is tested on.
         """
         meant = [rows[prediction["row"]] for prediction in predictions]
         splits = [row.get("split") for row in meant]
-        scores = grounding_accuracy(
-            [prediction["box"] for prediction in predictions],
-            checked_boxes([row["bbox"] for row in meant]),
-            points=[prediction["point"] for prediction in predictions],
-            splits=splits if splits and all(splits) else None,
-        )
-        return flat(scores | scores.get("per_split", {}).get("val", {}))
+        splits = splits if splits and all(splits) else None
+
+        def score_of(boxes: list[list[float]], points: list[list[float]]) -> dict[str, float]:
+            scores = grounding_accuracy(boxes, checked_boxes([row["bbox"] for row in meant]), points, splits)
+            return flat(scores | scores.get("per_split", {}).get("val", {}))
+
+        centers = [[side / 2 for side in prediction["size"]] for prediction in predictions]
+        central = [nearest_box(row["boxes"], center) for row, center in zip(meant, centers, strict=True)]
+        found = score_of(*([prediction[name] for prediction in predictions] for name in ("box", "point")))
+        return found | {f"center_prior_{name}": value for name, value in score_of(central, centers).items()}
 
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
         """What one of the boxes drawn at random would reach, and the largest."""
@@ -122,6 +127,11 @@ class Grounding(PairTask, RowTask):
             "random_box_accuracy": sum(drawn) / max(len(drawn), 1),
             "largest_box_accuracy": grounding_accuracy(largest, meant)["accuracy"],
         }
+
+
+def nearest_box(boxes: Sequence[Sequence[float]], point: Sequence[float]) -> Sequence[float]:
+    """The box, of left, top, width and height, whose centre is nearest to a point."""
+    return min(checked_boxes(boxes), key=lambda box: math.dist((box[0] + box[2] / 2, box[1] + box[3] / 2), point))
 
 
 def checked_boxes(boxes: Any) -> list[list[float]]:
