@@ -848,20 +848,38 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         return self.layers[0].attend(hidden_states, self._mask(hidden_states, attention_mask))
 
     def summarize_prepared(
-        self, prepared: torch.Tensor, attention_mask: torch.Tensor | None, image_key_values: list[KeyValues]
+        self, prepared: torch.Tensor, attention_mask: torch.Tensor, image_key_values: list[KeyValues]
     ) -> torch.Tensor:
-        """As `summarize`, of texts that come from `prepare_texts`, and may so be read with many images."""
-        (first, *middle), (keys, *other_keys) = self.layers, image_key_values
-        if not middle:
+        """As `summarize`, of texts that are all read with the same image, and in inference.
+
+        Their tokens stand in one row, like those of a single long text, so that nothing is computed for padding;
+        only where they attend to each other does every text stand alone.
+
+        Args:
+            prepared: From `prepare_texts`, (texts, tokens, width).
+            attention_mask: (texts, tokens), 1 for tokens and 0 for padding.
+            image_key_values: What `project_images` made of one image.
+
+        Returns:
+            (texts, width).
+        """
+        (first, *others), (keys, *other_keys) = self.layers, image_key_values
+        if not others:
             return first.feed_forward(first.look(prepared[:, :1], keys))[:, 0]
-        *middle, last = middle
-        hidden_states = first.feed_forward(first.look(prepared, keys))
-        hidden_states = self._run(middle, hidden_states, attention_mask, other_keys[:-1])
-        cls = self._attend_cls(last, hidden_states, attention_mask)
-        return last.feed_forward(last.look(cls, other_keys[-1]))[:, 0]
+        places, mask = attention_mask.flatten().nonzero()[:, 0], self._mask(prepared, attention_mask)
+
+        def apart(row: torch.Tensor) -> torch.Tensor:
+            return row.new_zeros(prepared.shape).flatten(0, 1).index_copy(0, places, row[0]).view(prepared.shape)
+
+        row = first.feed_forward(first.look(prepared.flatten(0, 1)[places][None], keys))
+        for layer, layer_keys in zip(others[:-1], other_keys[:-1], strict=True):
+            attended = layer.attend(apart(row), mask).flatten(0, 1)[places][None]
+            row = layer.feed_forward(layer.look(attended, layer_keys))
+        cls = self._attend_cls(others[-1], apart(row), attention_mask)
+        return others[-1].feed_forward(others[-1].look(cls, other_keys[-1]))[:, 0]
 
     def summarize_images(self, prepared: torch.Tensor, image_hidden_states: torch.Tensor) -> torch.Tensor:
-        """As `summarize_prepared` of one text and many images, whose keys and values are then not worth projecting.
+        """As `summarize`, of one text and many images, whose keys and values are then not worth projecting.
 
         Args:
             prepared: From `prepare_texts`, (1, tokens, width), without padding.

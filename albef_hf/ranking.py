@@ -181,12 +181,11 @@ def match_pictures(model: AlbefAlignedModel, image_hidden_states: torch.Tensor, 
         Logits of (no match, match), (pictures, 2).
     """
     multimodal = model.albef.multimodal_model
+    if not all(layer.cross_attn.can_read for layer in multimodal.layers):
+        only = torch.tensor([0])
+        return torch.cat([match(model, states, text, only) for states in image_hidden_states.split(1)])
     prepared = text.prepared[:, : int(text.mask.sum())].to(model.device)
-    if all(layer.cross_attn.can_read for layer in multimodal.layers):
-        cls = multimodal.summarize_images(prepared, image_hidden_states)
-    else:
-        key_values = multimodal.project_images(image_hidden_states)
-        cls = multimodal.summarize_prepared(prepared.expand(len(image_hidden_states), -1, -1), None, key_values)
+    cls = multimodal.summarize_images(prepared, image_hidden_states)
     with torch.autocast(cls.device.type, enabled=False):
         return model.itm_head(cls.to(model.itm_head.weight.dtype))
 
