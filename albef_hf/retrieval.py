@@ -33,8 +33,8 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 from transformers.utils import logging
 
-from .data import BadSampleError, Issue, says_something
-from .data.albums import Files, Key, Rows, Stamp, upright
+from .data import BadSampleError, Issue, load_upright, says_something
+from .data.albums import Files, Key, Rows, Stamp
 from .feature_store import ANEW, MANIFEST, OUR_FILES, FeatureStore, Manifest, Shard
 from .modeling_albef import AlbefAlignedModel
 from .nearest import (
@@ -301,7 +301,7 @@ class PictureIndex:
         _require_count("rerank", rerank, 0)
         if isinstance(query, Image.Image):
             texts, rerank = None, 0
-            features = self._encode(self._pixels(upright(query)))[1]
+            features = self._encode(self._pixels(load_upright(query)))[1]
         else:
             texts = encode_texts(self.model, self.processor, [self._checked(query)])
             features = texts.embeds.float().cpu()
@@ -743,7 +743,7 @@ def _search(options: argparse.Namespace) -> None:
         moved = "the folder has moved: say where it is with --folder" if len(changes.missing) == len(index) else ""
         remedy = moved or "build it again, and it is"
         print(encodable(f"The index is not up to date: {changes}; {remedy}."), file=sys.stderr)
-    query = options.query if options.picture is None else upright(options.picture)
+    query = options.query if options.picture is None else load_upright(options.picture)
     hits = index.search(query, options.k, options.rerank, options.itc_weight)
     print("  score   match  cosine  picture")
     for hit in hits:

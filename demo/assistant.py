@@ -9,8 +9,7 @@ from PIL import Image, ImageOps
 from transformers import pipeline
 
 from albef_hf import AlbefProcessor, ImageTextRetrievalPipeline, VisualQuestionAnsweringPipeline, clean_caption
-from albef_hf.data import BadSampleError, says_something
-from albef_hf.data.albums import upright
+from albef_hf.data import BadSampleError, load_upright, says_something
 from albef_hf.explain import answer_heatmaps, matching_heatmaps, overlay
 from albef_hf.processing_albef import encodable
 from albef_hf.results_page import word_maps
@@ -37,7 +36,7 @@ def read_picture(path: str | None) -> Image.Image:
     if path is None:
         raise ValueError("There is no picture yet: drop one into the field, or pick an example.")
     try:
-        return upright(path)
+        return load_upright(path)
     except BadSampleError as error:
         raise ValueError("This file cannot be read as a picture: it is damaged, too large, or no picture.") from error
 
