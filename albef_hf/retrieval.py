@@ -35,7 +35,7 @@ from transformers.utils import logging
 
 from .data import BadSampleError, Issue, load_upright, says_something
 from .data.albums import Files, Key, Rows, Stamp
-from .feature_store import ANEW, MANIFEST, OUR_FILES, FeatureStore, Manifest, Shard
+from .feature_store import ANEW, MANIFEST, OUR_FILES, FeatureStore, Manifest, Shard, seen_from
 from .modeling_albef import AlbefAlignedModel
 from .nearest import (
     changed_vectors,
@@ -128,8 +128,9 @@ class PictureIndex:
     ) -> "PictureIndex":
         """Index pictures, or bring an index up to date; a build that was interrupted is gone on with.
 
-        What is in the index and has not changed is not computed again; what is not among the pictures any more goes,
-        but for what has been added to a folder's index from elsewhere.
+        What is in the index and has not changed is not computed again; what is not among the pictures any more goes.
+        What has been added to a folder's index from elsewhere is looked after too; what is missing of that is counted
+        with the broken pictures, and comes back when it does. A folder may have moved, with its pictures.
 
         Args:
             model: With the joint space and the matching head, `AlbefForRetrieval` or `AlbefForPreTraining`.
@@ -156,7 +157,8 @@ class PictureIndex:
         with _alone(folder):
             index = cls(model, processor, _open_or_make(folder, model, source), source)
             index._leave_out_damaged()
-            gone = index._gone(keys)
+            keys = [*keys, *index.store.manifest.elsewhere]
+            gone = {*index._stamps_on_disk(), *index.broken} - {*keys}
             index._encode_new(keys, batch_size)
             if not index._stamps_on_disk().keys() - gone - index.broken.keys():
                 raise ValueError(f"None of the {len(keys)} pictures can be read: {index.broken_told()}.")
@@ -186,7 +188,7 @@ class PictureIndex:
         _require_joint_space(model)
         store = FeatureStore.open(Path(folder))
         _require_weights(store, model)
-        index = cls(model, processor, store, Files(store.manifest.root) if pictures is None else _source(pictures))
+        index = cls(model, processor, store, Files(store.root) if pictures is None else _source(pictures))
         index._use_newest()
         if pictures is None and index.keys and isinstance(index.keys[0], int):
             numbers = {*index.keys, *index.broken, *store.manifest.removed}
@@ -235,7 +237,11 @@ class PictureIndex:
             try:
                 keys = self.source.keys_of(pictures)
                 again = set(keys)
-                self.store.manifest.removed = [key for key in self.store.manifest.removed if key not in again]
+                manifest = self.store.manifest
+                manifest.removed = [key for key in manifest.removed if key not in again]
+                if source.root is not None:
+                    outside = [key for key in keys if os.path.isabs(str(key))]
+                    manifest.elsewhere = list(dict.fromkeys([*manifest.elsewhere, *outside]))
                 self._write_part(list(self._encoded_batches(keys, batch_size)))  # all of it or nothing
                 self._commit(set(), None)
             except BaseException:
@@ -254,7 +260,9 @@ class PictureIndex:
         with _alone(self.store.folder):
             self._reopen()
             self._require_known(keys - self.broken.keys())
-            self.store.manifest.removed += sorted(keys)
+            manifest = self.store.manifest
+            manifest.removed += sorted(keys.difference(manifest.elsewhere))
+            manifest.elsewhere = [key for key in manifest.elsewhere if key not in keys]
             self._commit(keys, None)
 
     def changes(self) -> Changes:
@@ -485,11 +493,6 @@ class PictureIndex:
             stamps.update(zip(shard.keys, map(tuple, shard.stamps.tolist()), strict=True))
         return stamps
 
-    def _gone(self, keys: Iterable[Key]) -> set[Key]:
-        """Keys of the index that are not among these; of a folder's index, pictures from elsewhere stay."""
-        gone = {*self._stamps_on_disk(), *self.broken} - set(keys)
-        return {key for key in gone if self.source.root is None or not os.path.isabs(str(key))}
-
     def _leave_out_damaged(self) -> None:
         """Go on without files that are not what they were; what was in them is computed again."""
         manifest = self.store.manifest
@@ -601,9 +604,9 @@ def weights_digest(model: AlbefAlignedModel) -> str:
     return digest.hexdigest()
 
 
-def _identity(model: AlbefAlignedModel) -> dict[str, str | None]:
+def _identity(model: AlbefAlignedModel, folder: Path) -> dict[str, str | None]:
     name = model.config.name_or_path
-    name = str(Path(name).absolute()) if name and Path(name).exists() else name
+    name = seen_from(name, folder) if name and Path(name).exists() else name
     return {"name": name, "revision": getattr(model.config, "_commit_hash", None), "weights": weights_digest(model)}
 
 
@@ -618,7 +621,7 @@ def _require_weights(store: FeatureStore, model: AlbefAlignedModel) -> None:
         revision = f", revision {built_with['revision']}" if built_with["revision"] else ""
         raise ValueError(
             f"The index in {store.folder} was built with other weights than those of this model, those of "
-            f"{built_with['name'] or 'a model without a name'}{revision}: load that one (in the same precision), or "
+            f"{store.model_name or 'a model without a name'}{revision}: load that one (in the same precision), or "
             "build an index in another folder."
         )
 
@@ -660,17 +663,32 @@ def _source(pictures: Pictures) -> Files | Rows:
 
 def _open_or_make(folder: Path, model: AlbefAlignedModel, source: Files | Rows) -> FeatureStore:
     """What there is of an index of these pictures; nothing yet where there is none."""
-    root = None if source.root is None else str(source.root)
+    root = None if source.root is None else seen_from(source.root, folder)
     if not (folder / MANIFEST).exists():
-        return FeatureStore(folder, Manifest(_identity(model), root))
+        return FeatureStore(folder, Manifest(_identity(model, folder), root))
     store = FeatureStore.open(folder)
     _require_weights(store, model)
-    if store.manifest.root != root:
+    if store.root != source.root and not _is_moved(store, source):
         raise ValueError(
-            f"{folder} holds an index of {store.manifest.root or 'a list or dataset'}, not of {root or 'one'}: name "
+            f"{folder} holds an index of {store.root or 'a list or dataset'}, not of {source.root or 'one'}: name "
             "another folder for this one, or add the pictures to that one."
         )
+    store.manifest.root = root
     return store
+
+
+def _is_moved(store: FeatureStore, source: Files | Rows) -> bool:
+    """Whether the folder of an index is not where it was, and another one holds a picture of it, as it was."""
+    if store.root is None or source.root is None or store.root.exists():
+        return False
+    elsewhere = set(store.manifest.elsewhere)
+    for name in (*store.manifest.shards, *store.manifest.parts):
+        with contextlib.suppress(ValueError):  # a damaged one
+            shard = store.read(name)
+            stamps = zip(shard.keys, map(tuple, shard.stamps.tolist()), strict=True)
+            if any(key not in elsewhere and source.stamp(key) == stamp for key, stamp in stamps):
+                return True
+    return False
 
 
 @contextlib.contextmanager
@@ -691,11 +709,11 @@ def load_model(name: str, revision: str | None, device: str | None) -> tuple[Alb
 
 def _load(options: argparse.Namespace) -> PictureIndex:
     """The index that a command is about, with the model that it was built with."""
-    built_with = FeatureStore.open(options.index).manifest.model
-    if not (options.model or built_with["name"]):
+    store = FeatureStore.open(options.index)
+    if not (options.model or store.model_name):
         raise ValueError("The index does not say which model it was built with: give it with --model.")
-    revision = options.revision or (None if options.model else built_with["revision"])
-    model = load_model(options.model or built_with["name"], revision, options.device)
+    revision = options.revision or (None if options.model else store.manifest.model["revision"])
+    model = load_model(options.model or store.model_name, revision, options.device)
     return PictureIndex.load(options.index, *model, options.folder)
 
 
@@ -728,8 +746,8 @@ def _info(options: argparse.Namespace) -> None:
     size = sum(entry["bytes"] for entry in manifest.files.values())
     faults = [fault for name in manifest.files if (fault := index.store.deep_fault(name))]
     _say(_told(index))
-    _say(f"of: {manifest.root or 'a list or dataset'}")
-    _say(f"built with: {manifest.model['name']}, revision {manifest.model['revision'] or 'unknown'}")
+    _say(f"of: {index.store.root or 'a list or dataset'}")
+    _say(f"built with: {index.store.model_name}, revision {manifest.model['revision'] or 'unknown'}")
     _say(f"faiss: {manifest.built}; {size / 1e6:.1f} MB on the disk")
     _say(f"changes since: {index.changes()}")
     _say(f"damage: {'; '.join(faults) or 'none'}")
@@ -740,8 +758,9 @@ def _search(options: argparse.Namespace) -> None:
         raise ValueError("Give a text to search for, or a picture with --picture.")
     index = _load(options)
     if changes := index.changes():
-        moved = "the folder has moved: say where it is with --folder" if len(changes.missing) == len(index) else ""
-        remedy = moved or "build it again, and it is"
+        remedy, root = "build it again, and it is", index.source.root
+        if root is not None and not root.exists():
+            remedy = "the folder has moved: say where it is with --folder, or build the index of it again"
         print(encodable(f"The index is not up to date: {changes}; {remedy}."), file=sys.stderr)
     query = options.query if options.picture is None else load_upright(options.picture)
     hits = index.search(query, options.k, options.rerank, options.itc_weight)
@@ -763,7 +782,7 @@ def _page(index: PictureIndex, query: str | Image.Image, hits: Sequence[Hit]) ->
             scores = {} if hit.match is None else {"match": f"{hit.match:.1%}"}
             yield str(hit.key), scores | {"cosine": f"{hit.similarity:+.3f}"}, index.picture(hit.key)
 
-    name = index.store.manifest.model["name"]
+    name = index.store.model_name
     name = Path(name).name if name and Path(name).is_absolute() else name  # the page may be sent to others
     about = f"The best {len(hits)} of {len(index):,} pictures, by {name}"
     return results_page(query, results(), about, index.model, index.processor)

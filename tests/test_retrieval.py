@@ -279,6 +279,58 @@ def test_pictures_come_and_go(index, model, processor, album, tmp_path):
     assert loaded.search(noise(0), k=1)[0].similarity == pytest.approx(1, abs=1e-5)
 
 
+def test_pictures_from_elsewhere_are_brought_up_to_date(index, model, processor, album, tmp_path, encoded):
+    places = [tmp_path / f"elsewhere{number}.png" for number in range(3)]
+    for number, place in enumerate(places):
+        noise(20 + number).save(place)
+    index.add(places)
+    noise(30, (50, 50)).save(places[0])
+    content = places[1].read_bytes()
+    places[1].unlink()
+    changes = index.changes()
+    assert (changes.changed, changes.missing) == ([str(places[0])], [str(places[1])])
+    encoded.clear()
+    built = PictureIndex.build(model, processor, album, index.store.folder)
+    assert encoded == [1] and len(built) == 14 and not built.changes()
+    assert built.search(noise(30, (50, 50)), k=1)[0].similarity == pytest.approx(1, abs=1e-5)
+    assert str(places[1]) not in built.keys and built.broken_counts() == {"image_broken": 1, "image_missing": 1}
+    assert f"image_missing 1 (first {places[1]})" in retrieval._told(built)
+    places[1].write_bytes(content)  # as a disk that was not there
+    built = PictureIndex.build(model, processor, album, index.store.folder)
+    assert len(built) == 15 and built.broken_counts() == {"image_broken": 1}
+
+    built.remove([str(places[1])])
+    next(built.store.folder.glob("features_*")).unlink()  # whose keys nobody can read any more
+    mended = PictureIndex.build(model, processor, album, index.store.folder)
+    assert sorted(mended.keys) == sorted(built.keys) and {str(places[0]), str(places[2])} < {*mended.keys}
+
+
+def test_an_index_and_its_pictures_can_be_moved_and_tell_nothing_of_where_they_were(command, album, tmp_path, encoded):
+    (tmp_path / "home").mkdir()
+    command("build", album, "--model", "../model", "--index", "../home/index")
+    for path in (tmp_path / "home" / "index").iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes()
+    for name in ("home", "album", "model"):
+        (tmp_path / "new").mkdir(exist_ok=True)
+        (tmp_path / name).rename(tmp_path / "new" / name)
+    table = command("search", "red", "--index", tmp_path / "new" / "home" / "index")
+    assert len(table.splitlines()) == 11 and "not up to date" not in command.errors
+    told = command("info", "--index", tmp_path / "new" / "home" / "index")
+    assert f"of: {tmp_path / 'new' / 'album'}" in told and f"built with: {tmp_path / 'new' / 'model'}," in told
+
+    (tmp_path / "new" / "album").rename(tmp_path / "new" / "photographs")
+    command("search", "red", "--index", tmp_path / "new" / "home" / "index")
+    assert "the folder has moved: say where it is with --folder, or build" in command.errors
+    (tmp_path / "new" / "other").mkdir()
+    noise(1).save(tmp_path / "new" / "other" / "00.PNG")
+    where = ("--model", tmp_path / "new" / "model", "--index", tmp_path / "new" / "home" / "index")
+    with pytest.raises(SystemExit, match="holds an index of .*album, not of .*other"):
+        command("build", tmp_path / "new" / "other", *where)
+    encoded.clear()
+    assert "12 pictures" in command("build", tmp_path / "new" / "photographs", *where) and not encoded
+    assert "not up to date" not in (command("search", "red", *where) and command.errors)
+
+
 def test_a_changed_folder_is_noticed_and_brought_up_to_date(index, model, processor, album, said, encoded):
     folder = index.store.folder
     index.search(TEXTS[0])

@@ -37,7 +37,7 @@ class Files:
     """
 
     def __init__(self, root: str | os.PathLike | None = None):
-        self.root = None if root is None else Path(root).absolute()
+        self.root = None if root is None else Path(os.path.abspath(root))
 
     def keys_of(self, pictures: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Key]:
         """Keys of the pictures in a folder and below, in order, or of a list of files, each once.
