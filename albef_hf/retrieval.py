@@ -11,6 +11,9 @@ import argparse
 import contextlib
 import copy
 import hashlib
+import math
+import numbers
+import operator
 import os
 import sys
 import tempfile
@@ -18,7 +21,7 @@ import threading
 import time
 import webbrowser
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -52,7 +55,7 @@ from .results_page import results_page
 
 logger = logging.get_logger(__name__)
 
-Pictures = str | os.PathLike | Sequence[Any]  # a folder, a `datasets.Dataset`, a list of paths, or of PIL pictures
+Pictures = str | os.PathLike | Iterable[Any]  # a folder, a `datasets.Dataset`, a list of paths, or of PIL pictures
 Reading = tuple[Stamp, torch.Tensor] | BadSampleError  # of a picture: stamp and pixels, or what is wrong with it
 LOCK = ".lock"  # of the folder of an index
 Encoded = tuple[dict[Key, Stamp | BadSampleError], torch.Tensor | None]  # a batch, and features of those that are good
@@ -136,9 +139,10 @@ class PictureIndex:
             model: With the joint space and the matching head, `AlbefForRetrieval` or `AlbefForPreTraining`.
             processor: Its processor.
             pictures: A folder, which is searched through; a `datasets.Dataset` with a column of pictures; a list of
-                paths, or of pictures.
+                paths, or of pictures, or what yields one, such as `Path.glob`.
             folder: Where the index is, or is to be.
-            factory: String of faiss's `index_factory`; by default `Flat`, above a million pictures `IVF...,Flat`.
+            factory: String of faiss's `index_factory`; by default `Flat`, above a million pictures `IVF...,Flat`. See
+                `albef_hf.nearest` for those that cannot be taken.
             batch_size: Pictures encoded at a time.
 
         Raises:
@@ -146,7 +150,7 @@ class PictureIndex:
                 pictures, or one made with other weights.
         """
         _require_joint_space(model)
-        _require_count("batch_size", batch_size, 1)
+        batch_size, pictures = _whole("batch_size", batch_size, 1), _in_hand(pictures)
         if factory is not None:
             check_factory(factory, model.config.projection_dim)
         source = _source(pictures)
@@ -186,6 +190,7 @@ class PictureIndex:
             ValueError: If there is no finished index, it was built with other weights, or it is damaged.
         """
         _require_joint_space(model)
+        pictures = None if pictures is None else _in_hand(pictures)
         store = FeatureStore.open(Path(folder))
         _require_weights(store, model)
         index = cls(model, processor, store, Files(store.root) if pictures is None else _source(pictures))
@@ -227,7 +232,7 @@ class PictureIndex:
         Returns:
             How many pictures there are more.
         """
-        _require_count("batch_size", batch_size, 1)
+        batch_size, pictures = _whole("batch_size", batch_size, 1), _in_hand(pictures)
         with _alone(self.store.folder):
             self._reopen()
             before = len(self)
@@ -305,13 +310,14 @@ class PictureIndex:
         Raises:
             ValueError: If the text has no word in it, or a number is not what it should be.
         """
-        _require_count("k", k, 1)
-        _require_count("rerank", rerank, 0)
+        k, rerank, itc_weight = _checked_settings(k, rerank, itc_weight)
         if isinstance(query, Image.Image):
             texts, rerank = None, 0
             features = self._encode(self._pixels(load_upright(query)))[1]
         else:
-            texts = encode_texts(self.model, self.processor, [self._checked(query)])
+            _require_words(query)
+            self._tell_of_cut(query)
+            texts = encode_texts(self.model, self.processor, [query])
             features = texts.embeds.float().cpu()
         with self.lock:  # faiss is told how many lists to look into before each search
             ids = find(self.vectors, features[0].numpy(), max(k, rerank))
@@ -399,17 +405,12 @@ class PictureIndex:
             while len(self.encoded) * states[0].numel() > KEPT_VALUES:
                 self.encoded.popitem(last=False)
 
-    def _checked(self, query: str) -> str:
-        if not isinstance(query, str):
-            raise ValueError(f"The query is a {type(query).__name__}; give a text or a PIL picture.")
-        if not says_something(query):
-            raise ValueError(f"The query {query!r:.100} has no word in it.")
+    def _tell_of_cut(self, query: str) -> None:
         whole = clean_caption(query, max_words=len(query))
         tokens = len(self.processor.tokenizer(whole, truncation=False, verbose=False)["input_ids"])
         longest = min(MAX_TOKENS, self.model.config.text_config.max_position_embeddings)
         if tokens > longest:
             logger.warning(f"Of the {tokens} tokens of the query the first {longest} are read.")
-        return query
 
     def _pixels(self, picture: Image.Image) -> torch.Tensor:
         return self.processor(images=[picture], return_tensors="pt")["pixel_values"]
@@ -638,9 +639,42 @@ def _require_room(folder: Path) -> None:
         raise ValueError(f"{folder} holds other things, such as {others[0].name}: name another folder for the index.")
 
 
-def _require_count(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r:.100}; it has to be a whole number from {least}.")
+def _whole(name: str, value: int, least: int) -> int:
+    """A count as Python's own integer, also of what NumPy or torch has counted."""
+    with contextlib.suppress(TypeError):
+        if operator.index(value) >= least:
+            return operator.index(value)
+    raise ValueError(f"{name} is {value!r:.100}; it has to be a whole number from {least}.")
+
+
+def _checked_settings(k: int, rerank: int, itc_weight: float) -> tuple[int, int, float]:
+    """Those of a search."""
+    if not isinstance(itc_weight, numbers.Real) or not math.isfinite(itc_weight):
+        raise ValueError(f"itc_weight is {itc_weight!r:.100}; it has to be a finite number, such as 0 or 1.")
+    return _whole("k", k, 1), _whole("rerank", rerank, 0), float(itc_weight)
+
+
+def _require_words(query: str) -> None:
+    if not isinstance(query, str):
+        raise ValueError(f"The query is a {type(query).__name__}; give a text or a PIL picture.")
+    if not says_something(query):
+        raise ValueError(f"The query {query!r:.100} has no word in it.")
+
+
+def _in_hand(pictures: Pictures) -> Pictures:
+    """Pictures that can be counted and looked up: what only yields them is asked for all."""
+    if isinstance(pictures, Iterator):
+        pictures = list(pictures)
+    if isinstance(pictures, Mapping) and pictures:  # a DatasetDict, for one
+        names = ", ".join(map(repr, pictures))
+        raise ValueError(f"The pictures are a {type(pictures).__name__}: give one of its {names:.200}.")
+    several = hasattr(pictures, "__len__") and hasattr(pictures, "__getitem__")
+    if not isinstance(pictures, (str, os.PathLike)) and (not several or isinstance(pictures, (bytes, Mapping))):
+        raise ValueError(
+            f"The pictures are a {type(pictures).__name__}: give a folder, a datasets.Dataset, or a list of paths or "
+            "of PIL pictures."
+        )
+    return pictures
 
 
 def _are_files(pictures: Pictures) -> bool:
@@ -718,12 +752,16 @@ def _load(options: argparse.Namespace) -> PictureIndex:
 
 
 def _build(options: argparse.Namespace) -> None:
+    _whole("batch_size", options.batch_size, 1)
+    if not options.folder.is_dir():
+        raise ValueError(f"{options.folder} is not a folder.")
     model, processor = load_model(options.model, options.revision, options.device)
     settings = (options.index, options.factory, options.batch_size)
     _say(_told(PictureIndex.build(model, processor, options.folder, *settings)))
 
 
 def _add(options: argparse.Namespace) -> None:
+    _whole("batch_size", options.batch_size, 1)
     absent = [path for path in options.pictures if not path.exists()]
     if absent:
         raise ValueError(f"{absent[0]} does not exist.")
@@ -756,35 +794,57 @@ def _info(options: argparse.Namespace) -> None:
 def _search(options: argparse.Namespace) -> None:
     if (options.query is None) == (options.picture is None):
         raise ValueError("Give a text to search for, or a picture with --picture.")
-    index = _load(options)
+    settings = _checked_settings(options.k, options.rerank, options.itc_weight)
+    query = options.query if options.picture is None else load_upright(options.picture)
+    if options.picture is None:
+        _require_words(query)
+    if options.html:
+        _require_place(options.html)
+    index = _load(options)  # which takes a while: what is wrong without it has been told
     if changes := index.changes():
         remedy, root = "build it again, and it is", index.source.root
         if root is not None and not root.exists():
             remedy = "the folder has moved: say where it is with --folder, or build the index of it again"
         print(encodable(f"The index is not up to date: {changes}; {remedy}."), file=sys.stderr)
-    query = options.query if options.picture is None else load_upright(options.picture)
-    hits = index.search(query, options.k, options.rerank, options.itc_weight)
+    hits = index.search(query, *settings)
     print("  score   match  cosine  picture")
     for hit in hits:
         match = "      -" if hit.match is None else f"{hit.match:7.4f}"
         _say(f"{hit.score:+7.3f} {match} {hit.similarity:+7.4f}  {hit.key}")
     if options.html or options.open:
         path = options.html or Path(tempfile.mkdtemp(), "results.html")
-        path.write_text(_page(index, query, hits), encoding="utf-8")
+        path.write_text(_page(index, query, hits, options.itc_weight), encoding="utf-8")
         print(f"{path} shows them.")
         if options.open:
             webbrowser.open(path.absolute().as_uri())
 
 
-def _page(index: PictureIndex, query: str | Image.Image, hits: Sequence[Hit]) -> str:
-    def results() -> Iterator[tuple[str, dict[str, str], Image.Image]]:
+def _require_place(path: Path) -> None:
+    """Refuse a file that cannot be written, before there is anything to write."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        wrong = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
+        raise ValueError(f"{path} {wrong}. Give --html a file in a folder that exists.")
+
+
+def _page(index: PictureIndex, query: str | Image.Image, hits: Sequence[Hit], itc_weight: float) -> str:
+    def results() -> Iterator[tuple[str, dict[str, str], Image.Image | None]]:
         for hit in tqdm(hits, "draw heat maps", leave=False):
-            scores = {} if hit.match is None else {"match": f"{hit.match:.1%}"}
-            yield str(hit.key), scores | {"cosine": f"{hit.similarity:+.3f}"}, index.picture(hit.key)
+            picture = None
+            try:
+                picture = index.picture(hit.key)
+            except ValueError as error:
+                logger.warning(error)
+            scores = {"score": f"{hit.score:+.3f}"}
+            if hit.match is not None:
+                scores["match (ITM)"] = f"{hit.match:.1%}"
+            yield str(hit.key), scores | {"cosine (ITC)": f"{hit.similarity:+.3f}"}, picture
 
     name = index.store.model_name
     name = Path(name).name if name and Path(name).is_absolute() else name  # the page may be sent to others
-    about = f"The best {len(hits)} of {len(index):,} pictures, by {name}"
+    score = "cosine (ITC)"
+    if any(hit.match is not None for hit in hits):
+        score = "logit of a match (ITM)" + (f" + {itc_weight:g} × {score}" if itc_weight else "")
+    about = f"The best {len(hits)} of {len(index):,} pictures, by {name}. Score: {score}"
     return results_page(query, results(), about, index.model, index.processor)
 
 
@@ -808,6 +868,7 @@ def _parser() -> argparse.ArgumentParser:
     other.add_argument("--folder", type=Path, help="where the folder that was indexed is now, if it has moved")
     other.add_argument("--model", help="where the model of the index is now, if it has moved")
     parser = argparse.ArgumentParser(prog="python -m albef_hf.retrieval", description="Search your own pictures.")
+    parser.set_defaults(interrupted="")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     build = commands.add_parser(
@@ -816,10 +877,10 @@ def _parser() -> argparse.ArgumentParser:
         parents=[shared],
         **formatter,
     )
-    build.add_argument("folder", help="of the pictures, which is searched through")
+    build.add_argument("folder", type=Path, help="of the pictures, which is searched through")
     build.add_argument("--model", required=True, help="folder or Hub name of a pretraining or retrieval model")
     build.add_argument("--factory", help="faiss index_factory string; by default Flat, above a million IVF")
-    build.set_defaults(do=_build)
+    build.set_defaults(do=_build, interrupted="; the same command goes on")
 
     search = commands.add_parser("search", help="find pictures", parents=[shared, other], **formatter)
     search.add_argument("query", nargs="?", help="what to search for, a text")
@@ -854,7 +915,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
+        sys.exit(f"interrupted{options.interrupted}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it wh
 try:
     import gradio as gr
 except ImportError:
-    sys.exit('error: the demo needs Gradio: pip install "albef_hf[demo]"')
+    sys.exit('error: the demo needs Gradio: pip install -e ".[demo]"')
 
 from assistant import Assistant, Panel, read_lines, read_picture, read_text, unread
 from PIL import Image

@@ -174,7 +174,7 @@ def test_without_gradio_the_remedy_is_named(tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
     command = [sys.executable, str(DEMO / "app.py")]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 1 and ended.stderr == 'error: the demo needs Gradio: pip install "albef_hf[demo]"\n'
+    assert ended.returncode == 1 and ended.stderr == 'error: the demo needs Gradio: pip install -e ".[demo]"\n'
 
 
 def test_the_space_installs_what_the_package_and_the_demo_need():
@@ -237,7 +237,7 @@ def test_the_space_arrives_whole(space):
 
 @pytest.fixture
 def app():
-    pytest.importorskip("gradio", reason='pip install "albef_hf[demo]"')
+    pytest.importorskip("gradio", reason='pip install -e ".[demo]"')
     import app
 
     return app
