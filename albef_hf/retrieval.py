@@ -21,7 +21,7 @@ import threading
 import time
 import webbrowser
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -769,7 +769,7 @@ def _add(options: argparse.Namespace) -> None:
     folders = [path for path in options.pictures if path.is_dir()]
     files = [path for path in options.pictures if path not in folders]
     added = sum(index.add(pictures, options.batch_size) for pictures in (*folders, *([files] if files else [])))
-    _say(f"{added} pictures more. {_told(index)}")
+    _say(f"{added} added. {_told(index)}")
 
 
 def _remove(options: argparse.Namespace) -> None:
@@ -834,9 +834,7 @@ def _page(index: PictureIndex, query: str | Image.Image, hits: Sequence[Hit], it
                 picture = index.picture(hit.key)
             except ValueError as error:
                 logger.warning(error)
-            scores = {"score": f"{hit.score:+.3f}"}
-            if hit.match is not None:
-                scores["match (ITM)"] = f"{hit.match:.1%}"
+            scores = {} if hit.match is None else {"score": f"{hit.score:+.3f}", "match (ITM)": f"{hit.match:.1%}"}
             yield str(hit.key), scores | {"cosine (ITC)": f"{hit.similarity:+.3f}"}, picture
 
     name = index.store.model_name
@@ -859,51 +857,51 @@ def _told(index: PictureIndex) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    formatter = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--index", type=Path, default=Path("pictures.index"), help="folder of the index")
+    shared.add_argument("--index", type=Path, default=Path("pictures.index"), help="folder of the index (%(default)s)")
     shared.add_argument("--revision", help="of the model on the Hub: a tag, branch or commit")
     shared.add_argument("--device", help="such as cpu or cuda:0; by default what there is")
     other = argparse.ArgumentParser(add_help=False)
     other.add_argument("--folder", type=Path, help="where the folder that was indexed is now, if it has moved")
     other.add_argument("--model", help="where the model of the index is now, if it has moved")
-    parser = argparse.ArgumentParser(prog="python -m albef_hf.retrieval", description="Search your own pictures.")
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m albef_hf.retrieval", description=__doc__, formatter_class=formatter)
     parser.set_defaults(interrupted="")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    build = commands.add_parser(
-        "build",
-        help="index the pictures of a folder, go on with an index that was interrupted, or bring one up to date",
-        parents=[shared],
-        **formatter,
-    )
+    def add_command(name: str, do: Callable, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=about, description=f"{about.capitalize()}.", parents=parents)
+        command.set_defaults(do=do)
+        return command
+
+    about = "index the pictures of a folder, go on with an index that was interrupted, or bring one up to date"
+    build = add_command("build", _build, about, shared)
     build.add_argument("folder", type=Path, help="of the pictures, which is searched through")
     build.add_argument("--model", required=True, help="folder or Hub name of a pretraining or retrieval model")
-    build.add_argument("--factory", help="faiss index_factory string; by default Flat, above a million IVF")
-    build.set_defaults(do=_build, interrupted="; the same command goes on")
+    build.add_argument("--factory", help="faiss index_factory string; by default Flat, above a million IVF...,Flat")
+    build.set_defaults(interrupted="; the same command goes on")
 
-    search = commands.add_parser("search", help="find pictures", parents=[shared, other], **formatter)
-    search.add_argument("query", nargs="?", help="what to search for, a text")
+    search = add_command("search", _search, "find pictures by a text or by a picture", shared, other)
+    search.add_argument("query", nargs="?", help="what to search for, a text, in quotation marks")
     search.add_argument("--picture", type=Path, help="what to search for, a picture")
-    search.add_argument("-k", type=int, default=10, help="how many pictures to find")
-    search.add_argument("--rerank", type=int, default=128, help="candidates by cosine that are matched; 0: none")
-    search.add_argument("--itc-weight", type=float, default=0.0, help="weight of the cosine beside the matching logit")
+    search.add_argument("-k", type=int, default=10, help="how many pictures to find (%(default)s)")
+    search.add_argument(
+        "--rerank", type=int, default=128, help="best pictures by cosine that are matched; 0: none (%(default)s)"
+    )
+    search.add_argument(
+        "--itc-weight", type=float, default=0.0, help="weight of the cosine beside the matching logit (%(default)s)"
+    )
     search.add_argument("--html", type=Path, help="file to write a page to, with pictures and a heat map of each word")
     search.add_argument("--open", action="store_true", help="show that page in a browser")
-    search.set_defaults(do=_search)
 
-    add = commands.add_parser("add", help="index more pictures", parents=[shared, other], **formatter)
+    add = add_command("add", _add, "index more pictures, also from elsewhere", shared, other)
     add.add_argument("pictures", type=Path, nargs="+", help="files and folders")
-    add.set_defaults(do=_add)
     for command in (build, add):
-        command.add_argument("--batch-size", type=int, default=64, help="pictures encoded at a time")
+        command.add_argument("--batch-size", type=int, default=64, help="pictures encoded at a time (%(default)s)")
 
-    remove = commands.add_parser("remove", help="forget pictures", parents=[shared, other], **formatter)
+    remove = add_command("remove", _remove, "forget pictures; their files stay", shared, other)
     remove.add_argument("keys", nargs="+", help="as search names them")
-    remove.set_defaults(do=_remove)
-
-    info = commands.add_parser("info", help="what is in the index, and whether it is whole", parents=[shared, other])
-    info.set_defaults(do=_info)
+    add_command("info", _info, "tell what is in the index, and whether it is whole", shared, other)
     return parser
 
 

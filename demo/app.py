@@ -22,7 +22,7 @@ try:
 except ImportError:
     sys.exit('error: the demo needs Gradio: pip install -e ".[demo]"')
 
-from assistant import Assistant, Panel, read_lines, read_picture, read_text, unread
+from assistant import RERANKED, Assistant, Panel, read_lines, read_picture, read_text, unread
 from PIL import Image
 
 from albef_hf.data import Scenes
@@ -36,7 +36,8 @@ MOST_UPLOADED = "20mb"
 FONT = ("system-ui", "sans-serif")  # that the visitor has
 STYLE = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
-.gallery-of-all .grid-wrap { max-height: none !important; min-height: 0 !important; }
+.gallery-of-all .grid-wrap { max-height: none !important; min-height: 0 !important; overflow: visible !important; }
+.gallery-of-all .caption-label { max-width: 100% !important; }
 .scores { display: grid; grid-template-columns: 1fr 9rem 5rem; gap: 0.7rem 1rem; align-items: center; }
 .scores b { font-weight: 600; color: var(--body-text-color-subdued); }
 .scores .bar { background: var(--neutral-200); border-radius: 4px; height: 0.5rem; }
@@ -198,7 +199,14 @@ class Page:
             by_text = gr.Button("Search", variant="primary", elem_id="search")
             by_picture = gr.Button("Search by the picture", elem_id="similar")
         gallery = _gallery("found", allow_preview=False)
-        gr.Markdown("Below each: match and cosine. Click one to make it the picture and see the words in it.")
+        gr.Markdown(
+            "Below each: the probability of a match (ITM), by whose logit they are ordered, and the cosine (ITC). "
+            "Click one to make it the picture and see the words in it."
+        )
+        gr.Markdown(
+            f"The {RERANKED} pictures of the highest cosine are matched, so that nobody waits for long; "
+            "`python -m albef_hf.retrieval search` matches 128, as the paper does, and may order otherwise."
+        )
         found = gr.State(("", []))
         _run([by_text.click, query.submit], self.search, query, [gallery, found])
         _run([by_picture.click], self.search_similar, picture, [gallery, found])

@@ -23,6 +23,7 @@ SHOWN_SIZE = 480  # longest side of a picture in a gallery, in pixels
 RERANKED = 32  # found pictures that are matched with the text; the paper's 128 would keep a visitor waiting
 ANSWERS = 3  # that are shown
 WHOLE = "the whole text"
+UNREADABLE = "not readable any more"
 
 Panel = tuple[Image.Image, str]  # a picture and what is written below it
 
@@ -134,11 +135,16 @@ class Assistant:
     def search(self, query: str | Image.Image, k: int) -> tuple[list[Panel], list[str | int]]:
         """The best pictures for a text, or those most like a picture, with their scores; and their keys."""
         hits = self.index.search(query, k=k, rerank=RERANKED)
-        return [(_sized(self.index.picture(hit.key)), _scores(hit)) for hit in hits], [hit.key for hit in hits]
+        return [self._panel(hit) for hit in hits], [hit.key for hit in hits]
 
-
-def _scores(hit: "Hit") -> str:
-    return f"{hit.similarity:+.2f}" if hit.match is None else f"{hit.match:.0%}, {hit.similarity:+.2f}"
+    def _panel(self, hit: "Hit") -> Panel:
+        """A picture that was found, grey where it cannot be read any more, and its scores."""
+        cosine = f"ITC {hit.similarity:+.2f}"
+        try:
+            picture = _sized(self.index.picture(hit.key))
+        except ValueError:
+            return Image.new("RGB", (SHOWN_SIZE, SHOWN_SIZE), "lightgray"), f"{UNREADABLE}, {cosine}"
+        return picture, cosine if hit.match is None else f"ITM {hit.match:.0%}, {cosine}"
 
 
 def _sized(picture: Image.Image) -> Image.Image:

@@ -123,7 +123,7 @@ def test_an_index_is_searched_whose_pictures_have_moved(assistant, picture, tmp_
     places = [str(tmp_path / name) for name in ("index", "after")]
     loaded = work.Assistant.from_pretrained(str(tmp_path / "model"), None, *places)
     panels, keys = loaded.search(picture, 5)
-    assert keys == ["a.png", "b.png"] and panels[0][1] == "+1.00"
+    assert keys == ["a.png", "b.png"] and panels[0][1] == "ITC +1.00"
     assert loaded.search("a red ball", 5)[0][0][1].count("%") == 1
 
 
@@ -317,17 +317,27 @@ def test_what_is_found_can_be_taken_into_the_hand(app, found, tmp_path):
     panels, kept = found.search("a red ball")
     hits = found.assistant.index.search("a red ball", k=app.FOUND)
     assert kept == ("a red ball", [hit.key for hit in hits]) and len(hits) == 12
-    assert [below for _, below in panels] == [f"{hit.match:.0%}, {hit.similarity:+.2f}" for hit in hits]
+    assert [below for _, below in panels] == [f"ITM {hit.match:.0%}, ITC {hit.similarity:+.2f}" for hit in hits]
     click = app.gr.SelectData(None, {"index": 2, "value": None})
     picture, query, maps, tabs = found.take(kept, click)
     assert np.array_equal(picture, Image.open(tmp_path / "photographs" / hits[2].key))
     assert query == "a red ball" and [word for _, word in maps] == [work.WHOLE, "a", "red", "ball"]
     panels, kept = found.search_similar({"path": str(tmp_path / "photographs" / "05.png")})
-    assert kept[0] == "" and kept[1][0] == "05.png" and panels[0][1] == "+1.00"
+    assert kept[0] == "" and kept[1][0] == "05.png" and panels[0][1] == "ITC +1.00"
     assert all(part == app.gr.skip() for part in found.take(kept, click)[1:])
     (tmp_path / "photographs" / kept[1][2]).unlink()
     with pytest.raises(app.gr.Error, match="cannot be read any more"):
         found.take(kept, click)
+    (tmp_path / "photographs" / kept[1][3]).write_bytes(b"broken since")
+    panels, again = found.search_similar({"path": str(tmp_path / "photographs" / "05.png")})
+    (gone,) = [below for _, below in panels if work.UNREADABLE in below]
+    assert len(panels) == len(again[1]) >= 11 and re.fullmatch(r"not readable any more, ITC [+-]\d\.\d\d", gone)
+
+
+def test_how_many_are_matched_is_said(app, found):
+    shown = found.build().get_config_file()["components"]
+    said = " ".join(str(part["props"].get("value")) for part in shown if part["type"] == "markdown")
+    assert f"The {work.RERANKED} pictures of the highest cosine are matched" in said and "matches 128" in said
 
 
 def test_a_tab_without_its_model_says_what_to_give(app, assistant):
@@ -467,6 +477,25 @@ class Visitor:
         """
         return self.until(lambda: self.browser.execute_script(look, selector), selector)
 
+    def bars(self, selector: str) -> list[str]:
+        """Parts with a scrollbar, in a window of this size."""
+        look = """
+            return [...document.querySelectorAll(arguments[0] + ", " + arguments[0] + " *")].filter(part => {
+                const style = getComputedStyle(part), borders = ["Left", "Right", "Top", "Bottom"].map(
+                    side => parseFloat(style["border" + side + "Width"]));
+                return part.clientWidth && (part.offsetWidth - part.clientWidth > borders[0] + borders[1] + 1
+                    || part.offsetHeight - part.clientHeight > borders[2] + borders[3] + 1);
+            }).map(part => part.className);
+        """
+        return self.browser.execute_script(look, selector)
+
+    def cut(self, selector: str) -> list[str]:
+        """Texts for which there is no room."""
+        parts = self.all(selector)
+        assert parts
+        wide = "return arguments[0].scrollWidth > arguments[0].clientWidth"
+        return [part.text for part in parts if self.browser.execute_script(wide, part)]
+
     def told(self) -> str:
         """The messages that there are."""
         return " ".join(part.text for part in self.all("[data-testid=toast-body]"))
@@ -510,6 +539,7 @@ def test_somebody_picks_an_example_and_looks_at_its_words(visitor):
     visitor.write("#text", "a surfboarding dog, a ball")
     visitor.click("#look")
     assert visitor.pictures("#maps") == [work.WHOLE, "a", "surfboarding", "dog", "a", "ball"]
+    assert not visitor.bars("#maps")
 
 
 @needs_browser
@@ -530,8 +560,9 @@ def test_somebody_searches_and_takes_what_is_found(visitor, index, photographs_f
     visitor.write("#query", "a red ball")
     visitor.click("#search")
     hits = index.search("a red ball", k=12)
-    expected = [f"{hit.match:.0%}, {hit.similarity:+.2f}" for hit in hits]
+    expected = [f"ITM {hit.match:.0%}, ITC {hit.similarity:+.2f}" for hit in hits]
     assert visitor.pictures("#found") == expected
+    assert not visitor.bars("#found") and not visitor.cut("#found .caption-label")
     visitor.click("#found .grid-container button")
     assert visitor.pictures("#maps") == [work.WHOLE, "a", "red", "ball"]
     assert visitor.find("#text textarea").get_attribute("value") == "a red ball"
@@ -539,7 +570,7 @@ def test_somebody_searches_and_takes_what_is_found(visitor, index, photographs_f
     visitor.upload(photographs_folder / "07.png")
     visitor.open("Search")
     visitor.click("#similar")
-    visitor.until(lambda: visitor.pictures("#found")[0] == "+1.00", "the picture itself")
+    visitor.until(lambda: visitor.pictures("#found")[0] == "ITC +1.00", "the picture itself")
 
 
 @needs_browser
@@ -577,6 +608,10 @@ def test_the_page_asks_nothing_of_others_and_fits_a_phone(visitor):
         for tab in ("Captions", "Words", "Question", "Search"):
             visitor.open(tab)
             assert browser.execute_script("return document.documentElement.scrollWidth") <= 390, tab
+        visitor.write("#query", "a red ball")
+        visitor.click("#search")
+        assert len(visitor.pictures("#found")) == 12 and not visitor.bars("#found")
+        assert not visitor.cut("#found .caption-label")
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]

@@ -802,7 +802,7 @@ def test_the_command(command, album, tmp_path, monkeypatch):
 
     noise(90).save(album / "new.png")
     assert "not up to date: 1 new (first new.png)" in (command("search", "red") and command.errors)
-    assert command("add", album / "new.png").startswith("1 pictures more. 13 pictures are in")
+    assert command("add", album / "new.png").startswith("1 added. 13 pictures are in")
     assert "not up to date" not in (command("search", "red") and command.errors)
     assert command("remove", "new.png", "00.PNG").startswith("11 pictures are in")
     told = command("info")
@@ -822,6 +822,17 @@ def test_the_command_says_what_is_wrong(command):
     ):
         with pytest.raises(SystemExit, match=f"error: .*{reason}"):
             command(*words)
+
+
+def test_the_command_explains_itself(capsys):
+    shown = {}
+    for words in ([], ["build"], ["search"], ["add"], ["remove"], ["info"]):
+        with pytest.raises(SystemExit, match="0"):
+            main([*words, "--help"])
+        shown[" ".join(words)] = " ".join(capsys.readouterr().out.split())
+    assert "python -m albef_hf.retrieval build FOLDER --model you/albef" in shown[""]
+    assert "Find pictures by a text or by a picture." in shown["search"] and "none (128)" in shown["search"]
+    assert not [name for name, text in shown.items() if "None" in text]
 
 
 def test_what_is_wrong_is_told_before_the_model_is_loaded(command, album, monkeypatch):
