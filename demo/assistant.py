@@ -133,8 +133,17 @@ class Assistant:
         return answers, _panels(picture, [best], [heat])[0][0]
 
     def search(self, query: str | Image.Image, k: int) -> tuple[list[Panel], list[str | int]]:
-        """The best pictures for a text, or those most like a picture, with their scores; and their keys."""
+        """The best pictures for a text, or those most like a picture, with their scores; and their keys.
+
+        Raises:
+            ValueError: If none of them is where it was.
+        """
         hits = self.index.search(query, k=k, rerank=RERANKED)
+        if not hits:
+            raise ValueError(
+                "The pictures of the index are not where they were: --pictures (of a Space: ALBEF_PICTURES) says where "
+                "they are."
+            )
         return [self._panel(hit) for hit in hits], [hit.key for hit in hits]
 
     def _panel(self, hit: "Hit") -> Panel:

@@ -125,6 +125,9 @@ def test_an_index_is_searched_whose_pictures_have_moved(assistant, picture, tmp_
     panels, keys = loaded.search(picture, 5)
     assert keys == ["a.png", "b.png"] and panels[0][1] == "ITC +1.00"
     assert loaded.search("a red ball", 5)[0][0][1].count("%") == 1
+    lost = work.Assistant.from_pretrained(str(tmp_path / "model"), None, places[0])
+    with pytest.raises(ValueError, match="not where they were: --pictures"):
+        lost.search("a red ball", 5)
 
 
 def test_what_the_model_does_not_read_is_known(processor):
