@@ -37,6 +37,7 @@ FONT = ("system-ui", "sans-serif")  # that the visitor has
 STYLE = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 .gallery-of-all .grid-wrap { max-height: none !important; min-height: 0 !important; overflow: visible !important; }
+.gallery-of-all .grid-container { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)) !important; }
 .gallery-of-all .caption-label { max-width: 100% !important; }
 .scores { display: grid; grid-template-columns: 1fr 9rem 5rem; gap: 0.7rem 1rem; align-items: center; }
 .scores b { font-weight: 600; color: var(--body-text-color-subdued); }
@@ -46,7 +47,6 @@ footer .divider:last-child { display: none !important; }
 @media (max-width: 640px) {
     .tab-container button { padding: 0 0.6rem !important; }
     .scores { grid-template-columns: 1fr 4.5rem 3.5rem; }
-    .gallery-of-all .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }
 """
 
@@ -228,7 +228,7 @@ def _warn_of_cut(pipeline: AlbefPipeline, texts: Sequence[str]) -> None:
 def _gallery(name: str, **settings: Any) -> gr.Gallery:
     """Of as many rows as it needs."""
     return gr.Gallery(
-        show_label=False, columns=4, height="auto", buttons=[], elem_id=name, elem_classes="gallery-of-all", **settings
+        show_label=False, height="auto", buttons=[], elem_id=name, elem_classes="gallery-of-all", **settings
     )
 
 

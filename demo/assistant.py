@@ -141,8 +141,8 @@ class Assistant:
         hits = self.index.search(query, k=k, rerank=RERANKED)
         if not hits:
             raise ValueError(
-                "The pictures of the index are not where they were: --pictures (of a Space: ALBEF_PICTURES) says where "
-                "they are."
+                "The pictures of the index are not where they were: say with --pictures (of a Space: ALBEF_PICTURES) "
+                "where they are."
             )
         return [self._panel(hit) for hit in hits], [hit.key for hit in hits]
 
