@@ -12,7 +12,6 @@ import contextlib
 import copy
 import hashlib
 import math
-import numbers
 import operator
 import os
 import sys
@@ -25,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -605,10 +605,11 @@ def weights_digest(model: AlbefAlignedModel) -> str:
     return digest.hexdigest()
 
 
-def _identity(model: AlbefAlignedModel, folder: Path) -> dict[str, str | None]:
+def _origin(model: AlbefAlignedModel, folder: Path) -> dict[str, str | None]:
+    """Where a model is from, as it is seen from a folder."""
     name = model.config.name_or_path
     name = seen_from(name, folder) if name and Path(name).exists() else name
-    return {"name": name, "revision": getattr(model.config, "_commit_hash", None), "weights": weights_digest(model)}
+    return {"name": name, "revision": getattr(model.config, "_commit_hash", None)}
 
 
 def _require_joint_space(model: AlbefAlignedModel) -> None:
@@ -649,7 +650,7 @@ def _whole(name: str, value: int, least: int) -> int:
 
 def _checked_settings(k: int, rerank: int, itc_weight: float) -> tuple[int, int, float]:
     """Those of a search."""
-    if not isinstance(itc_weight, numbers.Real) or not math.isfinite(itc_weight):
+    if not isinstance(itc_weight, Real) or not math.isfinite(itc_weight):
         raise ValueError(f"itc_weight is {itc_weight!r:.100}; it has to be a finite number, such as 0 or 1.")
     return _whole("k", k, 1), _whole("rerank", rerank, 0), float(itc_weight)
 
@@ -699,7 +700,7 @@ def _open_or_make(folder: Path, model: AlbefAlignedModel, source: Files | Rows) 
     """What there is of an index of these pictures; nothing yet where there is none."""
     root = None if source.root is None else seen_from(source.root, folder)
     if not (folder / MANIFEST).exists():
-        return FeatureStore(folder, Manifest(_identity(model, folder), root))
+        return FeatureStore(folder, Manifest(_origin(model, folder) | {"weights": weights_digest(model)}, root))
     store = FeatureStore.open(folder)
     _require_weights(store, model)
     if store.root != source.root and not _is_moved(store, source):
@@ -708,6 +709,8 @@ def _open_or_make(folder: Path, model: AlbefAlignedModel, source: Files | Rows) 
             "another folder for this one, or add the pictures to that one."
         )
     store.manifest.root = root
+    if model.config.name_or_path:  # the same weights, but they may have moved
+        store.manifest.model |= _origin(model, folder)
     return store
 
 

@@ -339,7 +339,10 @@ def test_an_index_and_its_pictures_can_be_moved_and_tell_nothing_of_where_they_w
     with pytest.raises(SystemExit, match="holds an index of .*album, not of .*other"):
         command("build", tmp_path / "new" / "other", *where)
     encoded.clear()
-    assert "12 pictures" in command("build", tmp_path / "new" / "photographs", *where) and not encoded
+    (tmp_path / "new" / "model").rename(tmp_path / "new" / "another")
+    where = ("--index", tmp_path / "new" / "home" / "index")
+    folder, model = tmp_path / "new" / "photographs", tmp_path / "new" / "another"
+    assert "12 pictures" in command("build", folder, "--model", model, *where) and not encoded
     assert "not up to date" not in (command("search", "red", *where) and command.errors)
 
 
