@@ -346,6 +346,17 @@ def test_an_index_and_its_pictures_can_be_moved_and_tell_nothing_of_where_they_w
     assert "not up to date" not in (command("search", "red", *where) and command.errors)
 
 
+def test_a_folder_that_shares_no_picture_is_not_the_one_that_was_there(index, model, processor, album, tmp_path):
+    (tmp_path / "other").mkdir()
+    noise(60).save(tmp_path / "other" / "60.png")
+    index.add([tmp_path / "other" / "60.png"])  # which is where it was, wherever the folder of the index is
+    album.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="holds an index of .*album, not of .*other"):
+        PictureIndex.build(model, processor, tmp_path / "other", index.store.folder)
+    built = PictureIndex.build(model, processor, tmp_path / "moved", index.store.folder)
+    assert built.keys == index.keys and not built.changes()
+
+
 def test_a_changed_folder_is_noticed_and_brought_up_to_date(index, model, processor, album, said, encoded):
     folder = index.store.folder
     index.search(TEXTS[0])
