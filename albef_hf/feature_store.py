@@ -8,6 +8,7 @@ read afterwards is the old state or the new one.
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,13 +31,30 @@ SHARD_ROWS = 2**16  # of a shard at most, but for what is computed between two w
 ANEW = "Build the index again: what is whole is kept."
 
 
+def seen_from(path: str | os.PathLike, folder: Path) -> str:
+    """A path as it is seen from a folder, such as `../Pictures`: the two can be moved together, and who is sent the
+    folder learns little of where it was. On another drive there is no such path, and it stays whole.
+    """
+    try:
+        seen = Path(os.path.relpath(path, os.path.realpath(folder))).as_posix()
+    except ValueError:
+        return os.path.abspath(path)
+    return seen if seen.startswith("..") else f"./{seen}"  # which no name on the Hub begins with
+
+
+def from_folder(path: str, folder: Path) -> str:
+    """The whole path of what `seen_from` has named."""
+    return os.path.normpath(os.path.join(os.path.realpath(folder), path))
+
+
 @dataclass
 class Manifest:
     """What an index consists of.
 
     Args:
-        model: `name`, `revision` and `weights`, a digest, of the model that made the features.
-        root: Folder of the pictures, None where they come from a list or a dataset.
+        model: `name`, `revision` and `weights`, a digest, of the model that made the features. A model in a folder is
+            named as that is seen from the index.
+        root: Folder of the pictures as it is seen from the index, None where they come from a list or a dataset.
         factory: What somebody wants faiss to build; None: what fits the number of pictures.
         built: What faiss has built.
         vectors: File of faiss.
@@ -45,6 +63,7 @@ class Manifest:
         files: Bytes and SHA-256 of each file.
         broken: Key, reason and stamp of each picture that could not be read.
         removed: Keys of pictures that somebody has removed and that are not to come back by themselves.
+        elsewhere: Keys of pictures outside of the folder that somebody has added.
         next_id: Number of the next picture.
         next_file: Number of the next file.
     """
@@ -59,6 +78,7 @@ class Manifest:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     broken: list[tuple[Key, str, Stamp]] = field(default_factory=list)
     removed: list[Key] = field(default_factory=list)
+    elsewhere: list[Key] = field(default_factory=list)
     next_id: int = 0
     next_file: int = 0
 
@@ -124,6 +144,17 @@ class FeatureStore:
             raise ValueError(
                 f"{folder / MANIFEST} cannot be read ({error}). Remove {folder}, and build the index anew."
             ) from error
+
+    @property
+    def root(self) -> Path | None:
+        """Folder of the pictures, as a whole path."""
+        return None if self.manifest.root is None else Path(from_folder(self.manifest.root, self.folder))
+
+    @property
+    def model_name(self) -> str | None:
+        """Folder of the model, as a whole path, or its name on the Hub."""
+        name = self.manifest.model["name"]
+        return from_folder(name, self.folder) if name and name.startswith(".") else name
 
     def fault(self, name: str) -> str | None:
         """What is wrong with a file as far as its size tells, or None."""

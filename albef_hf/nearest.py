@@ -3,6 +3,12 @@
 What is built is named by a string of faiss's `index_factory`: `Flat` compares with every vector; `IVF4096,Flat` sorts
 the vectors into 4,096 lists and compares with those of some lists; `IVF4096,SQ8` or `OPQ32,IVF4096,PQ32` hold them
 compressed. See https://github.com/facebookresearch/faiss/wiki/The-index-factory.
+
+Most strings can be taken. Refused before a picture is encoded are those without inner products, such as `LSH` and
+`IMI2x8,Flat`, and those of bits, such as `BFlat`; refused afterwards, when the features are on the disk already, those
+whose vectors cannot have numbers, `IDMap` and `RFlat` or `Refine` after an `IVF` (which nobody needs: the numbers are
+given here, and the best candidates are compared by their whole features anyway), and those that want more pictures to
+be trained. Graphs, `HNSW` and `NSG`, are made anew when a picture goes, and may find fewer than they are asked for.
 """
 
 import math
@@ -14,7 +20,7 @@ import numpy as np
 try:
     import faiss
 except ImportError as error:
-    raise ImportError('Searching pictures needs faiss: pip install "albef_hf[search]"') from error
+    raise ImportError('Searching pictures needs faiss: pip install -e ".[search]"') from error
 
 FLAT_UP_TO = 1_000_000  # vectors, for which exact search takes a fraction of a second
 TRAINING_VECTORS = 64  # of each list; faiss wants 39 at least
@@ -32,7 +38,7 @@ def default_factory(vectors: int) -> str:
 
 
 def check_factory(factory: str, width: int) -> None:
-    """Refuse a string that faiss does not know, before there is anything to build of it.
+    """Refuse a string of which faiss makes nothing that has inner products, before there is anything to build of it.
 
     Raises:
         ValueError: If it does not.
@@ -41,8 +47,8 @@ def check_factory(factory: str, width: int) -> None:
         faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise ValueError(
-            f"faiss does not know the factory {factory!r} for vectors of {width}: {_reason(error)}. Examples: Flat, "
-            "IVF1024,Flat, IVF4096,SQ8."
+            f"faiss cannot make the factory {factory!r} for inner products of vectors of {width}: {_reason(error)}. "
+            "Examples: Flat, IVF1024,Flat, IVF4096,SQ8."
         ) from error
 
 

@@ -4,6 +4,7 @@ Pictures are PIL images, paths, addresses (http or https) or base64; inputs come
 generators and from datasets; `device`, `dtype` and `batch_size` are those of every pipeline of transformers.
 """
 
+import itertools
 import math
 import operator
 import os
@@ -22,10 +23,11 @@ from transformers.image_utils import load_image
 from .configuration_albef import PIPELINES
 from .explain import contrastive_heatmaps, matching_heatmaps, overlay, resize_heatmap, score_boxes
 from .processing_albef import AlbefProcessor
-from .ranking import ImageEncoder, best_matches, encode_texts, match, read_texts
+from .ranking import ImageEncoder, best_matches, encode_texts, match, match_pictures, read_texts
 
 Picture = Image.Image | str | os.PathLike  # itself, or a path, an address, or its bytes in base64
 Result = dict[str, Any]
+MATCHED_TOGETHER = 16  # pictures and a text
 
 
 class AlbefPipeline(Pipeline):
@@ -327,8 +329,10 @@ class _ImageCandidates:
         similarities, numbers = best_matches(texts.embeds, self.embeds, rerank)
         logits = []
         for text, wanted in enumerate(numbers.tolist()):
-            pictures = self.encoder.hidden_states(wanted)
-            logits.append(torch.cat([match(model, states, texts, torch.tensor([text])) for _, states in pictures]))
+            pictures, found = (states for _, states in self.encoder.hidden_states(wanted)), []
+            while some := list(itertools.islice(pictures, MATCHED_TOGETHER)):
+                found.append(match_pictures(model, torch.cat(some), texts.one(text)))
+            logits.append(torch.cat(found))
         return {"numbers": numbers, "similarities": similarities, "logits": torch.stack(logits)}
 
 

@@ -36,6 +36,10 @@ class TextFeatures:
     mask: torch.Tensor
     embeds: torch.Tensor
 
+    def one(self, number: int) -> "TextFeatures":
+        """Those of one text alone."""
+        return TextFeatures(*(values[number : number + 1] for values in (self.prepared, self.mask, self.embeds)))
+
 
 @torch.no_grad()
 def read_texts(model: AlbefAlignedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> TextFeatures:

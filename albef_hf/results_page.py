@@ -17,6 +17,7 @@ from .modeling_albef import AlbefAlignedModel
 from .processing_albef import AlbefProcessor, encodable
 
 THUMBNAIL, HEATMAP = 320, 132  # pixels of the longer side
+UNREADABLE = '<p class="unreadable">This picture cannot be read any more.</p>'
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -35,6 +36,7 @@ PAGE = Template("""<!DOCTYPE html>
   ol.pictures li { display: block; }
   li > figure img { max-width: 100%; border-radius: 4px; }
   figure { margin: 0; }
+  .unreadable { border: 1px dashed; border-radius: 4px; padding: 3rem 1rem; margin: 0; text-align: center; }
   figcaption { overflow-wrap: anywhere; }
   dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .7rem; margin: 0 0 .7rem; }
   dd { margin: 0; font-variant-numeric: tabular-nums; }
@@ -75,7 +77,7 @@ def word_maps(
 
 def results_page(
     query: str | Image.Image,
-    results: Iterable[tuple[str, dict[str, str], Image.Image]],
+    results: Iterable[tuple[str, dict[str, str], Image.Image | None]],
     about: str,
     model: AlbefAlignedModel,
     processor: AlbefProcessor,
@@ -84,7 +86,7 @@ def results_page(
 
     Args:
         query: What was searched for.
-        results: Name, scores and picture of each, the best first.
+        results: Name, scores and picture of each, the best first; None where the picture cannot be read any more.
         about: A line on what was searched, and how.
         model: Draws the heat maps, where the query is a text.
         processor: Its processor.
@@ -92,12 +94,14 @@ def results_page(
     is_text = isinstance(query, str)
     shown = []
     for name, scores, picture in results:
-        small = ImageOps.contain(picture, (THUMBNAIL, THUMBNAIL))
-        words, maps = word_maps(model, processor, query, picture) if is_text else ([], [])
-        tiny = ImageOps.contain(picture, (HEATMAP, HEATMAP))
-        heats = [_figure(overlay(tiny, heat), word) for word, heat in zip(words, maps, strict=True)]
         lines = "".join(f"<dt>{_text(label)}</dt><dd>{_text(value)}</dd>" for label, value in scores.items())
-        shown.append(f'<li>{_figure(small, name)}<div><dl>{lines}</dl><div class="words">{"".join(heats)}</div></div>')
+        figure, heats = f"<figure>{UNREADABLE}<figcaption>{_text(name)}</figcaption></figure>", []
+        if picture is not None:
+            figure = _figure(ImageOps.contain(picture, (THUMBNAIL, THUMBNAIL)), name)
+            words, maps = word_maps(model, processor, query, picture) if is_text else ([], [])
+            tiny = ImageOps.contain(picture, (HEATMAP, HEATMAP))
+            heats = [_figure(overlay(tiny, heat), word) for word, heat in zip(words, maps, strict=True)]
+        shown.append(f'<li>{figure}<div><dl>{lines}</dl><div class="words">{"".join(heats)}</div></div>')
     kind = "" if is_text else ' class="pictures"'
     asked = "" if is_text else _figure(ImageOps.contain(query.convert("RGB"), (THUMBNAIL, THUMBNAIL)), "searched for")
     title = _text(query if len(query) <= 200 else query[:200] + " ...") if is_text else "Pictures like this one"

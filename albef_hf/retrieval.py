@@ -11,6 +11,8 @@ import argparse
 import contextlib
 import copy
 import hashlib
+import math
+import operator
 import os
 import sys
 import tempfile
@@ -18,10 +20,11 @@ import threading
 import time
 import webbrowser
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,9 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 from transformers.utils import logging
 
-from .data import BadSampleError, Issue, says_something
-from .data.albums import Files, Key, Rows, Stamp, upright
-from .feature_store import ANEW, MANIFEST, OUR_FILES, FeatureStore, Manifest, Shard
+from .data import BadSampleError, Issue, load_upright, says_something
+from .data.albums import Files, Key, Rows, Stamp
+from .feature_store import ANEW, MANIFEST, OUR_FILES, FeatureStore, Manifest, Shard, seen_from
 from .modeling_albef import AlbefAlignedModel
 from .nearest import (
     changed_vectors,
@@ -52,7 +55,7 @@ from .results_page import results_page
 
 logger = logging.get_logger(__name__)
 
-Pictures = str | os.PathLike | Sequence[Any]  # a folder, a `datasets.Dataset`, a list of paths, or of PIL pictures
+Pictures = str | os.PathLike | Iterable[Any]  # a folder, a `datasets.Dataset`, a list of paths, or of PIL pictures
 Reading = tuple[Stamp, torch.Tensor] | BadSampleError  # of a picture: stamp and pixels, or what is wrong with it
 LOCK = ".lock"  # of the folder of an index
 Encoded = tuple[dict[Key, Stamp | BadSampleError], torch.Tensor | None]  # a batch, and features of those that are good
@@ -128,16 +131,18 @@ class PictureIndex:
     ) -> "PictureIndex":
         """Index pictures, or bring an index up to date; a build that was interrupted is gone on with.
 
-        What is in the index and has not changed is not computed again; what is not among the pictures any more goes,
-        but for what has been added to a folder's index from elsewhere.
+        What is in the index and has not changed is not computed again; what is not among the pictures any more goes.
+        What has been added to a folder's index from elsewhere is looked after too; what is missing of that is counted
+        with the broken pictures, and comes back when it does. A folder may have moved, with its pictures.
 
         Args:
             model: With the joint space and the matching head, `AlbefForRetrieval` or `AlbefForPreTraining`.
             processor: Its processor.
             pictures: A folder, which is searched through; a `datasets.Dataset` with a column of pictures; a list of
-                paths, or of pictures.
+                paths, or of pictures, or what yields one, such as `Path.glob`.
             folder: Where the index is, or is to be.
-            factory: String of faiss's `index_factory`; by default `Flat`, above a million pictures `IVF...,Flat`.
+            factory: String of faiss's `index_factory`; by default `Flat`, above a million pictures `IVF...,Flat`. See
+                `albef_hf.nearest` for those that cannot be taken.
             batch_size: Pictures encoded at a time.
 
         Raises:
@@ -145,7 +150,7 @@ class PictureIndex:
                 pictures, or one made with other weights.
         """
         _require_joint_space(model)
-        _require_count("batch_size", batch_size, 1)
+        batch_size, pictures = _whole("batch_size", batch_size, 1), _in_hand(pictures)
         if factory is not None:
             check_factory(factory, model.config.projection_dim)
         source = _source(pictures)
@@ -156,7 +161,8 @@ class PictureIndex:
         with _alone(folder):
             index = cls(model, processor, _open_or_make(folder, model, source), source)
             index._leave_out_damaged()
-            gone = index._gone(keys)
+            keys = [*keys, *index.store.manifest.elsewhere]
+            gone = {*index._stamps_on_disk(), *index.broken} - {*keys}
             index._encode_new(keys, batch_size)
             if not index._stamps_on_disk().keys() - gone - index.broken.keys():
                 raise ValueError(f"None of the {len(keys)} pictures can be read: {index.broken_told()}.")
@@ -184,9 +190,10 @@ class PictureIndex:
             ValueError: If there is no finished index, it was built with other weights, or it is damaged.
         """
         _require_joint_space(model)
+        pictures = None if pictures is None else _in_hand(pictures)
         store = FeatureStore.open(Path(folder))
         _require_weights(store, model)
-        index = cls(model, processor, store, Files(store.manifest.root) if pictures is None else _source(pictures))
+        index = cls(model, processor, store, Files(store.root) if pictures is None else _source(pictures))
         index._use_newest()
         if pictures is None and index.keys and isinstance(index.keys[0], int):
             numbers = {*index.keys, *index.broken, *store.manifest.removed}
@@ -225,7 +232,7 @@ class PictureIndex:
         Returns:
             How many pictures there are more.
         """
-        _require_count("batch_size", batch_size, 1)
+        batch_size, pictures = _whole("batch_size", batch_size, 1), _in_hand(pictures)
         with _alone(self.store.folder):
             self._reopen()
             before = len(self)
@@ -235,7 +242,11 @@ class PictureIndex:
             try:
                 keys = self.source.keys_of(pictures)
                 again = set(keys)
-                self.store.manifest.removed = [key for key in self.store.manifest.removed if key not in again]
+                manifest = self.store.manifest
+                manifest.removed = [key for key in manifest.removed if key not in again]
+                if source.root is not None:
+                    outside = [key for key in keys if os.path.isabs(str(key))]
+                    manifest.elsewhere = list(dict.fromkeys([*manifest.elsewhere, *outside]))
                 self._write_part(list(self._encoded_batches(keys, batch_size)))  # all of it or nothing
                 self._commit(set(), None)
             except BaseException:
@@ -254,7 +265,9 @@ class PictureIndex:
         with _alone(self.store.folder):
             self._reopen()
             self._require_known(keys - self.broken.keys())
-            self.store.manifest.removed += sorted(keys)
+            manifest = self.store.manifest
+            manifest.removed += sorted(keys.difference(manifest.elsewhere))
+            manifest.elsewhere = [key for key in manifest.elsewhere if key not in keys]
             self._commit(keys, None)
 
     def changes(self) -> Changes:
@@ -297,13 +310,14 @@ class PictureIndex:
         Raises:
             ValueError: If the text has no word in it, or a number is not what it should be.
         """
-        _require_count("k", k, 1)
-        _require_count("rerank", rerank, 0)
+        k, rerank, itc_weight = _checked_settings(k, rerank, itc_weight)
         if isinstance(query, Image.Image):
             texts, rerank = None, 0
-            features = self._encode(self._pixels(upright(query)))[1]
+            features = self._encode(self._pixels(load_upright(query)))[1]
         else:
-            texts = encode_texts(self.model, self.processor, [self._checked(query)])
+            _require_words(query)
+            self._tell_of_cut(query)
+            texts = encode_texts(self.model, self.processor, [query])
             features = texts.embeds.float().cpu()
         with self.lock:  # faiss is told how many lists to look into before each search
             ids = find(self.vectors, features[0].numpy(), max(k, rerank))
@@ -391,17 +405,12 @@ class PictureIndex:
             while len(self.encoded) * states[0].numel() > KEPT_VALUES:
                 self.encoded.popitem(last=False)
 
-    def _checked(self, query: str) -> str:
-        if not isinstance(query, str):
-            raise ValueError(f"The query is a {type(query).__name__}; give a text or a PIL picture.")
-        if not says_something(query):
-            raise ValueError(f"The query {query!r:.100} has no word in it.")
+    def _tell_of_cut(self, query: str) -> None:
         whole = clean_caption(query, max_words=len(query))
         tokens = len(self.processor.tokenizer(whole, truncation=False, verbose=False)["input_ids"])
         longest = min(MAX_TOKENS, self.model.config.text_config.max_position_embeddings)
         if tokens > longest:
             logger.warning(f"Of the {tokens} tokens of the query the first {longest} are read.")
-        return query
 
     def _pixels(self, picture: Image.Image) -> torch.Tensor:
         return self.processor(images=[picture], return_tensors="pt")["pixel_values"]
@@ -484,11 +493,6 @@ class PictureIndex:
             shard = self.store.read(name)
             stamps.update(zip(shard.keys, map(tuple, shard.stamps.tolist()), strict=True))
         return stamps
-
-    def _gone(self, keys: Iterable[Key]) -> set[Key]:
-        """Keys of the index that are not among these; of a folder's index, pictures from elsewhere stay."""
-        gone = {*self._stamps_on_disk(), *self.broken} - set(keys)
-        return {key for key in gone if self.source.root is None or not os.path.isabs(str(key))}
 
     def _leave_out_damaged(self) -> None:
         """Go on without files that are not what they were; what was in them is computed again."""
@@ -601,10 +605,11 @@ def weights_digest(model: AlbefAlignedModel) -> str:
     return digest.hexdigest()
 
 
-def _identity(model: AlbefAlignedModel) -> dict[str, str | None]:
+def _origin(model: AlbefAlignedModel, folder: Path) -> dict[str, str | None]:
+    """Where a model is from, as it is seen from a folder."""
     name = model.config.name_or_path
-    name = str(Path(name).absolute()) if name and Path(name).exists() else name
-    return {"name": name, "revision": getattr(model.config, "_commit_hash", None), "weights": weights_digest(model)}
+    name = seen_from(name, folder) if name and Path(name).exists() else name
+    return {"name": name, "revision": getattr(model.config, "_commit_hash", None)}
 
 
 def _require_joint_space(model: AlbefAlignedModel) -> None:
@@ -618,7 +623,7 @@ def _require_weights(store: FeatureStore, model: AlbefAlignedModel) -> None:
         revision = f", revision {built_with['revision']}" if built_with["revision"] else ""
         raise ValueError(
             f"The index in {store.folder} was built with other weights than those of this model, those of "
-            f"{built_with['name'] or 'a model without a name'}{revision}: load that one (in the same precision), or "
+            f"{store.model_name or 'a model without a name'}{revision}: load that one (in the same precision), or "
             "build an index in another folder."
         )
 
@@ -635,9 +640,42 @@ def _require_room(folder: Path) -> None:
         raise ValueError(f"{folder} holds other things, such as {others[0].name}: name another folder for the index.")
 
 
-def _require_count(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r:.100}; it has to be a whole number from {least}.")
+def _whole(name: str, value: int, least: int) -> int:
+    """A count as Python's own integer, also of what NumPy or torch has counted."""
+    with contextlib.suppress(TypeError):
+        if operator.index(value) >= least:
+            return operator.index(value)
+    raise ValueError(f"{name} is {value!r:.100}; it has to be a whole number from {least}.")
+
+
+def _checked_settings(k: int, rerank: int, itc_weight: float) -> tuple[int, int, float]:
+    """Those of a search."""
+    if not isinstance(itc_weight, Real) or not math.isfinite(itc_weight):
+        raise ValueError(f"itc_weight is {itc_weight!r:.100}; it has to be a finite number, such as 0 or 1.")
+    return _whole("k", k, 1), _whole("rerank", rerank, 0), float(itc_weight)
+
+
+def _require_words(query: str) -> None:
+    if not isinstance(query, str):
+        raise ValueError(f"The query is a {type(query).__name__}; give a text or a PIL picture.")
+    if not says_something(query):
+        raise ValueError(f"The query {query!r:.100} has no word in it.")
+
+
+def _in_hand(pictures: Pictures) -> Pictures:
+    """Pictures that can be counted and looked up: what only yields them is asked for all."""
+    if isinstance(pictures, Iterator):
+        pictures = list(pictures)
+    if isinstance(pictures, Mapping) and pictures:  # a DatasetDict, for one
+        names = ", ".join(map(repr, pictures))
+        raise ValueError(f"The pictures are a {type(pictures).__name__}: give one of its {names:.200}.")
+    several = hasattr(pictures, "__len__") and hasattr(pictures, "__getitem__")
+    if not isinstance(pictures, (str, os.PathLike)) and (not several or isinstance(pictures, (bytes, Mapping))):
+        raise ValueError(
+            f"The pictures are a {type(pictures).__name__}: give a folder, a datasets.Dataset, or a list of paths or "
+            "of PIL pictures."
+        )
+    return pictures
 
 
 def _are_files(pictures: Pictures) -> bool:
@@ -660,17 +698,34 @@ def _source(pictures: Pictures) -> Files | Rows:
 
 def _open_or_make(folder: Path, model: AlbefAlignedModel, source: Files | Rows) -> FeatureStore:
     """What there is of an index of these pictures; nothing yet where there is none."""
-    root = None if source.root is None else str(source.root)
+    root = None if source.root is None else seen_from(source.root, folder)
     if not (folder / MANIFEST).exists():
-        return FeatureStore(folder, Manifest(_identity(model), root))
+        return FeatureStore(folder, Manifest(_origin(model, folder) | {"weights": weights_digest(model)}, root))
     store = FeatureStore.open(folder)
     _require_weights(store, model)
-    if store.manifest.root != root:
+    if store.root != source.root and not _is_moved(store, source):
         raise ValueError(
-            f"{folder} holds an index of {store.manifest.root or 'a list or dataset'}, not of {root or 'one'}: name "
+            f"{folder} holds an index of {store.root or 'a list or dataset'}, not of {source.root or 'one'}: name "
             "another folder for this one, or add the pictures to that one."
         )
+    store.manifest.root = root
+    if model.config.name_or_path:  # the same weights, but they may have moved
+        store.manifest.model |= _origin(model, folder)
     return store
+
+
+def _is_moved(store: FeatureStore, source: Files | Rows) -> bool:
+    """Whether the folder of an index is not where it was, and another one holds a picture of it, as it was."""
+    if store.root is None or source.root is None or store.root.exists():
+        return False
+    elsewhere = set(store.manifest.elsewhere)
+    for name in (*store.manifest.shards, *store.manifest.parts):
+        with contextlib.suppress(ValueError):  # a damaged one
+            shard = store.read(name)
+            stamps = zip(shard.keys, map(tuple, shard.stamps.tolist()), strict=True)
+            if any(key not in elsewhere and source.stamp(key) == stamp for key, stamp in stamps):
+                return True
+    return False
 
 
 @contextlib.contextmanager
@@ -691,21 +746,25 @@ def load_model(name: str, revision: str | None, device: str | None) -> tuple[Alb
 
 def _load(options: argparse.Namespace) -> PictureIndex:
     """The index that a command is about, with the model that it was built with."""
-    built_with = FeatureStore.open(options.index).manifest.model
-    if not (options.model or built_with["name"]):
+    store = FeatureStore.open(options.index)
+    if not (options.model or store.model_name):
         raise ValueError("The index does not say which model it was built with: give it with --model.")
-    revision = options.revision or (None if options.model else built_with["revision"])
-    model = load_model(options.model or built_with["name"], revision, options.device)
+    revision = options.revision or (None if options.model else store.manifest.model["revision"])
+    model = load_model(options.model or store.model_name, revision, options.device)
     return PictureIndex.load(options.index, *model, options.folder)
 
 
 def _build(options: argparse.Namespace) -> None:
+    _whole("batch_size", options.batch_size, 1)
+    if not options.folder.is_dir():
+        raise ValueError(f"{options.folder} is not a folder.")
     model, processor = load_model(options.model, options.revision, options.device)
     settings = (options.index, options.factory, options.batch_size)
     _say(_told(PictureIndex.build(model, processor, options.folder, *settings)))
 
 
 def _add(options: argparse.Namespace) -> None:
+    _whole("batch_size", options.batch_size, 1)
     absent = [path for path in options.pictures if not path.exists()]
     if absent:
         raise ValueError(f"{absent[0]} does not exist.")
@@ -713,7 +772,7 @@ def _add(options: argparse.Namespace) -> None:
     folders = [path for path in options.pictures if path.is_dir()]
     files = [path for path in options.pictures if path not in folders]
     added = sum(index.add(pictures, options.batch_size) for pictures in (*folders, *([files] if files else [])))
-    _say(f"{added} pictures more. {_told(index)}")
+    _say(f"{added} added. {_told(index)}")
 
 
 def _remove(options: argparse.Namespace) -> None:
@@ -728,8 +787,8 @@ def _info(options: argparse.Namespace) -> None:
     size = sum(entry["bytes"] for entry in manifest.files.values())
     faults = [fault for name in manifest.files if (fault := index.store.deep_fault(name))]
     _say(_told(index))
-    _say(f"of: {manifest.root or 'a list or dataset'}")
-    _say(f"built with: {manifest.model['name']}, revision {manifest.model['revision'] or 'unknown'}")
+    _say(f"of: {index.store.root or 'a list or dataset'}")
+    _say(f"built with: {index.store.model_name}, revision {manifest.model['revision'] or 'unknown'}")
     _say(f"faiss: {manifest.built}; {size / 1e6:.1f} MB on the disk")
     _say(f"changes since: {index.changes()}")
     _say(f"damage: {'; '.join(faults) or 'none'}")
@@ -738,34 +797,55 @@ def _info(options: argparse.Namespace) -> None:
 def _search(options: argparse.Namespace) -> None:
     if (options.query is None) == (options.picture is None):
         raise ValueError("Give a text to search for, or a picture with --picture.")
-    index = _load(options)
+    settings = _checked_settings(options.k, options.rerank, options.itc_weight)
+    query = options.query if options.picture is None else load_upright(options.picture)
+    if options.picture is None:
+        _require_words(query)
+    if options.html:
+        _require_place(options.html)
+    index = _load(options)  # which takes a while: what is wrong without it has been told
     if changes := index.changes():
-        moved = "the folder has moved: say where it is with --folder" if len(changes.missing) == len(index) else ""
-        remedy = moved or "build it again, and it is"
+        remedy, root = "build it again, and it is", index.source.root
+        if root is not None and not root.exists():
+            remedy = "the folder has moved: say where it is with --folder, or build the index of it again"
         print(encodable(f"The index is not up to date: {changes}; {remedy}."), file=sys.stderr)
-    query = options.query if options.picture is None else upright(options.picture)
-    hits = index.search(query, options.k, options.rerank, options.itc_weight)
+    hits = index.search(query, *settings)
     print("  score   match  cosine  picture")
     for hit in hits:
         match = "      -" if hit.match is None else f"{hit.match:7.4f}"
         _say(f"{hit.score:+7.3f} {match} {hit.similarity:+7.4f}  {hit.key}")
     if options.html or options.open:
         path = options.html or Path(tempfile.mkdtemp(), "results.html")
-        path.write_text(_page(index, query, hits), encoding="utf-8")
+        path.write_text(_page(index, query, hits, options.itc_weight), encoding="utf-8")
         print(f"{path} shows them.")
         if options.open:
             webbrowser.open(path.absolute().as_uri())
 
 
-def _page(index: PictureIndex, query: str | Image.Image, hits: Sequence[Hit]) -> str:
-    def results() -> Iterator[tuple[str, dict[str, str], Image.Image]]:
-        for hit in tqdm(hits, "draw heat maps", leave=False):
-            scores = {} if hit.match is None else {"match": f"{hit.match:.1%}"}
-            yield str(hit.key), scores | {"cosine": f"{hit.similarity:+.3f}"}, index.picture(hit.key)
+def _require_place(path: Path) -> None:
+    """Refuse a file that cannot be written, before there is anything to write."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        wrong = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
+        raise ValueError(f"{path} {wrong}. Give --html a file in a folder that exists.")
 
-    name = index.store.manifest.model["name"]
+
+def _page(index: PictureIndex, query: str | Image.Image, hits: Sequence[Hit], itc_weight: float) -> str:
+    def results() -> Iterator[tuple[str, dict[str, str], Image.Image | None]]:
+        for hit in tqdm(hits, "draw heat maps", leave=False):
+            picture = None
+            try:
+                picture = index.picture(hit.key)
+            except ValueError as error:
+                logger.warning(error)
+            scores = {} if hit.match is None else {"score": f"{hit.score:+.3f}", "match (ITM)": f"{hit.match:.1%}"}
+            yield str(hit.key), scores | {"cosine (ITC)": f"{hit.similarity:+.3f}"}, picture
+
+    name = index.store.model_name
     name = Path(name).name if name and Path(name).is_absolute() else name  # the page may be sent to others
-    about = f"The best {len(hits)} of {len(index):,} pictures, by {name}"
+    score = "cosine (ITC)"
+    if any(hit.match is not None for hit in hits):
+        score = "logit of a match (ITM)" + (f" + {itc_weight:g} × {score}" if itc_weight else "")
+    about = f"The best {len(hits)} of {len(index):,} pictures, by {name}. Score: {score}"
     return results_page(query, results(), about, index.model, index.processor)
 
 
@@ -780,50 +860,51 @@ def _told(index: PictureIndex) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    formatter = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--index", type=Path, default=Path("pictures.index"), help="folder of the index")
+    shared.add_argument("--index", type=Path, default=Path("pictures.index"), help="folder of the index (%(default)s)")
     shared.add_argument("--revision", help="of the model on the Hub: a tag, branch or commit")
     shared.add_argument("--device", help="such as cpu or cuda:0; by default what there is")
     other = argparse.ArgumentParser(add_help=False)
     other.add_argument("--folder", type=Path, help="where the folder that was indexed is now, if it has moved")
     other.add_argument("--model", help="where the model of the index is now, if it has moved")
-    parser = argparse.ArgumentParser(prog="python -m albef_hf.retrieval", description="Search your own pictures.")
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m albef_hf.retrieval", description=__doc__, formatter_class=formatter)
+    parser.set_defaults(interrupted="")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    build = commands.add_parser(
-        "build",
-        help="index the pictures of a folder, go on with an index that was interrupted, or bring one up to date",
-        parents=[shared],
-        **formatter,
-    )
-    build.add_argument("folder", help="of the pictures, which is searched through")
-    build.add_argument("--model", required=True, help="folder or Hub name of a pretraining or retrieval model")
-    build.add_argument("--factory", help="faiss index_factory string; by default Flat, above a million IVF")
-    build.set_defaults(do=_build)
+    def add_command(name: str, do: Callable, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=about, description=f"{about.capitalize()}.", parents=parents)
+        command.set_defaults(do=do)
+        return command
 
-    search = commands.add_parser("search", help="find pictures", parents=[shared, other], **formatter)
-    search.add_argument("query", nargs="?", help="what to search for, a text")
+    about = "index the pictures of a folder, go on with an index that was interrupted, or bring one up to date"
+    build = add_command("build", _build, about, shared)
+    build.add_argument("folder", type=Path, help="of the pictures, which is searched through")
+    build.add_argument("--model", required=True, help="folder or Hub name of a pretraining or retrieval model")
+    build.add_argument("--factory", help="faiss index_factory string; by default Flat, above a million IVF...,Flat")
+    build.set_defaults(interrupted="; the same command goes on")
+
+    search = add_command("search", _search, "find pictures by a text or by a picture", shared, other)
+    search.add_argument("query", nargs="?", help="what to search for, a text, in quotation marks")
     search.add_argument("--picture", type=Path, help="what to search for, a picture")
-    search.add_argument("-k", type=int, default=10, help="how many pictures to find")
-    search.add_argument("--rerank", type=int, default=128, help="candidates by cosine that are matched; 0: none")
-    search.add_argument("--itc-weight", type=float, default=0.0, help="weight of the cosine beside the matching logit")
+    search.add_argument("-k", type=int, default=10, help="how many pictures to find (%(default)s)")
+    search.add_argument(
+        "--rerank", type=int, default=128, help="best pictures by cosine that are matched; 0: none (%(default)s)"
+    )
+    search.add_argument(
+        "--itc-weight", type=float, default=0.0, help="weight of the cosine beside the matching logit (%(default)s)"
+    )
     search.add_argument("--html", type=Path, help="file to write a page to, with pictures and a heat map of each word")
     search.add_argument("--open", action="store_true", help="show that page in a browser")
-    search.set_defaults(do=_search)
 
-    add = commands.add_parser("add", help="index more pictures", parents=[shared, other], **formatter)
+    add = add_command("add", _add, "index more pictures, also from elsewhere", shared, other)
     add.add_argument("pictures", type=Path, nargs="+", help="files and folders")
-    add.set_defaults(do=_add)
     for command in (build, add):
-        command.add_argument("--batch-size", type=int, default=64, help="pictures encoded at a time")
+        command.add_argument("--batch-size", type=int, default=64, help="pictures encoded at a time (%(default)s)")
 
-    remove = commands.add_parser("remove", help="forget pictures", parents=[shared, other], **formatter)
+    remove = add_command("remove", _remove, "forget pictures; their files stay", shared, other)
     remove.add_argument("keys", nargs="+", help="as search names them")
-    remove.set_defaults(do=_remove)
-
-    info = commands.add_parser("info", help="what is in the index, and whether it is whole", parents=[shared, other])
-    info.set_defaults(do=_info)
+    add_command("info", _info, "tell what is in the index, and whether it is whole", shared, other)
     return parser
 
 
@@ -835,7 +916,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
+        sys.exit(f"interrupted{options.interrupted}")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it wh
 try:
     import gradio as gr
 except ImportError:
-    sys.exit('error: the demo needs Gradio: pip install "albef_hf[demo]"')
+    sys.exit('error: the demo needs Gradio: pip install -e ".[demo]"')
 
-from assistant import Assistant, Panel, read_lines, read_picture, read_text, unread
+from assistant import RERANKED, Assistant, Panel, read_lines, read_picture, read_text, unread
 from PIL import Image
 
 from albef_hf.data import Scenes
@@ -36,7 +36,9 @@ MOST_UPLOADED = "20mb"
 FONT = ("system-ui", "sans-serif")  # that the visitor has
 STYLE = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
-.gallery-of-all .grid-wrap { max-height: none !important; min-height: 0 !important; }
+.gallery-of-all .grid-wrap { max-height: none !important; min-height: 0 !important; overflow: visible !important; }
+.gallery-of-all .grid-container { grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)) !important; }
+.gallery-of-all .caption-label { max-width: 100% !important; }
 .scores { display: grid; grid-template-columns: 1fr 9rem 5rem; gap: 0.7rem 1rem; align-items: center; }
 .scores b { font-weight: 600; color: var(--body-text-color-subdued); }
 .scores .bar { background: var(--neutral-200); border-radius: 4px; height: 0.5rem; }
@@ -45,7 +47,6 @@ footer .divider:last-child { display: none !important; }
 @media (max-width: 640px) {
     .tab-container button { padding: 0 0.6rem !important; }
     .scores { grid-template-columns: 1fr 4.5rem 3.5rem; }
-    .gallery-of-all .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 }
 """
 
@@ -198,7 +199,14 @@ class Page:
             by_text = gr.Button("Search", variant="primary", elem_id="search")
             by_picture = gr.Button("Search by the picture", elem_id="similar")
         gallery = _gallery("found", allow_preview=False)
-        gr.Markdown("Below each: match and cosine. Click one to make it the picture and see the words in it.")
+        gr.Markdown(
+            "Below each: the probability of a match (ITM), by whose logit they are ordered, and the cosine (ITC). "
+            "Click one to make it the picture and see the words in it."
+        )
+        gr.Markdown(
+            f"The {RERANKED} pictures of the highest cosine are matched, so that nobody waits for long; "
+            "`python -m albef_hf.retrieval search` matches 128, as the paper does, and may order otherwise."
+        )
         found = gr.State(("", []))
         _run([by_text.click, query.submit], self.search, query, [gallery, found])
         _run([by_picture.click], self.search_similar, picture, [gallery, found])
@@ -220,7 +228,7 @@ def _warn_of_cut(pipeline: AlbefPipeline, texts: Sequence[str]) -> None:
 def _gallery(name: str, **settings: Any) -> gr.Gallery:
     """Of as many rows as it needs."""
     return gr.Gallery(
-        show_label=False, columns=4, height="auto", buttons=[], elem_id=name, elem_classes="gallery-of-all", **settings
+        show_label=False, height="auto", buttons=[], elem_id=name, elem_classes="gallery-of-all", **settings
     )
 
 

@@ -9,8 +9,7 @@ from PIL import Image, ImageOps
 from transformers import pipeline
 
 from albef_hf import AlbefProcessor, ImageTextRetrievalPipeline, VisualQuestionAnsweringPipeline, clean_caption
-from albef_hf.data import BadSampleError, says_something
-from albef_hf.data.albums import upright
+from albef_hf.data import BadSampleError, load_upright, says_something
 from albef_hf.explain import answer_heatmaps, matching_heatmaps, overlay
 from albef_hf.processing_albef import encodable
 from albef_hf.results_page import word_maps
@@ -24,6 +23,7 @@ SHOWN_SIZE = 480  # longest side of a picture in a gallery, in pixels
 RERANKED = 32  # found pictures that are matched with the text; the paper's 128 would keep a visitor waiting
 ANSWERS = 3  # that are shown
 WHOLE = "the whole text"
+UNREADABLE = "not readable any more"
 
 Panel = tuple[Image.Image, str]  # a picture and what is written below it
 
@@ -37,7 +37,7 @@ def read_picture(path: str | None) -> Image.Image:
     if path is None:
         raise ValueError("There is no picture yet: drop one into the field, or pick an example.")
     try:
-        return upright(path)
+        return load_upright(path)
     except BadSampleError as error:
         raise ValueError("This file cannot be read as a picture: it is damaged, too large, or no picture.") from error
 
@@ -133,13 +133,27 @@ class Assistant:
         return answers, _panels(picture, [best], [heat])[0][0]
 
     def search(self, query: str | Image.Image, k: int) -> tuple[list[Panel], list[str | int]]:
-        """The best pictures for a text, or those most like a picture, with their scores; and their keys."""
+        """The best pictures for a text, or those most like a picture, with their scores; and their keys.
+
+        Raises:
+            ValueError: If none of them is where it was.
+        """
         hits = self.index.search(query, k=k, rerank=RERANKED)
-        return [(_sized(self.index.picture(hit.key)), _scores(hit)) for hit in hits], [hit.key for hit in hits]
+        if not hits:
+            raise ValueError(
+                "The pictures of the index are not where they were: say with --pictures (of a Space: ALBEF_PICTURES) "
+                "where they are."
+            )
+        return [self._panel(hit) for hit in hits], [hit.key for hit in hits]
 
-
-def _scores(hit: "Hit") -> str:
-    return f"{hit.similarity:+.2f}" if hit.match is None else f"{hit.match:.0%}, {hit.similarity:+.2f}"
+    def _panel(self, hit: "Hit") -> Panel:
+        """A picture that was found, grey where it cannot be read any more, and its scores."""
+        cosine = f"ITC {hit.similarity:+.2f}"
+        try:
+            picture = _sized(self.index.picture(hit.key))
+        except ValueError:
+            return Image.new("RGB", (SHOWN_SIZE, SHOWN_SIZE), "lightgray"), f"{UNREADABLE}, {cosine}"
+        return picture, cosine if hit.match is None else f"ITM {hit.match:.0%}, {cosine}"
 
 
 def _sized(picture: Image.Image) -> Image.Image:

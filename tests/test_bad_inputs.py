@@ -14,7 +14,8 @@ from task_rows import load_script
 from test_data import encoded
 from test_pretrain import script  # noqa: F401 (fixture)
 
-from albef_hf.data import Issue, load_image
+from albef_hf.data import BadSampleError, Issue, load_image, load_upright
+from albef_hf.data.shard_writer import PictureEncoder
 from albef_hf.data.sources import read_annotations
 
 GOOD = 30  # pairs with which nothing is wrong
@@ -190,6 +191,43 @@ def test_exif_orientation_is_not_followed_like_in_the_original():
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", exif=exif)
     assert load_image(buffer.getvalue()).size == (40, 30)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "P with a transparent colour", "I;16", "1"])
+def test_exif_orientation_is_followed_where_it_is_asked_for(mode):
+    pixels = np.random.default_rng(0).integers(0, 2, (30, 40), dtype=np.uint8) * 255
+    picture = Image.fromarray(pixels)
+    picture = Image.fromarray(pixels.astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode.split()[0])
+    settings = {"transparency": 7} if "transparent" in mode else {}
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, straight = io.BytesIO(), io.BytesIO()
+    picture.save(turned, "PNG", exif=exif, **settings)
+    picture.save(straight, "PNG", **settings)
+    expected = load_image(straight.getvalue()).transpose(Image.Transpose.ROTATE_270)
+    for value in (turned.getvalue(), Image.open(turned)):
+        found = load_upright(value)
+        assert found.mode == "RGB" and np.array_equal(found, expected)
+    assert np.array_equal(load_upright(straight.getvalue()), load_image(straight.getvalue()))
+    content, size, _ = PictureEncoder(exif_transpose=True, quality=100)(turned.getvalue())
+    assert size == (30, 40)
+    assert np.abs(np.asarray(Image.open(io.BytesIO(content)), dtype=int) - np.asarray(expected)).mean() < 12
+
+
+def test_exif_that_makes_no_sense_costs_no_picture():
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(buffer, "JPEG", exif=b"Exif\0\0garbage")
+    assert load_upright(buffer.getvalue()).size == (40, 30)
+    for encode in (PictureEncoder(), PictureEncoder(exif_transpose=True)):
+        assert encode(buffer.getvalue())[0] == buffer.getvalue()
+
+
+def test_a_picture_that_somebody_has_opened_may_be_broken_too():
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(buffer, "PNG")
+    for load in (load_image, load_upright):
+        with pytest.raises(BadSampleError, match="image_broken"):
+            load(Image.open(io.BytesIO(buffer.getvalue()[:2000])))
 
 
 def test_shards_of_all_of_it_hold_what_can_be_used(run, everything, script, processor, tmp_path):  # noqa: F811

@@ -123,8 +123,11 @@ def test_an_index_is_searched_whose_pictures_have_moved(assistant, picture, tmp_
     places = [str(tmp_path / name) for name in ("index", "after")]
     loaded = work.Assistant.from_pretrained(str(tmp_path / "model"), None, *places)
     panels, keys = loaded.search(picture, 5)
-    assert keys == ["a.png", "b.png"] and panels[0][1] == "+1.00"
+    assert keys == ["a.png", "b.png"] and panels[0][1] == "ITC +1.00"
     assert loaded.search("a red ball", 5)[0][0][1].count("%") == 1
+    lost = work.Assistant.from_pretrained(str(tmp_path / "model"), None, places[0])
+    with pytest.raises(ValueError, match="not where they were: say with --pictures"):
+        lost.search("a red ball", 5)
 
 
 def test_what_the_model_does_not_read_is_known(processor):
@@ -174,7 +177,7 @@ def test_without_gradio_the_remedy_is_named(tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
     command = [sys.executable, str(DEMO / "app.py")]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 1 and ended.stderr == 'error: the demo needs Gradio: pip install "albef_hf[demo]"\n'
+    assert ended.returncode == 1 and ended.stderr == 'error: the demo needs Gradio: pip install -e ".[demo]"\n'
 
 
 def test_the_space_installs_what_the_package_and_the_demo_need():
@@ -237,7 +240,7 @@ def test_the_space_arrives_whole(space):
 
 @pytest.fixture
 def app():
-    pytest.importorskip("gradio", reason='pip install "albef_hf[demo]"')
+    pytest.importorskip("gradio", reason='pip install -e ".[demo]"')
     import app
 
     return app
@@ -317,17 +320,27 @@ def test_what_is_found_can_be_taken_into_the_hand(app, found, tmp_path):
     panels, kept = found.search("a red ball")
     hits = found.assistant.index.search("a red ball", k=app.FOUND)
     assert kept == ("a red ball", [hit.key for hit in hits]) and len(hits) == 12
-    assert [below for _, below in panels] == [f"{hit.match:.0%}, {hit.similarity:+.2f}" for hit in hits]
+    assert [below for _, below in panels] == [f"ITM {hit.match:.0%}, ITC {hit.similarity:+.2f}" for hit in hits]
     click = app.gr.SelectData(None, {"index": 2, "value": None})
     picture, query, maps, tabs = found.take(kept, click)
     assert np.array_equal(picture, Image.open(tmp_path / "photographs" / hits[2].key))
     assert query == "a red ball" and [word for _, word in maps] == [work.WHOLE, "a", "red", "ball"]
     panels, kept = found.search_similar({"path": str(tmp_path / "photographs" / "05.png")})
-    assert kept[0] == "" and kept[1][0] == "05.png" and panels[0][1] == "+1.00"
+    assert kept[0] == "" and kept[1][0] == "05.png" and panels[0][1] == "ITC +1.00"
     assert all(part == app.gr.skip() for part in found.take(kept, click)[1:])
     (tmp_path / "photographs" / kept[1][2]).unlink()
     with pytest.raises(app.gr.Error, match="cannot be read any more"):
         found.take(kept, click)
+    (tmp_path / "photographs" / kept[1][3]).write_bytes(b"broken since")
+    panels, again = found.search_similar({"path": str(tmp_path / "photographs" / "05.png")})
+    (gone,) = [below for _, below in panels if work.UNREADABLE in below]
+    assert len(panels) == len(again[1]) >= 11 and re.fullmatch(r"not readable any more, ITC [+-]\d\.\d\d", gone)
+
+
+def test_how_many_are_matched_is_said(app, found):
+    shown = found.build().get_config_file()["components"]
+    said = " ".join(str(part["props"].get("value")) for part in shown if part["type"] == "markdown")
+    assert f"The {work.RERANKED} pictures of the highest cosine are matched" in said and "matches 128" in said
 
 
 def test_a_tab_without_its_model_says_what_to_give(app, assistant):
@@ -467,6 +480,24 @@ class Visitor:
         """
         return self.until(lambda: self.browser.execute_script(look, selector), selector)
 
+    def hidden(self, gallery: str) -> list[str]:
+        """What one has to scroll for in a gallery, or cannot see at all."""
+        look = """
+            const gallery = document.querySelector(arguments[0]), hidden = [];
+            const sides = (style, names) => names.reduce((sum, n) => sum + parseFloat(style[`border${n}Width`]), 0);
+            for (const part of [gallery, ...gallery.querySelectorAll("*")]) {
+                const style = getComputedStyle(part), name = part.className + ": " + part.innerText;
+                const bars = part.clientWidth && (
+                    part.offsetWidth - part.clientWidth > sides(style, ["Left", "Right"]) + 1 ||
+                    part.offsetHeight - part.clientHeight > sides(style, ["Top", "Bottom"]) + 1);
+                const cut = style.textOverflow == "ellipsis" && part.scrollWidth > part.clientWidth;
+                const outside = part.getBoundingClientRect().right > gallery.getBoundingClientRect().right + 1;
+                if (bars || cut || outside) hidden.push(name);
+            }
+            return hidden;
+        """
+        return self.browser.execute_script(look, gallery)
+
     def told(self) -> str:
         """The messages that there are."""
         return " ".join(part.text for part in self.all("[data-testid=toast-body]"))
@@ -530,7 +561,7 @@ def test_somebody_searches_and_takes_what_is_found(visitor, index, photographs_f
     visitor.write("#query", "a red ball")
     visitor.click("#search")
     hits = index.search("a red ball", k=12)
-    expected = [f"{hit.match:.0%}, {hit.similarity:+.2f}" for hit in hits]
+    expected = [f"ITM {hit.match:.0%}, ITC {hit.similarity:+.2f}" for hit in hits]
     assert visitor.pictures("#found") == expected
     visitor.click("#found .grid-container button")
     assert visitor.pictures("#maps") == [work.WHOLE, "a", "red", "ball"]
@@ -539,7 +570,23 @@ def test_somebody_searches_and_takes_what_is_found(visitor, index, photographs_f
     visitor.upload(photographs_folder / "07.png")
     visitor.open("Search")
     visitor.click("#similar")
-    visitor.until(lambda: visitor.pictures("#found")[0] == "+1.00", "the picture itself")
+    visitor.until(lambda: visitor.pictures("#found")[0] == "ITC +1.00", "the picture itself")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 960, 1280])
+def test_a_gallery_is_seen_as_a_whole(visitor, width):
+    size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 500}
+    visitor.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        visitor.open("Search")
+        visitor.write("#query", "a red ball")
+        visitor.click("#search")
+        assert len(visitor.pictures("#found")) == 12 and not visitor.hidden("#found")
+        visitor.click("#found .grid-container button")
+        assert len(visitor.pictures("#maps")) == 4 and not visitor.hidden("#maps")
+    finally:
+        visitor.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @needs_browser

@@ -18,7 +18,7 @@ from PIL import Image
 from albef_hf import AlbefForPreTraining
 from albef_hf.ranking import encode_texts, match, match_pictures, score_all
 
-pytest.importorskip("faiss", reason='searching needs pip install "albef_hf[search]"')
+pytest.importorskip("faiss", reason='searching needs pip install -e ".[search]"')
 
 from albef_hf import feature_store, files, nearest, retrieval
 from albef_hf.nearest import default_factory, find, make_vectors
@@ -207,6 +207,18 @@ def test_lists_of_paths_have_every_file_once(model, processor, album, tmp_path, 
     assert index.search(index.picture(index.keys[1]), k=1)[0].key == index.keys[1]
 
 
+def test_what_yields_pictures_will_do(model, processor, album, pictures, tmp_path):
+    index = PictureIndex.build(model, processor, sorted(album.glob("*.PNG")), tmp_path / "index")
+    again = PictureIndex.build(model, processor, (path for path in album.glob("*.PNG")), tmp_path / "again")
+    assert {*again.keys} == {*index.keys} and again.add(album.glob("2019/*.PNG"), batch_size=np.int64(2)) == 6
+    rows = PictureIndex.build(model, processor, iter(pictures), tmp_path / "rows")
+    assert PictureIndex.load(tmp_path / "rows", model, processor, iter(pictures)).search("red") == rows.search("red")
+    with pytest.raises(ValueError, match="The pictures are a int"):
+        PictureIndex.load(tmp_path / "rows", model, processor, 3)
+    with pytest.raises(ValueError, match="The pictures are a NoneType"):
+        rows.add(None)
+
+
 def test_alike_pictures_are_all_found(model, processor, pictures, tmp_path):
     index = PictureIndex.build(model, processor, [pictures[0], pictures[1], pictures[0]], tmp_path / "index")
     found = index.search("red", k=3)
@@ -259,7 +271,7 @@ def test_names_may_be_anything(model, processor, pictures, tmp_path):
     PictureIndex.build(model, processor, tmp_path / "album", tmp_path / "index")
     index = PictureIndex.load(tmp_path / "index", model, processor)
     assert sorted(keys(index.search("red"))) == sorted(names)
-    assert "&lt;b&gt;&amp;.png" in retrieval._page(index, "<i>red</i>", index.search("red"))
+    assert "&lt;b&gt;&amp;.png" in retrieval._page(index, "<i>red</i>", index.search("red"), 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -285,6 +297,72 @@ def test_pictures_come_and_go(index, model, processor, album, tmp_path):
     assert built.keys == expected
     assert loaded.add([album / "00.PNG"]) == 1 and len(loaded) == 12
     assert loaded.search(noise(0), k=1)[0].similarity == pytest.approx(1, abs=1e-5)
+
+
+def test_pictures_from_elsewhere_are_brought_up_to_date(index, model, processor, album, tmp_path, encoded):
+    places = [tmp_path / f"elsewhere{number}.png" for number in range(3)]
+    for number, place in enumerate(places):
+        noise(20 + number).save(place)
+    index.add(places)
+    noise(30, (50, 50)).save(places[0])
+    content = places[1].read_bytes()
+    places[1].unlink()
+    changes = index.changes()
+    assert (changes.changed, changes.missing) == ([str(places[0])], [str(places[1])])
+    encoded.clear()
+    built = PictureIndex.build(model, processor, album, index.store.folder)
+    assert encoded == [1] and len(built) == 14 and not built.changes()
+    assert built.search(noise(30, (50, 50)), k=1)[0].similarity == pytest.approx(1, abs=1e-5)
+    assert str(places[1]) not in built.keys and built.broken_counts() == {"image_broken": 1, "image_missing": 1}
+    assert f"image_missing 1 (first {places[1]})" in retrieval._told(built)
+    places[1].write_bytes(content)  # as a disk that was not there
+    built = PictureIndex.build(model, processor, album, index.store.folder)
+    assert len(built) == 15 and built.broken_counts() == {"image_broken": 1}
+
+    built.remove([str(places[1])])
+    next(built.store.folder.glob("features_*")).unlink()  # whose keys nobody can read any more
+    mended = PictureIndex.build(model, processor, album, index.store.folder)
+    assert sorted(mended.keys) == sorted(built.keys) and {str(places[0]), str(places[2])} < {*mended.keys}
+
+
+def test_an_index_and_its_pictures_can_be_moved_and_tell_nothing_of_where_they_were(command, album, tmp_path, encoded):
+    (tmp_path / "home").mkdir()
+    command("build", album, "--model", "../model", "--index", "../home/index")
+    for path in (tmp_path / "home" / "index").iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes()
+    for name in ("home", "album", "model"):
+        (tmp_path / "new").mkdir(exist_ok=True)
+        (tmp_path / name).rename(tmp_path / "new" / name)
+    table = command("search", "red", "--index", tmp_path / "new" / "home" / "index")
+    assert len(table.splitlines()) == 11 and "not up to date" not in command.errors
+    told = command("info", "--index", tmp_path / "new" / "home" / "index")
+    assert f"of: {tmp_path / 'new' / 'album'}" in told and f"built with: {tmp_path / 'new' / 'model'}," in told
+
+    (tmp_path / "new" / "album").rename(tmp_path / "new" / "photographs")
+    command("search", "red", "--index", tmp_path / "new" / "home" / "index")
+    assert "the folder has moved: say where it is with --folder, or build" in command.errors
+    (tmp_path / "new" / "other").mkdir()
+    noise(1).save(tmp_path / "new" / "other" / "00.PNG")
+    where = ("--model", tmp_path / "new" / "model", "--index", tmp_path / "new" / "home" / "index")
+    with pytest.raises(SystemExit, match="holds an index of .*album, not of .*other"):
+        command("build", tmp_path / "new" / "other", *where)
+    encoded.clear()
+    (tmp_path / "new" / "model").rename(tmp_path / "new" / "another")
+    where = ("--index", tmp_path / "new" / "home" / "index")
+    folder, model = tmp_path / "new" / "photographs", tmp_path / "new" / "another"
+    assert "12 pictures" in command("build", folder, "--model", model, *where) and not encoded
+    assert "not up to date" not in (command("search", "red", *where) and command.errors)
+
+
+def test_a_folder_that_shares_no_picture_is_not_the_one_that_was_there(index, model, processor, album, tmp_path):
+    (tmp_path / "other").mkdir()
+    noise(60).save(tmp_path / "other" / "60.png")
+    index.add([tmp_path / "other" / "60.png"])  # which is where it was, wherever the folder of the index is
+    album.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="holds an index of .*album, not of .*other"):
+        PictureIndex.build(model, processor, tmp_path / "other", index.store.folder)
+    built = PictureIndex.build(model, processor, tmp_path / "moved", index.store.folder)
+    assert built.keys == index.keys and not built.changes()
 
 
 def test_a_changed_folder_is_noticed_and_brought_up_to_date(index, model, processor, album, said, encoded):
@@ -578,6 +656,13 @@ def test_what_cannot_be_indexed_is_refused(index, model, processor, album, pictu
         (tmp_path / "broken", r"None of the 1 pictures can be read: image_broken 1 \(first a.jpg\)"),
         ([], "list or dataset is empty"),
         ([pictures[0], "a.png"], "Some of the pictures are paths"),
+        (None, "The pictures are a NoneType: give a folder, a datasets.Dataset, or a list"),
+        (3, "The pictures are a int: give a folder"),
+        (pictures[0], "The pictures are a Image: give a folder"),
+        ({"a.png", "b.png"}, "The pictures are a set: give a folder"),
+        (b"a.png", "The pictures are a bytes: give a folder"),
+        (datasets.DatasetDict(train=rows, test=rows), "a DatasetDict: give one of its 'train', 'test'"),
+        (iter(()), "list or dataset is empty"),
         (rows, "no column of pictures, only text"),
     ):
         with pytest.raises(ValueError, match=reason):
@@ -595,8 +680,13 @@ def test_what_cannot_be_indexed_is_refused(index, model, processor, album, pictu
         PictureIndex.load(tmp_path / "texts", model, processor)
     with pytest.raises(ValueError, match="A AlbefModel cannot search: load the model as AlbefForRetrieval"):
         PictureIndex.load(tmp_path / "index", model.albef, processor)
-    with pytest.raises(ValueError, match="faiss does not know the factory 'Magic'.*Examples: Flat"):
-        build(album, factory="Magic")
+    for factory in ("Magic", "LSH", "IMI2x4,Flat", "BFlat"):
+        with pytest.raises(ValueError, match=f"faiss cannot make the factory '{factory}' .*Examples: Flat"):
+            build(album, factory=factory)
+    for factory in ("Flat,IDMap", "IVF2,Flat,RFlat"):
+        with pytest.raises(ValueError, match=f"faiss cannot make '{factory}' of 12 pictures: .*add_with_ids.*'Flat'"):
+            build(album, "index", factory=factory)
+    assert len(PictureIndex.load(tmp_path / "index", model, processor)) == 12
 
 
 def test_queries_are_checked(index, said):
@@ -606,9 +696,14 @@ def test_queries_are_checked(index, said):
     for query in (None, 3, ["red"], b"red"):
         with pytest.raises(ValueError, match="give a text or a PIL picture"):
             index.search(query)
-    for settings in ({"k": 0}, {"k": 2.5}, {"rerank": -1}, {"rerank": None}):
+    for settings in ({"k": 0}, {"k": 2.5}, {"rerank": -1}, {"rerank": None}, {"k": np.int64(0)}, {"k": "3"}):
         with pytest.raises(ValueError, match="it has to be a whole number from"):
             index.search("red", **settings)
+    for weight in (float("nan"), float("inf"), "1", None, torch.ones(2)):
+        with pytest.raises(ValueError, match="itc_weight is .*it has to be a finite number, such as 0 or 1"):
+            index.search("red", itc_weight=weight)
+    counted = index.search("red", k=np.int64(3), rerank=torch.tensor(5), itc_weight=np.float32(0.5))
+    assert counted == index.search("red", k=3, rerank=5, itc_weight=0.5)
     assert not said
     long = "two dogs in the snow " * 500  # more than 10,000 characters
     assert index.search(long) == index.search(" ".join(long.split()[:29]))  # and [CLS]
@@ -711,6 +806,16 @@ def test_the_command(command, album, tmp_path, monkeypatch):
     page = Path("page.html").read_text(encoding="utf-8")
     assert page.count("<li>") == 3 and page.count("data:image/jpeg;base64,") == 3 * (1 + 5)  # a heat map of each word
     assert "<h1>two dogs in the snow</h1>" in page and "http" not in page
+    score, match, cosine = table[1].split()[:3]
+    scores = {"score": score, "match (ITM)": f"{float(match):.1%}", "cosine (ITC)": f"{float(cosine):+.3f}"}
+    shown = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page.split("<li>")[1]))
+    assert shown.keys() == scores.keys() and shown["score"] == score
+    assert all(abs(float(shown[name].rstrip("%")) - float(scores[name].rstrip("%"))) < 0.11 for name in scores)
+    assert "of 12 pictures, by model. Score: logit of a match (ITM)</p>" in page
+    command("search", "red", "--itc-weight", 0.5, "--html", "page.html")
+    assert "Score: logit of a match (ITM) + 0.5 × cosine (ITC)</p>" in Path("page.html").read_text(encoding="utf-8")
+    command("search", "red", "--rerank", 0, "--html", "page.html")
+    assert "Score: cosine (ITC)</p>" in Path("page.html").read_text(encoding="utf-8")
 
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)
@@ -719,7 +824,7 @@ def test_the_command(command, album, tmp_path, monkeypatch):
 
     noise(90).save(album / "new.png")
     assert "not up to date: 1 new (first new.png)" in (command("search", "red") and command.errors)
-    assert command("add", album / "new.png").startswith("1 pictures more. 13 pictures are in")
+    assert command("add", album / "new.png").startswith("1 added. 13 pictures are in")
     assert "not up to date" not in (command("search", "red") and command.errors)
     assert command("remove", "new.png", "00.PNG").startswith("11 pictures are in")
     told = command("info")
@@ -741,7 +846,60 @@ def test_the_command_says_what_is_wrong(command):
             command(*words)
 
 
+def test_the_command_explains_itself(capsys):
+    shown = {}
+    for words in ([], ["build"], ["search"], ["add"], ["remove"], ["info"]):
+        with pytest.raises(SystemExit, match="0"):
+            main([*words, "--help"])
+        shown[" ".join(words)] = " ".join(capsys.readouterr().out.split())
+    assert "python -m albef_hf.retrieval build FOLDER --model you/albef" in shown[""]
+    assert "Find pictures by a text or by a picture." in shown["search"] and "none (128)" in shown["search"]
+    assert not [name for name, text in shown.items() if "None" in text]
+
+
+def test_what_is_wrong_is_told_before_the_model_is_loaded(command, album, monkeypatch):
+    command("build", album, "--model", "../model")
+    monkeypatch.setattr(retrieval, "load_model", lambda *arguments: pytest.fail("the model is loaded"))
+    for words, reason in (
+        (["search", "red", "-k", 0], "k is 0; it has to be a whole number from 1"),
+        (["search", "red", "--rerank", -1], "rerank is -1; it has to be a whole number from 0"),
+        (["search", "red", "--itc-weight", "nan"], "itc_weight is nan; it has to be a finite number"),
+        (["search", "?!"], "has no word in it"),
+        (["search", "--picture", "nowhere.png"], "image_missing: nowhere.png"),
+        (["search", "red", "--html", "pages/page.html"], "there is no folder pages. Give --html a file"),
+        (["search", "red", "--html", album], "is a folder. Give --html a file"),
+        (["build", album, "--model", "../model", "--batch-size", 0], "batch_size is 0"),
+        (["build", "nowhere", "--model", "../model"], "nowhere is not a folder"),
+        (["add", album, "--batch-size", 0], "batch_size is 0"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{reason}"):
+            command(*words)
+
+
+def test_a_picture_that_cannot_be_read_any_more_has_its_place_on_the_page(command, album):
+    command("build", album, "--model", "../model")
+    (album / "00.PNG").write_bytes(b"broken since")
+    for words in (["red"], ["--picture", album / "02.PNG"]):
+        command("search", *words, "--rerank", 0, "-k", 12, "--html", "page.html")
+        page = Path("page.html").read_text(encoding="utf-8")
+        (place,) = [part for part in page.split("<li>") if "This picture cannot be read any more." in part]
+        assert page.count("<li>") == 12 and "<figcaption>00.PNG</figcaption>" in place and "<img" not in place
+        assert "<dt>cosine (ITC)</dt>" in place and str(album) not in page
+
+
+@pytest.mark.parametrize(("words", "goes_on"), [(["build", ".", "--model", "a"], True), (["search", "red"], False)])
+def test_an_interruption_promises_nothing_that_is_untrue(monkeypatch, words, goes_on):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    for name in ("_build", "_search"):
+        monkeypatch.setattr(retrieval, name, interrupted)
+    with pytest.raises(SystemExit) as raised:
+        main(words)
+    assert raised.value.code == ("interrupted; the same command goes on" if goes_on else "interrupted")
+
+
 def test_without_faiss_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ImportError, match=r'pip install "albef_hf\[search\]"'):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[search\]"'):
         runpy.run_path(nearest.__file__)

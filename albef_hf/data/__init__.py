@@ -13,6 +13,7 @@ from .pairs import (
     Issue,
     PairReader,
     load_image,
+    load_upright,
     says_something,
     usable_captions,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Shards",
     "embedded_tokenizer",
     "load_image",
+    "load_upright",
     "mask_tokens",
     "picture_of",
     "pictures_of",

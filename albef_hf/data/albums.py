@@ -5,7 +5,6 @@ file, a digest of what is in a row.
 """
 
 import bisect
-import contextlib
 import hashlib
 import os
 import threading
@@ -13,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.utils import logging
 
-from .pairs import BadSampleError, Issue, load_image
+from .pairs import BadSampleError, Issue, load_upright
 
 logger = logging.get_logger(__name__)
 
@@ -38,7 +37,7 @@ class Files:
     """
 
     def __init__(self, root: str | os.PathLike | None = None):
-        self.root = None if root is None else Path(root).absolute()
+        self.root = None if root is None else Path(os.path.abspath(root))
 
     def keys_of(self, pictures: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Key]:
         """Keys of the pictures in a folder and below, in order, or of a list of files, each once.
@@ -90,7 +89,7 @@ class Files:
         stamp = self.stamp(key)
         if stamp is None:
             raise BadSampleError(Issue.IMAGE_MISSING, str(self.path(key)))
-        return stamp, upright(self.path(key))
+        return stamp, load_upright(self.path(key))
 
     def _key(self, path: Path) -> str:
         path = Path(os.path.normpath(path))
@@ -141,7 +140,7 @@ class Rows:
         """As that of files."""
         with self.lock:
             value = self._value(key)
-            return _stamp_of(value), upright(value)
+            return _stamp_of(value), load_upright(value)
 
     def _value(self, key: Key) -> Any:
         if not self.start <= int(key) < self.end:
@@ -149,18 +148,6 @@ class Rows:
         part = bisect.bisect_right(self.starts, int(key)) - 1
         value = self.parts[part][int(key) - self.starts[part]]
         return value.get("image") if isinstance(value, Mapping) and "image" in value else value
-
-
-def upright(value: Any) -> Image.Image:
-    """A picture as RGB (see `load_image`), turned as its camera says that it was held.
-
-    Raises:
-        BadSampleError: If it is broken.
-    """
-    picture = load_image(value)
-    with contextlib.suppress(Exception):  # EXIF that cannot be understood turns nothing
-        picture = ImageOps.exif_transpose(picture)
-    return picture
 
 
 def _walk(folder: Path) -> Iterator[Path]:

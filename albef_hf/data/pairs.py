@@ -1,5 +1,6 @@
 """Datasets of image-text pairs that survive bad ones: each is skipped, counted by reason and replaced."""
 
+import contextlib
 import enum
 import io
 import os
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from ..processing_albef import clean_caption
 from .augmentation import Augmentation
@@ -81,16 +82,38 @@ def load_image(value: Any, image_root: str | None = None) -> Image.Image:
     Raises:
         BadSampleError: If the file is missing, outside the root, broken, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
-    if isinstance(value, Image.Image):
-        return _to_rgb(value)
-    file = image_file(value, image_root)
+    with _opened(value, image_root) as image:
+        return _to_rgb(image)
+
+
+def load_upright(value: Any, image_root: str | None = None) -> Image.Image:
+    """As `load_image`, turned as the camera says in EXIF that it was held; EXIF that makes no sense turns nothing."""
+    with _opened(value, image_root) as image:
+        if is_turned(image):  # before it is RGB, since not every way to that keeps EXIF
+            with contextlib.suppress(Exception):
+                return _to_rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(image)
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether a picture has to be turned or mirrored, by its EXIF, to be upright."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+    except Exception:  # whatever Pillow makes of garbage
+        return False
+
+
+@contextlib.contextmanager
+def _opened(value: Any, image_root: str | None) -> Iterator[Image.Image]:
+    """A picture as it is in its file; whatever is wrong with it, then or while it is read, is a `BadSampleError`."""
     named = value.get("path") if isinstance(value, Mapping) else value
     name = "encoded" if isinstance(named, bytes) or named is None else named
+    file = None if isinstance(value, Image.Image) else image_file(value, image_root)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                return _to_rgb(image)
+            with contextlib.nullcontext(value) if file is None else Image.open(file) as image:
+                yield image
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise BadSampleError(Issue.IMAGE_MISSING, str(name)) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -101,7 +124,7 @@ def load_image(value: Any, image_root: str | None = None) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise BadSampleError(Issue.IMAGE_BROKEN, "its pixels are floating-point numbers, of which no range is known")
+        raise ValueError("its pixels are floating-point numbers, of which no range is known")
     if image.mode.startswith("I;16") or image.mode == "I":  # convert() would clip everything above 255 to white
         levels = np.asarray(image).astype(np.float64)
         image = Image.fromarray((levels / 257).clip(0, 255).astype(np.uint8))

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..files import written_aside
 from ..processing_albef import encodable
-from .pairs import BadSampleError, image_file, load_image, usable_captions
+from .pairs import BadSampleError, image_file, is_turned, load_image, load_upright, usable_captions
 from .shards import results_of
 
 DROPPED = "dropped.jsonl"
@@ -42,27 +42,27 @@ class PictureEncoder:
         """Encode what `load_image` reads.
 
         Returns:
-            The JPEG, its width and height, and those of the original.
+            The JPEG, its width and height, and those of the original, which may have been turned.
 
         Raises:
             BadSampleError: If the picture cannot be used.
         """
-        original = load_image(value, self.image_root)
-        image = ImageOps.exif_transpose(original) if self.exif_transpose else original
-        turned = image.getexif() != original.getexif()
+        image = (load_upright if self.exif_transpose else load_image)(value, self.image_root)
+        original_size = image.size
         scale = self.short_side / min(image.size)
         if scale < 1:
             size = [max(1, round(side * scale)) for side in image.size]
             image = image.resize(size, Image.Resampling.LANCZOS)
-        elif not turned and not isinstance(value, Image.Image):
+        elif not isinstance(value, Image.Image):
             file = image_file(value, self.image_root)
             content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
             with Image.open(io.BytesIO(content)) as encoded:
-                if encoded.format == "JPEG" and encoded.mode in ("RGB", "L"):
-                    return content, image.size, original.size
+                stays = not (self.exif_transpose and is_turned(encoded))
+                if stays and encoded.format == "JPEG" and encoded.mode in ("RGB", "L"):
+                    return content, image.size, original_size
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=self.quality, exif=b"")
-        return buffer.getvalue(), image.size, original.size
+        return buffer.getvalue(), image.size, original_size
 
 
 class ShardWriter(torch.utils.data.Dataset):
