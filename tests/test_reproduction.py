@@ -179,6 +179,9 @@ def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, c
     results = tmp_path / "out" / "results.jsonl"
     said = reproduce(capsys, "--pretrainings", "full", "--tasks", "--jobs", "2")
     first = results.read_text()
+    metrics = json.loads(first)["metrics"]
+    steps = {name.split("_")[0] for name in metrics}
+    assert steps == {"itc", "reranked", "itm"} and len(metrics) == 18
     assert "1 of 1 runs are to be done" in said and first.count("\n") == 1
     more = ["--pretrainings", "without_contrast", "full", "--tasks", "retrieval"]
     assert "4 of 5 runs are to be done" in reproduce(capsys, *more)

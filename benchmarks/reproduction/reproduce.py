@@ -17,16 +17,19 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import yaml
+from accelerate import Accelerator
 from encoders import SEED as ENCODERS_SEED
 from encoders import save_encoders
 from objectives import PRETRAININGS
 from tqdm.auto import tqdm
 
+from albef_hf import AlbefForPreTraining, AlbefProcessor
+from albef_hf.data import Pictures
 from albef_hf.options import parse_options
 from albef_hf.tasks import find_task
 from albef_hf.training import TrainingOptions, make_accelerator
@@ -34,12 +37,13 @@ from albef_hf.training import TrainingOptions, make_accelerator
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parents[1] / "train"))  # last, since its evaluate.py would hide the library of that name
 
-from pretrain import PretrainingOptions, pretrain  # noqa: E402
+from pretrain import PretrainingOptions, evaluate, load_rows, pretrain  # noqa: E402
 
 # isort: split
 from finetune import finetune  # noqa: E402, which takes its folder out of the path again
 
 TASKS = ("retrieval", "entailment", "nlvr2", "vqa")
+CANDIDATES = 16  # of a query, from contrast, that matching orders
 LAST = [*PRETRAININGS][-1]  # the one that is fine-tuned with distillation too, the paper's last row
 STATE = {"resume": True, "overwrite_output_dir": True}
 
@@ -175,7 +179,7 @@ def work(runs: list[Run], places: Places) -> None:
 
 
 def pretrain_one(run: Run, places: Places) -> dict[str, float]:
-    """The metrics of a pretrained model on its own: every text matched with every picture."""
+    """The metrics of a pretrained model on its own: by contrast, by matching of every pair, and by both steps."""
     way = PRETRAININGS[run.pretraining]
     settings = {
         "output_dir": places.output / run.model,
@@ -187,7 +191,17 @@ def pretrain_one(run: Run, places: Places) -> dict[str, float]:
     }
     options = read_recipe(PretrainingOptions, places.recipe / "pretraining.yaml", settings, way.distilled)
     with accelerator_for(options) as accelerator:
-        return pretrain(options, accelerator, way.head)
+        return pretrain(options, accelerator, way.head) | metrics_of_two_steps(options, accelerator)
+
+
+def metrics_of_two_steps(options: PretrainingOptions, accelerator: Accelerator) -> dict[str, float]:
+    """Recall of a saved model where contrast names candidates and matching orders them, as the paper uses it."""
+    model = AlbefForPreTraining.from_pretrained(options.output_dir).to(accelerator.device)
+    processor = AlbefProcessor.from_pretrained(options.output_dir)
+    _, rows = load_rows(options, model.config.vision_config.image_size, accelerator)
+    held_out = Pictures(rows, options.image_root, most=options.validation_size)
+    metrics = evaluate(replace(options, rerank=CANDIDATES), accelerator, model, processor, held_out)
+    return {name.replace("itm", "reranked"): value for name, value in metrics.items() if name.startswith("itm")}
 
 
 def finetune_one(run: Run, places: Places) -> dict[str, float]:
