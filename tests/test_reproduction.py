@@ -184,7 +184,13 @@ def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, c
     assert steps == {"itc", "reranked", "itm"} and len(metrics) == 18
     assert "1 of 1 runs are to be done" in said and first.count("\n") == 1
     more = ["--pretrainings", "without_contrast", "full", "--tasks", "retrieval"]
+    asked, script = [], sys.modules["reproduce"]
+    evaluate = script.evaluate
+    monkeypatch.setattr(
+        script, "evaluate", lambda options, *rest: asked.append(options.rerank) or evaluate(options, *rest)
+    )
     assert "4 of 5 runs are to be done" in reproduce(capsys, *more)
+    assert asked == [16], "the two steps, of the one pretraining that was left"
     assert results.read_text().startswith(first)
     done = [json.loads(line) for line in results.read_text().splitlines()]
     assert sorted((line["pretraining"], line["task"], line["distilled"]) for line in done) == [

@@ -39,7 +39,9 @@ def test_losses_and_gradients_of_a_pretraining_step(still, batch, alpha, layers)
         torch.testing.assert_close(weight.grad, plain_weights[name].grad, rtol=1e-9, atol=1e-12, msg=name)
 
 
-def test_reranked_scores(still):
+@pytest.mark.parametrize("layers", [1, 2, 3])  # of three, the middle one attends among texts of different lengths
+def test_reranked_scores(still, layers):
+    still.text_config.num_multimodal_layers = layers
     model = AlbefForPreTraining(still).eval()
     size = still.vision_config.image_size
     pictures = torch.randn(5, 3, size, size)
