@@ -10,6 +10,8 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from tqdm.auto import tqdm
 
+from .meters import MATCHING_PRIOR
+
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 LOG_FILE = "log.jsonl"
 CURVES_FILE = "curves.png"
@@ -108,6 +110,8 @@ def plot_curves(log: Path, picture: Path) -> None:
         for name in names:
             points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
             axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else None)
+        if names == ["loss_itm"]:
+            axes.axhline(MATCHING_PRIOR, color="gray", linestyle="--", label="its prior")
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         if len(axes.lines) > 1:
@@ -128,6 +132,7 @@ def _panels(records: list[dict[str, float]]) -> dict[str, list[str]]:
     others = [name for name in metrics if not re.search(r"_r\d+$", name)]
     return {
         "losses": parts or [name for name in ("loss",) if name in trained],
+        "ITM: loss": [name for name in ("loss_itm",) if name in trained],
         "ITC: temperature": [name for name in ("temperature",) if name in trained],
         "ITC: bound on mutual information (nats)": [n for n in ("mutual_information_bound",) if n in trained],
         "distance of the teacher": [name for name in ("teacher_distance",) if name in trained],

@@ -34,7 +34,7 @@ from .data.pairs import Issue
 from .data.sources import SourceOptions
 from .distributed import gather_with_gradient, share_keys
 from .hub import HubPush
-from .meters import FlopCounter, Window, peak_of, relative_distance
+from .meters import MATCHING_PRIOR, FlopCounter, Window, peak_of, relative_distance
 from .model_card import Evaluation, Training, model_card, on_the_hub
 from .modeling_albef import AlbefAlignedModel, AlbefTeacherOutput
 from .momentum import MomentumTeacher
@@ -705,6 +705,8 @@ class MomentumTraining:
         self.log.show(**(shown or {"loss": record["loss"]}), pairs_s=record["pairs_per_second"])
         self.window = Window(device)
         self._watch_skipped()
+        if self.step == self.total_steps:
+            self._watch_matching(record.get("loss_itm", 0.0))
 
     def _state_of_learning(self, info_nce: float | None) -> dict[str, float]:
         """Where the schedules, the temperature, the queue and the teacher are."""
@@ -727,6 +729,15 @@ class MomentumTraining:
                 f"{skipped} of {read} pairs could not be used, more than "
                 f"max_skipped_share={self.options.max_skipped_share:g} allows: mend the data, or raise the share. "
                 f"What was found: {self.issues_found()}."
+            )
+
+    def _watch_matching(self, loss: float) -> None:
+        """Tell at the end of a matching that has learned nothing, which its recalls hide among those of contrast."""
+        if loss > 0.99 * MATCHING_PRIOR:
+            self.log.say(
+                f"matching (ITM) ends where it began: its loss is {loss:.3f}, and {MATCHING_PRIOR:.3f} is that of "
+                "knowing only that one pair in three is right. Reranking by it is hardly better than chance. Train for longer, or start "
+                "from pretrained encoders or a pretrained ALBEF."
             )
 
     def issues_found(self) -> str:

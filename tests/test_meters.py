@@ -5,7 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from albef_hf import MomentumTeacher
-from albef_hf.meters import FlopCounter, peak_of, relative_distance
+from albef_hf.meters import MATCHING_PRIOR, FlopCounter, peak_of, relative_distance
+from albef_hf.modeling_albef import matching_loss
 from albef_hf.run_log import installed_trackers
 
 
@@ -66,3 +67,10 @@ def test_a_tracker_that_is_not_installed_is_asked_for_in_vain(monkeypatch):
     assert installed_trackers(["tensorboard"]) == []
     with pytest.raises(ValueError, match="pip install wandb"):
         installed_trackers(["wandb"])
+
+
+def test_the_prior_of_matching_is_what_one_answer_to_every_pair_costs_at_least():
+    odds = torch.tensor([[2.0, 1.0], [2.1, 1.0], [1.9, 1.0]]).log()  # of no match, of a match
+    losses = [matching_loss(row.expand(12, 2), torch.ones(4, 4)).item() for row in odds]
+    assert losses[0] == pytest.approx(MATCHING_PRIOR, abs=1e-6)
+    assert min(losses[1:]) > losses[0]

@@ -380,6 +380,17 @@ def test_no_readable_pair_is_an_error_before_training_starts(train, photographs)
         train("--train_files", str(photographs / "train.json"), "--image_root", "/absent")
 
 
+def test_a_matching_that_has_learned_nothing_is_told_of(train, capsys, monkeypatch):
+    folder = train()
+    final = [record for record in records_of(folder) if "loss" in record][-1]["loss_itm"]
+    assert final > 0.63
+    assert f"matching (ITM) ends where it began: its loss is {final:.3f}, and 0.637" in capsys.readouterr().out
+    monkeypatch.setattr("albef_hf.training.MATCHING_PRIOR", 1.02 * final)
+    train()
+    assert "ends where it began" not in capsys.readouterr().out
+
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

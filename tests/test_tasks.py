@@ -100,12 +100,13 @@ def test_curves_have_a_panel_for_whatever_a_run_has_logged(tmp_path):
     from albef_hf.run_log import _panels, plot_curves
 
     records = [
-        {"step": 1, "seconds": 0.1, "loss": 2.0, "gradient_norm": 1.0, "learning_rate": 0.1},
+        {"step": 1, "seconds": 0.1, "loss": 2.0, "loss_itm": 0.6, "gradient_norm": 1.0, "learning_rate": 0.1},
         {"step": 1, "seconds": 0.2, "accuracy": 40.0, "accuracy/yes": 30.0, "rows_left_out": 1},
     ]
     panels = {title: names for title, names in _panels(records).items() if names}
     assert panels == {
-        "losses": ["loss"],
+        "losses": ["loss_itm"],
+        "ITM: loss": ["loss_itm"],
         "gradient norm": ["gradient_norm"],
         "learning rate": ["learning_rate"],
         "evaluation (%)": ["accuracy", "accuracy/yes"],
