@@ -736,8 +736,8 @@ class MomentumTraining:
         if loss > 0.99 * MATCHING_PRIOR:
             self.log.say(
                 f"matching (ITM) ends where it began: its loss is {loss:.3f}, and {MATCHING_PRIOR:.3f} is that of "
-                "knowing only that one pair in three is right. Reranking by it is hardly better than chance. Train for longer, or start "
-                "from pretrained encoders or a pretrained ALBEF."
+                "knowing only that one pair in three is right. Reranking by it is hardly better than chance. Train "
+                "for longer, or start from pretrained encoders or a pretrained ALBEF."
             )
 
     def issues_found(self) -> str:
