@@ -390,7 +390,6 @@ def test_a_matching_that_has_learned_nothing_is_told_of(train, capsys, monkeypat
     assert "ends where it began" not in capsys.readouterr().out
 
 
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
