@@ -137,10 +137,16 @@ def test_the_report_pairs_by_seed(report, tmp_path):
     values, hours = report.read_results(results)
     assert hours == pytest.approx(7 * 36 / 3600)
     # 50, 60, 70: standard deviation 10, half width 4.303 * 10 / sqrt(3); differences 1, 2, 3 likewise
-    assert "| MLM + ITM | 60.0 ± 24.8 | 3 |" in report.table(values, 0.4)
-    assert "| ITC + MLM + ITM | +2.0 ± 2.5 |" in report.differences(values, 0.4)  # the fourth seed has no partner
+    shown = report.shown_columns(values, 0.4)
+    assert [(moment, [column.title for column in some]) for moment, some in shown.items()] == [
+        ("after fine-tuning", ["SNLI-VE"])
+    ]
+    (columns,) = shown.values()
+    assert "| MLM + ITM | 60.0 ± 24.8 | 3 |" in report.table(values, 0.4, columns)
+    # The fourth seed has no partner.
+    assert "| ITC + MLM + ITM | MLM + ITM | +2.0 ± 2.5 |" in report.differences(values, 0.4, columns)
     results.write_text(lines(without_contrast={1: 50, 2: 60, 3: 70}, random_negatives={1: 53, 2: 63, 3: 73.1}))
-    assert "**+3.0 ± 0.1**" in report.differences(report.read_results(results)[0], 0.4)
+    assert "**+3.0 ± 0.1**" in report.differences(report.read_results(results)[0], 0.4, columns)
     report.plot(values, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
 
@@ -222,5 +228,6 @@ def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, c
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(results)])
     report.main()
     said = capsys.readouterr().out
-    assert "| Full + MoD downstream |" in said and "### 40% noise" in said
+    assert "| Full + MoD downstream |" in said
+    assert "### 40% noise, before fine-tuning" in said and "### 40% noise, after fine-tuning" in said
     assert results.with_suffix(".png").exists()

@@ -3,8 +3,8 @@
     python benchmarks/reproduction/report.py --results runs/reproduction/results.jsonl
 
 Values are means over seeds with 95 % confidence intervals by Student's t. A second table has what each row adds to the
-one above: differences paired by seed, in bold where the interval excludes zero. With n comparisons, one in twenty is
-bold by chance.
+one above, and distillation to none of it: differences paired by seed, in bold where the interval excludes zero. One in
+twenty comparisons is bold by chance.
 """
 
 import argparse
@@ -61,6 +61,8 @@ ROWS = (
     *(Row(way.title, name) for name, way in PRETRAININGS.items()),
     Row("Full + MoD downstream", [*PRETRAININGS][-1], distilled=True),
 )
+# What is compared: each row with the one above, and all that distillation does in pretraining with none of it.
+PAIRS = (*zip(ROWS, ROWS[1:], strict=False), (ROWS[2], ROWS[4]))
 COLUMNS = (
     Column("TR, ITC", "pretraining", recalls("itc", "text"), untrained="without_contrast"),
     Column("IR, ITC", "pretraining", recalls("itc", "image"), untrained="without_contrast"),
@@ -86,8 +88,9 @@ def main() -> None:
         parser.error(f"there is no {options.results}: run reproduce.py first, or name its result file.")
     values, hours = read_results(options.results)
     for noise in sorted({noise for _, noise, _ in values}):
-        print(f"### {noise:.0%} noise\n\n{table(values, noise)}\n")
-        print(f"What each row adds to the one above:\n\n{differences(values, noise)}\n")
+        for moment, columns in shown_columns(values, noise).items():
+            print(f"### {noise:.0%} noise, {moment}\n\n{table(values, noise, columns)}\n")
+            print(f"What a row adds to another:\n\n{differences(values, noise, columns)}\n")
     print(f"{hours:.2f} hours of one CPU core.")
     plot(values, options.plot or options.results.with_suffix(".png"))
 
@@ -115,14 +118,18 @@ def interval(numbers: list[float]) -> tuple[float, float]:
     return statistics.fmean(numbers), student * statistics.stdev(numbers) / math.sqrt(len(numbers))
 
 
-def shown_columns(values: Values, noise: float) -> list[Column]:
-    """Those for which there is anything."""
-    return [column for column in COLUMNS if any((row, noise, column) in values for row in ROWS)]
+def shown_columns(values: Values, noise: float) -> dict[str, list[Column]]:
+    """Those for which there is anything, of the pretrained models and of the fine-tuned ones."""
+    shown = defaultdict(list)
+    for column in COLUMNS:
+        if any((row, noise, column) in values for row in ROWS):
+            moment = "before fine-tuning" if column.task == "pretraining" else "after fine-tuning"
+            shown[moment].append(column)
+    return shown
 
 
-def table(values: Values, noise: float) -> str:
+def table(values: Values, noise: float, columns: list[Column]) -> str:
     """Means and intervals in the paper's layout."""
-    columns = shown_columns(values, noise)
     lines = [["training tasks", *(column.title for column in columns), "seeds"], ["---"] * (len(columns) + 2)]
     for row in ROWS:
         cells = [values.get((row, noise, column), {}) for column in columns]
@@ -133,11 +140,10 @@ def table(values: Values, noise: float) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def differences(values: Values, noise: float) -> str:
-    """What each row adds to the one above, paired by seed."""
-    columns = shown_columns(values, noise)
-    lines = [["row", *(column.title for column in columns)], ["---"] * (len(columns) + 1)]
-    for above, row in zip(ROWS, ROWS[1:], strict=False):
+def differences(values: Values, noise: float, columns: list[Column]) -> str:
+    """What rows add to others, paired by seed."""
+    lines = [["row", "to", *(column.title for column in columns)], ["---"] * (len(columns) + 2)]
+    for above, row in PAIRS:
         cells = []
         for column in columns:
             before, after = (values.get((one, noise, column), {}) for one in (above, row))
@@ -146,7 +152,7 @@ def differences(values: Values, noise: float) -> str:
             text = as_text(mean, half, "+") if pairs else ""
             cells.append(f"**{text}**" if abs(mean) > half else text)
         if any(cells):
-            lines.append([row.title, *cells])
+            lines.append([row.title, above.title, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
