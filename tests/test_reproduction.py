@@ -137,18 +137,26 @@ def test_the_report_pairs_by_seed(report, tmp_path):
     values, hours = report.read_results(results)
     assert hours == pytest.approx(7 * 36 / 3600)
     # 50, 60, 70: standard deviation 10, half width 4.303 * 10 / sqrt(3); differences 1, 2, 3 likewise
-    shown = report.shown_columns(values, 0.4)
+    shown = report.shown_columns(values[0.4])
     assert [(moment, [column.title for column in some]) for moment, some in shown.items()] == [
         ("after fine-tuning", ["SNLI-VE"])
     ]
     (columns,) = shown.values()
-    assert "| MLM + ITM | 60.0 ± 24.8 | 3 |" in report.table(values, 0.4, columns)
+    assert "| MLM + ITM | 60.0 ± 24.8 | 3 |" in report.table(values[0.4], columns)
     # The fourth seed has no partner.
-    assert "| ITC + MLM + ITM | MLM + ITM | +2.0 ± 2.5 |" in report.differences(values, 0.4, columns)
+    assert "| ITC + MLM + ITM | MLM + ITM | +2.0 ± 2.5 |" in report.differences(values[0.4], columns)
     results.write_text(lines(without_contrast={1: 50, 2: 60, 3: 70}, random_negatives={1: 53, 2: 63, 3: 73.1}))
-    assert "**+3.0 ± 0.1**" in report.differences(report.read_results(results)[0], 0.4, columns)
+    assert "**+3.0 ± 0.1**" in report.differences(report.read_results(results)[0][0.4], columns)
     report.plot(values, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+def test_shares_of_noise_are_averaged_seed_by_seed(report, tmp_path):
+    results = tmp_path / "results.jsonl"
+    noisy = lines(full={1: 50, 2: 60, 3: 70}, hard_negatives={1: 40})
+    results.write_text(noisy + lines(full={1: 70, 2: 70, 4: 10}).replace('"noise": 0.4', '"noise": 0.0'))
+    pooled = report.pool(report.read_results(results)[0])
+    assert [*pooled.values()] == [{1: 60, 2: 65}], "only what both shares have"
 
 
 def test_one_value_has_no_interval(report):

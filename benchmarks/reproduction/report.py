@@ -4,7 +4,7 @@
 
 Values are means over seeds with 95 % confidence intervals by Student's t. A second table has what each row adds to the
 one above, and distillation to none of it: differences paired by seed, in bold where the interval excludes zero. One in
-twenty comparisons is bold by chance.
+twenty comparisons is bold by chance. At the end the same of each seed's mean over all shares of noise.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Row:
     distilled: bool = False
 
 
-Values = dict[tuple[Row, float, Column], dict[int, float]]  # by seed
+Cells = dict[tuple[Row, Column], dict[int, float]]  # by seed
 
 
 def recalls(step: str, way: str) -> tuple[str, ...]:
@@ -87,17 +87,20 @@ def main() -> None:
     if not options.results.exists():
         parser.error(f"there is no {options.results}: run reproduce.py first, or name its result file.")
     values, hours = read_results(options.results)
-    for noise in sorted({noise for _, noise, _ in values}):
-        for moment, columns in shown_columns(values, noise).items():
-            print(f"### {noise:.0%} noise, {moment}\n\n{table(values, noise, columns)}\n")
-            print(f"What a row adds to another:\n\n{differences(values, noise, columns)}\n")
+    sections = {f"{noise:.0%} noise": cells for noise, cells in sorted(values.items())}
+    if len(values) > 1:
+        sections["mean of all shares of noise"] = pool(values)
+    for title, cells in sections.items():
+        for moment, columns in shown_columns(cells).items():
+            print(f"### {title}, {moment}\n\n{table(cells, columns)}\n")
+            print(f"What a row adds to another:\n\n{differences(cells, columns)}\n")
     print(f"{hours:.2f} hours of one CPU core.")
     plot(values, options.plot or options.results.with_suffix(".png"))
 
 
-def read_results(results: Path) -> tuple[Values, float]:
-    """Numbers by row, share of noise, column and seed, and the hours that it took to get them."""
-    values: Values = defaultdict(dict)
+def read_results(results: Path) -> tuple[dict[float, Cells], float]:
+    """Numbers by share of noise, row and column, and seed, and the hours that it took to get them."""
+    values: dict[float, Cells] = defaultdict(lambda: defaultdict(dict))
     lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     for line in lines:
         for row in ROWS:
@@ -106,8 +109,19 @@ def read_results(results: Path) -> tuple[Values, float]:
             for column in COLUMNS:
                 if column.task == line["task"] and column.untrained != row.pretraining:
                     number = statistics.fmean(line["metrics"][name] for name in column.metrics)
-                    values[row, line["noise"], column][line["seed"]] = number
+                    values[line["noise"]][row, column][line["seed"]] = number
     return values, sum(line["cpu_seconds"] for line in lines) / 3600
+
+
+def pool(values: dict[float, Cells]) -> Cells:
+    """Each seed's mean over all shares of noise, which have scenes and weights in common: only seeds are repetitions."""
+    pooled = {}
+    for key in set.intersection(*(set(cells) for cells in values.values())):
+        several = [cells[key] for cells in values.values()]
+        seeds = set.intersection(*map(set, several))
+        if seeds:
+            pooled[key] = {seed: statistics.fmean(by_seed[seed] for by_seed in several) for seed in sorted(seeds)}
+    return pooled
 
 
 def interval(numbers: list[float]) -> tuple[float, float]:
@@ -118,41 +132,41 @@ def interval(numbers: list[float]) -> tuple[float, float]:
     return statistics.fmean(numbers), student * statistics.stdev(numbers) / math.sqrt(len(numbers))
 
 
-def shown_columns(values: Values, noise: float) -> dict[str, list[Column]]:
+def shown_columns(cells: Cells) -> dict[str, list[Column]]:
     """Those for which there is anything, of the pretrained models and of the fine-tuned ones."""
     shown = defaultdict(list)
     for column in COLUMNS:
-        if any((row, noise, column) in values for row in ROWS):
+        if any((row, column) in cells for row in ROWS):
             moment = "before fine-tuning" if column.task == "pretraining" else "after fine-tuning"
             shown[moment].append(column)
     return shown
 
 
-def table(values: Values, noise: float, columns: list[Column]) -> str:
+def table(cells: Cells, columns: list[Column]) -> str:
     """Means and intervals in the paper's layout."""
     lines = [["training tasks", *(column.title for column in columns), "seeds"], ["---"] * (len(columns) + 2)]
     for row in ROWS:
-        cells = [values.get((row, noise, column), {}) for column in columns]
-        if any(cells):
-            counts = sorted({len(cell) for cell in cells if cell})
-            numbers = [as_text(*interval([*cell.values()])) if cell else "" for cell in cells]
+        found = [cells.get((row, column), {}) for column in columns]
+        if any(found):
+            counts = sorted({len(by_seed) for by_seed in found if by_seed})
+            numbers = [as_text(*interval([*by_seed.values()])) if by_seed else "" for by_seed in found]
             lines.append([row.title, *numbers, " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def differences(values: Values, noise: float, columns: list[Column]) -> str:
+def differences(cells: Cells, columns: list[Column]) -> str:
     """What rows add to others, paired by seed."""
     lines = [["row", "to", *(column.title for column in columns)], ["---"] * (len(columns) + 2)]
     for above, row in PAIRS:
-        cells = []
+        texts = []
         for column in columns:
-            before, after = (values.get((one, noise, column), {}) for one in (above, row))
+            before, after = (cells.get((one, column), {}) for one in (above, row))
             pairs = [after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())]
             mean, half = interval(pairs) if pairs else (math.nan, math.nan)
             text = as_text(mean, half, "+") if pairs else ""
-            cells.append(f"**{text}**" if abs(mean) > half else text)
-        if any(cells):
-            lines.append([row.title, above.title, *cells])
+            texts.append(f"**{text}**" if abs(mean) > half else text)
+        if any(texts):
+            lines.append([row.title, above.title, *texts])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -161,27 +175,23 @@ def as_text(mean: float, half: float, sign: str = "") -> str:
     return f"{mean:{sign}.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
 
 
-def plot(values: Values, picture: Path) -> None:
+def plot(values: dict[float, Cells], picture: Path) -> None:
     """Each column against the share of noise, a line for each row; bars are the confidence intervals."""
-    columns = [column for column in COLUMNS if any(key[2] == column for key in values)]
+    columns = [column for column in COLUMNS if any(key[1] == column for cells in values.values() for key in cells)]
     across = min(3, len(columns))
     down = math.ceil(len(columns) / across)
     figure = Figure(figsize=(4.4 * across, 3.4 * down + 0.8), layout="constrained")
     panels = list(figure.subplots(down, across, squeeze=False).flat)
     for axes, column in zip(panels, columns, strict=False):
         for number, row in enumerate(ROWS):
-            found = {
-                noise: [*by_seed.values()]
-                for (of, noise, one), by_seed in values.items()
-                if (of, one) == (row, column)
-            }
-            points = [(noise, *interval(numbers)) for noise, numbers in sorted(found.items())]
+            found = {noise: cells[row, column] for noise, cells in sorted(values.items()) if (row, column) in cells}
+            points = [(noise, *interval([*by_seed.values()])) for noise, by_seed in found.items()]
             if points:
                 noises, means, halves = zip(*points, strict=True)
                 places = [100 * noise + number - (len(ROWS) - 1) / 2 for noise in noises]  # bars side by side
                 bars = [0 if math.isnan(half) else half for half in halves]
                 axes.errorbar(places, means, bars, label=row.title, marker=".", capsize=2, color=f"C{number}")
-        shares = sorted({100 * noise for _, noise, one in values if one == column})
+        shares = sorted(100 * noise for noise, cells in values.items() if any(key[1] == column for key in cells))
         axes.set(title=column.title, xlabel="useless captions (%)", xticks=shares)
         axes.set_xlim(shares[0] - len(ROWS), shares[-1] + len(ROWS))
         axes.grid(alpha=0.3)
