@@ -114,7 +114,10 @@ def read_results(results: Path) -> tuple[dict[float, Cells], float]:
 
 
 def pool(values: dict[float, Cells]) -> Cells:
-    """Each seed's mean over all shares of noise, which have scenes and weights in common: only seeds are repetitions."""
+    """Each seed's mean over all shares of noise.
+
+    The shares have scenes and weights in common, so only seeds count as repetitions.
+    """
     pooled = {}
     for key in set.intersection(*(set(cells) for cells in values.values())):
         several = [cells[key] for cells in values.values()]
