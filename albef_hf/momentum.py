@@ -128,7 +128,7 @@ class MomentumTeacher(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike, student: PreTrainedModel, momentum: float = 0.995
+        cls, name: str | os.PathLike, student: PreTrainedModel, momentum: float = 0.995, queue_size: int = 65536
     ) -> "MomentumTeacher":
         """Read `momentum.safetensors` of a folder or Hub repository.
 
@@ -140,6 +140,7 @@ class MomentumTeacher(nn.Module):
             name: Folder or Hub repository that `save_pretrained` or the converter has written to.
             student: The student from the same place.
             momentum: As in the constructor.
+            queue_size: As in the constructor; for a file without queues, since queues that were saved stay as they are.
 
         Raises:
             ValueError: If the file belongs to another architecture.
@@ -149,7 +150,7 @@ class MomentumTeacher(nn.Module):
         queue = {key.removeprefix("queue."): weights.pop(key) for key in list(weights) if key.startswith("queue.")}
         weights = {key.removeprefix("model."): weight for key, weight in weights.items()}
         rows = len(queue.get("image_features", ()))
-        teacher = cls(student, momentum, rows) if rows else cls(student, momentum)
+        teacher = cls(student, momentum, rows or queue_size)
         try:
             if weights:  # a converted checkpoint may have lost its momentum model, but not its queues
                 teacher._load(student, weights)

@@ -77,7 +77,7 @@ class TrainingOptions:
     )
     share_negatives: bool = option(False, "draw hard negatives from the batches of all processes; off: the paper")
     momentum: float = option(0.995, "share of itself that the teacher keeps at each step")
-    queue_size: int = option(65536, "pairs in the teacher's queue; a saved teacher keeps its own")
+    queue_size: int = option(65536, "pairs in the teacher's queue; one that was saved with the model stays as it is")
     teacher_dropout: bool = option(True, "leave the teacher's dropout on, like the original")
     mixed_precision: str = option("no", "no, bf16 or fp16; `accelerate launch` may set it too")
     attention: str = option("sdpa", "sdpa, eager or flash_attention_2; with bf16 on a CPU, eager is the fastest")

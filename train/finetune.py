@@ -215,7 +215,7 @@ def make_teacher(options: FineTuningOptions, student) -> MomentumTeacher | None:
     if not needed or not hasattr(student, "get_teacher_outputs"):
         return None
     if options.model and cached_file(options.model, MOMENTUM_FILE, _raise_exceptions_for_missing_entries=False):
-        return MomentumTeacher.from_pretrained(options.model, student, options.momentum)
+        return MomentumTeacher.from_pretrained(options.model, student, options.momentum, options.queue_size)
     return MomentumTeacher(student, options.momentum, options.queue_size)
 
 

@@ -211,7 +211,7 @@ def make_model(
 def make_teacher(options: PretrainingOptions, student: AlbefForPreTraining) -> MomentumTeacher:
     """The teacher saved with the model that training goes on from, or a fresh copy of the student."""
     if options.model and cached_file(options.model, MOMENTUM_FILE, _raise_exceptions_for_missing_entries=False):
-        return MomentumTeacher.from_pretrained(options.model, student, options.momentum)
+        return MomentumTeacher.from_pretrained(options.model, student, options.momentum, options.queue_size)
     return MomentumTeacher(student, options.momentum, options.queue_size)
 
 
