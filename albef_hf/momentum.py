@@ -140,7 +140,7 @@ class MomentumTeacher(nn.Module):
             name: Folder or Hub repository that `save_pretrained` or the converter has written to.
             student: The student from the same place.
             momentum: As in the constructor.
-            queue_size: As in the constructor; for a file without queues, since queues that were saved stay as they are.
+            queue_size: As in the constructor, for a file without queues; those that were saved stay as they are.
 
         Raises:
             ValueError: If the file belongs to another architecture.

@@ -735,9 +735,9 @@ class MomentumTraining:
         """Tell at the end of a matching that has learned nothing, which its recalls hide among those of contrast."""
         if loss > 0.99 * MATCHING_PRIOR:
             self.log.say(
-                f"matching (ITM) ends where it began: its loss is {loss:.3f}, and {MATCHING_PRIOR:.3f} is that of "
-                "knowing only that one pair in three is right. Reranking by it is hardly better than chance. Train "
-                "for longer, or start from pretrained encoders or a pretrained ALBEF."
+                f"matching (ITM) ends no better than it began: its loss is {loss:.3f}, and {MATCHING_PRIOR:.3f} is "
+                "that of knowing only that one pair in three is right. Reranking adds little or nothing to contrast. "
+                "Train for longer, or start from a model that knows more."
             )
 
     def issues_found(self) -> str:

@@ -91,6 +91,13 @@ def test_saved_and_loaded_it_is_the_same(model, batch, config, tmp_path):
         MomentumTeacher.from_pretrained(tmp_path, AlbefForPreTraining(config))
 
 
+def test_a_saved_queue_stays_and_where_there_is_none_the_option_counts(model, tmp_path):
+    for saved, wanted, there in ((0, 0, 0), (0, 5, 5), (6, 0, 6), (6, 5, 6)):
+        MomentumTeacher(model, queue_size=saved).save_pretrained(tmp_path)
+        teacher = MomentumTeacher.from_pretrained(tmp_path, model, queue_size=wanted)
+        assert len(teacher.queue.image_features) == len(teacher.queue.ids) == there
+
+
 def test_a_momentum_that_is_no_share_is_refused(model):
     with pytest.raises(ValueError, match="between 0 and 1"):
         MomentumTeacher(model, momentum=1.5)

@@ -159,6 +159,23 @@ def test_shares_of_noise_are_averaged_seed_by_seed(report, tmp_path):
     assert [*pooled.values()] == [{1: 60, 2: 65}], "only what both shares have"
 
 
+def test_the_report_tells_of_distillation_in_all_and_of_reranking(report):
+    column, by_contrast, reranked = report.COLUMNS[8], report.COLUMNS[1], report.COLUMNS[3]
+    cells = {(report.ROWS[2], column): {1: 50, 2: 51}, (report.ROWS[4], column): {1: 52, 2: 53.5}}
+    assert f"| {report.ROWS[4].title} | {report.ROWS[2].title} | +2.2 ± 3.2 |" in report.differences(cells, [column])
+    cells = {(report.ROWS[1], by_contrast): {1: 50, 2: 50, 3: 50}, (report.ROWS[1], reranked): {1: 52, 2: 53, 3: 54}}
+    assert f"| {report.ROWS[1].title} |  | **+3.0 ± 2.5** |" in report.gains(cells)
+
+
+def test_contrast_is_not_judged_where_there_was_none(report, tmp_path):
+    line = {"noise": 0.0, "seed": 1, "task": "pretraining", "distilled": False, "cpu_seconds": 1.0}
+    metrics = {name: 9.0 for column in report.COLUMNS[:6] for name in column.metrics}
+    results = tmp_path / "results.jsonl"
+    results.write_text(json.dumps(line | {"pretraining": "without_contrast", "metrics": metrics}))
+    cells = report.read_results(results)[0][0.0]
+    assert [column.title for _, column in cells] == ["TR, ITM alone", "IR, ITM alone"]
+
+
 def test_one_value_has_no_interval(report):
     mean, half = report.interval([3.0])
     assert mean == 3 and math.isnan(half)
@@ -237,5 +254,8 @@ def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, c
     report.main()
     said = capsys.readouterr().out
     assert "| Full + MoD downstream |" in said
-    assert "### 40% noise, before fine-tuning" in said and "### 40% noise, after fine-tuning" in said
+    assert [line for line in said.splitlines() if line.startswith("#")] == [
+        f"### 40% noise, {part}"
+        for part in ("before fine-tuning", "after fine-tuning", "what reranking adds to contrast")
+    ], "of the one share that there is"
     assert results.with_suffix(".png").exists()

@@ -12,7 +12,7 @@ from original import FIXTURES
 from PIL import Image
 from task_rows import BAD, FILES, REPOSITORY, results_of, small, write
 
-from albef_hf import AlbefProcessor
+from albef_hf import AlbefForPreTraining, AlbefProcessor, MomentumTeacher
 from albef_hf.data import BadSampleError
 from albef_hf.data.scene_tasks import SceneEntailment, SceneExpressions, ScenePairs, SceneQuestions
 from albef_hf.finetuning import load_model
@@ -68,6 +68,17 @@ def test_without_distillation_there_is_no_teacher(run, pretrained, tmp_path):
     assert not (tmp_path / "tuned" / "momentum.safetensors").exists()
     record = json.loads((tmp_path / "tuned" / "log.jsonl").read_text().splitlines()[0])
     assert "alpha" not in record and "mutual_information_bound" not in record
+
+
+def test_without_a_queue_there_are_the_keys_of_the_batch_alone(run, pretrained, tmp_path):
+    """As the recipes for scenes and photographs have it, whose models have come from a pretraining without a queue."""
+    model = AlbefForPreTraining.from_pretrained(pretrained)
+    MomentumTeacher(model, queue_size=0).save_pretrained(pretrained)
+    run("finetune", "--task", "retrieval", *small(pretrained, tmp_path / "tuned"), "--queue_size", "0")
+    record = json.loads((tmp_path / "tuned" / "log.jsonl").read_text().splitlines()[0])
+    assert "queue_age" not in record
+    keys = record["mutual_information_bound"] + record["info_nce"]
+    assert keys == pytest.approx(math.log(6), abs=1e-4), "those of the batch"
 
 
 def test_the_best_is_kept_and_the_last_beside_it(run, pretrained, tmp_path, monkeypatch):

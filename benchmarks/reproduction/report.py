@@ -3,8 +3,9 @@
     python benchmarks/reproduction/report.py --results runs/reproduction/results.jsonl
 
 Values are means over seeds with 95 % confidence intervals by Student's t. A second table has what each row adds to the
-one above, and distillation to none of it: differences paired by seed, in bold where the interval excludes zero. One in
-twenty comparisons is bold by chance. At the end the same of each seed's mean over all shares of noise.
+one above, and distillation to none of it: differences paired by seed, in bold where the interval excludes zero. Where
+there is no effect, one in twenty is bold. A third has what reranking adds to contrast. The last section is of each
+seed's mean over all shares of noise.
 """
 
 import argparse
@@ -94,6 +95,8 @@ def main() -> None:
         for moment, columns in shown_columns(cells).items():
             print(f"### {title}, {moment}\n\n{table(cells, columns)}\n")
             print(f"What a row adds to another:\n\n{differences(cells, columns)}\n")
+        if any((row, COLUMNS[2]) in cells for row in ROWS):
+            print(f"### {title}, what reranking adds to contrast\n\n{gains(cells)}\n")
     print(f"{hours:.2f} hours of one CPU core.")
     plot(values, options.plot or options.results.with_suffix(".png"))
 
@@ -161,21 +164,37 @@ def differences(cells: Cells, columns: list[Column]) -> str:
     """What rows add to others, paired by seed."""
     lines = [["row", "to", *(column.title for column in columns)], ["---"] * (len(columns) + 2)]
     for above, row in PAIRS:
-        texts = []
-        for column in columns:
-            before, after = (cells.get((one, column), {}) for one in (above, row))
-            pairs = [after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())]
-            mean, half = interval(pairs) if pairs else (math.nan, math.nan)
-            text = as_text(mean, half, "+") if pairs else ""
-            texts.append(f"**{text}**" if abs(mean) > half else text)
+        texts = [difference(*(cells.get((one, column), {}) for one in (above, row))) for column in columns]
         if any(texts):
             lines.append([row.title, above.title, *texts])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def gains(cells: Cells) -> str:
+    """What ordering the best candidates by matching adds to ranking them by contrast, paired by seed."""
+    by_contrast, reranked = COLUMNS[:2], COLUMNS[2:4]
+    lines = [["training tasks", *(column.title for column in reranked)], ["---"] * 3]
+    for row in ROWS:
+        pairs = zip(by_contrast, reranked, strict=True)
+        texts = [difference(*(cells.get((row, column), {}) for column in pair)) for pair in pairs]
+        if any(texts):
+            lines.append([row.title, *texts])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def difference(before: dict[int, float], after: dict[int, float]) -> str:
+    """Mean difference of the seeds that both have, bold where its interval excludes zero; empty where none has."""
+    pairs = [after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())]
+    if not pairs:
+        return ""
+    mean, half = interval(pairs)
+    text = as_text(mean, half, "+")
+    return f"**{text}**" if abs(mean) > half > 0 else text
+
+
 def as_text(mean: float, half: float, sign: str = "") -> str:
     """A mean with its interval, or alone."""
-    return f"{mean:{sign}.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+    return f"{mean:{sign}z.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
 
 
 def plot(values: dict[float, Cells], picture: Path) -> None:
