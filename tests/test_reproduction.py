@@ -157,6 +157,15 @@ def test_shares_of_noise_are_averaged_seed_by_seed(report, tmp_path):
     results.write_text(noisy + lines(full={1: 70, 2: 70, 4: 10}).replace('"noise": 0.4', '"noise": 0.0'))
     pooled = report.pool(report.read_results(results)[0])
     assert [*pooled.values()] == [{1: 60, 2: 65}], "only what both shares have"
+    vqa = lines(full={1: 5}).replace("entailment", "vqa")
+    results.write_text(results.read_text() + vqa)
+    assert report.pool(report.read_results(results)[0]) == pooled, "there is one share of it"
+    results.write_text(results.read_text() + (noisy + vqa).replace('"noise": 0.4', '"noise": 0.2'))
+    again = report.pool(report.read_results(results)[0])
+    assert {column.title: by_seed for (_, column), by_seed in again.items()} == {
+        "SNLI-VE": {1: pytest.approx(170 / 3), 2: pytest.approx(190 / 3)},
+        "VQA": {1: 5},
+    }
 
 
 def test_the_report_tells_of_distillation_in_all_and_of_reranking(report):

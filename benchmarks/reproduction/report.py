@@ -117,15 +117,15 @@ def read_results(results: Path) -> tuple[dict[float, Cells], float]:
 
 
 def pool(values: dict[float, Cells]) -> Cells:
-    """Each seed's mean over all shares of noise.
+    """Each seed's mean over all shares of noise at which a column was measured, where there are several.
 
     The shares have scenes and weights in common, so only seeds count as repetitions.
     """
     pooled = {}
-    for key in set.intersection(*(set(cells) for cells in values.values())):
-        several = [cells[key] for cells in values.values()]
+    for key in dict.fromkeys(key for cells in values.values() for key in cells):
+        several = [cells.get(key, {}) for cells in values.values() if any(column == key[1] for _, column in cells)]
         seeds = set.intersection(*map(set, several))
-        if seeds:
+        if seeds and len(several) > 1:
             pooled[key] = {seed: statistics.fmean(by_seed[seed] for by_seed in several) for seed in sorted(seeds)}
     return pooled
 
