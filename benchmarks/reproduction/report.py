@@ -198,7 +198,7 @@ def as_text(mean: float, half: float, sign: str = "") -> str:
 
 
 def plot(values: dict[float, Cells], picture: Path) -> None:
-    """Each column against the share of noise, a line for each row; bars are the confidence intervals."""
+    """Each column against the share of noise: a dot for each seed, a line through the means of each row."""
     columns = [column for column in COLUMNS if any(key[1] == column for cells in values.values() for key in cells)]
     across = min(3, len(columns))
     down = math.ceil(len(columns) / across)
@@ -207,12 +207,11 @@ def plot(values: dict[float, Cells], picture: Path) -> None:
     for axes, column in zip(panels, columns, strict=False):
         for number, row in enumerate(ROWS):
             found = {noise: cells[row, column] for noise, cells in sorted(values.items()) if (row, column) in cells}
-            points = [(noise, *interval([*by_seed.values()])) for noise, by_seed in found.items()]
-            if points:
-                noises, means, halves = zip(*points, strict=True)
-                places = [100 * noise + number - (len(ROWS) - 1) / 2 for noise in noises]  # bars side by side
-                bars = [0 if math.isnan(half) else half for half in halves]
-                axes.errorbar(places, means, bars, label=row.title, marker=".", capsize=2, color=f"C{number}")
+            places = [100 * noise + number - (len(ROWS) - 1) / 2 for noise in found]  # side by side
+            for place, by_seed in zip(places, found.values(), strict=True):
+                axes.plot([place] * len(by_seed), [*by_seed.values()], ".", color=f"C{number}", alpha=0.5)
+            means = [statistics.fmean(by_seed.values()) for by_seed in found.values()]
+            axes.plot(places, means, marker="_", markersize=9, color=f"C{number}", label=row.title if found else None)
         shares = sorted(100 * noise for noise, cells in values.items() if any(key[1] == column for key in cells))
         axes.set(title=column.title, xlabel="useless captions (%)", xticks=shares)
         axes.set_xlim(shares[0] - len(ROWS), shares[-1] + len(ROWS))
