@@ -131,7 +131,7 @@ def lines(**metrics: dict[int, float]) -> str:
     )
 
 
-def test_the_report_pairs_by_seed(report, tmp_path):
+def test_the_report_pairs_by_seed(report, tmp_path, monkeypatch):
     results = tmp_path / "results.jsonl"
     results.write_text(lines(without_contrast={1: 50, 2: 60, 3: 70}, random_negatives={3: 73, 2: 62, 1: 51, 4: 10}))
     values, hours = report.read_results(results)
@@ -147,8 +147,11 @@ def test_the_report_pairs_by_seed(report, tmp_path):
     assert "| ITC + MLM + ITM | MLM + ITM | +2.0 ± 2.5 |" in report.differences(values[0.4], columns)
     results.write_text(lines(without_contrast={1: 50, 2: 60, 3: 70}, random_negatives={1: 53, 2: 63, 3: 73.1}))
     assert "**+3.0 ± 0.1**" in report.differences(report.read_results(results)[0][0.4], columns)
+    drawn = []
+    monkeypatch.setattr(report.Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes[0].lines))
     report.plot(values, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 5000
+    seeds, mean, *others = [[float(y) for y in line.get_ydata()] for line in drawn]
+    assert (seeds, mean) == ([50, 60, 70], [60]) and others == [[73, 62, 51, 10], [49]]
 
 
 def test_shares_of_noise_are_averaged_seed_by_seed(report, tmp_path):

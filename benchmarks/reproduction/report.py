@@ -211,7 +211,8 @@ def plot(values: dict[float, Cells], picture: Path) -> None:
             for place, by_seed in zip(places, found.values(), strict=True):
                 axes.plot([place] * len(by_seed), [*by_seed.values()], ".", color=f"C{number}", alpha=0.5)
             means = [statistics.fmean(by_seed.values()) for by_seed in found.values()]
-            axes.plot(places, means, marker="_", markersize=9, color=f"C{number}", label=row.title if found else None)
+            if found:
+                axes.plot(places, means, marker="_", markersize=9, color=f"C{number}", label=row.title)
         shares = sorted(100 * noise for noise, cells in values.items() if any(key[1] == column for key in cells))
         axes.set(title=column.title, xlabel="useless captions (%)", xticks=shares)
         axes.set_xlim(shares[0] - len(ROWS), shares[-1] + len(ROWS))
