@@ -11,9 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .data.pairs import Issue
 
-# Loss of a matching that knows no more than how many pairs are right, one in three: what ITM starts from.
-MATCHING_PRIOR = math.log(3) - 2 / 3 * math.log(2)
-
 # Dense bfloat16 (V100 and T4: float16) operations per second, in the makers' data sheets, by a part of the name.
 PEAKS = {
     "B200": 2.25e15,

@@ -34,12 +34,12 @@ from .data.pairs import Issue
 from .data.sources import SourceOptions
 from .distributed import gather_with_gradient, share_keys
 from .hub import HubPush
-from .meters import MATCHING_PRIOR, FlopCounter, Window, peak_of, relative_distance
+from .meters import FlopCounter, Window, peak_of, relative_distance
 from .model_card import Evaluation, Training, model_card, on_the_hub
 from .modeling_albef import AlbefAlignedModel, AlbefTeacherOutput
 from .momentum import MomentumTeacher
 from .options import option
-from .run_log import TRACKERS, RunLog, installed_trackers
+from .run_log import MATCHING_PRIOR, TRACKERS, RunLog, installed_trackers
 from .stopping import Stopped, StopRequest, chosen, start_undisturbed
 
 RUN_ID = "run_id"  # file in the folder of a run

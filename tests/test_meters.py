@@ -5,9 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from albef_hf import MomentumTeacher
-from albef_hf.meters import MATCHING_PRIOR, FlopCounter, peak_of, relative_distance
+from albef_hf.meters import FlopCounter, peak_of, relative_distance
 from albef_hf.modeling_albef import matching_loss
-from albef_hf.run_log import installed_trackers
+from albef_hf.run_log import MATCHING_PRIOR, installed_trackers
 
 
 class Product(torch.nn.Module):
