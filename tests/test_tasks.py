@@ -107,16 +107,18 @@ def test_an_interrupted_run_keeps_what_was_learned(run, pretrained, tmp_path, mo
     assert find_task("entailment").head.from_pretrained(tmp_path / "tuned" / "last")
 
 
-def test_curves_have_a_panel_for_whatever_a_run_has_logged(tmp_path):
-    from albef_hf.run_log import _panels, plot_curves
+def test_curves_have_a_panel_for_whatever_a_run_has_logged(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    from albef_hf.run_log import MATCHING_PRIOR, _panels, plot_curves
 
     records = [
-        {"step": 1, "seconds": 0.1, "loss": 2.0, "loss_itm": 0.6, "gradient_norm": 1.0, "learning_rate": 0.1},
+        {"step": 1, "loss": 2.0, "loss_itc": 1.4, "loss_itm": 0.6, "gradient_norm": 1.0, "learning_rate": 0.1},
         {"step": 1, "seconds": 0.2, "accuracy": 40.0, "accuracy/yes": 30.0, "rows_left_out": 1},
     ]
     panels = {title: names for title, names in _panels(records).items() if names}
     assert panels == {
-        "losses": ["loss_itm"],
+        "losses": ["loss_itc", "loss_itm"],
         "ITM: loss": ["loss_itm"],
         "gradient norm": ["gradient_norm"],
         "learning rate": ["learning_rate"],
@@ -125,6 +127,12 @@ def test_curves_have_a_panel_for_whatever_a_run_has_logged(tmp_path):
     (tmp_path / "log.jsonl").write_text("\n".join(json.dumps(record) for record in records))
     plot_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").size[0] > 800
+    drawn = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+        plot_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
+    priors = [axes.get_title() for axes in drawn for line in axes.lines if line.get_ydata()[0] == MATCHING_PRIOR]
+    assert priors == ["ITM: loss"]
     (tmp_path / "log.jsonl").write_text("")
     plot_curves(tmp_path / "log.jsonl", tmp_path / "empty.png")
     assert (tmp_path / "empty.png").exists()
