@@ -211,10 +211,9 @@ def rerank(
         of_texts: Images to score for each text, (texts, k).
 
     Returns:
-        Logits, (images, k) and (texts, k); zero where a picture is not among `pictures`.
+        Logits of (no match, match), (images, k, 2) and (texts, k, 2); zero where a picture is not among `pictures`.
     """
-    image_logits = torch.zeros_like(of_images, dtype=texts.embeds.dtype)
-    text_logits = torch.zeros_like(of_texts, dtype=texts.embeds.dtype)
+    image_logits, text_logits = (texts.embeds.new_zeros(*wanted.shape, 2) for wanted in (of_images, of_texts))
     # Which texts ask for an image: the places of its number in of_texts, which lie side by side once sorted.
     asked, places = of_texts.flatten().sort()
     bounds = torch.searchsorted(asked, torch.arange(len(of_images) + 1, device=asked.device)).tolist()
@@ -222,9 +221,9 @@ def rerank(
         asking = places[bounds[image] : bounds[image + 1]]
         wanted = torch.cat([of_images[image], asking // of_texts.shape[1]])
         numbers, positions = wanted.unique(return_inverse=True)
-        logits = match(model, hidden_states, texts, numbers)[positions, 1].to(image_logits.dtype)
+        logits = match(model, hidden_states, texts, numbers)[positions].to(image_logits.dtype)
         image_logits[image] = logits[: of_images.shape[1]]
-        text_logits.view(-1)[asking] = logits[of_images.shape[1] :]
+        text_logits.view(-1, 2)[asking] = logits[of_images.shape[1] :]
     return image_logits, text_logits
 
 
@@ -255,7 +254,7 @@ class Ranking:
     Args:
         numbers: Of the candidates, (queries, candidates).
         similarities: Cosines, (queries, candidates).
-        logits: Matching logits of the first k, (queries, k).
+        logits: Logits of (no match, match) of the first k, (queries, k, 2).
         positives: Which candidates are right, (queries, candidates).
     """
 
@@ -264,13 +263,22 @@ class Ranking:
     logits: torch.Tensor
     positives: torch.Tensor
 
-    def scores(self, itc_weight: float = 0.0) -> torch.Tensor:
-        """Reranked scores, (queries, k): the matching logit, and the cosine as far as it is wanted."""
-        return self.logits + itc_weight * self.similarities[:, : self.logits.shape[1]]
+    def scores(self, itc_weight: float = 0.0, mismatch_weight: float = 1.0) -> torch.Tensor:
+        """Reranked scores, (queries, k): the log-odds of a match, which order as the paper's probability does.
 
-    def reranked(self, itc_weight: float = 0.0) -> torch.Tensor:
-        """Numbers of the candidates after reranking, best first, (queries, k)."""
-        return self.numbers.gather(1, self.scores(itc_weight).argsort(dim=1, descending=True, stable=True))
+        Args:
+            itc_weight: Of the cosine beside them; 0: the paper.
+            mismatch_weight: Of the logit of no match. The original's `Retrieval.py` orders by the logit of a match
+                alone (0), although the loss sees nothing but the difference of the two (1): what they share may be
+                another for every pair.
+        """
+        no_match, match = self.logits.unbind(-1)
+        return match - mismatch_weight * no_match + itc_weight * self.similarities[:, : match.shape[1]]
+
+    def reranked(self, itc_weight: float = 0.0, mismatch_weight: float = 1.0) -> torch.Tensor:
+        """Numbers of the candidates after reranking, best first, (queries, k); weights as for `scores`."""
+        order = self.scores(itc_weight, mismatch_weight).argsort(dim=1, descending=True, stable=True)
+        return self.numbers.gather(1, order)
 
 
 @dataclass
@@ -280,12 +288,15 @@ class RetrievalScores:
     image_to_text: Ranking
     text_to_image: Ranking
 
-    def metrics(self, itc_weight: float = 0.0) -> dict[str, float]:
-        """Recall at 1, 5 and 10 in percent: `itc_text_r1` (image to text) to `itm_image_r10` (text to image)."""
+    def metrics(self, itc_weight: float = 0.0, mismatch_weight: float = 1.0) -> dict[str, float]:
+        """Recall at 1, 5 and 10 in percent: `itc_text_r1` (image to text) to `itm_image_r10` (text to image).
+
+        Weights as for `Ranking.scores`.
+        """
         metrics = {}
         for step in ("itc", "itm"):
             for way, ranking in (("text", self.image_to_text), ("image", self.text_to_image)):
-                scores = ranking.similarities if step == "itc" else ranking.scores(itc_weight)
+                scores = ranking.similarities if step == "itc" else ranking.scores(itc_weight, mismatch_weight)
                 recalls = recall(scores, ranking.positives[:, : scores.shape[1]])
                 metrics |= {f"{step}_{way}_r{k}": value for k, value in recalls.items()}
         return metrics

@@ -72,8 +72,8 @@ class Hit:
         key: Path, relative to the folder that was indexed, or number of the row.
         similarity: Cosine of the features (ITC).
         match: Probability that picture and text match (ITM); None where that has not been asked.
-        score: What the hits are ordered by: of those that were matched, which come first, the logit of a match as the
-            evaluation takes it, and the cosine as far as it counts; of the others the cosine.
+        score: What the hits are ordered by: of those that were matched, which come first, the log-odds of a match, as
+            in the evaluation, and the cosine as far as it counts; of the others the cosine.
     """
 
     key: Key
@@ -302,7 +302,7 @@ class PictureIndex:
             k: How many to find; all where there are fewer.
             rerank: How many candidates of the highest cosine (ITC) are matched with the text (ITM) and ordered by
                 that; 0: none, the order is that of the cosines, as it always is for a picture.
-            itc_weight: Weight of the cosine beside the matching logit; 0: the paper, 1: BLIP.
+            itc_weight: Weight of the cosine beside the log-odds of a match; 0: the paper.
 
         Returns:
             The best first. Of `k` hits those that are not among the `rerank` candidates follow by their cosines.
@@ -330,9 +330,9 @@ class PictureIndex:
             return list(hits.values())[:k]
         candidates = list(hits)[:rerank]
         matched = []
-        for place, (logit, probability) in self._match(candidates, texts).items():
+        for place, (log_odds, probability) in self._match(candidates, texts).items():
             hit = hits[place]
-            hit.match, hit.score = probability, logit + itc_weight * hit.similarity
+            hit.match, hit.score = probability, log_odds + itc_weight * hit.similarity
             matched.append(hit)
         matched.sort(key=lambda hit: hit.score, reverse=True)
         return (matched + list(hits.values())[len(candidates) :])[:k]
@@ -364,11 +364,11 @@ class PictureIndex:
         return [place for place in places if stamps[place] is not None]
 
     def _match(self, places: list[int], text: TextFeatures) -> dict[int, tuple[float, float]]:
-        """Logit and probability of a match, of those candidates that can be read."""
+        """Log-odds and probability of a match, of those candidates that can be read."""
         scores: dict[int, tuple[float, float]] = {}
         for some, states in self._hidden_states(places):
-            logits = match_pictures(self.model, states, text).float()
-            both = zip(logits[:, 1].tolist(), logits.softmax(1)[:, 1].tolist(), strict=True)
+            log_odds = match_pictures(self.model, states, text).float().diff(dim=1).squeeze(1)
+            both = zip(log_odds.tolist(), log_odds.sigmoid().tolist(), strict=True)
             scores |= zip(some, both, strict=True)
         return scores
 
@@ -844,7 +844,7 @@ def _page(index: PictureIndex, query: str | Image.Image, hits: Sequence[Hit], it
     name = Path(name).name if name and Path(name).is_absolute() else name  # the page may be sent to others
     score = "cosine (ITC)"
     if any(hit.match is not None for hit in hits):
-        score = "logit of a match (ITM)" + (f" + {itc_weight:g} × {score}" if itc_weight else "")
+        score = "log-odds of a match (ITM)" + (f" + {itc_weight:g} × {score}" if itc_weight else "")
     about = f"The best {len(hits)} of {len(index):,} pictures, by {name}. Score: {score}"
     return results_page(query, results(), about, index.model, index.processor)
 
@@ -892,7 +892,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rerank", type=int, default=128, help="best pictures by cosine that are matched; 0: none (%(default)s)"
     )
     search.add_argument(
-        "--itc-weight", type=float, default=0.0, help="weight of the cosine beside the matching logit (%(default)s)"
+        "--itc-weight", type=float, default=0.0, help="weight of the cosine beside the log-odds (%(default)s)"
     )
     search.add_argument("--html", type=Path, help="file to write a page to, with pictures and a heat map of each word")
     search.add_argument("--open", action="store_true", help="show that page in a browser")

@@ -103,7 +103,7 @@ def plain_retrieval(
     attention_mask: torch.Tensor,
     k: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Matching logits of the best k texts of every image and of the best k images of every text.
+    """Log-odds of a match of the best k texts of every image and of the best k images of every text.
 
     As the original's `Retrieval.py`: one query after the other, every text padded to the longest of all.
 
@@ -119,7 +119,7 @@ def plain_retrieval(
     def score(image_numbers: torch.Tensor, text_numbers: torch.Tensor) -> torch.Tensor:
         key_values = fuse.project_images(image_states[image_numbers])
         fused = fuse(text_states[text_numbers], attention_mask[text_numbers], key_values)
-        return model.itm_head(fused.last_hidden_state[:, 0])[:, 1]
+        return model.itm_head(fused.last_hidden_state[:, 0]).diff(dim=1).squeeze(1)
 
     of_images, of_texts = torch.full_like(similarities, -100), torch.full_like(similarities.T, -100)
     for image, row in enumerate(similarities):

@@ -82,7 +82,7 @@ def score_matrices(scores: RetrievalScores) -> list[torch.Tensor]:
     for ranking, other in ((scores.image_to_text, scores.text_to_image), (scores.text_to_image, scores.image_to_text)):
         matrix = torch.full((len(ranking.logits), len(other.logits)), -100.0)
         numbers = ranking.numbers[:, : ranking.logits.shape[1]].cpu()
-        matrices.append(matrix.scatter(1, numbers, ranking.logits.float().cpu()))
+        matrices.append(matrix.scatter(1, numbers, ranking.scores().float().cpu()))
     return matrices
 
 

@@ -200,7 +200,7 @@ class Page:
             by_picture = gr.Button("Search by the picture", elem_id="similar")
         gallery = _gallery("found", allow_preview=False)
         gr.Markdown(
-            "Below each: the probability of a match (ITM), by whose logit they are ordered, and the cosine (ITC). "
+            "Below each: the probability of a match (ITM), by which they are ordered, and the cosine (ITC). "
             "Click one to make it the picture and see the words in it."
         )
         gr.Markdown(

@@ -187,12 +187,13 @@ def test_retrieval_evaluation(tmp_path):
     assert_close(similarities, expected["sims_matrix_i2t"].gather(1, of_images), 1e-9, "similarities")
     pictures = enumerate(images.last_hidden_state.split(1))
     image_logits, text_logits = rerank(model, pictures, features, of_images, of_texts)
-    for ways, numbers, logits in (("i2t", of_images, image_logits), ("t2i", of_texts, text_logits)):
+    image_scores, text_scores = image_logits[..., 1], text_logits[..., 1]  # the original's: of a match alone
+    for ways, numbers, scores in (("i2t", of_images, image_scores), ("t2i", of_texts, text_scores)):
         theirs = expected[f"score_matrix_{ways}"].double()  # kept in float32 there; -100 where not reranked
-        ours = torch.full_like(theirs, -100).scatter(1, numbers, logits)
+        ours = torch.full_like(theirs, -100).scatter(1, numbers, scores)
         assert_close(ours, theirs, 1e-6, ways)
     metrics = expected["itm_eval"]
-    texts_found = recall(image_logits, owner[of_images] == torch.arange(len(of_images))[:, None], (1, 5))
-    images_found = recall(text_logits, of_texts == owner[:, None], (1, 5))
+    texts_found = recall(image_scores, owner[of_images] == torch.arange(len(of_images))[:, None], (1, 5))
+    images_found = recall(text_scores, of_texts == owner[:, None], (1, 5))
     assert texts_found == pytest.approx({1: metrics["txt_r1"], 5: metrics["txt_r5"]}, abs=1e-3)
     assert images_found == pytest.approx({1: metrics["img_r1"], 5: metrics["img_r5"]}, abs=1e-3)

@@ -51,12 +51,13 @@ def test_the_cosine_counts_as_far_as_it_is_wanted():
     ranking = Ranking(
         numbers=torch.tensor([[4, 2, 9]]),
         similarities=torch.tensor([[0.9, 0.5, 0.1]]),
-        logits=torch.tensor([[0.0, 0.3]]),  # the third is not reranked
+        logits=torch.tensor([[[2.0, 2.0], [-1.0, -0.7]]]),  # the third is not reranked
         positives=torch.tensor([[True, False, False]]),
     )
     assert ranking.reranked().tolist() == [[2, 4]]
     assert ranking.reranked(itc_weight=1.0).tolist() == [[4, 2]]
     assert torch.allclose(ranking.scores(itc_weight=2.0), torch.tensor([[1.8, 1.3]]))
+    assert ranking.reranked(0.0, 0.0).tolist() == [[4, 2]]  # the logit of a match alone
 
 
 @pytest.fixture
@@ -64,8 +65,8 @@ def pictures() -> list[Image.Image]:
     return [Image.new("RGB", (40, 30), color) for color in ("red", "green", "blue")]
 
 
-def expected_logit(model, processor, picture, caption) -> float:
-    return model(**processor(images=picture, text=caption, return_tensors="pt")).itm_logits[0, 1].item()
+def expected_logits(model, processor, picture, caption) -> list[float]:
+    return model(**processor(images=picture, text=caption, return_tensors="pt")).itm_logits[0].tolist()
 
 
 def test_matching_scores_are_those_of_the_forward(model, processor, pictures):
@@ -77,11 +78,11 @@ def test_matching_scores_are_those_of_the_forward(model, processor, pictures):
     image_logits, text_logits = rerank(model, encoder.hidden_states(), features, of_images, of_texts)
     for image, numbers in enumerate(of_images.tolist()):
         for place, text in enumerate(numbers):
-            expected = expected_logit(model, processor, pictures[image], texts[text])
-            assert image_logits[image, place].item() == pytest.approx(expected, abs=1e-5)
+            expected = expected_logits(model, processor, pictures[image], texts[text])
+            assert image_logits[image, place].tolist() == pytest.approx(expected, abs=1e-5)
     for text, (image,) in enumerate(of_texts.tolist()):
-        expected = expected_logit(model, processor, pictures[image], texts[text])
-        assert text_logits[text, 0].item() == pytest.approx(expected, abs=1e-5)
+        expected = expected_logits(model, processor, pictures[image], texts[text])
+        assert text_logits[text, 0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_pair_that_both_directions_ask_for_is_scored_once(model, processor, pictures, monkeypatch):

@@ -116,7 +116,7 @@ def test_the_probability_is_that_of_the_model(model, processor, index):
     with torch.no_grad():
         logits = model(**inputs).itm_logits
     assert hit.match == pytest.approx(logits.softmax(-1)[0, 1].item(), abs=1e-5)
-    assert hit.score == pytest.approx(logits[0, 1].item(), abs=1e-5)
+    assert hit.score == pytest.approx((logits[0, 1] - logits[0, 0]).item(), abs=1e-5)
 
 
 def test_hits_that_are_not_matched_follow(index):
@@ -811,9 +811,9 @@ def test_the_command(command, album, tmp_path, monkeypatch):
     shown = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page.split("<li>")[1]))
     assert shown.keys() == scores.keys() and shown["score"] == score
     assert all(abs(float(shown[name].rstrip("%")) - float(scores[name].rstrip("%"))) < 0.11 for name in scores)
-    assert "of 12 pictures, by model. Score: logit of a match (ITM)</p>" in page
+    assert "of 12 pictures, by model. Score: log-odds of a match (ITM)</p>" in page
     command("search", "red", "--itc-weight", 0.5, "--html", "page.html")
-    assert "Score: logit of a match (ITM) + 0.5 × cosine (ITC)</p>" in Path("page.html").read_text(encoding="utf-8")
+    assert "Score: log-odds of a match (ITM) + 0.5 × cosine (ITC)</p>" in Path("page.html").read_text(encoding="utf-8")
     command("search", "red", "--rerank", 0, "--html", "page.html")
     assert "Score: cosine (ITC)</p>" in Path("page.html").read_text(encoding="utf-8")
 

@@ -36,7 +36,10 @@ class RetrievalOptions(
     """The paper's settings for Flickr30k (COCO: 5 epochs, 256 candidates)."""
 
     rerank: int = option(128, "candidates of each query that are reranked by matching")
-    itc_weight: float = option(0.0, "weight of the cosine beside the matching logit; 0: the paper, 1: BLIP")
+    itc_weight: float = option(0.0, "weight of the cosine beside the matching score; 0: the paper")
+    mismatch_weight: float = option(
+        1.0, "of the logit of no match in it; 1: log-odds, 0: the logit of a match alone, as the original's code"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,19 +128,19 @@ class Retrieval(PairTask):
             self.clean(text, issues, limit)
         self.findings = Findings(pictures.bad_rows, len(issues))
         self.refuse_nothing(pictures)
-        options, weight = self.options, self.options.itc_weight
+        options, weights = self.options, (self.options.itc_weight, self.options.mismatch_weight)
         share = (accelerator.process_index, accelerator.num_processes)
         queries = (pictures, pictures.captions, options.rerank, options.eval_batch_size)
         with accelerator.autocast():
             scores = score_all(model, self.processor, *queries, share, accelerator.reduce)
-        metrics = scores.metrics(weight)
+        metrics = scores.metrics(*weights)
         for step in ("itc", "itm"):
             for way in ("text", "image"):
                 metrics[f"{step}_{way}_r_mean"] = fmean(metrics[f"{step}_{way}_r{k}"] for k in RANKS)
             metrics[f"{step}_r_mean"] = fmean(metrics[f"{step}_{way}_r_mean"] for way in ("text", "image"))
         texts = [text for several in pictures.captions for text in several]
-        best_texts = scores.image_to_text.reranked(weight)[:, :SHOWN].tolist()
-        best_images = scores.text_to_image.reranked(weight)[:, :SHOWN].tolist()
+        best_texts = scores.image_to_text.reranked(*weights)[:, :SHOWN].tolist()
+        best_images = scores.text_to_image.reranked(*weights)[:, :SHOWN].tolist()
         predictions = [
             {"image": i, "row": pictures.numbers[i], "texts": [texts[j] for j in found]}
             for i, found in enumerate(best_texts)
