@@ -176,16 +176,19 @@ def test_the_report_tells_of_distillation_in_all_and_of_reranking(report):
     cells = {(report.ROWS[2], column): {1: 50, 2: 51}, (report.ROWS[4], column): {1: 52, 2: 53.5}}
     assert f"| {report.ROWS[4].title} | {report.ROWS[2].title} | +2.2 ± 3.2 |" in report.differences(cells, [column])
     cells = {(report.ROWS[1], by_contrast): {1: 50, 2: 50, 3: 50}, (report.ROWS[1], reranked): {1: 52, 2: 53, 3: 54}}
-    assert f"| {report.ROWS[1].title} |  | **+3.0 ± 2.5** |" in report.gains(cells)
+    assert f"| {report.ROWS[1].title} |  | **+3.0 ± 2.5** |" in report.gains(
+        cells, report.COLUMNS[:2], report.RERANKED
+    )
 
 
 def test_contrast_is_not_judged_where_there_was_none(report, tmp_path):
     line = {"noise": 0.0, "seed": 1, "task": "pretraining", "distilled": False, "cpu_seconds": 1.0}
-    metrics = {name: 9.0 for column in report.COLUMNS[:6] for name in column.metrics}
+    metrics = {name: 9.0 for column in report.MEASURED if column.task == "pretraining" for name in column.metrics}
     results = tmp_path / "results.jsonl"
     results.write_text(json.dumps(line | {"pretraining": "without_contrast", "metrics": metrics}))
     cells = report.read_results(results)[0][0.0]
-    assert [column.title for _, column in cells] == ["TR, ITM alone", "IR, ITM alone"]
+    assert [column.title for _, column in cells] == ["TR, ITM alone", "IR, ITM alone"] * 2
+    assert {column for _, column in cells} == {*report.EVERY_PAIR, *report.EVERY_PAIR_BY_LOGIT}
 
 
 def test_one_value_has_no_interval(report):
@@ -223,17 +226,21 @@ def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, c
     said = reproduce(capsys, "--pretrainings", "full", "--tasks", "--jobs", "2")
     first = results.read_text()
     metrics = json.loads(first)["metrics"]
-    steps = {name.split("_")[0] for name in metrics}
-    assert steps == {"itc", "reranked", "itm"} and len(metrics) == 18
+    ways = {name.removesuffix(f"_{way}_r{k}") for name in metrics for way in ("text", "image") for k in (1, 5, 10)}
+    ways -= {*metrics}
+    assert ways == {"itc", "reranked", "itm", "reranked_by_logit", "itm_by_logit"} and len(metrics) == 30
+    for by_logit in ("", "_by_logit"):  # of ten pictures, 16 candidates are all
+        for k in (1, 5, 10):
+            assert metrics[f"itm{by_logit}_image_r{k}"] == metrics[f"reranked{by_logit}_image_r{k}"]
     assert "1 of 1 runs are to be done" in said and first.count("\n") == 1
     more = ["--pretrainings", "without_contrast", "full", "--tasks", "retrieval"]
-    asked, script = [], sys.modules["reproduce"]
-    evaluate = script.evaluate
+    candidates, script = [], sys.modules["reproduce"]
+    kept = script.RetrievalScores
     monkeypatch.setattr(
-        script, "evaluate", lambda options, *rest: asked.append(options.rerank) or evaluate(options, *rest)
+        script, "RetrievalScores", lambda *ways: candidates.append([w.logits.shape[1] for w in ways]) or kept(*ways)
     )
     assert "4 of 5 runs are to be done" in reproduce(capsys, *more)
-    assert asked == [16], "the two steps, of the one pretraining that was left"
+    assert candidates == [[16, 10]], "the two steps, of the one pretraining that was left"
     assert results.read_text().startswith(first)
     done = [json.loads(line) for line in results.read_text().splitlines()]
     assert sorted((line["pretraining"], line["task"], line["distilled"]) for line in done) == [
@@ -268,6 +275,11 @@ def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, c
     assert "| Full + MoD downstream |" in said
     assert [line for line in said.splitlines() if line.startswith("#")] == [
         f"### 40% noise, {part}"
-        for part in ("before fine-tuning", "after fine-tuning", "what reranking adds to contrast")
+        for part in (
+            "before fine-tuning",
+            "after fine-tuning",
+            "what reranking adds to contrast",
+            "what the log-odds of a match add to its logit",
+        )
     ], "of the one share that there is"
     assert results.with_suffix(".png").exists()

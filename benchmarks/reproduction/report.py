@@ -4,8 +4,8 @@
 
 Values are means over seeds with 95 % confidence intervals by Student's t. A second table has what each row adds to the
 one above, and distillation to none of it: differences paired by seed, in bold where the interval excludes zero. Where
-there is no effect, one in twenty is bold. A third has what reranking adds to contrast. The last section is of each
-seed's mean over all shares of noise.
+there is no effect, one in twenty is bold. A third has what reranking adds to contrast, a fourth what the log-odds of a
+match add where its logit alone would order. The last section is of each seed's mean over all shares of noise.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -77,6 +77,16 @@ COLUMNS = (
     Column("NLVR2", "nlvr2", ("accuracy",)),
     Column("VQA", "vqa", ("accuracy",)),
 )
+RERANKED, EVERY_PAIR = COLUMNS[2:4], COLUMNS[4:6]
+# The same by the logit of a match alone, as the original's code orders.
+RERANKED_BY_LOGIT, EVERY_PAIR_BY_LOGIT = (
+    tuple(
+        replace(column, metrics=tuple(name.replace(step, f"{step}_by_logit") for name in column.metrics))
+        for column in columns
+    )
+    for step, columns in (("reranked", RERANKED), ("itm", EVERY_PAIR))
+)
+MEASURED = (*COLUMNS, *RERANKED_BY_LOGIT, *EVERY_PAIR_BY_LOGIT)
 
 
 def main() -> None:
@@ -95,8 +105,10 @@ def main() -> None:
         for moment, columns in shown_columns(cells).items():
             print(f"### {title}, {moment}\n\n{table(cells, columns)}\n")
             print(f"What a row adds to another:\n\n{differences(cells, columns)}\n")
-        if any((row, COLUMNS[2]) in cells for row in ROWS):
-            print(f"### {title}, what reranking adds to contrast\n\n{gains(cells)}\n")
+        if any((row, EVERY_PAIR[0]) in cells for row in ROWS):
+            print(f"### {title}, what reranking adds to contrast\n\n{gains(cells, COLUMNS[:2], RERANKED)}\n")
+            by_logit, by_odds = (*RERANKED_BY_LOGIT, *EVERY_PAIR_BY_LOGIT), (*RERANKED, *EVERY_PAIR)
+            print(f"### {title}, what the log-odds of a match add to its logit\n\n{gains(cells, by_logit, by_odds)}\n")
     print(f"{hours:.2f} hours of one CPU core.")
     plot(values, options.plot or options.results.with_suffix(".png"))
 
@@ -109,7 +121,7 @@ def read_results(results: Path) -> tuple[dict[float, Cells], float]:
         for row in ROWS:
             if (row.pretraining, row.distilled) != (line["pretraining"], line["distilled"]):
                 continue
-            for column in COLUMNS:
+            for column in MEASURED:
                 if column.task == line["task"] and column.untrained != row.pretraining:
                     number = statistics.fmean(line["metrics"][name] for name in column.metrics)
                     values[line["noise"]][row, column][line["seed"]] = number
@@ -170,12 +182,11 @@ def differences(cells: Cells, columns: list[Column]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def gains(cells: Cells) -> str:
-    """What ordering the best candidates by matching adds to ranking them by contrast, paired by seed."""
-    by_contrast, reranked = COLUMNS[:2], COLUMNS[2:4]
-    lines = [["training tasks", *(column.title for column in reranked)], ["---"] * 3]
+def gains(cells: Cells, before: tuple[Column, ...], after: tuple[Column, ...]) -> str:
+    """What some columns have more than others of the same models, paired by seed."""
+    lines = [["training tasks", *(column.title for column in after)], ["---"] * (len(after) + 1)]
     for row in ROWS:
-        pairs = zip(by_contrast, reranked, strict=True)
+        pairs = zip(before, after, strict=True)
         texts = [difference(*(cells.get((row, column), {}) for column in pair)) for pair in pairs]
         if any(texts):
             lines.append([row.title, *texts])

@@ -31,13 +31,14 @@ from tqdm.auto import tqdm
 from albef_hf import AlbefForPreTraining, AlbefProcessor
 from albef_hf.data import Pictures
 from albef_hf.options import parse_options
+from albef_hf.ranking import RetrievalScores, score_all
 from albef_hf.tasks import find_task
 from albef_hf.training import TrainingOptions, make_accelerator
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parents[1] / "train"))  # last, since its evaluate.py would hide the library of that name
 
-from pretrain import PretrainingOptions, evaluate, load_rows, pretrain  # noqa: E402
+from pretrain import PretrainingOptions, load_rows, pretrain  # noqa: E402
 
 # isort: split
 from finetune import finetune  # noqa: E402, which takes its folder out of the path again
@@ -191,17 +192,32 @@ def pretrain_one(run: Run, places: Places) -> dict[str, float]:
     }
     options = read_recipe(PretrainingOptions, places.recipe / "pretraining.yaml", settings, way.distilled)
     with accelerator_for(options) as accelerator:
-        return pretrain(options, accelerator, way.head) | metrics_of_two_steps(options, accelerator)
+        return pretrain(options, accelerator, way.head) | more_metrics(options, accelerator)
 
 
-def metrics_of_two_steps(options: PretrainingOptions, accelerator: Accelerator) -> dict[str, float]:
-    """Recall of a saved model where contrast names candidates and matching orders them, as the paper uses it."""
+def more_metrics(options: PretrainingOptions, accelerator: Accelerator) -> dict[str, float]:
+    """Recall of a saved model where contrast names candidates and matching orders them, as the paper uses it.
+
+    Also by the logit of a match alone, as the original's `Retrieval.py` orders: of the candidates, and of every pair.
+    """
     model = AlbefForPreTraining.from_pretrained(options.output_dir).to(accelerator.device)
     processor = AlbefProcessor.from_pretrained(options.output_dir)
     _, rows = load_rows(options, model.config.vision_config.image_size, accelerator)
     held_out = Pictures(rows, options.image_root, most=options.validation_size)
-    metrics = evaluate(replace(options, rerank=CANDIDATES), accelerator, model, processor, held_out)
-    return {name.replace("itm", "reranked"): value for name, value in metrics.items() if name.startswith("itm")}
+    every = score_all(model, processor, held_out, held_out.captions, options.rerank)
+    ways = every.image_to_text, every.text_to_image
+    best = RetrievalScores(*(replace(way, logits=way.logits[:, :CANDIDATES]) for way in ways))
+    recalls = {
+        "reranked": best.metrics(),
+        "reranked_by_logit": best.metrics(mismatch_weight=0),
+        "itm_by_logit": every.metrics(mismatch_weight=0),
+    }
+    return {
+        name.replace("itm", how): value
+        for how, metrics in recalls.items()
+        for name, value in metrics.items()
+        if name.startswith("itm")
+    }
 
 
 def finetune_one(run: Run, places: Places) -> dict[str, float]:
