@@ -77,16 +77,27 @@ COLUMNS = (
     Column("NLVR2", "nlvr2", ("accuracy",)),
     Column("VQA", "vqa", ("accuracy",)),
 )
-RERANKED, EVERY_PAIR = COLUMNS[2:4], COLUMNS[4:6]
-# The same by the logit of a match alone, as the original's code orders.
-RERANKED_BY_LOGIT, EVERY_PAIR_BY_LOGIT = (
-    tuple(
-        replace(column, metrics=tuple(name.replace(step, f"{step}_by_logit") for name in column.metrics))
+CONTRAST, RERANKED, EVERY_PAIR = COLUMNS[:2], COLUMNS[2:4], COLUMNS[4:6]
+
+
+def variants(columns: tuple[Column, ...], step: str, how: str, title: str) -> tuple[Column, ...]:
+    """The same columns, measured in another way."""
+    return tuple(
+        replace(
+            column,
+            title=column.title.replace(",", title),
+            metrics=tuple(name.replace(step, f"{step}_{how}") for name in column.metrics),
+        )
         for column in columns
     )
-    for step, columns in (("reranked", RERANKED), ("itm", EVERY_PAIR))
-)
-MEASURED = (*COLUMNS, *RERANKED_BY_LOGIT, *EVERY_PAIR_BY_LOGIT)
+
+
+# The logit of a match alone is what the original's code orders by.
+RERANKED_BY_LOGIT = variants(RERANKED, "reranked", "by_logit", ",")
+EVERY_PAIR_BY_LOGIT = variants(EVERY_PAIR, "itm", "by_logit", ",")
+CONTRAST_OF_MANY = variants(CONTRAST, "itc", "of_many", " among ten times as many,")
+RERANKED_OF_MANY = variants(RERANKED, "reranked", "of_many", " among ten times as many,")
+MEASURED = (*COLUMNS, *RERANKED_BY_LOGIT, *EVERY_PAIR_BY_LOGIT, *CONTRAST_OF_MANY, *RERANKED_OF_MANY)
 
 
 def main() -> None:
@@ -106,9 +117,10 @@ def main() -> None:
             print(f"### {title}, {moment}\n\n{table(cells, columns)}\n")
             print(f"What a row adds to another:\n\n{differences(cells, columns)}\n")
         if any((row, EVERY_PAIR[0]) in cells for row in ROWS):
-            print(f"### {title}, what reranking adds to contrast\n\n{gains(cells, COLUMNS[:2], RERANKED)}\n")
-            by_logit, by_odds = (*RERANKED_BY_LOGIT, *EVERY_PAIR_BY_LOGIT), (*RERANKED, *EVERY_PAIR)
-            print(f"### {title}, what the log-odds of a match add to its logit\n\n{gains(cells, by_logit, by_odds)}\n")
+            before, after = (*CONTRAST, *CONTRAST_OF_MANY), (*RERANKED, *RERANKED_OF_MANY)
+            print(f"### {title}, what reranking adds to contrast\n\n{gains(cells, before, after)}\n")
+            before, after = (*RERANKED_BY_LOGIT, *EVERY_PAIR_BY_LOGIT), (*RERANKED, *EVERY_PAIR)
+            print(f"### {title}, what the log-odds of a match add to its logit\n\n{gains(cells, before, after)}\n")
     print(f"{hours:.2f} hours of one CPU core.")
     plot(values, options.plot or options.results.with_suffix(".png"))
 

@@ -45,6 +45,7 @@ from finetune import finetune  # noqa: E402, which takes its folder out of the p
 
 TASKS = ("retrieval", "entailment", "nlvr2", "vqa")
 CANDIDATES = 16  # of a query, from contrast, that matching orders
+MORE_PICTURES = 10  # times those that training is evaluated on, to see what reranking adds
 LAST = [*PRETRAININGS][-1]  # the one that is fine-tuned with distillation too, the paper's last row
 STATE = {"resume": True, "overwrite_output_dir": True}
 
@@ -198,26 +199,35 @@ def pretrain_one(run: Run, places: Places) -> dict[str, float]:
 def more_metrics(options: PretrainingOptions, accelerator: Accelerator) -> dict[str, float]:
     """Recall of a saved model where contrast names candidates and matching orders them, as the paper uses it.
 
-    Also by the logit of a match alone, as the original's `Retrieval.py` orders: of the candidates, and of every pair.
+    Also by the logit of a match alone, as the original's `Retrieval.py` orders, and both steps among more pictures,
+    where chance has less part in what the second adds.
     """
+    every = scores_of(options, accelerator)
+    ways = every.image_to_text, every.text_to_image
+    best = RetrievalScores(*(replace(way, logits=way.logits[:, :CANDIDATES]) for way in ways))
+    many = replace(options, validation_size=MORE_PICTURES * options.validation_size, rerank=CANDIDATES)
+    among_many = scores_of(many, accelerator).metrics()
+    return {
+        **renamed(best.metrics(), "itm", "reranked"),
+        **renamed(best.metrics(mismatch_weight=0), "itm", "reranked_by_logit"),
+        **renamed(every.metrics(mismatch_weight=0), "itm", "itm_by_logit"),
+        **renamed(among_many, "itc", "itc_of_many"),
+        **renamed(among_many, "itm", "reranked_of_many"),
+    }
+
+
+def scores_of(options: PretrainingOptions, accelerator: Accelerator) -> RetrievalScores:
+    """All scores of a saved model."""
     model = AlbefForPreTraining.from_pretrained(options.output_dir).to(accelerator.device)
     processor = AlbefProcessor.from_pretrained(options.output_dir)
     _, rows = load_rows(options, model.config.vision_config.image_size, accelerator)
-    held_out = Pictures(rows, options.image_root, most=options.validation_size)
-    every = score_all(model, processor, held_out, held_out.captions, options.rerank)
-    ways = every.image_to_text, every.text_to_image
-    best = RetrievalScores(*(replace(way, logits=way.logits[:, :CANDIDATES]) for way in ways))
-    recalls = {
-        "reranked": best.metrics(),
-        "reranked_by_logit": best.metrics(mismatch_weight=0),
-        "itm_by_logit": every.metrics(mismatch_weight=0),
-    }
-    return {
-        name.replace("itm", how): value
-        for how, metrics in recalls.items()
-        for name, value in metrics.items()
-        if name.startswith("itm")
-    }
+    pictures = Pictures(rows, options.image_root, most=options.validation_size)
+    return score_all(model, processor, pictures, pictures.captions, options.rerank)
+
+
+def renamed(metrics: dict[str, float], step: str, name: str) -> dict[str, float]:
+    """The metrics of a step, by another name of it."""
+    return {key.replace(step, name, 1): value for key, value in metrics.items() if key.startswith(step)}
 
 
 def finetune_one(run: Run, places: Places) -> dict[str, float]:
