@@ -1243,7 +1243,7 @@ def _teacher_logits(teacher_outputs: AlbefTeacherOutput | None) -> torch.Tensor 
 
 @torch.no_grad()
 def sample_hard_negatives(
-    logits_per_image: torch.Tensor, logits_per_text: torch.Tensor, candidates: torch.Tensor
+    logits_per_image: torch.Tensor, logits_per_text: torch.Tensor, candidates: torch.Tensor, hardness: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw a hard negative for every text and every image, likelier the more similar it is (section 3.2 of the paper).
 
@@ -1252,6 +1252,7 @@ def sample_hard_negatives(
             those of other processes, if they are to be drawn too.
         logits_per_text: Texts of the batch against all images, (batch, all).
         candidates: Whether image i and text j, and text i and image j, may serve as a negative pair, (batch, all).
+        hardness: Power of the distribution that they are drawn from; 1: the paper, 0: all alike.
 
     Returns:
         Index of an image for each text and of a text for each image, each (batch,); any, where there is no candidate,
@@ -1269,7 +1270,7 @@ def sample_hard_negatives(
     def draw(logits: torch.Tensor) -> torch.Tensor:
         # At a small temperature every candidate may underflow to zero; the floor turns that into a uniform draw. So do
         # logits that are not a number: the loss will say so, where an error here would only stop one process.
-        weights = logits.softmax(-1).nan_to_num(0).clamp_min(1e-30)
+        weights = (hardness * logits).softmax(-1).nan_to_num(0).clamp_min(1e-30)
         weights = weights.masked_fill(~candidates & candidates.any(1, keepdim=True), 0)
         return torch.multinomial(weights, 1).squeeze(-1)
 
@@ -1433,13 +1434,14 @@ class AlbefAlignedModel(AlbefPreTrainedModel):
         logits: tuple[torch.Tensor, torch.Tensor],
         others_pairs: torch.Tensor,
         gather: Gather | None,
+        negative_hardness: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Matching loss and its logits, (3 batch, 2), of the pairs and of hard negatives.
 
         Two texts read each picture, its own and a wrong one, and share its keys and values; then each text reads a
         wrong picture.
         """
-        image_for_text, text_for_image = sample_hard_negatives(*logits, others_pairs)
+        image_for_text, text_for_image = sample_hard_negatives(*logits, others_pairs, negative_hardness)
         if gather is None:
             wrong_images = select_key_values(image_key_values, image_for_text)
         else:  # of the others' pictures, only those that were drawn are worth projecting
@@ -1510,6 +1512,7 @@ class AlbefForPreTraining(AlbefAlignedModel):
         teacher_outputs: AlbefTeacherOutput | None = None,
         alpha: float = 0.0,
         gather: Gather | None = None,
+        negative_hardness: float = 1.0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForPreTrainingOutput:
         """The pretraining losses where `labels` are given (equation 8 of the paper), else predictions.
@@ -1524,6 +1527,8 @@ class AlbefForPreTraining(AlbefAlignedModel):
             alpha: Share of the teacher in the targets of ITC and MLM; the paper ramps it from 0 to 0.4.
             gather: Brings together what the processes of a distributed training have, such as
                 `albef_hf.distributed.gather_with_gradient`; then hard negatives are drawn from all of them.
+            negative_hardness: Power of the contrast's distribution that negatives are drawn from; 1: the paper, 0: any
+                wrong pair alike.
 
         Raises:
             ValueError: If `labels` come without `mlm_input_ids`, or with a batch of one pair.
@@ -1540,7 +1545,7 @@ class AlbefForPreTraining(AlbefAlignedModel):
         others_pairs = own[:, None] != torch.arange(logits[0].shape[1], device=own.device)
         image_key_values = self.albef.multimodal_model.project_images(images)
         pairs = images, image_key_values, texts, attention_mask
-        loss_itm, itm_logits = self._match_hard_negatives(*pairs, logits, others_pairs, gather)
+        loss_itm, itm_logits = self._match_hard_negatives(*pairs, logits, others_pairs, gather, negative_hardness)
         masked = self.albef.multimodal_model(masked_texts, attention_mask, image_key_values).last_hidden_state
         mlm_logits = self.mlm_head(masked[labels != IGNORED])
         loss_mlm = self._masked_language_loss(mlm_logits, labels, teacher_outputs, alpha)
@@ -1677,6 +1682,7 @@ class AlbefForRetrieval(AlbefAlignedModel):
         teacher_outputs: AlbefTeacherOutput | None = None,
         alpha: float = 0.0,
         gather: Gather | None = None,
+        negative_hardness: float = 1.0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForRetrievalOutput:
         """The losses of fine-tuning where `labels` are given, else scores.
@@ -1691,6 +1697,8 @@ class AlbefForRetrieval(AlbefAlignedModel):
             alpha: Share of the teacher in the targets of ITC; the paper's is 0.4.
             gather: Brings together what the processes of a distributed training have, such as
                 `albef_hf.distributed.gather_with_gradient`; then hard negatives are drawn from all of them.
+            negative_hardness: Power of the contrast's distribution that negatives are drawn from; 1: the paper, 0: any
+                wrong pair alike.
 
         Raises:
             ValueError: If `labels` come with a batch of one pair.
@@ -1705,7 +1713,7 @@ class AlbefForRetrieval(AlbefAlignedModel):
         others_pairs = labels[:, None] != (labels if gather is None else gather(labels))
         image_key_values = self.albef.multimodal_model.project_images(images.last_hidden_state)
         pairs = images.last_hidden_state, image_key_values, texts.last_hidden_state, attention_mask
-        loss_itm, itm_logits = self._match_hard_negatives(*pairs, logits, others_pairs, gather)
+        loss_itm, itm_logits = self._match_hard_negatives(*pairs, logits, others_pairs, gather, negative_hardness)
         return AlbefForRetrievalOutput(
             loss=loss_itc + loss_itm,
             loss_itc=loss_itc,

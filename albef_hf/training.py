@@ -76,6 +76,10 @@ class TrainingOptions:
         "contrast with the pairs of all processes and accumulated batches, as in one large batch; off: the paper",
     )
     share_negatives: bool = option(False, "draw hard negatives from the batches of all processes; off: the paper")
+    negative_hardness: float = option(
+        1.0,
+        "power of the contrast's distribution that negatives are drawn from; 1: the paper, 0: any wrong pair alike",
+    )
     momentum: float = option(0.995, "share of itself that the teacher keeps at each step")
     queue_size: int = option(65536, "pairs in the teacher's queue; one that was saved with the model stays as it is")
     teacher_dropout: bool = option(True, "leave the teacher's dropout on, like the original")
@@ -109,7 +113,7 @@ class TrainingOptions:
         self.require_at_least(1, "gradient_accumulation_steps", "epochs", "log_every", "max_nonfinite_steps")
         self.require_at_least(1, "save_total_limit")
         self.require_at_least(0, "queue_size", "num_workers", "max_steps", "eval_every", "warmup_steps")
-        self.require_at_least(0, "max_grad_norm", "weight_decay", "keep_every")
+        self.require_at_least(0, "max_grad_norm", "weight_decay", "keep_every", "negative_hardness")
         self.require_at_least(-1, "alpha_ramp_steps", "save_every")
         self.require_share("alpha", "momentum", "max_skipped_share")
         if not 0 <= self.min_learning_rate <= self.learning_rate or self.learning_rate == 0:
@@ -360,11 +364,13 @@ def learning_rate_at(step: int, options: TrainingOptions, epoch_steps: int, all_
     return lowest + (peak - lowest) * (1 + math.cos(math.pi * done)) / 2
 
 
-def check_what_is_shared(options: TrainingOptions, student: PreTrainedModel, teacher: MomentumTeacher | None) -> None:
-    """Refuse to share keys or negatives where there are none."""
-    if (options.share_keys or options.share_negatives) and not isinstance(student, AlbefAlignedModel):
+def check_pairing(options: TrainingOptions, student: PreTrainedModel, teacher: MomentumTeacher | None) -> None:
+    """Refuse options of keys and negatives where there are none."""
+    given = [name for name in ("share_keys", "share_negatives") if getattr(options, name)]
+    given += ["negative_hardness"] if options.negative_hardness != 1 else []
+    if given and not isinstance(student, AlbefAlignedModel):
         raise ValueError(
-            f"share_keys and share_negatives are for pretraining, retrieval and grounding; {type(student).__name__} "
+            f"{' and '.join(given)}: these are for pretraining, retrieval and grounding; {type(student).__name__} "
             "contrasts nothing: leave them out."
         )
     if options.share_keys and teacher is None:
@@ -627,6 +633,8 @@ class MomentumTraining:
     def _forward_backward(self, batch: dict[str, torch.Tensor], targets: AlbefTeacherOutput | None) -> None:
         """One forward and backward pass of the student."""
         settings = {"gather": gather_with_gradient(self.accelerator)} if self.options.share_negatives else {}
+        if self.options.negative_hardness != 1:
+            settings |= {"negative_hardness": self.options.negative_hardness}
         if targets is not None:
             settings |= {"teacher_outputs": targets}
             settings |= {"alpha": alpha_at(self.step, self.options.alpha, self.alpha_ramp_steps)}
@@ -737,7 +745,8 @@ class MomentumTraining:
             self.log.say(
                 f"matching (ITM) ends no better than it began: its loss is {loss:.3f}, and {MATCHING_PRIOR:.3f} is "
                 "that of knowing only that one pair in three is right. Reranking adds little or nothing to contrast. "
-                "Train for longer, or start from a model that knows more."
+                "Train for longer, start from a model that knows more, or set negative_hardness to 0: hard negatives "
+                "teach little until matching knows more than contrast."
             )
 
     def issues_found(self) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from distributed_contrast import hardest, one_step
 
-from albef_hf.training import TrainingOptions, check_what_is_shared
+from albef_hf.training import TrainingOptions, check_pairing
 
 SCRIPT = Path(__file__).parent / "distributed_contrast.py"
 PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -71,7 +71,8 @@ def test_processes_draw_from_all_negatives_where_they_are_shared(step_of_one, st
 
 def test_nothing_is_shared_by_a_head_that_contrasts_nothing(model):
     options = TrainingOptions(share_keys=True)
-    with pytest.raises(ValueError, match="leave them out"):
-        check_what_is_shared(options, torch.nn.Linear(2, 2), None)
+    for given in (options, TrainingOptions(negative_hardness=0.0)):
+        with pytest.raises(ValueError, match="leave them out"):
+            check_pairing(given, torch.nn.Linear(2, 2), None)
     with pytest.raises(ValueError, match="this training has none"):
-        check_what_is_shared(options, model, None)
+        check_pairing(options, model, None)

@@ -198,6 +198,30 @@ def test_hard_negatives_follow_the_similarity_and_are_never_the_own_pair():
     assert share == pytest.approx(math.exp(2) / (math.exp(2) + 1), abs=0.02)
 
 
+@pytest.mark.parametrize("hardness", [0.0, 0.5])
+def test_less_hard_negatives_follow_the_similarity_less(hardness):
+    torch.manual_seed(0)
+    logits = torch.tensor([[9.0, 2.0, 0.0]]).expand(4000, 3)
+    candidates = torch.tensor([[False, True, True]]).expand(4000, 3)
+    images, texts = sample_hard_negatives(logits, logits, candidates, hardness)
+    for drawn in (images, texts):
+        share = (drawn == 1).float().mean()
+        assert share == pytest.approx(math.exp(2 * hardness) / (math.exp(2 * hardness) + 1), abs=0.03)
+
+
+def test_what_contrast_knows_does_not_tell_hard_negatives_from_the_right_ones():
+    """So matching stays at its prior until it knows more, while from easier ones it can learn what contrast knows."""
+    torch.manual_seed(0)
+    logits = 2 * torch.randn(4000, 64)
+    right = torch.multinomial(logits.softmax(-1), 1)  # a contrast that is right about how sure it is
+    candidates = torch.ones_like(logits, dtype=torch.bool).scatter(1, right, False)
+    told = []
+    for hardness in (1.0, 0.0):
+        wrong = sample_hard_negatives(logits, logits, candidates, hardness)[1][:, None]
+        told.append((logits.gather(1, right) > logits.gather(1, wrong)).float().mean().item())
+    assert told[0] < 0.6 and told[1] > 0.9
+
+
 def test_hard_negatives_survive_underflow_at_the_smallest_temperature():
     logits = torch.eye(4) / 0.001
     for _ in range(20):

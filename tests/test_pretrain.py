@@ -19,7 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import BertTokenizer, pipeline
 
-from albef_hf import AlbefForPreTraining, AlbefProcessor, MomentumTeacher
+from albef_hf import AlbefForPreTraining, AlbefProcessor, MomentumTeacher, modeling_albef
 from albef_hf.data import Issue, Pictures, PretrainingCollator, Scenes, embedded_tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -210,7 +210,7 @@ def test_the_loop_clamps_the_temperature(train, tmp_path, monkeypatch):
         ["--gradient_accumulation_steps", "2"],
         ["--mixed_precision", "bf16", "--attention", "eager"],
         ["--gradient_checkpointing", "--no_teacher_dropout", "--max_grad_norm", "1"],
-        ["--num_workers", "2", "--alpha", "0", "--queue_size", "0"],
+        ["--num_workers", "2", "--alpha", "0", "--queue_size", "0", "--negative_hardness", "0"],
         ["--queue_size", "5", "--scenes_wrong_share", "0.2", "--scenes_vague_share", "0.2", "--validation_size", "0"],
     ],
     ids=lambda arguments: arguments[0],
@@ -387,12 +387,20 @@ def test_a_matching_that_has_learned_nothing_is_told_of(train, capsys, monkeypat
     folder = train()
     final = [record for record in records_of(folder) if "loss" in record][-1]["loss_itm"]
     assert final > 0.63
-    assert (
-        f"matching (ITM) ends no better than it began: its loss is {final:.3f}, and 0.637" in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert f"matching (ITM) ends no better than it began: its loss is {final:.3f}, and 0.637" in said
+    assert "set negative_hardness to 0" in said
     monkeypatch.setattr("albef_hf.training.MATCHING_PRIOR", 1.02 * final)
     train()
     assert "no better than it began" not in capsys.readouterr().out
+
+
+def test_negatives_are_as_hard_as_wanted(train, monkeypatch):
+    asked, draw = [], modeling_albef.sample_hard_negatives
+    monkeypatch.setattr(modeling_albef, "sample_hard_negatives", lambda *given: asked.append(given[3]) or draw(*given))
+    for arguments, hardness in ((["--negative_hardness", "0.5"], 0.5), ([], 1.0)):
+        train(*arguments, steps=1)
+        assert asked[-1] == hardness  # the first is of counting operations
 
 
 @pytest.mark.parametrize(
@@ -403,6 +411,7 @@ def test_a_matching_that_has_learned_nothing_is_told_of(train, capsys, monkeypat
         (["--batch_size", "1"], "at least 2 pairs a batch"),
         (["--batch_size", "many"], "invalid int value: 'many'"),
         (["--alpha", "1.5"], "share between 0 and 1"),
+        (["--negative_hardness", "-1"], "at least 0"),
         (["--mixed_precision", "int4"], "choose no, bf16 or fp16"),
         (["--config", "absent.yaml"], "absent.yaml cannot be read"),
         (["--mlm_probability", "2"], "share between 0 and 1"),

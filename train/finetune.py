@@ -35,7 +35,7 @@ from albef_hf.stopping import leave_signals_to_the_training
 from albef_hf.tasks import find_task, task_names
 from albef_hf.training import (
     MomentumTraining,
-    check_what_is_shared,
+    check_pairing,
     make_accelerator,
     prepare_folder,
     start_push,
@@ -73,7 +73,7 @@ def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelera
     set_seed(options.seed)  # the same on all processes, so that their teachers and queues start alike
     student, processor = load_model(kind, options)
     teacher = make_teacher(options, student)
-    check_what_is_shared(options, student, teacher)
+    check_pairing(options, student, teacher)
     task = kind(options, processor)
     rows, validation = task.train_rows(), task.validation_rows()
     loader = make_loader(task, rows, accelerator)

@@ -1,0 +1,83 @@
+"""What contrast and matching know: how often the right text of a picture scores above a wrong one.
+
+    python benchmarks/reproduction/negatives.py --model runs/scenes
+    python benchmarks/reproduction/negatives.py --model runs/photographs --files validation.json --image_root FOLDER
+
+Wrong texts come from a batch of pictures, drawn at random, and drawn as training does, likelier the higher contrast
+ranks them. Among these, what contrast knows is worth little: a text that it likes is as likely a wrong one. So nothing
+that matching could learn from contrast is of use to it there.
+"""
+
+import argparse
+
+import torch
+from tqdm.auto import tqdm
+
+from albef_hf import AlbefForPreTraining, AlbefProcessor
+from albef_hf.data import Pictures, Scenes
+from albef_hf.data.sources import read_annotations
+from albef_hf.modeling_albef import sample_hard_negatives
+from albef_hf.ranking import ImageEncoder, encode_texts, match
+
+BATCH = 64
+SEED = 43  # of pictures that `make pretrain` has not seen
+SCORES = ("contrast, cosine", "matching, log-odds", "matching, logit of a match")
+
+
+def main() -> None:
+    """Print a table."""
+    options = make_parser().parse_args()
+    model = AlbefForPreTraining.from_pretrained(options.model).eval()
+    processor = AlbefProcessor.from_pretrained(options.model)
+    rows = read_annotations(options.files) if options.files else Scenes(options.pictures, SEED, max_objects=4)
+    pictures = Pictures(rows, options.image_root, most=options.pictures)
+    torch.manual_seed(0)
+    shares = 100 * torch.stack([*right_above_wrong(model, processor, pictures)]).double().mean(0)
+    print("| | random wrong texts | hard negatives |\n|---|---|---|")
+    for name, (random, hard) in zip(SCORES, shares.tolist(), strict=True):
+        print(f"| {name} | {random:.1f} % | {hard:.1f} % |")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="pretrained, a folder or a name on the Hub")
+    parser.add_argument("--files", nargs="+", help="annotations of pictures; without, scenes are drawn")
+    parser.add_argument("--image_root", help="folder that their paths are relative to")
+    parser.add_argument("--pictures", type=int, default=1000, help="how many (%(default)s)")
+    return parser
+
+
+@torch.no_grad()
+def right_above_wrong(model: AlbefForPreTraining, processor: AlbefProcessor, pictures: Pictures):
+    """For each picture and each of its captions, whether the right text is above the wrong ones, (scores, wrong)."""
+    encoder = ImageEncoder(model, processor, pictures, range(len(pictures)), BATCH)
+    embeds = encoder.embeds()
+    for captions in zip(*pictures.captions, strict=False):  # the first of each picture, the second ...
+        texts = encode_texts(model, processor, captions, BATCH)
+        wrong = torch.stack([random_texts(len(pictures)), hard_texts(model, embeds, texts.embeds)], 1)
+        hidden_states = tqdm(encoder.hidden_states(), "match", total=len(pictures), leave=False)
+        for (number, states), others in zip(hidden_states, wrong, strict=True):
+            candidates = torch.cat([torch.tensor([number]), others])
+            logits = match(model, states, texts, candidates)
+            scores = torch.stack([texts.embeds[candidates] @ embeds[number], logits.diff(dim=1)[:, 0], logits[:, 1]])
+            yield (scores[:, :1] > scores[:, 1:]) + (scores[:, :1] == scores[:, 1:]) / 2
+
+
+def random_texts(count: int) -> torch.Tensor:
+    """A text of another picture for each."""
+    return (torch.arange(count) + torch.randint(1, count, (count,))) % count
+
+
+def hard_texts(model: AlbefForPreTraining, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+    """A hard negative for each picture, from batches as in training."""
+    drawn = []
+    for some in torch.arange(len(image_embeds)).split(BATCH):
+        per_image = model.contrastive_head(image_embeds[some], text_embeds[some])
+        _, texts = sample_hard_negatives(per_image, per_image.T, ~torch.eye(len(some), dtype=torch.bool))
+        drawn.append(some[texts])
+    return torch.cat(drawn)
+
+
+if __name__ == "__main__":
+    main()
