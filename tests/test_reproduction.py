@@ -218,6 +218,25 @@ def reproduce(objectives, tmp_path):
     return run
 
 
+def what_matching_knows(model: Path, monkeypatch, capsys) -> None:
+    """The table of a model, and of a matching that knows everything, by the log-odds alone."""
+    import negatives
+
+    monkeypatch.setattr(sys, "argv", ["negatives.py", "--model", str(model), "--pictures", "8"])
+    negatives.main()
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 5 and shown[2].startswith("| contrast, cosine |") and shown[3].count(" % |") == 2
+    knowing = torch.tensor([[-1.0, 2.0], [2.0, 2.0], [0.0, 2.5]])  # the right one, at random, hard
+    monkeypatch.setattr(negatives, "match", lambda *_: knowing)
+    negatives.main()
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        shown[2],
+        "| matching, log-odds | 100.0 % | 100.0 % |",
+        "| matching, logit of a match | 50.0 % | 0.0 % |",
+    ]
+    assert all((negatives.random_texts(9) != torch.arange(9)).all() for _ in range(20))
+
+
 def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, capsys, monkeypatch):
     """First a pretraining, then what is missing of a table, and nothing twice."""
     results = tmp_path / "out" / "results.jsonl"
@@ -271,6 +290,7 @@ def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, c
         reproduce(capsys, *more)
     assert "another pretraining.yaml" in capsys.readouterr().err
     results.write_text("".join(json.dumps(line) + "\n" for line in done))
+    what_matching_knows(tmp_path / "out" / "full-noise0.4-seed1", monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(results)])
     report.main()
     said = capsys.readouterr().out

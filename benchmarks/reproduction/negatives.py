@@ -9,6 +9,7 @@ that matching could learn from contrast is of use to it there.
 """
 
 import argparse
+import math
 
 import torch
 from tqdm.auto import tqdm
@@ -72,7 +73,7 @@ def random_texts(count: int) -> torch.Tensor:
 def hard_texts(model: AlbefForPreTraining, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
     """A hard negative for each picture, from batches as in training."""
     drawn = []
-    for some in torch.arange(len(image_embeds)).split(BATCH):
+    for some in torch.arange(len(image_embeds)).chunk(math.ceil(len(image_embeds) / BATCH)):  # none of a single pair
         per_image = model.contrastive_head(image_embeds[some], text_embeds[some])
         _, texts = sample_hard_negatives(per_image, per_image.T, ~torch.eye(len(some), dtype=torch.bool))
         drawn.append(some[texts])
