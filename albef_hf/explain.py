@@ -31,7 +31,7 @@ def matching_heatmaps(
     layer: int | None = None,
     reduce_heads: HeadReduction = _mean_of_heads,
 ) -> torch.Tensor:
-    """Where each token looks to see whether text and image match: Grad-CAM of the ITM logit.
+    """Where each token looks to see whether text and image match: Grad-CAM of the logit of a match, as the original's.
 
     Args:
         model: Has the multimodal encoder and the matching head.

@@ -213,7 +213,10 @@ def rerank(
     Returns:
         Logits of (no match, match), (images, k, 2) and (texts, k, 2); zero where a picture is not among `pictures`.
     """
-    image_logits, text_logits = (texts.embeds.new_zeros(*wanted.shape, 2) for wanted in (of_images, of_texts))
+    precise = torch.promote_types(texts.embeds.dtype, torch.float32)  # what counts is a difference
+    image_logits, text_logits = (
+        texts.embeds.new_zeros(*wanted.shape, 2, dtype=precise) for wanted in (of_images, of_texts)
+    )
     # Which texts ask for an image: the places of its number in of_texts, which lie side by side once sorted.
     asked, places = of_texts.flatten().sort()
     bounds = torch.searchsorted(asked, torch.arange(len(of_images) + 1, device=asked.device)).tolist()
@@ -221,7 +224,7 @@ def rerank(
         asking = places[bounds[image] : bounds[image + 1]]
         wanted = torch.cat([of_images[image], asking // of_texts.shape[1]])
         numbers, positions = wanted.unique(return_inverse=True)
-        logits = match(model, hidden_states, texts, numbers)[positions].to(image_logits.dtype)
+        logits = match(model, hidden_states, texts, numbers)[positions].to(precise)
         image_logits[image] = logits[: of_images.shape[1]]
         text_logits.view(-1, 2)[asking] = logits[of_images.shape[1] :]
     return image_logits, text_logits

@@ -113,9 +113,9 @@ class TrainingOptions:
         self.require_at_least(1, "gradient_accumulation_steps", "epochs", "log_every", "max_nonfinite_steps")
         self.require_at_least(1, "save_total_limit")
         self.require_at_least(0, "queue_size", "num_workers", "max_steps", "eval_every", "warmup_steps")
-        self.require_at_least(0, "max_grad_norm", "weight_decay", "keep_every", "negative_hardness")
+        self.require_at_least(0, "max_grad_norm", "weight_decay", "keep_every")
         self.require_at_least(-1, "alpha_ramp_steps", "save_every")
-        self.require_share("alpha", "momentum", "max_skipped_share")
+        self.require_share("alpha", "momentum", "max_skipped_share", "negative_hardness")
         if not 0 <= self.min_learning_rate <= self.learning_rate or self.learning_rate == 0:
             raise ValueError(
                 f"learning_rate is {self.learning_rate} and min_learning_rate {self.min_learning_rate}; "
@@ -742,11 +742,12 @@ class MomentumTraining:
     def _watch_matching(self, loss: float) -> None:
         """Tell at the end of a matching that has learned nothing, which its recalls hide among those of contrast."""
         if loss > 0.99 * MATCHING_PRIOR:
+            hard = self.options.negative_hardness > 0
+            easier = ", or let it learn at all from easier negatives, with negative_hardness 0" if hard else ""
             self.log.say(
                 f"matching (ITM) ends no better than it began: its loss is {loss:.3f}, and {MATCHING_PRIOR:.3f} is "
                 "that of knowing only that one pair in three is right. Reranking adds little or nothing to contrast. "
-                "Train for longer, start from a model that knows more, or set negative_hardness to 0: hard negatives "
-                "teach little until matching knows more than contrast."
+                f"Train for longer, start from a model that knows more{easier}."
             )
 
     def issues_found(self) -> str:

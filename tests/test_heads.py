@@ -17,6 +17,7 @@ from albef_hf import (
     AlbefForVisualReasoning,
     AlbefModel,
     MomentumTeacher,
+    modeling_albef,
 )
 from albef_hf.modeling_albef import IGNORED, sample_image_pairs
 
@@ -189,6 +190,16 @@ def test_a_batch_of_one_image_learns_from_its_pairs_alone(config, batch):
     assert outputs.loss_itm.item() == pytest.approx(right.item(), rel=1e-5)
     with pytest.raises(ValueError, match="batch of one pair"):
         model(**{name: value[:1] for name, value in inputs.items()})
+
+
+@pytest.mark.parametrize("kind", [AlbefForPreTraining, AlbefForRetrieval])
+def test_negatives_are_as_hard_as_wanted(kind, config, batch, monkeypatch):
+    asked, draw = [], modeling_albef.sample_hard_negatives
+    monkeypatch.setattr(modeling_albef, "sample_hard_negatives", lambda *given: asked.append(given[3]) or draw(*given))
+    model, inputs = kind(config), batch if kind is AlbefForPreTraining else inputs_of(batch, kind)
+    model(**inputs)
+    model(**inputs, negative_hardness=0.5)
+    assert asked == [1.0, 0.5]
 
 
 # Question answering

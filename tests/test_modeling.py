@@ -210,16 +210,18 @@ def test_less_hard_negatives_follow_the_similarity_less(hardness):
 
 
 def test_what_contrast_knows_does_not_tell_hard_negatives_from_the_right_ones():
-    """So matching stays at its prior until it knows more, while from easier ones it can learn what contrast knows."""
+    """Unless it is sure. So matching stays at its prior, while from easier ones it can learn what contrast knows."""
     torch.manual_seed(0)
-    logits = 2 * torch.randn(4000, 64)
-    right = torch.multinomial(logits.softmax(-1), 1)  # a contrast that is right about how sure it is
-    candidates = torch.ones_like(logits, dtype=torch.bool).scatter(1, right, False)
-    told = []
-    for hardness in (1.0, 0.0):
+
+    def told(sureness: float, hardness: float) -> float:
+        logits = sureness * torch.randn(4000, 64)
+        right = torch.multinomial(logits.softmax(-1), 1)  # a contrast that is right about how sure it is
+        candidates = torch.ones_like(logits, dtype=torch.bool).scatter(1, right, False)
         wrong = sample_hard_negatives(logits, logits, candidates, hardness)[1][:, None]
-        told.append((logits.gather(1, right) > logits.gather(1, wrong)).float().mean().item())
-    assert told[0] < 0.6 and told[1] > 0.9
+        return (logits.gather(1, right) > logits.gather(1, wrong)).float().mean().item()
+
+    assert told(1, hardness=1) < 0.55 and told(1, hardness=0) > 0.7
+    assert told(10, hardness=1) > 0.8
 
 
 def test_hard_negatives_survive_underflow_at_the_smallest_temperature():

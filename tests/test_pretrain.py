@@ -389,13 +389,15 @@ def test_a_matching_that_has_learned_nothing_is_told_of(train, capsys, monkeypat
     assert final > 0.63
     said = capsys.readouterr().out
     assert f"matching (ITM) ends no better than it began: its loss is {final:.3f}, and 0.637" in said
-    assert "set negative_hardness to 0" in said
+    assert "or let it learn at all from easier negatives, with negative_hardness 0." in said
+    train("--negative_hardness", "0")
+    assert "start from a model that knows more." in capsys.readouterr().out
     monkeypatch.setattr("albef_hf.training.MATCHING_PRIOR", 1.02 * final)
     train()
     assert "no better than it began" not in capsys.readouterr().out
 
 
-def test_negatives_are_as_hard_as_wanted(train, monkeypatch):
+def test_a_training_draws_negatives_as_hard_as_wanted(train, monkeypatch):
     asked, draw = [], modeling_albef.sample_hard_negatives
     monkeypatch.setattr(modeling_albef, "sample_hard_negatives", lambda *given: asked.append(given[3]) or draw(*given))
     for arguments, hardness in ((["--negative_hardness", "0.5"], 0.5), ([], 1.0)):
@@ -411,7 +413,8 @@ def test_negatives_are_as_hard_as_wanted(train, monkeypatch):
         (["--batch_size", "1"], "at least 2 pairs a batch"),
         (["--batch_size", "many"], "invalid int value: 'many'"),
         (["--alpha", "1.5"], "share between 0 and 1"),
-        (["--negative_hardness", "-1"], "at least 0"),
+        (["--negative_hardness", "1.5"], "share between 0 and 1"),
+        (["--negative_hardness", "nan"], "share between 0 and 1"),
         (["--mixed_precision", "int4"], "choose no, bf16 or fp16"),
         (["--config", "absent.yaml"], "absent.yaml cannot be read"),
         (["--mlm_probability", "2"], "share between 0 and 1"),

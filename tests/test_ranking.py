@@ -57,7 +57,7 @@ def test_the_cosine_counts_as_far_as_it_is_wanted():
     assert ranking.reranked().tolist() == [[2, 4]]
     assert ranking.reranked(itc_weight=1.0).tolist() == [[4, 2]]
     assert torch.allclose(ranking.scores(itc_weight=2.0), torch.tensor([[1.8, 1.3]]))
-    assert ranking.reranked(0.0, 0.0).tolist() == [[4, 2]]  # the logit of a match alone
+    assert ranking.reranked(mismatch_weight=0.0).tolist() == [[4, 2]]  # the logit of a match alone
 
 
 @pytest.fixture

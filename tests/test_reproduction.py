@@ -11,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from test_pretrain import TINY_MODEL
 
-from albef_hf import AlbefConfig, AlbefForPreTraining, MomentumTeacher, modeling_albef
+from albef_hf import AlbefConfig, AlbefForPreTraining, MomentumTeacher
 
 REPOSITORY = Path(__file__).parents[1]
 REPRODUCTION = REPOSITORY / "benchmarks" / "reproduction"
@@ -71,23 +71,15 @@ def test_without_contrast_only_matching_and_masked_language_teach(objectives, ba
     assert outputs.info_nce > 0  # it is still told how well pairs are aligned
 
 
-@pytest.mark.parametrize("name", ["RandomNegatives", "WithoutContrast"])
-def test_random_negatives_are_as_likely_one_as_another(objectives, batch, name, monkeypatch):
-    """They are drawn by equal similarities, where hard ones are not."""
-    seen = []
-    draw = modeling_albef.sample_hard_negatives
-    monkeypatch.setattr(modeling_albef, "sample_hard_negatives", lambda *given: seen.append(given) or draw(*given))
-    hard, random = make(AlbefForPreTraining), make(getattr(objectives, name))
-    for student in (hard, random):
-        with torch.no_grad():
-            student.contrastive_head.temperature.fill_(0.001)
-        student(**batch)
-    assert all(logits.std() > 1 for logits in seen[0][:2])
-    assert all((logits == 0).all() and logits.shape == (6, 6) for logits in seen[1][:2])
+def test_negatives_are_hard_only_where_the_paper_says_so(objectives):
+    assert {name: way.settings.get("negative_hardness", 1) for name, way in objectives.PRETRAININGS.items()} == {
+        **dict.fromkeys(("without_contrast", "random_negatives"), 0),
+        **dict.fromkeys(("hard_negatives", "distilled_contrast", "full"), 1),
+    }
 
 
 def test_the_contrast_alone_is_distilled(objectives, batch):
-    student = make(objectives.HardNegatives)
+    student = make(objectives.PlainLanguage)
     teacher = MomentumTeacher(student, queue_size=4).eval()
     targets = teacher(**batch)
     assert targets.logits is None
@@ -189,6 +181,13 @@ def test_contrast_is_not_judged_where_there_was_none(report, tmp_path):
     assert {column for _, column in cells} == {*report.EVERY_PAIR, *report.EVERY_PAIR_BY_LOGIT}
 
 
+def test_lines_of_an_earlier_version_are_refused(report, tmp_path):
+    results = tmp_path / "results.jsonl"
+    results.write_text(lines(full={1: 50}) + lines(full={2: 50}).replace('"accuracy"', '"exactness"'))
+    with pytest.raises(SystemExit, match="results.jsonl has lines of an earlier version: take them out"):
+        report.read_results(results)
+
+
 def test_one_value_has_no_interval(report):
     mean, half = report.interval([3.0])
     assert mean == 3 and math.isnan(half)
@@ -225,14 +224,14 @@ def what_matching_knows(model: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["negatives.py", "--model", str(model), "--pictures", "8"])
     negatives.main()
     shown = capsys.readouterr().out.splitlines()
-    assert len(shown) == 5 and shown[2].startswith("| contrast, cosine |") and shown[3].count(" % |") == 2
+    assert len(shown) == 5 and shown[2].startswith("| contrast, cosine |") and shown[3].count(" ± ") == 2
     knowing = torch.tensor([[-1.0, 2.0], [2.0, 2.0], [0.0, 2.5]])  # the right one, at random, hard
     monkeypatch.setattr(negatives, "match", lambda *_: knowing)
     negatives.main()
     assert capsys.readouterr().out.splitlines()[2:] == [
         shown[2],
-        "| matching, log-odds | 100.0 % | 100.0 % |",
-        "| matching, logit of a match | 50.0 % | 0.0 % |",
+        "| matching, log-odds | 100.0 ± 0.0 | 100.0 ± 0.0 |",
+        "| matching, logit of a match | 50.0 ± 0.0 | 0.0 ± 0.0 |",
     ]
     assert all((negatives.random_texts(9) != torch.arange(9)).all() for _ in range(20))
 

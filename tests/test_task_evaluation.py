@@ -288,6 +288,23 @@ def test_each_direction_of_retrieval_has_its_mean(processor, config, photographs
     assert task.baselines([], FILES["retrieval"] * 2) == {"chance_r1": 50}, "two pictures in four rows"
 
 
+def test_pairs_are_ordered_by_log_odds_or_as_the_weights_have_it(processor, config, photographs):
+    """A head whose logit of no match is twice that of a match: the difference orders the other way round."""
+    torch.manual_seed(0)
+    model = find_task("retrieval").head(config)
+    with torch.no_grad():
+        model.itm_head.bias.zero_()
+        model.itm_head.weight[0] = 2 * model.itm_head.weight[1]
+    found = {}
+    for mismatch, itc in ((1.0, 0.0), (0.0, 0.0), (0.0, 1e6)):
+        weights = {"mismatch_weight": mismatch, "itc_weight": itc}
+        task = make_task("retrieval", processor, image_root=str(photographs), **weights)
+        _, predictions = task.evaluate(model, CAPTIONED, Accelerator(cpu=True))
+        found[mismatch, itc] = [shown["texts"] for shown in predictions if "texts" in shown]
+    assert len(found[1, 0][0]) > 2 and found[1, 0] != found[0, 0] != found[0, 1e6]
+    assert found[1, 0] == [several[::-1] for several in found[0, 0]]
+
+
 def test_the_panel_of_the_evaluation_shows_what_chooses_the_best_and_no_counts():
     from albef_hf.run_log import _panels
 

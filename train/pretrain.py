@@ -59,7 +59,7 @@ from albef_hf.training import (
 
 PROTOCOL = (
     "Retrieval without fine-tuning: all pairs are ranked by similarity (itc), and the best {} of each query again by "
-    "matching (itm); recall at 1, 5 and 10 of the texts of a picture, and of the pictures of a text."
+    "the log-odds of matching (itm); recall at 1, 5 and 10 of the texts of a picture, and of the pictures of a text."
 )
 
 

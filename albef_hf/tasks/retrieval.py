@@ -107,8 +107,8 @@ class Retrieval(PairTask):
 
     name = "retrieval"
     protocol = (
-        "All pairs are ranked by similarity (itc), and the best candidates of each query again by matching (itm); "
-        "recall at 1, 5 and 10 of the texts of a picture, and of the pictures of a text, and its mean."
+        "All pairs are ranked by similarity (itc), and the best candidates of each query again by the log-odds of "
+        "matching (itm); recall at 1, 5 and 10 of the texts of a picture, and of the pictures of a text, and its mean."
     )
     options_class = RetrievalOptions
     metric = "itm_r_mean"
@@ -128,19 +128,20 @@ class Retrieval(PairTask):
             self.clean(text, issues, limit)
         self.findings = Findings(pictures.bad_rows, len(issues))
         self.refuse_nothing(pictures)
-        options, weights = self.options, (self.options.itc_weight, self.options.mismatch_weight)
+        options = self.options
+        weights = {"itc_weight": options.itc_weight, "mismatch_weight": options.mismatch_weight}
         share = (accelerator.process_index, accelerator.num_processes)
         queries = (pictures, pictures.captions, options.rerank, options.eval_batch_size)
         with accelerator.autocast():
             scores = score_all(model, self.processor, *queries, share, accelerator.reduce)
-        metrics = scores.metrics(*weights)
+        metrics = scores.metrics(**weights)
         for step in ("itc", "itm"):
             for way in ("text", "image"):
                 metrics[f"{step}_{way}_r_mean"] = fmean(metrics[f"{step}_{way}_r{k}"] for k in RANKS)
             metrics[f"{step}_r_mean"] = fmean(metrics[f"{step}_{way}_r_mean"] for way in ("text", "image"))
         texts = [text for several in pictures.captions for text in several]
-        best_texts = scores.image_to_text.reranked(*weights)[:, :SHOWN].tolist()
-        best_images = scores.text_to_image.reranked(*weights)[:, :SHOWN].tolist()
+        best_texts = scores.image_to_text.reranked(**weights)[:, :SHOWN].tolist()
+        best_images = scores.text_to_image.reranked(**weights)[:, :SHOWN].tolist()
         predictions = [
             {"image": i, "row": pictures.numbers[i], "texts": [texts[j] for j in found]}
             for i, found in enumerate(best_texts)

@@ -3,13 +3,14 @@
     python benchmarks/reproduction/negatives.py --model runs/scenes
     python benchmarks/reproduction/negatives.py --model runs/photographs --files validation.json --image_root FOLDER
 
-Wrong texts come from a batch of pictures, drawn at random, and drawn as training does, likelier the higher contrast
-ranks them. Among these, what contrast knows is worth little: a text that it likes is as likely a wrong one. So nothing
-that matching could learn from contrast is of use to it there.
+Wrong texts are those of other pictures: any, or one of a batch, drawn as training does, the likelier the higher
+contrast ranks it. As long as contrast is unsure, what it knows is worth little among these: a text that it likes is
+about as likely a wrong one. Intervals are those of 95 % over the pictures.
 """
 
 import argparse
 import math
+import sys
 
 import torch
 from tqdm.auto import tqdm
@@ -32,11 +33,14 @@ def main() -> None:
     processor = AlbefProcessor.from_pretrained(options.model)
     rows = read_annotations(options.files) if options.files else Scenes(options.pictures, SEED, max_objects=4)
     pictures = Pictures(rows, options.image_root, most=options.pictures)
+    if len(pictures) < 2:
+        sys.exit("one picture has no wrong text: give --pictures 2 or more, of files that have them.")
     torch.manual_seed(0)
-    shares = 100 * torch.stack([*right_above_wrong(model, processor, pictures)]).double().mean(0)
-    print("| | random wrong texts | hard negatives |\n|---|---|---|")
-    for name, (random, hard) in zip(SCORES, shares.tolist(), strict=True):
-        print(f"| {name} | {random:.1f} % | {hard:.1f} % |")
+    shares = 100 * right_above_wrong(model, processor, pictures)
+    print("| the right one of two texts, % | the other at random | a hard negative |\n|---|---|---|")
+    halves = 1.96 * shares.std(0) / len(shares) ** 0.5
+    for name, means, errors in zip(SCORES, shares.mean(0).tolist(), halves.tolist(), strict=True):
+        print(f"| {name} | " + " | ".join(f"{x:.1f} ± {y:.1f}" for x, y in zip(means, errors, strict=True)) + " |")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -50,11 +54,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 @torch.no_grad()
-def right_above_wrong(model: AlbefForPreTraining, processor: AlbefProcessor, pictures: Pictures):
-    """For each picture and each of its captions, whether the right text is above the wrong ones, (scores, wrong)."""
+def right_above_wrong(model: AlbefForPreTraining, processor: AlbefProcessor, pictures: Pictures) -> torch.Tensor:
+    """How often the right text is above a random and a hard wrong one, (pictures, scores, 2), mean of the captions."""
     encoder = ImageEncoder(model, processor, pictures, range(len(pictures)), BATCH)
     embeds = encoder.embeds()
-    for captions in zip(*pictures.captions, strict=False):  # the first of each picture, the second ...
+    rounds = min(map(len, pictures.captions))  # with the first caption of each picture, with the second ...
+    found = torch.zeros(len(pictures), len(SCORES), 2)
+    for captions in zip(*(several[:rounds] for several in pictures.captions), strict=True):
         texts = encode_texts(model, processor, captions, BATCH)
         wrong = torch.stack([random_texts(len(pictures)), hard_texts(model, embeds, texts.embeds)], 1)
         hidden_states = tqdm(encoder.hidden_states(), "match", total=len(pictures), leave=False)
@@ -62,7 +68,8 @@ def right_above_wrong(model: AlbefForPreTraining, processor: AlbefProcessor, pic
             candidates = torch.cat([torch.tensor([number]), others])
             logits = match(model, states, texts, candidates)
             scores = torch.stack([texts.embeds[candidates] @ embeds[number], logits.diff(dim=1)[:, 0], logits[:, 1]])
-            yield (scores[:, :1] > scores[:, 1:]) + (scores[:, :1] == scores[:, 1:]) / 2
+            found[number] += ((scores[:, :1] > scores[:, 1:]) + (scores[:, :1] == scores[:, 1:]) / 2) / rounds
+    return found
 
 
 def random_texts(count: int) -> torch.Tensor:
@@ -73,7 +80,7 @@ def random_texts(count: int) -> torch.Tensor:
 def hard_texts(model: AlbefForPreTraining, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
     """A hard negative for each picture, from batches as in training."""
     drawn = []
-    for some in torch.arange(len(image_embeds)).chunk(math.ceil(len(image_embeds) / BATCH)):  # none of a single pair
+    for some in torch.arange(len(image_embeds)).tensor_split(math.ceil(len(image_embeds) / BATCH)):
         per_image = model.contrastive_head(image_embeds[some], text_embeds[some])
         _, texts = sample_hard_negatives(per_image, per_image.T, ~torch.eye(len(some), dtype=torch.bool))
         drawn.append(some[texts])

@@ -1,10 +1,10 @@
-"""The ways to pretrain of the paper's Table 1: each class takes one more thing away from the full objective.
+"""The ways to pretrain of the paper's Table 1: each takes one more thing away from the full objective.
 
-Whether the teacher softens targets at all is an option of the training (`alpha`), so that the row with distillation of
-the contrast has the class of the row above.
+Whether the teacher softens targets at all (`alpha`) and how hard negatives are (`negative_hardness`) are options of
+the training, so that rows which differ in nothing else have the same class.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,26 +12,17 @@ from albef_hf import AlbefConfig, AlbefForPreTraining
 from albef_hf.modeling_albef import AlbefContrastiveHead, AlbefTeacherOutput
 
 
-class UniformNegativesHead(AlbefContrastiveHead):
-    """Contrasts as ever, but hands on equal similarities, by which every wrong pair is as likely a negative."""
-
-    def loss(self, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """As that of `AlbefContrastiveHead`, with logits of zero."""
-        loss, info_nce, logits = super().loss(*args, **kwargs)
-        return loss, info_nce, tuple(torch.zeros_like(part) for part in logits)
-
-
-class SilentHead(UniformNegativesHead):
+class SilentHead(AlbefContrastiveHead):
     """Teaches nothing: projections and temperature stay as they began."""
 
     def loss(self, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """As that of `UniformNegativesHead`, with a loss of zero."""
+        """As that of `AlbefContrastiveHead`, with a loss of zero."""
         loss, info_nce, logits = super().loss(*args, **kwargs)
         return torch.zeros_like(loss), info_nce, logits
 
 
-class HardNegatives(AlbefForPreTraining):
-    """ITC + MLM + ITM_hard: without distillation of the masked language, which the teacher says nothing about."""
+class PlainLanguage(AlbefForPreTraining):
+    """ITC + MLM + ITM: without distillation of the masked language, which the teacher says nothing about."""
 
     @torch.no_grad()
     def get_teacher_outputs(
@@ -51,22 +42,14 @@ class HardNegatives(AlbefForPreTraining):
         plain.save_pretrained(*args, **kwargs)
 
 
-class RandomNegatives(HardNegatives):
-    """ITC + MLM + ITM: matching learns from negatives drawn at random."""
-
-    contrastive_head_class = UniformNegativesHead
+class WithoutContrast(PlainLanguage):
+    """MLM + ITM: nothing is aligned before it is fused."""
 
     def __init__(self, config: AlbefConfig):
         super().__init__(config)
-        head = self.contrastive_head_class(config)
+        head = SilentHead(config)
         head.load_state_dict(self.contrastive_head.state_dict())  # all ways begin with the same weights
         self.contrastive_head = head
-
-
-class WithoutContrast(RandomNegatives):
-    """MLM + ITM: nothing is aligned before it is fused."""
-
-    contrastive_head_class = SilentHead
 
 
 @dataclass(frozen=True)
@@ -76,18 +59,21 @@ class Pretraining:
     Args:
         title: What the paper calls it.
         head: Computes the losses.
+        settings: Of the training, where they are not the recipe's.
         distilled: Whether the teacher softens targets; else it only supplies the keys of the contrast.
     """
 
     title: str
     head: type[AlbefForPreTraining]
+    settings: dict[str, float] = field(default_factory=dict)
     distilled: bool = False
 
 
+AT_RANDOM = {"negative_hardness": 0.0}
 PRETRAININGS = {
-    "without_contrast": Pretraining("MLM + ITM", WithoutContrast),
-    "random_negatives": Pretraining("ITC + MLM + ITM", RandomNegatives),
-    "hard_negatives": Pretraining("ITC + MLM + ITM_hard", HardNegatives),
-    "distilled_contrast": Pretraining("ITC_MoD + MLM + ITM_hard", HardNegatives, distilled=True),
+    "without_contrast": Pretraining("MLM + ITM", WithoutContrast, AT_RANDOM),
+    "random_negatives": Pretraining("ITC + MLM + ITM", PlainLanguage, AT_RANDOM),
+    "hard_negatives": Pretraining("ITC + MLM + ITM_hard", PlainLanguage),
+    "distilled_contrast": Pretraining("ITC_MoD + MLM + ITM_hard", PlainLanguage, distilled=True),
     "full": Pretraining("Full (ITC_MoD + MLM_MoD + ITM_hard)", AlbefForPreTraining, distilled=True),
 }

@@ -130,6 +130,9 @@ def read_results(results: Path) -> tuple[dict[float, Cells], float]:
     values: dict[float, Cells] = defaultdict(lambda: defaultdict(dict))
     lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     for line in lines:
+        needed = {name for column in MEASURED if column.task == line["task"] for name in column.metrics}
+        if not needed <= line["metrics"].keys():
+            raise SystemExit(f"{results} has lines of an earlier version: take them out, and run reproduce.py again.")
         for row in ROWS:
             if (row.pretraining, row.distilled) != (line["pretraining"], line["distilled"]):
                 continue

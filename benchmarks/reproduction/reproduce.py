@@ -190,6 +190,7 @@ def pretrain_one(run: Run, places: Places) -> dict[str, float]:
         "seed": run.seed,
         "scenes_wrong_share": run.noise / 2,
         "scenes_vague_share": run.noise / 2,
+        **way.settings,
     }
     options = read_recipe(PretrainingOptions, places.recipe / "pretraining.yaml", settings, way.distilled)
     with accelerator_for(options) as accelerator:
