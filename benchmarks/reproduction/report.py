@@ -53,6 +53,9 @@ class Row:
 Cells = dict[tuple[Row, Column], dict[int, float]]  # by seed
 
 
+WAYS = ("text", "image")
+
+
 def recalls(step: str, way: str) -> tuple[str, ...]:
     """Names of what the paper's TR and IR are the means of."""
     return tuple(f"{step}_{way}_r{k}" for k in (1, 5, 10))
@@ -77,7 +80,7 @@ COLUMNS = (
     Column("NLVR2", "nlvr2", ("accuracy",)),
     Column("VQA", "vqa", ("accuracy",)),
 )
-CONTRAST, RERANKED, EVERY_PAIR = COLUMNS[:2], COLUMNS[2:4], COLUMNS[4:6]
+CONTRAST, RERANKED, EVERY_PAIR, TUNED = COLUMNS[:2], COLUMNS[2:4], COLUMNS[4:6], COLUMNS[6:8]
 
 
 def variants(columns: tuple[Column, ...], step: str, how: str, title: str) -> tuple[Column, ...]:
@@ -97,7 +100,11 @@ RERANKED_BY_LOGIT = variants(RERANKED, "reranked", "by_logit", ",")
 EVERY_PAIR_BY_LOGIT = variants(EVERY_PAIR, "itm", "by_logit", ",")
 CONTRAST_OF_MANY = variants(CONTRAST, "itc", "of_many", " among ten times as many,")
 RERANKED_OF_MANY = variants(RERANKED, "reranked", "of_many", " among ten times as many,")
-MEASURED = (*COLUMNS, *RERANKED_BY_LOGIT, *EVERY_PAIR_BY_LOGIT, *CONTRAST_OF_MANY, *RERANKED_OF_MANY)
+CONTRAST_TUNED = tuple(replace(column, metrics=recalls("itc", way)) for column, way in zip(TUNED, WAYS, strict=True))
+# What is compared with what: reranked with contrast, and log-odds with the logit.
+BY_CONTRAST, BY_BOTH = (*CONTRAST, *CONTRAST_OF_MANY, *CONTRAST_TUNED), (*RERANKED, *RERANKED_OF_MANY, *TUNED)
+BY_LOGIT, BY_ODDS = (*RERANKED_BY_LOGIT, *EVERY_PAIR_BY_LOGIT), (*RERANKED, *EVERY_PAIR)
+MEASURED = tuple(dict.fromkeys((*COLUMNS, *BY_CONTRAST, *BY_BOTH, *BY_LOGIT, *BY_ODDS)))
 
 
 def main() -> None:
@@ -117,10 +124,8 @@ def main() -> None:
             print(f"### {title}, {moment}\n\n{table(cells, columns)}\n")
             print(f"What a row adds to another:\n\n{differences(cells, columns)}\n")
         if any((row, EVERY_PAIR[0]) in cells for row in ROWS):
-            before, after = (*CONTRAST, *CONTRAST_OF_MANY), (*RERANKED, *RERANKED_OF_MANY)
-            print(f"### {title}, what reranking adds to contrast\n\n{gains(cells, before, after)}\n")
-            before, after = (*RERANKED_BY_LOGIT, *EVERY_PAIR_BY_LOGIT), (*RERANKED, *EVERY_PAIR)
-            print(f"### {title}, what the log-odds of a match add to its logit\n\n{gains(cells, before, after)}\n")
+            print(f"### {title}, what reranking adds to contrast\n\n{gains(cells, BY_CONTRAST, BY_BOTH)}\n")
+            print(f"### {title}, what the log-odds of a match add to its logit\n\n{gains(cells, BY_LOGIT, BY_ODDS)}\n")
     print(f"{hours:.2f} hours of one CPU core.")
     plot(values, options.plot or options.results.with_suffix(".png"))
 
