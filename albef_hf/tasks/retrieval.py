@@ -38,7 +38,9 @@ class RetrievalOptions(
     rerank: int = option(128, "candidates of each query that are reranked by matching")
     itc_weight: float = option(0.0, "weight of the cosine beside the matching score; 0: the paper")
     mismatch_weight: float = option(
-        1.0, "of the logit of no match in it; 1: log-odds, 0: the logit of a match alone, as the original's code"
+        1.0,
+        "weight of the logit of no match in the matching score; 1: log-odds, 0: the logit of a match alone, as the "
+        "original's code",
     )
 
     def __post_init__(self) -> None:
