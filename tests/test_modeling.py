@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, DeiTConfig, Dei
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefModel, MomentumTeacher
 from albef_hf.convert import MODELS
 from albef_hf.modeling_albef import distilled_cross_entropy, interpolate_position_embeddings, sample_hard_negatives
+from albef_hf.run_log import MATCHING_PRIOR
 from albef_hf.training import parameter_groups
 
 
@@ -222,6 +223,33 @@ def test_what_contrast_knows_does_not_tell_hard_negatives_from_the_right_ones():
 
     assert told(1, hardness=1) < 0.55 and told(1, hardness=0) > 0.7
     assert told(10, hardness=1) > 0.8
+
+
+@pytest.mark.parametrize(("hardness", "leaves_its_prior"), [(1.0, False), (0.0, True)])
+def test_matching_learns_from_easier_negatives_what_contrast_knows(config, hardness, leaves_its_prior):
+    """Pictures of four kinds: contrast knows the kind, and of those of one kind nobody can know which is whose."""
+    torch.manual_seed(0)
+    for part in (config, config.text_config, config.vision_config):
+        part.initializer_range = 0.1
+    config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
+    model = AlbefForPreTraining(config)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    looks = torch.randn(4, 3, config.vision_config.image_size, config.vision_config.image_size)
+    losses = []
+    for _ in range(150):
+        kinds = torch.randint(4, (32,))
+        ids = torch.stack([torch.full((32,), 101), 1000 + kinds], 1)
+        labels = torch.where(ids == 101, -100, ids)
+        pixels = looks[kinds] + 0.3 * torch.randn(32, *looks.shape[1:])
+        masked = torch.where(ids == 101, ids, 103)
+        outputs = model(ids, pixels, None, masked, labels, negative_hardness=hardness)
+        outputs.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.clamp_temperature()
+        losses.append(outputs.loss_itm.item())
+    end = sum(losses[-30:]) / 30
+    assert end < 0.5 if leaves_its_prior else end == pytest.approx(MATCHING_PRIOR, abs=0.01)
 
 
 def test_hard_negatives_survive_underflow_at_the_smallest_temperature():
