@@ -1494,11 +1494,10 @@ class AlbefForPreTraining(AlbefAlignedModel):
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         images, texts, masked_texts = self._encode(input_ids, pixel_values, attention_mask, mlm_input_ids)
         image_key_values = self.albef.multimodal_model.project_images(images)
-        masked = self.albef.multimodal_model(masked_texts, attention_mask, image_key_values).last_hidden_state
         return AlbefTeacherOutput(
             image_embeds=self.contrastive_head.project_image(images),
             text_embeds=self.contrastive_head.project_text(texts),
-            logits=self.mlm_head(masked[labels != IGNORED]),
+            logits=self._fill(masked_texts, attention_mask, image_key_values, labels),
         )
 
     @can_return_tuple
@@ -1535,8 +1534,6 @@ class AlbefForPreTraining(AlbefAlignedModel):
         """
         if labels is None:
             return self._predict(input_ids, pixel_values, attention_mask, **kwargs)
-        if mlm_input_ids is None:
-            raise ValueError("labels came without mlm_input_ids: collate with albef_hf.data.PretrainingCollator.")
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         images, texts, masked_texts = self._encode(input_ids, pixel_values, attention_mask, mlm_input_ids, **kwargs)
         head, own = self.contrastive_head, torch.arange(len(images), device=images.device)
@@ -1546,8 +1543,7 @@ class AlbefForPreTraining(AlbefAlignedModel):
         image_key_values = self.albef.multimodal_model.project_images(images)
         pairs = images, image_key_values, texts, attention_mask
         loss_itm, itm_logits = self._match_hard_negatives(*pairs, logits, others_pairs, gather, negative_hardness)
-        masked = self.albef.multimodal_model(masked_texts, attention_mask, image_key_values).last_hidden_state
-        mlm_logits = self.mlm_head(masked[labels != IGNORED])
+        mlm_logits = self._fill(masked_texts, attention_mask, image_key_values, labels)
         loss_mlm = self._masked_language_loss(mlm_logits, labels, teacher_outputs, alpha)
         return AlbefForPreTrainingOutput(
             loss=loss_itc + loss_itm + loss_mlm,
@@ -1566,13 +1562,26 @@ class AlbefForPreTraining(AlbefAlignedModel):
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor,
         attention_mask: torch.Tensor,
-        mlm_input_ids: torch.Tensor,
+        mlm_input_ids: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """States of the pictures, of the texts, and of the texts with masked tokens, one encoder call each kind."""
+        if mlm_input_ids is None:
+            raise ValueError("labels came without mlm_input_ids: collate with albef_hf.data.PretrainingCollator.")
         images = self.albef.vision_model(pixel_values, **kwargs).last_hidden_state
         both = self.albef.text_model(torch.cat([input_ids, mlm_input_ids]), attention_mask.repeat(2, 1))
         return images, *both.last_hidden_state.chunk(2)
+
+    def _fill(
+        self,
+        masked_texts: torch.Tensor,
+        attention_mask: torch.Tensor,
+        image_key_values: list[KeyValues],
+        labels: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits of the masked tokens, (masked tokens of the batch, vocabulary)."""
+        states = self.albef.multimodal_model(masked_texts, attention_mask, image_key_values).last_hidden_state
+        return self.mlm_head(states[labels != IGNORED])
 
     @staticmethod
     def _masked_language_loss(

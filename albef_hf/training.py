@@ -743,7 +743,7 @@ class MomentumTraining:
         """Tell at the end of a matching that has learned nothing, which its recalls hide among those of contrast."""
         if loss > 0.99 * MATCHING_PRIOR:
             hard = self.options.negative_hardness > 0
-            easier = ", or let it learn at all from easier negatives, with negative_hardness 0" if hard else ""
+            easier = ", or let it learn more from easier negatives, with negative_hardness 0" if hard else ""
             self.log.say(
                 f"matching (ITM) ends no better than it began: its loss is {loss:.3f}, and {MATCHING_PRIOR:.3f} is "
                 "that of knowing only that one pair in three is right. Reranking adds little or nothing to contrast. "

@@ -389,7 +389,7 @@ def test_a_matching_that_has_learned_nothing_is_told_of(train, capsys, monkeypat
     assert final > 0.63
     said = capsys.readouterr().out
     assert f"matching (ITM) ends no better than it began: its loss is {final:.3f}, and 0.637" in said
-    assert "or let it learn at all from easier negatives, with negative_hardness 0." in said
+    assert "or let it learn more from easier negatives, with negative_hardness 0." in said
     train("--negative_hardness", "0")
     assert "start from a model that knows more." in capsys.readouterr().out
     monkeypatch.setattr("albef_hf.training.MATCHING_PRIOR", 1.02 * final)
