@@ -1,15 +1,14 @@
 # The commands of the README, on a machine that has Python 3.11 or newer and nothing else.
 PYTHON ?= python3
-# The version that the numbers were measured with; TORCH=torch takes the newest.
-TORCH ?= torch==2.13.0
-# make test VENV=.venv-oldest TRANSFORMERS=transformers==5.17.0 tests with another version than the newest.
-TRANSFORMERS ?= transformers
 VENV ?= .venv
+# What constraints.txt pins torch to. Other libraries are pinned to their newest release.
+TORCH ?= torch==2.13.0
 
 # A process for each core, with one thread: two threads in each would wait for each other.
 PARALLEL ?= --numprocesses logical --maxprocesses 8 --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
 
-.PHONY: pretrain test common demo-test
+.PHONY: pretrain test test-newest test-oldest constraints common demo-test
 
 pretrain: $(VENV)/installed
 	$(VENV)/bin/python train/pretrain.py --config train/configs/scenes.yaml
@@ -17,22 +16,49 @@ pretrain: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --durations 8 $(PARALLEL)
+	$(PYTEST) --durations 8 $(PARALLEL)
+
+# The same tests with the newest release of every library. CONTRIBUTING says what to do when they fail.
+test-newest: VENV = .venv-newest
+test-newest:
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet -e ".[test]"
+	$(PYTEST) $(PARALLEL)
+
+# The same tests with the oldest release of every library that setup.cfg allows.
+test-oldest: VENV = .venv-oldest
+test-oldest:
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet uv
+	$(VENV)/bin/uv pip install --quiet --python $(VENV) --resolution lowest-direct -e ".[test]"
+	$(PYTEST) $(PARALLEL)
+
+# Pins the newest release of every library, after test-newest has passed.
+constraints: VENV = .venv-constraints
+constraints:
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --upgrade setuptools
+	$(VENV)/bin/pip install --quiet "$(TORCH)" -e ".[test,style,demo-test,common]"
+	echo "# Exact versions that the tests ran with; written by make constraints." > constraints.txt
+	$(VENV)/bin/pip freeze --all --exclude-editable --exclude pip | sed '/^nvidia-/d; /^triton==/d; s/+cpu$$//' >> constraints.txt
 
 # transformers' own tests, of the installed version, and those of the export to ONNX.
 common: $(VENV)/installed
-	$(VENV)/bin/pip install --quiet -e ".[common]"
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation -e ".[common]"
 	PYTHONPATH="$$($(VENV)/bin/python tests/common/fetch.py $(VENV)/common)" $(VENV)/bin/python -m pytest -q -rs \
 		tests/common/models.py tests/common/processor.py tests/test_export.py
 
 # The demo in a browser: chromium and chromedriver have to be there (Debian: chromium-driver).
 demo-test: $(VENV)/installed
-	$(VENV)/bin/pip install --quiet -e ".[demo-test]"
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -rs tests/test_demo.py
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation -e ".[demo-test]"
+	$(PYTEST) -rs tests/test_demo.py
 
-$(VENV)/installed: setup.cfg
+# No build isolation: pip would build the package with an unpinned setuptools.
+$(VENV)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet "$(TORCH)"
-	$(VENV)/bin/pip install --quiet "$(TRANSFORMERS)"
-	$(VENV)/bin/pip install --quiet -e ".[test]"
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt setuptools
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation -e ".[test,style]"
 	touch $@

@@ -426,8 +426,9 @@ def test_small_files_are_joined(model, processor, album, pictures, tmp_path, mon
 
 SLOW_BUILD = """
 import sys, time
-from albef_hf import retrieval
+from albef_hf import progress, retrieval
 from albef_hf.retrieval import PictureIndex, main
+progress.SECONDS_BETWEEN_LINES = 0
 encode = PictureIndex._encode
 PictureIndex._encode = lambda *arguments: time.sleep(0.2) or encode(*arguments)
 retrieval.PART_SECONDS = -1
