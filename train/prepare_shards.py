@@ -16,7 +16,7 @@ from albef_hf.data.shard_writer import DROPPED, PictureEncoder, ShardWriter
 from albef_hf.data.shards import INDEX, check_folder, index_folder
 from albef_hf.data.sources import SourceOptions, load_hub_rows, read_annotations
 from albef_hf.files import digest, written_aside
-from albef_hf.options import option, parse_options
+from albef_hf.options import option, parse_options, redact
 
 SETTINGS = "preparation.json"  # what the shards of a folder are made of, and how
 
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("ALBEF_TRACEBACK"):
             raise
-        sys.exit(f"error: {error}\n(set ALBEF_TRACEBACK=1 to see where it happened)")
+        sys.exit(f"error: {redact(str(error))}\n(set ALBEF_TRACEBACK=1 to see where it happened)")
 
 
 def check(options: ShardOptions) -> None:
@@ -99,7 +99,7 @@ def load_rows(options: ShardOptions):
 def settings_of(options: ShardOptions, rows) -> dict[str, object]:
     """What decides the content of each shard."""
     content = [digest(Path(file)) for file in options.train_files] or rows._fingerprint
-    settings = asdict(options) | {"rows": len(rows), "content": content}
+    settings = redact(asdict(options)) | {"rows": len(rows), "content": content}
     return {name: value for name, value in settings.items() if name not in ("output_dir", "num_workers", "check")}
 
 
