@@ -21,7 +21,7 @@ from albef_hf.options import parse_options
 from albef_hf.tasks import find_task
 from albef_hf.tasks.grounding import add_boxes
 
-UNUSABLE = ([], [None], "\u200b", ["\u0301"], " ", 7, {"answer": None})
+UNUSABLE = ([], [None], "\u200b", ["\u0301"], " ", [float("nan")], {"answer": None})
 
 
 def make_task(name: str, processor, **options: object):
