@@ -233,6 +233,8 @@ class Task(ABC):
 
     def tokenize(self, texts: list[str], limit: TextLimit) -> dict[str, torch.Tensor]:
         """Cleaned texts as `input_ids` and `attention_mask`."""
+        if not texts:
+            raise ValueError("There is no row to make a batch of.")
         settings = {"padding": True, "truncation": True, "max_length": limit.tokens}
         tokens = self.tokenizer(texts, return_tensors="pt", **settings)
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}

@@ -35,6 +35,8 @@ def mask_tokens(
     Returns:
         The masked `input_ids` and `labels`, which are -100 where nothing was chosen; each (batch, tokens).
     """
+    if not input_ids.numel():
+        return input_ids.clone(), input_ids.clone()
     draw = torch.rand(4, *input_ids.shape, generator=generator)
     candidates = (input_ids != tokenizer.pad_token_id) & (input_ids != tokenizer.cls_token_id)
     ranks = draw[0].masked_fill(~candidates, 2)

@@ -25,6 +25,7 @@ from .row_values import (
 )
 
 ATTEMPTS = 1000  # unreadable pairs in a row after which the data, not the pair, is at fault
+LONGEST_DETAIL = 300  # characters
 
 
 class Issue(enum.IntEnum):
@@ -44,6 +45,7 @@ class BadSampleError(ValueError):
     """A pair that cannot be used, and why."""
 
     def __init__(self, issue: Issue, detail: str):
+        detail = detail if len(detail) <= LONGEST_DETAIL else f"{detail[:LONGEST_DETAIL]}..."  # an image as base64
         super().__init__(issue, detail)  # both, so that processes can tell each other
         self.issue, self.detail = issue, detail
 
@@ -151,6 +153,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def brief(value: Any) -> str:
+    """Return the beginning of what a value looks like."""
+    try:
+        return repr(value)[:100]
+    except RecursionError:  # of lists in lists in lists
+        return f"a {type(value).__name__} that is nested too deep"
+
+
 def usable_captions(captions: Any) -> list[str]:
     """Return the texts of a row that are not blank; see `flatten_texts` for the forms in which a row may hold them.
 
@@ -161,7 +171,7 @@ def usable_captions(captions: Any) -> list[str]:
     usable = [text for text in texts if isinstance(text, str) and says_something(text)]
     if not usable:
         unknown = next((text for text in texts if isinstance(text, Mapping)), None)
-        detail = repr(captions)[:100] if unknown is None else unknown_keys(unknown, TEXT_KEYS)
+        detail = brief(captions) if unknown is None else unknown_keys(unknown, TEXT_KEYS)
         raise BadSampleError(Issue.CAPTION_EMPTY, detail)
     return usable
 
@@ -174,7 +184,7 @@ def usable_text(text: Any) -> str:
     """
     usable = usable_captions(text)
     if len(usable) > 1:
-        raise BadSampleError(Issue.CAPTION_EMPTY, f"{repr(text)[:80]} are several texts instead of one")
+        raise BadSampleError(Issue.CAPTION_EMPTY, f"{brief(text)} are several texts instead of one")
     return usable[0]
 
 

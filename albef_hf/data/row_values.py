@@ -19,9 +19,11 @@ ANSWER_KEYS = ("answer", "answers", "text")
 KEYS = {name: TEXT_KEYS for name in ("caption", "text", "sentence", "question")} | {"answer": ANSWER_KEYS}
 IMAGE_COLUMNS = ("image", "images", "left_image", "right_image")
 
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # and not the drive of C://
 DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
-BASE64_IMAGE = re.compile(r"/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|Qk[0-3]")  # JPEG, PNG, GIF, WebP, TIFF, BMP
+BASE64_IMAGE = re.compile(
+    r"[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|Qk[0-3]"
+)  # JPEG, PNG, GIF, WebP, TIFF, BMP
 SHORTEST_BASE64 = 64  # characters; no image is smaller, and few names of files are that long and without a dot
 DEEPEST = 8  # lists and objects around a text
 CONTAINERS = {"[": "]", "(": ")", "{": "}"}

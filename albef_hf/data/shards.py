@@ -180,6 +180,9 @@ class ShardOrder(torch.utils.data.Sampler[int]):
         processes: How many there are.
         block: Rows that are read from one place.
         window: Rows among which a process shuffles.
+
+    Raises:
+        ValueError: If there are no rows.
     """
 
     def __init__(
@@ -191,6 +194,8 @@ class ShardOrder(torch.utils.data.Sampler[int]):
         block: int = BLOCK,
         window: int = WINDOW,
     ):
+        if not len(bounds) or bounds[-1] == 0:
+            raise ValueError("There is no row to bring into an order: give shards with pairs.")
         starts = [np.arange(start, end, block) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
         ends = [np.minimum(part + block, end) for part, end in zip(starts, bounds[1:], strict=True)]
         self.starts, self.ends = np.concatenate(starts), np.concatenate(ends)

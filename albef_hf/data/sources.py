@@ -126,10 +126,10 @@ def load_columns(
         )
     rows = rows.select_columns(list(columns.values()))
     for column in columns.values():
-        feature = None if rows.features is None else rows.features[column]
-        if feature is None and column == columns.get("image"):
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-        elif (named := _names_feature(feature)) != feature:
+        if rows.features is None:  # of a stream, where nothing is decoded then
+            break
+        feature = rows.features[column]
+        if (named := _names_feature(feature)) != feature:
             rows = _with_names(rows, column, feature, named)
         elif (encoded := _encoded(feature)) != feature:
             rows = rows.cast_column(column, encoded)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..data import BadSampleError, Issue, load_image, without_pictures
 from ..data.annotations import read_json_list
+from ..data.pairs import brief
 from ..data.row_values import ANSWER_KEYS, answer_text, flatten_texts, is_absent, unknown_keys
 from ..data.scene_tasks import SceneQuestions
 from ..finetuning import (
@@ -110,7 +111,7 @@ class VisualQuestionAnswering(LabelTask):
         tokens = self.tokenizer(given)["input_ids"] if given else []
         writable = [answer for answer, ids in zip(given, tokens, strict=True) if len(ids) > 1]  # the first is [CLS]
         if not writable:
-            told = repr(row.get("answer"))[:100]
+            told = brief(row.get("answer"))
             unknown = [part for part in flatten_texts(row.get("answer"), ANSWER_KEYS) if isinstance(part, Mapping)]
             told = unknown_keys(unknown[0], ANSWER_KEYS) if unknown else told
             raise BadSampleError(Issue.CAPTION_EMPTY, f"no answer in {told}")
