@@ -459,13 +459,15 @@ def _split(name: str) -> tuple[str, str]:
     that start with a dot are no members to it either: macOS writes `._KEY.jpg` beside `KEY.jpg`.
     """
     folder, _, file = name.rpartition("/")
-    key, _, kind = file.rpartition(".")
-    return "" if file.startswith(".") or not key else f"{folder}/{key}", kind.lower()
+    key, dot, kind = file.rpartition(".")
+    if not dot:
+        return f"{folder}/{file}", ""
+    return "" if file.startswith(".") else f"{folder}/{key}", kind.lower()
 
 
 def _members(file: BinaryIO, name: str, left_out: LeftOut) -> Iterator[tarfile.TarInfo]:
     """The files in a tar file, beyond holes and headers that make no sense too."""
-    size, start, found = os.fstat(file.fileno()).st_size, 0, False
+    size, start, found, failed = os.fstat(file.fileno()).st_size, 0, False, False
     for _ in range(BAD_HEADERS):
         tar = None
         try:
@@ -483,12 +485,13 @@ def _members(file: BinaryIO, name: str, left_out: LeftOut) -> Iterator[tarfile.T
                         yield member
             break
         except Exception as error:  # tarfile raises whatever its parsing of garbage does
+            failed = True
             start = (tar.offset if tar else start) + tarfile.BLOCKSIZE
             left_out.add("header_unreadable", f"{name}: byte {start - tarfile.BLOCKSIZE}, {error}")
             if start >= size:
                 break
     file.seek(0)
-    if not found and any(file.read(tarfile.BLOCKSIZE)):  # an empty one consists of zeros
+    if not found and not failed and any(file.read(tarfile.BLOCKSIZE)):  # an empty one consists of zeros
         left_out.add("not_a_tar_file", name)
 
 
