@@ -8,6 +8,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from .compatibility_albef import follow_umask
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -47,6 +49,7 @@ def written_aside(path: Path, process: int | None = None) -> Iterator[Path]:
     """
     aside = path.with_name(f".{path.name}{'' if process is None else f'.{process}'}.unfinished")
     yield aside
+    follow_umask([aside])
     flush(aside)
     aside.replace(path)
     flush(path.parent)

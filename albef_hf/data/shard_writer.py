@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..files import written_aside
 from ..processing_albef import encodable
+from ..progress import progress
 from .pairs import BadSampleError, image_file, is_turned, load_image, load_upright, usable_captions
 from .row_values import decode_base64_image
 from .shards import results_of
@@ -155,7 +155,7 @@ class ShardWriter(torch.utils.data.Dataset):
         """
         for unfinished in self.folder.glob(".*.unfinished"):  # of a preparation that was interrupted
             unfinished.unlink(missing_ok=True)
-        with tqdm(total=len(self.rows), desc="shards", unit="row") as bar:
+        with progress(total=len(self.rows), desc="shards", unit="row") as bar:
             for rows in results_of(self, workers):
                 bar.update(rows)
         parts = sorted(self.folder.glob(f"*.{DROPPED}"))
