@@ -672,7 +672,7 @@ def record(content: bytes, kind: bytes = b"x") -> bytes:
 NOTHING = header(b"%011o\0" % 0)
 HEADERS = {
     "negative": header(negative(-512)),
-    "back again": NOTHING + header(negative(-1024)),  # to itself, without end
+    "back again": 2 * NOTHING + header(negative(-1024)),  # to itself, without end
     "far back": header(negative(-(10**9))),
     "too far": header(b"\x80" + (2**80).to_bytes(11, "big")),
     "negative by pax": record(b"13 size=-512\n") + NOTHING,
