@@ -1,6 +1,7 @@
 """What the downstream tasks have in common: their options, where rows come from, and what a task has to say."""
 
 import contextlib
+import copy
 import json
 import re
 from abc import ABC, abstractmethod
@@ -25,11 +26,12 @@ from .data import (
     Issue,
     embedded_tokenizer,
     load_image,
-    says_something,
+    usable_text,
     without_pictures,
 )
 from .data.annotations import read_json_list
 from .data.pairs import ATTEMPTS
+from .data.row_values import require_readable
 from .data.scene_tasks import SceneRows
 from .from_scratch import make_processor, read_model_config, with_special_tokens
 from .options import option, with_defaults
@@ -98,6 +100,7 @@ class Task(ABC):
 
     def __init__(self, options: FineTuningOptions, processor: AlbefProcessor):
         self.options, self.processor = options, processor
+        self.tokenizer = copy.deepcopy(processor.tokenizer)  # its truncation is set, and would be saved otherwise
         self.findings = Findings()  # of the last evaluation
         images = processor.image_processor
         self.positions = min(processor.tokenizer.model_max_length, MOST_TOKENS)
@@ -230,8 +233,10 @@ class Task(ABC):
 
     def tokenize(self, texts: list[str], limit: TextLimit) -> dict[str, torch.Tensor]:
         """Cleaned texts as `input_ids` and `attention_mask`."""
+        if not texts:
+            raise ValueError("There is no row to make a batch of.")
         settings = {"padding": True, "truncation": True, "max_length": limit.tokens}
-        tokens = self.processor.tokenizer(texts, return_tensors="pt", **settings)
+        tokens = self.tokenizer(texts, return_tensors="pt", **settings)
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
 
     def clean(self, text: Any, issues: list[Issue], limit: TextLimit) -> str:
@@ -240,10 +245,9 @@ class Task(ABC):
         Raises:
             BadSampleError: If there is no text.
         """
-        if not isinstance(text, str) or not says_something(text):
-            raise BadSampleError(Issue.CAPTION_EMPTY, repr(text)[:100])
+        text = usable_text(text)
         kept = clean_caption(text, limit.words)
-        tokens = self.processor.tokenizer(kept, verbose=False)["input_ids"]
+        tokens = self.tokenizer(kept, verbose=False)["input_ids"]
         if len(tokens) > limit.tokens or len(kept) < len(clean_caption(text, max_words=10**9)):
             issues.append(Issue.CAPTION_CUT)
         return kept
@@ -359,6 +363,7 @@ def _read_files(files: list[str], required: tuple[str, ...]) -> Rows:
         missing = [name for name in required if name not in row]
         if missing:
             raise ValueError(f"A row of {', '.join(files)} has {sorted(row)}, but not {', '.join(missing)}.")
+    require_readable(rows, ", ".join(files))
     return rows
 
 

@@ -59,14 +59,33 @@ def parse_options(kind: type[Options], description: str, arguments: list[str]) -
 
 
 def save_options(options: Any, path: Path) -> None:
-    """Write options as YAML that `--config` reads."""
-    path.write_text(yaml.safe_dump(dataclasses.asdict(options), sort_keys=False), encoding="utf-8")
+    """Write options as YAML that `--config` reads, without the passwords and tokens of addresses."""
+    path.write_text(yaml.safe_dump(redact(dataclasses.asdict(options)), sort_keys=False), encoding="utf-8")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint at the right spelling of a mistyped name, or nothing."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+SECRET_NAMES = "token|key|secret|sig|signature|password|auth|credential"
+SECRETS = (  # of addresses, also where a library has normalized them to one slash
+    (re.compile(r"(\w{2,}:/+)[^/\s'\"]+@"), r"\1***@"),
+    (re.compile(rf"([?&;#][^=&;#\s]*(?:{SECRET_NAMES})[^=&;#\s]*=)[^&;#\s'\")]+", re.IGNORECASE), r"\1***"),
+    (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "hf_***"),
+)
+
+
+def redact(value: Any) -> Any:
+    """Return a text, or everything in lists and dictionaries, without the passwords and tokens of its addresses."""
+    if isinstance(value, str):
+        for pattern, replacement in SECRETS:
+            value = pattern.sub(replacement, value)
+        return value
+    if isinstance(value, dict):
+        return {name: redact(part) for name, part in value.items()}
+    return [redact(part) for part in value] if isinstance(value, list) else value
 
 
 def _yaml_arguments(path: str, kind: type) -> list[str]:

@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Sequence
 
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.image_utils import ImageInput
@@ -57,6 +58,7 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
         tokenizer.split_special_tokens = True  # which a folder of an earlier version does not say
         return tokenizer  # with the settings that it has
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    forget_call_settings(backend)
     cls, sep = (tokenizer.cls_token, tokenizer.cls_token_id), (tokenizer.sep_token, tokenizer.sep_token_id)
     backend.post_processor = TemplateProcessing(
         single=f"{cls[0]} $A", pair=f"{cls[0]} $A {sep[0]} $B:1 {sep[0]}:1", special_tokens=[cls, sep]
@@ -69,6 +71,12 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
         split_special_tokens=True,
         **settings,
     )
+
+
+def forget_call_settings(backend: Tokenizer) -> None:
+    """Remove truncation and padding of the last call, which `tokenizer.json` would hand on as defaults."""
+    backend.no_truncation()
+    backend.no_padding()
 
 
 class AlbefProcessorKwargs(ProcessingKwargs, total=False):
@@ -127,6 +135,11 @@ class AlbefProcessor(ProcessorMixin):
         if text is not None:
             text = self._clean(text)
         return super().__call__(images=images, text=text, **kwargs)
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Save the processor as it was made: what the last call truncated or padded to is not saved."""
+        forget_call_settings(self.tokenizer.backend_tokenizer)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def encode_answers(self, answers: str | list[str]) -> BatchEncoding:
         """Tokenize answers for question answering: `[CLS] answer [SEP]`, as they are but for upper case.

@@ -39,7 +39,7 @@ from .meters import FlopCounter, Window, peak_of, relative_distance
 from .model_card import Evaluation, Training, model_card, on_the_hub
 from .modeling_albef import AlbefAlignedModel, AlbefTeacherOutput
 from .momentum import MomentumTeacher
-from .options import option
+from .options import option, redact
 from .run_log import MATCHING_PRIOR, TRACKERS, RunLog, installed_trackers
 from .stopping import Stopped, StopRequest, chosen, start_undisturbed
 
@@ -167,9 +167,9 @@ class DataOptions(SourceOptions, TrainingOptions):
     def data_in_words(self, files: list[str], split: str | None, count: int) -> str:
         """What rows come from, for the model card."""
         if files:
-            return f"the rows of {', '.join(Path(file).name for file in files)}"
+            return f"the rows of {', '.join(Path(redact(file)).name for file in files)}"
         if self.dataset:
-            return f"the dataset {self.dataset}, split {split}"
+            return f"the dataset {redact(self.dataset)}, split {split}"
         return f"{count} built-in rows, pictures of coloured shapes drawn from a seed"
 
     def training_in_words(self) -> str:
@@ -218,7 +218,7 @@ def start_push(options: TrainingOptions, accelerator: Accelerator) -> HubPush | 
 
 def start_trackers(options: TrainingOptions, accelerator: Accelerator) -> None:
     """Let them know of the run and its settings."""
-    settings = {name: value for name, value in asdict(options).items() if isinstance(value, (int, float, str))}
+    settings = {name: redact(v) for name, v in asdict(options).items() if isinstance(v, (int, float, str))}
     folder = Path(options.output_dir)
     note = folder / RUN_ID  # by which a run that goes on is the same one to wandb
     goes_on = options.resume and note.exists()
@@ -263,7 +263,7 @@ def write_card(
         teacher: Knows its momentum and its queue, which may have come with it.
         kept: Which state of the run this is, in words, where it is not the last.
     """
-    given = asdict(options) | {"mixed_precision": log.accelerator.mixed_precision}
+    given = redact(asdict(options)) | {"mixed_precision": log.accelerator.mixed_precision}
     del given["momentum"], given["queue_size"]
     if teacher:
         given["momentum"] = teacher.momentum
@@ -521,7 +521,7 @@ class MomentumTraining:
             "records": self.log.records,
             "seconds": time.monotonic() - self.log.start,
             "keeper": self.keeper.state_dict() if self.keeper else None,
-            "options": asdict(self.options),
+            "options": redact(asdict(self.options)),
         }
         (folder / "progress.json").write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
 
@@ -571,8 +571,8 @@ class MomentumTraining:
 
     def _other_options(self, before: dict[str, Any]) -> str:
         """What is no longer as it was when the run began, in words."""
-        now = json.loads(json.dumps(asdict(self.options)))
-        before = _defaults(self.options) | before  # a checkpoint may be older than an option
+        now = redact(json.loads(json.dumps(asdict(self.options))))
+        before = redact(_defaults(self.options) | before)  # a checkpoint may be older than an option
         changed = [
             f"{name} {before[name]} -> {value}"
             for name, value in now.items()

@@ -1,9 +1,11 @@
 """Pairs from every source are read, augmented and masked as they should, and bad ones harm nobody."""
 
+import base64
 import io
 import itertools
 import json
 import tarfile
+import traceback
 from pathlib import Path
 
 import datasets
@@ -26,8 +28,12 @@ from albef_hf.data import (
     usable_captions,
 )
 from albef_hf.data.augmentation import OPERATIONS, random_augment, random_resized_crop
+from albef_hf.data.row_values import decode_base64_image, flatten_texts
 from albef_hf.data.scenes import SceneObject, compose, describe
+from albef_hf.data.shard_writer import PictureEncoder
 from albef_hf.data.sources import load_hub_rows, read_annotations
+
+PAIR = '{"image": "a", "caption": "b"}'
 
 
 @pytest.fixture
@@ -110,6 +116,38 @@ def test_other_modes_become_rgb(image, expected):
     assert load_image(image).getpixel((3, 3)) == expected
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_images_in_base64_are_read(kind):
+    content = encoded(picture("blue"), kind)
+    text = base64.b64encode(content).decode()
+    forms = [text, f"data:image/x;base64,{text}", base64.encodebytes(content).decode(), text.encode()]
+    forms += [base64.urlsafe_b64encode(content).decode().rstrip("=")]
+    for value in [*forms, {"bytes": text, "path": None}, {"path": text}]:
+        assert load_image(value, "/root").getpixel((0, 0))[2] > 250
+    assert decode_base64_image("photographs/of/many/years/" * 9) is None
+    assert decode_base64_image("iVBORw0KGgo.png") is None
+    assert Image.open(io.BytesIO(PictureEncoder()(text)[0])).size == (40, 30)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (
+            "https://user:secret@host/a.jpg?token=secret",
+            r"image_missing: an address \(https://\*\*\*@host/a.jpg\?token=",
+        ),
+        ({"path": "s3://bucket/a.jpg", "bytes": None}, r"an address \(s3://bucket/a.jpg\)"),
+        ({"url": "a.jpg"}, "image_missing: an object with url, but without path or bytes"),
+        ("data:image/png;base64,@@", "image_broken: the data URI cannot be decoded"),
+        ("data:image/png;base64," + "aaaa" * 1000, r"image_broken: data:image/png;base64,a{200,300}\.\.\."),
+    ],
+)
+def test_images_in_forms_that_cannot_be_read_are_explained(image, message):
+    with pytest.raises(BadSampleError, match=message) as caught:
+        load_image(image, "/root")
+    assert "secret" not in str(caught.value)
+
+
 def test_an_undecoded_picture_of_datasets_is_read():
     assert load_image({"bytes": encoded(picture("blue")), "path": None}).getpixel((0, 0)) == (0, 0, 255)
     assert load_image(encoded(picture("blue"))).getpixel((0, 0)) == (0, 0, 255)
@@ -172,6 +210,39 @@ def test_captions_that_say_something_are_kept():
     assert usable_captions([None, "\U0001f600"]) == ["\U0001f600"]
 
 
+@pytest.mark.parametrize(
+    ("value", "texts"),
+    [
+        ({"raw": "a dog", "sentid": 1}, ["a dog"]),
+        ([{"raw": "a dog", "tokens": ["a", "dog"]}, {"raw": "a cat"}], ["a dog", "a cat"]),
+        ({"raw": ["a dog", "a cat"], "sentid": [1, 2]}, ["a dog", "a cat"]),
+        ({"text": {"caption": "a dog"}}, ["a dog"]),
+        ("['a dog', \"a cat's\"]", ["a dog", "a cat's"]),
+        ('["a dog", null, "a cat"]', ["a dog", None, "a cat"]),
+        ("['a dog' 'a cat'\n \"it's 'a' 'b'\"]", ["a dog", "a cat", "it's 'a' 'b'"]),  # as NumPy prints a list
+        ('[{"raw": "a dog"}]', ["a dog"]),
+        ("('a dog', 'a cat')", ["a dog", "a cat"]),
+        ("['a dog', 'a c]", []),
+        ("[a dog]", ["[a dog]"]),
+        ("[UNK] (a dog)", ["[UNK] (a dog)"]),
+        ("(1, 2)", ["(1, 2)"]),
+        ({"en": "a dog"}, [{"en": "a dog"}]),
+        ("[" * 100_000 + "]" * 100_000, ["[" * 100_000 + "]" * 100_000]),
+        (7, [7]),
+    ],
+)
+def test_texts_are_found_in_what_they_are_nested_in(value, texts):
+    assert flatten_texts(value) == texts
+
+
+def test_texts_that_are_nested_too_deep_are_none():
+    value = "a dog"
+    for _ in range(5000):
+        value = [value]
+    with pytest.raises(BadSampleError, match="caption_empty"):
+        usable_captions(value)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Captions and masks
 # ---------------------------------------------------------------------------------------------------------------------
@@ -224,6 +295,26 @@ def test_long_captions_are_cut_and_counted_and_empty_ones_skipped(reader, proces
     batch = PretrainingCollator(processor.tokenizer)([pairs[i] for i in range(4)])
     assert batch["input_ids"].shape == (4, 25)
     assert batch["issues"][Issue.CAPTION_EMPTY] >= 2 and len(batch["issues"]) == len(Issue)
+
+
+def test_captions_of_too_many_tokens_are_counted_once(processor):
+    texts = ["a dog", "word " * 15, "word " * 16, "unbelievablyinseparable " * 9]
+    sample = {"seed": 1, "pixel_values": torch.zeros(3, 4, 4)}
+    samples = [{**sample, "caption": text, "issues": []} for text in texts]
+    samples[-1]["issues"] = [Issue.CAPTION_CUT]  # words have been cut before
+    batch = PretrainingCollator(processor.tokenizer, max_length=16)(samples)
+    assert batch["attention_mask"].sum(1).tolist() == [3, 16, 16, 16]
+    assert batch["issues"].tolist() == [0, 0, 0, 0, 0, 0, 0, 2]
+    assert processor.tokenizer.backend_tokenizer.truncation is None, "the processor's own tokenizer is left alone"
+
+
+def test_nothing_makes_no_batch(processor):
+    with pytest.raises(ValueError, match="no sample to make a batch of"):
+        PretrainingCollator(processor.tokenizer)([])
+    for shape in ((0, 5), (2, 0)):
+        assert mask_tokens(torch.zeros(shape, dtype=torch.long), processor.tokenizer)[1].shape == shape
+    with pytest.raises(ValueError, match="no file to read"):
+        read_annotations([])
 
 
 def test_bad_rows_are_replaced_and_every_one_is_counted(reader, bad_files, tmp_path):
@@ -338,14 +429,69 @@ def test_a_lone_surrogate_in_json_harms_nobody_else(tmp_path):
     ("content", "message"),
     [
         ("{", "JSON list"),
-        ('{"image": "a"}', "not a list"),
+        ('{"image": "a"}', "not a list.*one object with 'image': put the rows into a list, or .*--dataset json"),
         ('[{"image": "a", "text": "b"}]', 'needs "image" and "caption"'),
+        ("", "bad.json is empty; it has to hold a JSON list"),
+        ("\ufeff \n", "is empty"),
+        (f"{PAIR}\n{PAIR}\n", "holds JSON lines, not a JSON list: --dataset json --data_files .*bad.json reads it"),
+        (f"\ufeff{PAIR}\n{PAIR}", "holds JSON lines"),
+        (f'{{"images": [{PAIR}]}}', "one object with 'images': save its list 'images'.*--dataset json --data_files"),
+        (f"[{PAIR}, 7]", "item 1 is 7"),
+        ("[" * 100_000, "cannot be read as a JSON list"),
+        (
+            '[{"image": "a", "caption": {"en": "b"}}]',
+            "'caption' of row 0 is an object with en, but without caption or",
+        ),
+        (f'[{PAIR}, {{"image": "http://a", "caption": "b"}}]', r"'image' of row 1 is an address \(http://a\)"),
+        ('[{"image": {"url": "a"}, "caption": "b"}]', "'image' of row 0 is an object with url"),
     ],
 )
 def test_other_json_gets_a_clear_error(tmp_path, content, message):
     (tmp_path / "bad.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_annotations([str(tmp_path / "bad.json")])
+
+
+def test_json_with_a_byte_order_mark_or_nested_captions_is_read(tmp_path):
+    rows = [{"image": {"path": "b.png"}, "caption": [{"raw": "two"}, {"raw": "three"}]}]
+    rows.append({"image": "c.png", "caption": "['four', 'five']"})
+    (tmp_path / "a.json").write_text(f"\ufeff[{PAIR}, {json.dumps(rows)[1:-1]}]")
+    expected = {"image": ["a", "b.png", "c.png"], "caption": [["b"], ["two", "three"], ["four", "five"]]}
+    assert read_annotations([str(tmp_path / "a.json")])[:] == expected
+
+
+@pytest.mark.parametrize("content", [f"{PAIR}\n{PAIR}\n", f'{{"info": 1, "images": [{PAIR}, {PAIR}]}}'])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_the_errors_say_that_a_dataset_reads_is_read(tmp_path, content, streaming):
+    (tmp_path / "a.json").write_text(content)
+    rows = hub_rows("json", streaming=streaming, files=[str(tmp_path / "a.json")])
+    assert list(rows) == 2 * [{"image": "a", "caption": "b"}]
+
+
+def test_columns_in_forms_that_cannot_be_read_are_refused(tmp_path):
+    columns = {"image": ["a", "b"], "texts": 2 * [[{"en": "a", "de": "b"}]], "link": ["a", "ftp://b/c.jpg"]}
+    datasets.Dataset.from_dict(columns).to_parquet(str(tmp_path / "rows.parquet"))
+    files = [str(tmp_path / "rows.parquet")]
+    with pytest.raises(ValueError, match="'caption' of row 0 is an object with en, de"):
+        hub_rows("parquet", "texts", files=files)
+    with pytest.raises(ValueError, match="'image' of row 1 is an address"):
+        hub_rows("parquet", "image", image_column="link", files=files)
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("https://user:s3cret@localhost:1/rows", None),
+        ("https://localhost:1/rows?access_token=s3cret", None),
+        ("parquet", ["https://user:s3cret@localhost:1/a.parquet"]),
+        ("json", ["https://localhost:1/a.json?X-Amz-Signature=s3cret&b=1"]),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_secrets_of_an_address_are_in_no_error(name, files, streaming):
+    with pytest.raises(ValueError, match="cannot be loaded") as caught:
+        hub_rows(name, files=files, streaming=streaming)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value)).replace(Path(__file__).read_text(), "")
 
 
 def hub_rows(name: str, column: str = "caption", streaming: bool = False, image_column: str = "image", files=None):

@@ -10,9 +10,12 @@ from PIL import Image
 from transformers import AutoTokenizer, BlipImageProcessorPil
 
 from albef_hf import AlbefProcessor, clean_caption
-from albef_hf.data import embedded_tokenizer
+from albef_hf.data import PretrainingCollator, embedded_tokenizer
+from albef_hf.finetuning import TextLimit
 from albef_hf.processing_albef import without_separator
+from albef_hf.tasks import find_task
 
+PIXELS = torch.zeros(3, 4, 4)
 GOLDEN = json.loads((FIXTURES / "misc.json").read_text())
 
 
@@ -132,6 +135,24 @@ def test_padding_of_answers_is_no_label(processor):
     assert torch.equal(
         answers["labels"][answers["labels"] != -100], answers["input_ids"][answers["attention_mask"] == 1]
     )
+
+
+def test_what_calls_cut_and_pad_is_not_saved(processor, tmp_path):
+    """Neither by the processor nor by a tokenizer that had been called before, and whoever called it."""
+    text = " ".join(["word"] * 45)
+    used = embedded_tokenizer()
+    used([text], truncation=True, max_length=9, padding="max_length")
+    assert len(AlbefProcessor(BlipImageProcessorPil(), used)(text=[text])["input_ids"][0]) == 30
+    PretrainingCollator(processor.tokenizer, 16)([{"caption": text, "seed": 0, "issues": [], "pixel_values": PIXELS}])
+    task = find_task("retrieval")(find_task("retrieval").options_class(model="m"), processor)
+    task.tokenize([text], TextLimit(30, 12))
+    for settings in ({}, {"max_length": 7}, {"padding": "max_length", "max_length": 40}):
+        processor(text=[text], **settings)
+        processor.save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "tokenizer.json").read_text())
+        assert saved["truncation"] is None and saved["padding"] is None
+        loaded = AlbefProcessor.from_pretrained(tmp_path)
+        assert [len(loaded(text=[words])["input_ids"][0]) for words in (text, "a")] == [30, 2]
 
 
 def test_a_processor_may_keep_longer_texts(processor, tmp_path):

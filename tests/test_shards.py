@@ -1,23 +1,42 @@
 """Shards hold what they were made of, every pair comes once an epoch, and damage costs what it has hit."""
 
+import contextlib
+import gzip
 import io
 import json
 import multiprocessing
+import os
 import pickle
+import re
+import signal
 import tarfile
+import time
+import zlib
 from collections import Counter
 from pathlib import Path
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from task_rows import load_script
 from test_data import encoded
 
-from albef_hf.data import Augmentation, BadSampleError, ImageTextPairs, Issue, PairReader, Pictures, Shards, load_image
+from albef_hf.data import (
+    Augmentation,
+    BadSampleError,
+    ImageTextPairs,
+    Issue,
+    PairReader,
+    Pictures,
+    Shards,
+    load_image,
+    usable_captions,
+)
 from albef_hf.data.shard_writer import PictureEncoder
 from albef_hf.data.shards import PLACE, ShardOrder, check_folder, index_folder
+from albef_hf.files import digest
 
 ROWS = 20
 
@@ -134,6 +153,94 @@ def test_an_interrupted_preparation_goes_on(prepare, source, shards, monkeypatch
         prepare(*arguments, "--short_side", 50)
 
 
+def test_pairs_that_are_lost_or_doubled_are_found(prepare, source, shards):
+    arguments = ["--output_dir", shards, *source, "--short_side", 48, "--num_workers", 0]
+    whole = (shards / "00001.tar").read_bytes()
+    foreign(shards / "00001.tar", [("000000008.jpg", b"1"), ("000000008.txt", b"one of seven")])
+    with pytest.raises(ValueError, match="00001.tar has 1 pairs instead of 7. Remove these files"):
+        prepare(*arguments)
+    (shards / "00001.tar").write_bytes(whole)
+    (shards / "00009.tar").write_bytes(whole)
+    with pytest.raises(ValueError, match="00009.tar has 7 pairs instead of none"):
+        prepare(*arguments)
+    (shards / "00009.tar").unlink()
+    prepare(*arguments)
+    assert len(Shards([shards])) == 17
+
+
+def test_files_of_a_preparation_that_were_tampered_with_are_told(prepare, source, shards):
+    arguments = ["--output_dir", shards, *source, "--short_side", 48, "--num_workers", 0]
+    (shards / "dropped.jsonl").write_text('{"row": 1}\n')
+    with pytest.raises(ValueError, match="Line 1 of .*dropped.jsonl cannot be read"):
+        prepare("--output_dir", shards, "--num_workers", 0)
+    for content in ("[]", "{", "[" * 100_000):
+        (shards / "preparation.json").write_text(content)
+        with pytest.raises(ValueError, match="preparation.json cannot be read"):
+            prepare(*arguments)
+
+
+def start(prepare, *arguments: object) -> int:
+    """Start a preparation in a process of its own, which prints nothing; returns its id."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stderr(nowhere),
+            contextlib.redirect_stdout(nowhere),
+        ):
+            prepare(*arguments)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def test_a_preparation_that_is_killed_again_and_again_loses_no_pair(prepare, source, shards, tmp_path, monkeypatch):
+    encode = PictureEncoder.__call__
+    monkeypatch.setattr(PictureEncoder, "__call__", lambda self, value: time.sleep(0.02) or encode(self, value))
+    arguments = ["--output_dir", tmp_path / "out", *source, "--short_side", 48]
+    for seconds in (0.2, 0.25, 0.3):
+        process = start(prepare, *arguments, "--num_workers", 2)
+        time.sleep(seconds)
+        children = psutil.Process(process).children()
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    process = start(prepare, *arguments, "--num_workers", 2)  # while workers of the last one may still write
+    assert os.waitpid(process, 0)[1] == 0
+    assert not psutil.wait_procs(children, timeout=5)[1], "workers outlive their preparation"
+    names = [path.name for path in shards.iterdir() if path.suffix != ".lock"]
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".lock"} == {*names}
+    assert all((tmp_path / "out" / name).read_bytes() == (shards / name).read_bytes() for name in names)
+
+
+def test_two_preparations_do_not_write_the_same_folder(prepare, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(PictureEncoder, "__call__", lambda self, value: time.sleep(60))
+    process = start(prepare, "--output_dir", tmp_path / "out", *source, "--num_workers", 0)
+    try:
+        while not (tmp_path / "out" / ".preparation.lock").exists():
+            time.sleep(0.01)
+        time.sleep(0.1)
+        monkeypatch.undo()
+        monkeypatch.setenv("ALBEF_TRACEBACK", "1")
+        with pytest.raises(BlockingIOError, match=f"out is in use by process {process} on"):
+            prepare("--output_dir", tmp_path / "out", *source, "--num_workers", 0)
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    prepare("--output_dir", tmp_path / "out", *source, "--num_workers", 0)
+    assert len(Shards([tmp_path / "out"])) == 17
+
+
+def test_secrets_of_an_address_are_not_noted(prepare, source, shards, monkeypatch):
+    script = load_script("prepare_shards")
+    options = script.ShardOptions(output_dir="a", dataset="https://me:s3cret@host/rows", data_files=["b?token=s3cret"])
+    rows = datasets.Dataset.from_dict({"image": ["a"], "caption": ["b"]})
+    script.remember(shards.parent, script.settings_of(options, rows))
+    assert "s3cret" not in (shards.parent / "preparation.json").read_text()
+
+
 def test_a_source_of_which_nothing_can_be_used_names_the_remedy_and_leaves_nothing(prepare, source, tmp_path):
     folder, files = tmp_path / "later", source[:2]
     with pytest.raises(ValueError, match=r"none of the first 100 can be used \(image_missing.*check its files, image"):
@@ -156,7 +263,7 @@ def test_several_processes_write_the_same(prepare, source, shards, tmp_path):
 
 def test_a_full_disk_leaves_no_shard_that_is_not_whole(prepare, source, tmp_path, monkeypatch):
     def full(path):
-        if path.name == ".00001.tar.unfinished":
+        if path.name.startswith(".00001.tar."):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("albef_hf.files.flush", full)
@@ -371,6 +478,94 @@ def test_an_index_that_does_not_fit_is_refused(shards):
         Shards([shards])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda index: index.update(shards=[]), "lists no shards"),
+        (lambda index: index.pop("shards"), "'shards'"),
+        (lambda index: index["shards"][0].update(file="/etc/passwd"), "'/etc/passwd' is not the name of a file"),
+        (lambda index: index["shards"][0].update(file="../00000.tar"), "not the name"),
+        (lambda index: index["shards"][0].update(file=".."), "not the name"),
+        (lambda index: index["shards"][0].update(file=5), "5 is not the name"),
+        (lambda index: index["shards"][0].update(rows="6"), "rows and bytes of 00000.tar"),
+        (lambda index: index["shards"][0].update(rows=True), "rows and bytes of 00000.tar"),
+        (lambda index: index["shards"].extend({**index["shards"][0], "rows": rows} for rows in (-3, 3)), "rows and b"),
+        (lambda index: index["shards"][0].pop("bytes"), "'bytes'"),
+        (lambda index: index["shards"][0].update(sha256=None), "no SHA-256"),
+        (lambda index: index.update(table=[]), "cannot be read"),
+    ],
+)
+def test_an_index_that_was_tampered_with_is_refused(shards, change, message):
+    index = json.loads((shards / "index.json").read_text())
+    change(index)
+    (shards / "index.json").write_text(json.dumps(index))
+    for read in (lambda: Shards([shards]), lambda: check_folder(shards)):
+        with pytest.raises(ValueError, match=f"{re.escape(message)}.*prepare_shards"):
+            read()
+
+
+@pytest.mark.parametrize("content", ["[]", "[" * 200_000, '{"shards": 5}', "", "\xff"])
+def test_an_index_that_is_none_is_refused(shards, content):
+    (shards / "index.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match="cannot be read"):
+        Shards([shards])
+
+
+def with_table(shards: Path, content: bytes) -> None:
+    (shards / "index.npy").write_bytes(content)
+    index = json.loads((shards / "index.json").read_text())
+    index["table"]["sha256"] = digest(shards / "index.npy")
+    (shards / "index.json").write_text(json.dumps(index))
+
+
+def saved(save, *arrays) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, *arrays)
+    return buffer.getvalue()
+
+
+def test_a_table_that_is_none_is_refused(shards):
+    places = places_of(shards)
+    tables = [b"", saved(np.savez, places), saved(np.save, places[:-1]), saved(np.save, np.zeros(17))]
+    tables += [saved(np.save, np.array([{}], object))]
+    for content in tables:
+        with_table(shards, content)
+        with pytest.raises(ValueError, match="cannot be read"):
+            Shards([shards])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("image_start", 2**64 - 1), ("image_start", 2**50), ("image_bytes", 2**32 - 1), ("text_start", 2**63)],
+)
+def test_places_beyond_a_shard_cost_their_pair(shards, reader, field, value):
+    before, places = list(Shards([shards])), places_of(shards)
+    places[field][5] = value  # the last pair of the first shard, to whose end is read ahead
+    with_table(shards, saved(np.save, places))
+    rows = Shards([shards])
+    rows.read_ahead(0)
+    with pytest.raises(BadSampleError, match="shard_damaged: .*00000.tar: .*beyond its"):
+        rows[5]
+    assert [rows[row] for row in range(5)] == before[:5]
+
+
+def test_a_text_that_is_no_json_costs_its_pair(shards):
+    places = places_of(shards)
+    places["text_bytes"][3] = 2
+    places["text_crc"][3] = zlib.crc32(b'{"')
+    with_table(shards, saved(np.save, places))
+    with pytest.raises(BadSampleError, match="shard_damaged: .*00000.tar: the text of row 3 is not JSON"):
+        Shards([shards])[3]
+
+
+def test_a_named_pipe_is_no_shard(shards):
+    (shards / "00001.tar").unlink()
+    os.mkfifo(shards / "00001.tar")
+    assert len(Shards([shards]).faults()) == len(check_folder(shards)) == 1
+    with pytest.raises(BadSampleError, match="shard_damaged: .*00001.tar: it is missing, or not a file"):
+        Shards([shards])[7]
+
+
 def test_check_tells_of_what_has_changed(prepare, shards, capsys):
     prepare("--output_dir", shards, "--check", "--num_workers", 0)
     assert "All shards are what they were." in capsys.readouterr().out
@@ -416,6 +611,90 @@ def test_tar_files_of_others_get_an_index(prepare, tmp_path):
     left_out = json.loads((tmp_path / "index.json").read_text())["left_out"]
     assert left_out.pop("no_caption") == 1 and left_out.pop("no_picture") == 1
     assert sum(ShardOrder(rows.bounds)) == 10
+
+
+def test_keys_may_have_dots_and_every_member_that_makes_no_pair_is_counted_and_named(prepare, tmp_path, capsys):
+    picture = encoded(Image.new("RGB", (9, 9), "red"))
+    foreign(
+        tmp_path / "a.tar",
+        [
+            ("1.jpg", picture), ("1.txt", b"one"), ("scan.22.05.jpg", picture), ("scan.22.05.txt", b"five"),
+            ("d.1/scan.22.06.JPG", picture), ("d.1/scan.22.06.json", b'{"caption": [{"raw": "six"}]}'),
+            ("1.seg.png", picture), ("1.cls", b"4"), ("1.png", picture), ("scan.22.05.txt", b"again"),
+            ("._1.jpg", b"of macOS"), ("._1.txt", b"of macOS"), ("2.jpg.txt", b"two"), ("noend", b""),
+            ("3.jpg", picture), ("3.json", b'{"caption": null}'), ("4.json", b"[]"), ("caf\udce9.cls", b""),
+        ],
+    )  # fmt: skip
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        link = tarfile.TarInfo("5.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "4.jpg"
+        tar.addfile(link)
+        folder = tarfile.TarInfo("folder.jpg")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    (tmp_path / "c.tar").write_bytes(gzip.compress(np.random.default_rng(0).bytes(2000)))
+    (tmp_path / "d.tar").mkdir()
+    os.mkfifo(tmp_path / "e.tar")
+    prepare("--output_dir", tmp_path, "--num_workers", 0)
+    rows = Shards([tmp_path])
+    assert [usable_captions(row["caption"]) for row in rows] == [["one"], ["five"], ["six"]]
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert [shard["file"] for shard in index["shards"]] == ["a.tar", "b.tar", "c.tar"]
+    expected = {
+        "no_caption": (2, "a.tar: 1.seg.png"), "unknown_kind": (3, "a.tar: 1.cls"), "duplicate": (2, "a.tar: 1.png"),
+        "hidden": (2, "a.tar: ._1.jpg"), "no_picture": (1, "a.tar: 2.jpg.txt"), "not_a_file": (1, "b.tar: 5.jpg"),
+        "json_without_caption": (2, "a.tar: 3.json"), "not_a_tar_file": (1, "c.tar"),
+        "unreadable": (2, "d.tar: it is missing, or not a file"),
+    }  # fmt: skip
+    left_out = index["left_out"]
+    assert {reason: (left_out[reason], first) for reason, first in index["left_out_first"].items()} == expected
+    assert sum(index["left_out"].values()) == 18 - 2 * 3 + 1 + 3, "a member is in a pair or counted"
+    assert "the first of unknown_kind: a.tar: 1.cls" in capsys.readouterr().out
+
+
+def header(size: bytes, kind: bytes = b"0") -> bytes:
+    """The header of a member, 000.jpg, with any size; its checksum is right."""
+    block = bytearray(512)
+    block[:7], block[100:108], block[124:136], block[156:157] = b"000.jpg", b"0000644\0", size, kind
+    block[257:265], block[148:156] = b"ustar\x0000", b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def negative(size: int) -> bytes:
+    return b"\xff" + (size + (1 << 88)).to_bytes(11, "big")
+
+
+def record(content: bytes, kind: bytes = b"x") -> bytes:
+    return header(b"%011o\0" % len(content), kind) + content.ljust(-(-len(content) // 512) * 512, b"\0")
+
+
+NOTHING = header(b"%011o\0" % 0)
+HEADERS = {
+    "negative": header(negative(-512)),
+    "back again": 2 * NOTHING + header(negative(-1024)),  # to itself, without end
+    "far back": header(negative(-(10**9))),
+    "too far": header(b"\x80" + (2**80).to_bytes(11, "big")),
+    "negative by pax": record(b"13 size=-512\n") + NOTHING,
+    "length of pax": record(b"99999999999999999999 size=5\n"),
+    "sparse": record(b"24 GNU.sparse.map=0,abc\n") + NOTHING,
+    "sparse map": record(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n") + record(b"10000000\n", b"0"),
+    "deep": record(b"14 path=a.jpg\n") * 500,
+    "many": record(b"99999999999999999999 size=5\n") * 200,
+}
+
+
+@pytest.mark.parametrize("hostile", HEADERS.values(), ids=HEADERS.keys())
+def test_headers_that_make_no_sense_cost_their_tar_file_at_most(hostile, tmp_path):
+    picture = encoded(Image.new("RGB", (9, 9), "red"))
+    pair = [("1.jpg", picture), ("1.txt", b"one")]
+    foreign(tmp_path / "a.tar", pair)
+    foreign(tmp_path / "c.tar", pair)
+    (tmp_path / "b.tar").write_bytes(hostile + (tmp_path / "a.tar").read_bytes())
+    index = index_folder(tmp_path)
+    assert [shard["rows"] for shard in index["shards"]][::2] == [1, 1]
+    assert all(name.startswith("b.tar: ") or name == "b.tar" for name in index["left_out_first"].values())
+    assert index["left_out"] and all(row["caption"] == "one" for row in Shards([tmp_path]))
 
 
 @pytest.mark.parametrize("content", [b"\0", b"garbage"])

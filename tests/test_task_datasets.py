@@ -64,6 +64,21 @@ def test_numbered_labels_are_read_by_their_names(task_on):
         task.text_and_label(rows[3])
 
 
+def test_numbered_answers_and_identifiers_are_read_by_what_they_mean(task_on):
+    words = datasets.ClassLabel(names=["red", "blue"])
+    columns = {"image": [stored(picture())] * 2, "question": ["what colour?"] * 2, "answers": [[0, 1, 1], [1]]}
+    features = {"image": PICTURE, "question": TEXT, "answers": datasets.List(words)}
+    task = task_on("vqa", columns, features, "answer=answers")
+    assert [task.answers(row) for row in task.train_rows()] == [["red", "blue", "blue"], ["blue"]]
+    columns["answers"] = [[{"answer": 0, "id": 1}], [{"answer": 1, "id": 2}, {"answer": None, "id": 3}]]
+    features["answers"] = datasets.List({"answer": words, "id": datasets.Value("int64")})
+    task = task_on("vqa", columns, features, "answer=answers")
+    assert [task.answers(row) for row in task.train_rows()] == [["red"], ["blue"]]
+    columns = {"image": [stored(picture())] * 3, "caption": ["a", "b", "c"], "image_id": [7.0, 8.0, 7.0]}
+    features = {"image": PICTURE, "caption": TEXT, "image_id": datasets.Value("float64")}
+    assert [row["number"] for row in task_on("retrieval", columns, features).train_rows()] == [0, 1, 0]
+
+
 def test_a_dataset_is_trained_on_and_evaluated_from_the_command_line(task_on, run, pretrained, tmp_path):
     order = datasets.ClassLabel(names=["entailment", "neutral", "contradiction"])
     columns = {"photo": [stored(picture())] * 12, "hypothesis": ["it is red"] * 12, "gold": [0, 1, 2] * 4}

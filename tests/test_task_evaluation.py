@@ -5,8 +5,10 @@ import os
 import pickle
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -19,9 +21,11 @@ from albef_hf.data import BadSampleError, Findings, ImageTextPairs, Issue
 from albef_hf.finetuning import load_model
 from albef_hf.options import parse_options
 from albef_hf.tasks import find_task
-from albef_hf.tasks.grounding import add_boxes
+from albef_hf.tasks.grounding import add_boxes, checked_boxes
+from albef_hf.tasks.nlvr2 import two_images
+from albef_hf.tasks.vqa import given_answers
 
-UNUSABLE = ([], [None], "\u200b", ["\u0301"], " ", 7, {"answer": None})
+UNUSABLE = ([], [None], "\u200b", ["\u0301"], " ", [float("nan")], {"answer": None})
 
 
 def make_task(name: str, processor, **options: object):
@@ -75,6 +79,105 @@ def test_answers_that_cannot_be_used_are_counted_and_end_nothing(processor, conf
     assert len(batch["labels"]) == batch["answer_counts"].sum() and batch["issues"][Issue.CAPTION_EMPTY] >= 7
     with pytest.raises(BadSampleError, match="caption_empty"):
         task.look({**good, "question": "\u200b"}, [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "texts"),
+    [
+        (2, ["2"]),
+        (2.0, ["2"]),
+        (1.5, ["1.5"]),
+        (float(np.float32(0.1)), ["0.1"]),
+        (True, ["true"]),
+        (np.int64(3), ["3"]),
+        (Decimal("2.50"), ["2.5"]),
+        (b"yes", ["yes"]),
+        (np.array(["yes", "no"]), ["yes", "no"]),
+        (["yes", 3, None, float("nan"), 3], ["yes", "3", "3"]),
+        ([{"answer": 4, "answer_id": 1}, {"answer": "four"}], ["4", "four"]),
+        ({"answer": [4, "four"], "answer_id": [1, 2]}, ["4", "four"]),
+        ("['ponytail', 'ponytail', 'braid']", ["ponytail", "ponytail", "braid"]),
+        ('["yes", 2]', ["yes", "2"]),
+        ("['yes' 'no']", ["yes", "no"]),
+        ("[{'answer': 'yes', 'answer_confidence': 'maybe'}]", ["yes"]),
+        ("[yes]", ["[yes]"]),
+        (float("inf"), []),
+    ],
+)
+def test_answers_are_read_in_every_form(answer, texts):
+    assert given_answers({"answer": answer}) == texts
+
+
+def test_answers_that_are_numbers_are_trained_on_and_evaluated(processor, config, photographs, tmp_path):
+    rows = [{"image": "a.png", "question": "How many?", "answer": answer} for answer in (2, 2.0, ["two", 2, 2, 2])]
+    rows += [{"image": "a.png", "question": "How many?", "answer": float("nan")}]
+    file = str(write(tmp_path, "rows.json", rows))
+    task = make_task("vqa", processor, image_root=str(photographs), train_files=[file], validation_files=[file])
+    rows, rng = task.train_rows(), np.random.default_rng(0)
+    assert [task.read(row, rng)["answers"] for row in rows[:3]] == [{"2": 1}, {"2": 1}, {"two": 0.25, "2": 0.75}]
+    assert task.answer_list == ["2", "two"]
+    metrics, predictions = evaluated(task, config, task.validation_rows())
+    assert len(predictions) == 4 and metrics["rows/without_answer"] == 1
+    assert task.score([{"row": row, "answer": "2"} for row in range(4)], rows)["accuracy"] == 100
+
+
+TEXT_COLUMNS = {"retrieval": "caption", "text_assignment": "caption", "grounding": "text", "vqa": "question"}
+FORMS = {
+    "object": lambda text: {"sentid": 1, "raw": text},
+    "list of objects": lambda text: [{"raw": one} for one in ([text] if isinstance(text, str) else text)],
+    "written list": lambda text: str([text] if isinstance(text, str) else text),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_texts_of_every_task_are_read_in_every_form(name, form, processor, photographs, tmp_path):
+    column = TEXT_COLUMNS.get(name, "sentence")
+    plain = FILES[name][:1]
+    nested = [{**row, column: form(row[column])} for row in plain]
+    datasets.Dataset.from_list(nested).to_parquet(str(tmp_path / "rows.parquet"))
+    source = {"dataset": "parquet", "data_files": [str(tmp_path / "rows.parquet")], "validation_split": "train"}
+    samples = []
+    for number, rows in enumerate((plain, nested)):
+        file = str(write(tmp_path, f"{number}.json", rows))
+        task = make_task(name, processor, image_root=str(photographs), train_files=[file], validation_files=[file])
+        samples.append(texts_of(task))
+    samples.append(texts_of(make_task(name, processor, image_root=str(photographs), **source)))
+    assert samples[0] == samples[1] == samples[2]
+
+
+def texts_of(task) -> list[tuple]:
+    """What training and evaluation read of the rows of a task, but for pixels."""
+    trained = [task.read(row, np.random.default_rng(0)) for row in task.train_rows()]
+    return [
+        [{name: value for name, value in sample.items() if name != "pixel_values"} for sample in trained],
+        [task.look(row, []).get(task.columns[1], task.look(row, []).get("text")) for row in task.validation_rows()],
+    ]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_texts_and_images_in_unknown_forms_are_refused_before_training(name, processor, tmp_path):
+    column = TEXT_COLUMNS.get(name, "sentence")
+    image = "images" if name == "nlvr2" else "image"
+    links = ["https://a.b/c.jpg"] * 2 if name == "nlvr2" else "https://a.b/c.jpg"
+    for changed, message in (
+        ({column: [{"en": "a dog", "de": "ein Hund"}]}, f"'{column}' of row 1 is an object with en, de, but without"),
+        ({image: links}, f"'{image}' of row 1 is an address .https://a.b/c.jpg., and nothing is downloaded"),
+    ):
+        file = str(write(tmp_path, "rows.json", [FILES[name][0], FILES[name][1] | changed]))
+        task = make_task(name, processor, train_files=[file], validation_files=[file])
+        for read in (task.train_rows, task.validation_rows):
+            with pytest.raises(ValueError, match=message):
+                read()
+
+
+def test_boxes_and_pairs_of_images_may_be_written_as_text():
+    assert checked_boxes("[[0, 0, 20, 20], [1.5, 2, 3, 4, 0.9]]") == [[0, 0, 20, 20], [1.5, 2, 3, 4]]
+    assert checked_boxes(["[0, 0, 20, 20]"]) == [[0, 0, 20, 20]]
+    assert two_images({"images": "['a.png', 'b.png']"}) == ["a.png", "b.png"]
+    for wrong in ("[0, 0, 20, 20]", "a dog", ["a dog"]):
+        with pytest.raises(BadSampleError, match="label_unknown"):
+            checked_boxes(wrong)
 
 
 def test_answers_to_choose_from_are_asked_for_before_anything_else(run, pretrained, photographs, tmp_path):

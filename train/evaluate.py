@@ -16,7 +16,7 @@ sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(
 from huggingface_hub.errors import StrictDataclassError
 
 from albef_hf.finetuning import LATER_RESULTS, FineTuningOptions, Task, load_trained_model, write_results
-from albef_hf.options import parse_options, with_defaults
+from albef_hf.options import parse_options, redact, with_defaults
 from albef_hf.progress import log_library_progress
 from albef_hf.tasks import find_task, task_names
 from albef_hf.training import make_accelerator
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     except (ValueError, RuntimeError, OSError, StrictDataclassError) as error:
         if os.environ.get("ALBEF_TRACEBACK"):
             raise
-        sys.exit(f"error: {error}\n(set ALBEF_TRACEBACK=1 to see where it happened)")
+        sys.exit(f"error: {redact(str(error))}\n(set ALBEF_TRACEBACK=1 to see where it happened)")
 
 
 def results_folder(options: FineTuningOptions) -> Path:

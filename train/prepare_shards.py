@@ -15,9 +15,10 @@ from pathlib import Path
 from albef_hf.data.shard_writer import DROPPED, PictureEncoder, ShardWriter
 from albef_hf.data.shards import INDEX, check_folder, index_folder
 from albef_hf.data.sources import SourceOptions, load_hub_rows, read_annotations
-from albef_hf.files import digest, written_aside
-from albef_hf.options import option, parse_options
+from albef_hf.files import digest, locked, written_aside
+from albef_hf.options import option, parse_options, redact
 
+LOCK = ".preparation.lock"
 SETTINGS = "preparation.json"  # what the shards of a folder are made of, and how
 
 
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("ALBEF_TRACEBACK"):
             raise
-        sys.exit(f"error: {error}\n(set ALBEF_TRACEBACK=1 to see where it happened)")
+        sys.exit(f"error: {redact(str(error))}\n(set ALBEF_TRACEBACK=1 to see where it happened)")
 
 
 def check(options: ShardOptions) -> None:
@@ -68,23 +69,34 @@ def check(options: ShardOptions) -> None:
 
 
 def prepare(options: ShardOptions) -> None:
-    """Write shards, if there is a source, and an index."""
+    """Write shards, if there is a source, and an index; one process at a time."""
     folder = Path(options.output_dir)
     if options.has_source:
         folder.mkdir(parents=True, exist_ok=True)
-        rows = load_rows(options)
-        encode = PictureEncoder(options.image_root, options.short_side, options.quality, options.exif_transpose)
-        writer = ShardWriter(rows, folder, encode, options.rows_per_shard)
-        writer.require_usable()
-        remember(folder, settings_of(options, rows))
-        writer.write_all(options.num_workers)
-    index = index_folder(folder, options.num_workers, **known_of(folder))
+    elif not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}: give a source to make shards of, or another output_dir.")
+    with locked(folder / LOCK):
+        expected = write_shards(options, folder) if options.has_source else None
+        index = index_folder(folder, options.num_workers, expected, **known_of(folder))
     size = sum(shard["bytes"] for shard in index["shards"]) / 1e9
     tell(f"{index['rows']} pairs in {len(index['shards'])} shards, {size:.2f} GB, listed in {folder / INDEX}")
     for name in ("dropped", "left_out"):
         if index.get(name):
             counts = ", ".join(f"{reason} {count}" for reason, count in sorted(index[name].items()))
             tell(f"{name.replace('_', ' ')}: {counts}" + (f"; see {folder / DROPPED}" if name == "dropped" else ""))
+    for reason, member in index["left_out_first"].items():
+        tell(f"    the first of {reason}: {member}")
+
+
+def write_shards(options: ShardOptions, folder: Path) -> dict[str, int]:
+    """Write the shards that are not there; returns how many pairs each of all has to have."""
+    rows = load_rows(options)
+    encode = PictureEncoder(options.image_root, options.short_side, options.quality, options.exif_transpose)
+    writer = ShardWriter(rows, folder, encode, options.rows_per_shard)
+    writer.require_usable()
+    remember(folder, settings_of(options, rows))
+    writer.write_all(options.num_workers)
+    return writer.expected_pairs()
 
 
 def load_rows(options: ShardOptions):
@@ -99,14 +111,14 @@ def load_rows(options: ShardOptions):
 def settings_of(options: ShardOptions, rows) -> dict[str, object]:
     """What decides the content of each shard."""
     content = [digest(Path(file)) for file in options.train_files] or rows._fingerprint
-    settings = asdict(options) | {"rows": len(rows), "content": content}
+    settings = redact(asdict(options)) | {"rows": len(rows), "content": content}
     return {name: value for name, value in settings.items() if name not in ("output_dir", "num_workers", "check")}
 
 
 def remember(folder: Path, settings: dict[str, object]) -> None:
     """Note what the shards of a folder are made of; refuse a folder that has others."""
     path = folder / SETTINGS
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = redact(read_settings(path)) if path.exists() else {}
     other = [name for name, value in settings.items() if before.get(name) != value]
     if other and any(folder.glob("*.tar")):
         raise ValueError(
@@ -116,13 +128,35 @@ def remember(folder: Path, settings: dict[str, object]) -> None:
         aside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
+def read_settings(path: Path) -> dict[str, object]:
+    """What the shards of a folder are made of, as it was noted."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(settings, dict):
+            return settings
+        problem = "it is no JSON object"
+    except (ValueError, RecursionError) as error:
+        problem = str(error)
+    raise ValueError(f"{path} cannot be read ({problem}): set another output_dir, or remove all of the folder.")
+
+
+def read_reasons(path: Path) -> list[str]:
+    """The reasons of the rows that were left out."""
+    reasons = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            reasons.append(str(json.loads(line)["reason"]))
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise ValueError(f"Line {number} of {path} cannot be read: remove the file, and try again.") from error
+    return reasons
+
+
 def known_of(folder: Path) -> dict[str, object]:
     """What shards were made of and what was dropped, as far as this script has written them."""
     source, dropped = folder / SETTINGS, folder / DROPPED
-    known = {"source": json.loads(source.read_text(encoding="utf-8"))} if source.exists() else {}
+    known: dict[str, object] = {"source": read_settings(source)} if source.exists() else {}
     if dropped.exists():
-        reasons = [json.loads(line)["reason"] for line in dropped.read_text(encoding="utf-8").splitlines()]
-        known["dropped"] = dict(Counter(reasons))
+        known["dropped"] = dict(Counter(read_reasons(dropped)))
     return known
 
 

@@ -42,7 +42,7 @@ from albef_hf.from_scratch import make_processor, read_model_config, with_specia
 from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation
 from albef_hf.momentum import MOMENTUM_FILE
-from albef_hf.options import option, parse_options, save_options
+from albef_hf.options import option, parse_options, redact, save_options
 from albef_hf.progress import log_library_progress
 from albef_hf.ranking import score_all
 from albef_hf.run_log import RunLog
@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> None:
     except (ValueError, RuntimeError, OSError, StrictDataclassError) as error:
         if os.environ.get("ALBEF_TRACEBACK"):
             raise
-        sys.exit(f"error: {error}\n(set ALBEF_TRACEBACK=1 to see where it happened)")
+        sys.exit(f"error: {redact(str(error))}\n(set ALBEF_TRACEBACK=1 to see where it happened)")
     finally:
         accelerator.end_training()
 

@@ -16,6 +16,7 @@ from .pairs import (
     load_upright,
     says_something,
     usable_captions,
+    usable_text,
 )
 from .pictures import Pictures, picture_of, pictures_of, without_pictures
 from .scenes import Scenes
@@ -42,5 +43,6 @@ __all__ = [
     "pictures_of",
     "says_something",
     "usable_captions",
+    "usable_text",
     "without_pictures",
 ]

@@ -1,5 +1,6 @@
 """Batches for pretraining: captions to tokens, some of them masked."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def mask_tokens(
     Returns:
         The masked `input_ids` and `labels`, which are -100 where nothing was chosen; each (batch, tokens).
     """
+    if not input_ids.numel():
+        return input_ids.clone(), input_ids.clone()
     draw = torch.rand(4, *input_ids.shape, generator=generator)
     candidates = (input_ids != tokenizer.pad_token_id) & (input_ids != tokenizer.cls_token_id)
     ranks = draw[0].masked_fill(~candidates, 2)
@@ -58,7 +61,8 @@ class PretrainingCollator:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 25, mlm_probability: float = 0.15):
-        self.tokenizer, self.max_length, self.mlm_probability = tokenizer, max_length, mlm_probability
+        self.tokenizer = copy.deepcopy(tokenizer)  # its truncation is set below, and would be saved with the processor
+        self.max_length, self.mlm_probability = max_length, mlm_probability
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate samples of a `PairReader`.
@@ -66,7 +70,12 @@ class PretrainingCollator:
         Returns:
             `input_ids`, `attention_mask`, `mlm_input_ids`, `labels`, each (batch, tokens), `pixel_values`
             (batch, 3, height, width), and `issues`, how often each `Issue` occurred, (number of issues,).
+
+        Raises:
+            ValueError: If there is no sample.
         """
+        if not samples:
+            raise ValueError("There is no sample to make a batch of.")
         tokens = self.tokenizer(
             [sample["caption"] for sample in samples],
             padding=True,
@@ -77,12 +86,15 @@ class PretrainingCollator:
         )
         generator = torch.Generator().manual_seed(samples[0]["seed"])
         mlm_input_ids, labels = mask_tokens(tokens["input_ids"], self.tokenizer, self.mlm_probability, generator)
-        issues = torch.tensor([issue for sample in samples for issue in sample["issues"]], dtype=torch.long)
+        issues = [issue for sample in samples for issue in sample["issues"]]
+        for sample, encoding in zip(samples, tokens.encodings, strict=True):
+            if encoding.overflowing and Issue.CAPTION_CUT not in sample["issues"]:  # its words are counted already
+                issues.append(Issue.CAPTION_CUT)
         return {
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],
             "mlm_input_ids": mlm_input_ids,
             "labels": labels,
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-            "issues": torch.bincount(issues, minlength=len(Issue)),
+            "issues": torch.bincount(torch.tensor(issues, dtype=torch.long), minlength=len(Issue)),
         }

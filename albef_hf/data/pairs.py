@@ -15,8 +15,17 @@ from PIL import ExifTags, Image, ImageOps
 
 from ..processing_albef import clean_caption
 from .augmentation import Augmentation
+from .row_values import (
+    TEXT_KEYS,
+    address_problem,
+    decode_base64_image,
+    flatten_texts,
+    is_address,
+    unknown_keys,
+)
 
 ATTEMPTS = 1000  # unreadable pairs in a row after which the data, not the pair, is at fault
+LONGEST_DETAIL = 300  # characters
 
 
 class Issue(enum.IntEnum):
@@ -36,6 +45,7 @@ class BadSampleError(ValueError):
     """A pair that cannot be used, and why."""
 
     def __init__(self, issue: Issue, detail: str):
+        detail = detail if len(detail) <= LONGEST_DETAIL else f"{detail[:LONGEST_DETAIL]}..."  # an image as base64
         super().__init__(issue, detail)  # both, so that processes can tell each other
         self.issue, self.detail = issue, detail
 
@@ -59,11 +69,20 @@ def resolve_path(path: str, image_root: str | None) -> Path:
 
 def image_file(value: Any, image_root: str | None = None) -> Path | io.BytesIO:
     """Where a picture that is not decoded yet can be read; see `load_image`."""
-    value = {"bytes": value} if isinstance(value, bytes) else value
     content = value.get("bytes") if isinstance(value, Mapping) else None
     path = value.get("path") if isinstance(value, Mapping) else value
-    if content is not None:
-        return io.BytesIO(content)
+    content = path if content is None else content
+    if isinstance(content, (str, bytes)):
+        try:
+            decoded = decode_base64_image(content)
+        except ValueError as error:
+            raise BadSampleError(Issue.IMAGE_BROKEN, str(error)) from error
+        if decoded is not None or isinstance(content, bytes):
+            return io.BytesIO(content if decoded is None else decoded)
+    if is_address(path):
+        raise BadSampleError(Issue.IMAGE_MISSING, address_problem(path))
+    if isinstance(value, Mapping) and not {"path", "bytes"} & {*value}:
+        raise BadSampleError(Issue.IMAGE_MISSING, unknown_keys(value, ("path", "bytes")))
     if not isinstance(path, (str, os.PathLike)):
         raise BadSampleError(Issue.IMAGE_MISSING, repr(value)[:100])
     return resolve_path(os.fspath(path), image_root)
@@ -134,19 +153,39 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def brief(value: Any) -> str:
+    """Return the beginning of what a value looks like."""
+    try:
+        return repr(value)[:100]
+    except RecursionError:  # of lists in lists in lists
+        return f"a {type(value).__name__} that is nested too deep"
+
+
 def usable_captions(captions: Any) -> list[str]:
-    """Those of a text or list of texts that say something.
+    """Return the texts of a row that are not blank; see `flatten_texts` for the forms in which a row may hold them.
 
     Raises:
-        BadSampleError: If none does.
+        BadSampleError: If there is none.
     """
-    several = [captions] if isinstance(captions, str) else captions
-    if not isinstance(several, (list, tuple, np.ndarray)):
-        several = []
-    usable = [text for text in several if isinstance(text, str) and says_something(text)]
+    texts = flatten_texts(captions)
+    usable = [text for text in texts if isinstance(text, str) and says_something(text)]
     if not usable:
-        raise BadSampleError(Issue.CAPTION_EMPTY, repr(captions)[:100])
+        unknown = next((text for text in texts if isinstance(text, Mapping)), None)
+        detail = brief(captions) if unknown is None else unknown_keys(unknown, TEXT_KEYS)
+        raise BadSampleError(Issue.CAPTION_EMPTY, detail)
     return usable
+
+
+def usable_text(text: Any) -> str:
+    """Return the one text of a row; see `usable_captions`.
+
+    Raises:
+        BadSampleError: If there is none, or more than one.
+    """
+    usable = usable_captions(text)
+    if len(usable) > 1:
+        raise BadSampleError(Issue.CAPTION_EMPTY, f"{brief(text)} are several texts instead of one")
+    return usable[0]
 
 
 def says_something(text: str) -> bool:

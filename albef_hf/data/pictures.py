@@ -13,6 +13,8 @@ from .pairs import BadSampleError, load_image, usable_captions
 def picture_of(row: Mapping[str, Any]) -> str | int | None:
     """What rows of the same picture share: its `image_id` or its path; None for a row that embeds its picture."""
     image = row.get("image_id", row.get("image"))
+    if isinstance(image, float) and image.is_integer():  # as pandas makes of integers, where some are absent
+        return int(image)
     return image if isinstance(image, (str, int)) else None
 
 
@@ -22,7 +24,7 @@ def pictures_of(rows: Sequence[Mapping[str, Any]]) -> list[str | int | None]:
         return [picture_of(row) for row in rows]
     features = getattr(rows, "features", None) or {}  # of a `datasets.Dataset`
     kinds = {name: getattr(features.get(name), "dtype", "") for name in ("image_id", "image")}
-    names = [name for name, kind in kinds.items() if re.fullmatch(r"u?int\d+|(large_)?string", kind)]
+    names = [name for name, kind in kinds.items() if re.fullmatch(r"u?int\d+|float\d+|(large_)?string", kind)]
     return [picture_of(row) for row in rows.select_columns(names[:1])] if names else [None] * len(rows)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ..files import written_aside
 from ..processing_albef import encodable
 from ..progress import progress
 from .pairs import BadSampleError, image_file, is_turned, load_image, load_upright, usable_captions
+from .row_values import decode_base64_image
 from .shards import results_of
 
 DROPPED = "dropped.jsonl"
@@ -68,7 +70,8 @@ class PictureEncoder:
 class ShardWriter(torch.utils.data.Dataset):
     """Writes shard `n` of some rows when item `n` is asked for, unless it is there; so a data loader's workers do it.
 
-    A shard is `00000.tar`, written aside and then named; `00000.dropped.jsonl` has the rows that were left out.
+    A shard is `00000.tar`, written aside and then named; `00000.dropped.jsonl` has the rows that were left out. A file
+    that is not finished has the id of its process in its name, so that a worker that was left over does no harm.
 
     Args:
         rows: With `image` and `caption`, a text or several.
@@ -87,12 +90,11 @@ class ShardWriter(torch.utils.data.Dataset):
 
     def __getitem__(self, number: int) -> int:
         """Write a shard; returns how many rows of the source it was made of."""
-        path = self.folder / f"{number:05d}.tar"
-        rows = range(number * self.rows_per_shard, min((number + 1) * self.rows_per_shard, len(self.rows)))
+        path, rows = self._path(number), self._rows(number)
         if path.exists():
             return len(rows)
         dropped = []
-        with written_aside(path) as aside:
+        with written_aside(path, os.getpid()) as aside:
             with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for row in rows:
                     try:
@@ -102,11 +104,29 @@ class ShardWriter(torch.utils.data.Dataset):
                     else:
                         _add(tar, f"{row:09d}", members)
             note = path.with_suffix(f".{DROPPED}")
-            note.unlink(missing_ok=True)  # of an attempt that was interrupted
             if dropped:
-                with written_aside(note) as note_aside:
+                with written_aside(note, os.getpid()) as note_aside:
                     note_aside.write_text("".join(json.dumps(row) + "\n" for row in dropped), encoding="utf-8")
+            else:
+                note.unlink(missing_ok=True)
         return len(rows)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.tar"
+
+    def _rows(self, number: int) -> range:
+        """Rows of the source that a shard is made of."""
+        return range(number * self.rows_per_shard, min((number + 1) * self.rows_per_shard, len(self.rows)))
+
+    def expected_pairs(self) -> dict[str, int]:
+        """Return how many pairs each shard has to have: its rows without those that were left out."""
+        expected = {}
+        for number in range(len(self)):
+            path = self._path(number)
+            note = path.with_suffix(f".{DROPPED}")
+            dropped = len(note.read_text(encoding="utf-8").splitlines()) if note.exists() else 0
+            expected[path.name] = len(self._rows(number)) - dropped
+        return expected
 
     def require_usable(self, tried: int = 100) -> None:
         """Refuse rows none of which can be used, as when `image_root` is wrong, by trying some.
@@ -133,6 +153,8 @@ class ShardWriter(torch.utils.data.Dataset):
         Args:
             workers: Processes that write; 0 writes in this one.
         """
+        for unfinished in self.folder.glob(".*.unfinished"):  # of a preparation that was interrupted
+            unfinished.unlink(missing_ok=True)
         with progress(total=len(self.rows), desc="shards", unit="row") as bar:
             for rows in results_of(self, workers):
                 bar.update(rows)
@@ -148,7 +170,7 @@ class ShardWriter(torch.utils.data.Dataset):
         image, size, original_size = self.encode(row["image"])
         about = {"key": f"{number:09d}", "caption": captions, "width": size[0], "height": size[1]}
         about |= {"original_width": original_size[0], "original_height": original_size[1]}
-        if isinstance(row["image"], str):
+        if isinstance(row["image"], str) and decode_base64_image(row["image"]) is None:
             about["image"] = row["image"]
         return {"jpg": image, "json": json.dumps(about).encode(), "txt": captions[0].encode()}
 

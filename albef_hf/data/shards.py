@@ -11,9 +11,12 @@ import functools
 import json
 import os
 import tarfile
+import threading
+import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,8 +25,10 @@ import torch
 from PIL import Image
 
 from ..files import digest, written_aside
+from ..processing_albef import encodable
 from ..progress import progress
 from .pairs import BadSampleError, Issue
+from .row_values import flatten_texts
 
 INDEX = "index.json"  # the shards, with their sizes and SHA-256
 TABLE = "index.npy"  # a row for each pair
@@ -40,6 +45,7 @@ PLACE = np.dtype(
 )
 BLOCK, WINDOW = 256, 16384  # pairs that are read from one place, and pairs among which is shuffled
 OPEN_FILES = 128
+BAD_HEADERS = 100  # of a tar file, after which the rest of it is not read
 READ_AHEAD = 1 << 17  # bytes; of more than that, Linux would fetch the beginning only
 
 
@@ -90,8 +96,13 @@ class Shards(Sequence):
         place = self._place(shard, index)
         image = self._read(shard, *(int(place[f"image_{part}"]) for part in ("start", "bytes", "crc")))
         text = self._read(shard, *(int(place[f"text_{part}"]) for part in ("start", "bytes", "crc")))
-        caption = json.loads(text)["caption"] if place["is_json"] else text.decode("utf-8", errors="replace")
-        return {"image": image, "caption": caption}
+        if not place["is_json"]:
+            return {"image": image, "caption": text.decode("utf-8", errors="replace")}
+        try:
+            return {"image": image, "caption": json.loads(text)["caption"]}
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            detail = f"{self.paths[shard]}: the text of row {index} is not JSON with a caption"
+            raise BadSampleError(Issue.SHARD_DAMAGED, detail) from error
 
     def __reduce__(self) -> tuple:
         return Shards, (self.folders, self.chosen)  # not the tables, nor open files
@@ -110,7 +121,7 @@ class Shards(Sequence):
         """Shards that are missing or have another size than they had, and how many pairs the index has of each."""
         faults = []
         for path, size, table in zip(self.paths, self.sizes, self.tables, strict=True):
-            present = path.stat().st_size if path.exists() else None
+            present = path.stat().st_size if path.is_file() else None
             if present != size:
                 found = "is missing" if present is None else f"has {present} bytes instead of {size}"
                 faults.append(f"{path} {found} ({len(table)} pairs)")
@@ -129,7 +140,7 @@ class Shards(Sequence):
         start, end = (int(self._place(shard, row)["image_start"]) for row in (first, last))
         with contextlib.suppress(OSError):  # a row that cannot be read is told when it is
             file = self._open(self.paths[shard], process).fileno()
-            for part in range(start, end + 1, READ_AHEAD):
+            for part in range(start, min(end + 1, os.fstat(file).st_size), READ_AHEAD):
                 os.posix_fadvise(file, part, READ_AHEAD, os.POSIX_FADV_WILLNEED)
 
     def _shard_of(self, index: int) -> int:
@@ -141,6 +152,8 @@ class Shards(Sequence):
 
     def _read(self, shard: int, start: int, size: int, crc: int) -> bytes:
         try:
+            if start + size > self.sizes[shard]:
+                raise OSError(f"bytes {start} to {start + size} are beyond its {self.sizes[shard]} bytes")
             file = self._open(self.paths[shard], os.getpid())  # a process that is forked shares no place in a file
             file.seek(start)
             content = file.read(size)
@@ -167,6 +180,9 @@ class ShardOrder(torch.utils.data.Sampler[int]):
         processes: How many there are.
         block: Rows that are read from one place.
         window: Rows among which a process shuffles.
+
+    Raises:
+        ValueError: If there are no rows.
     """
 
     def __init__(
@@ -178,6 +194,8 @@ class ShardOrder(torch.utils.data.Sampler[int]):
         block: int = BLOCK,
         window: int = WINDOW,
     ):
+        if not len(bounds) or bounds[-1] == 0:
+            raise ValueError("There is no row to bring into an order: give shards with pairs.")
         starts = [np.arange(start, end, block) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
         ends = [np.minimum(part + block, end) for part, end in zip(starts, bounds[1:], strict=True)]
         self.starts, self.ends = np.concatenate(starts), np.concatenate(ends)
@@ -205,38 +223,91 @@ class ShardOrder(torch.utils.data.Sampler[int]):
             yield from rng.permutation(rows[begin - before : end - before]).tolist()
 
 
-def index_folder(folder: Path, workers: int = 0, **more: Any) -> dict[str, Any]:
-    """Read all tar files of a folder and write an index of them.
+@dataclass
+class LeftOut:
+    """Members of tar files that make no pair, and tar files that cannot be read.
+
+    Args:
+        counts: How many there are for each reason.
+        first: Name of the first of them for each reason.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, name: str) -> None:
+        """Count one, and note its name if it is the first."""
+        self.counts[reason] += 1
+        printable = "".join(character if character.isprintable() else "?" for character in encodable(name))
+        self.first.setdefault(reason, printable[:200])
+
+    def update(self, later: "LeftOut") -> None:
+        """Add those of a later tar file."""
+        self.counts.update(later.counts)
+        self.first = later.first | self.first
+
+    def __str__(self) -> str:
+        """Each reason with its count and the first name."""
+        return ", ".join(f"{reason} {self.counts[reason]} (first {name})" for reason, name in self.first.items())
+
+
+def index_folder(
+    folder: Path, workers: int = 0, expected: Mapping[str, int] | None = None, **more: Any
+) -> dict[str, Any]:
+    """Read all tar files of a folder and write an index of them; one that cannot be read is skipped and named.
 
     Args:
         folder: Where they are.
         workers: Processes that read; 0 reads in this one.
+        expected: Number of pairs of each tar file, by its name, if that is known.
         more: What else there is to know; it goes into `index.json`.
 
     Returns:
         What `index.json` holds: `rows`, `shards` (each with `file`, `rows`, `bytes`, `sha256`), `left_out` (members of
-        tar files that make no pair, by reason), the size and SHA-256 of the `table`, and `more`.
+        tar files that make no pair, by reason), `left_out_first` (name of the first of each), the size and SHA-256 of
+        the `table`, and `more`.
 
     Raises:
-        ValueError: If there is no pair.
+        ValueError: If there is no pair, or a tar file has another number of pairs than is expected.
     """
     paths = sorted(folder.glob("*.tar"))
     read = results_of(_Indexing(paths), workers)
-    tables, shards, left_out = [], [], Counter()
+    tables, shards, left_out = [], [], LeftOut()
     for path, (table, shard, not_paired) in zip(paths, progress(read, "index", len(paths), unit="shard"), strict=True):
-        tables.append(table)
-        shards.append({"file": path.name, **shard})
         left_out.update(not_paired)
+        if shard is not None:
+            tables.append(table)
+            shards.append({"file": path.name, **shard})
+    if expected is not None:
+        _require_pairs({shard["file"]: shard["rows"] for shard in shards}, expected, folder)
     rows = sum(map(len, tables))
     if not rows:
-        raise ValueError(f"No tar file in {folder} holds a picture and, under the same name, a .json or .txt caption.")
+        found = f" What was found: {left_out}." if left_out.counts else ""
+        raise ValueError(
+            f"No tar file in {folder} holds a picture and, under the same name, a .json or .txt caption.{found}"
+        )
+    more |= {"left_out": dict(left_out.counts), "left_out_first": left_out.first}
     with written_aside(folder / TABLE) as aside, aside.open("wb") as file:
         np.save(file, np.concatenate(tables))
     table = {"file": TABLE, "bytes": (folder / TABLE).stat().st_size, "sha256": digest(folder / TABLE)}
-    index = {"rows": rows, **more, "left_out": dict(left_out), "table": table, "shards": shards}
+    index = {"rows": rows, **more, "table": table, "shards": shards}
     with written_aside(folder / INDEX) as aside:
         aside.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return index
+
+
+def _require_pairs(found: dict[str, int], expected: Mapping[str, int], folder: Path) -> None:
+    """Raise a `ValueError` where tar files have other numbers of pairs than they should."""
+    wrong = [
+        f"{name} has {found.get(name, 'no')} pairs instead of {expected.get(name, 'none')}"
+        for name in sorted({*found, *expected})
+        if found.get(name) != expected.get(name)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{folder}: {'; '.join(wrong[:5])}{' ...' if wrong[5:] else ''}. Remove these files, and give the same "
+            "command again to make them anew."
+        )
 
 
 def check_folder(folder: Path, workers: int = 0) -> list[str]:
@@ -254,7 +325,20 @@ def check_folder(folder: Path, workers: int = 0) -> list[str]:
 
 def results_of(work: torch.utils.data.Dataset, workers: int) -> Iterator[Any]:
     """The items of a dataset, in order, each made by one of so many processes; 0 makes them in this one."""
-    return iter(torch.utils.data.DataLoader(work, batch_size=None, num_workers=workers, collate_fn=_as_it_is))
+    settings = {"batch_size": None, "collate_fn": _as_it_is, "worker_init_fn": end_with_parent}
+    return iter(torch.utils.data.DataLoader(work, num_workers=workers, **settings))
+
+
+def end_with_parent(worker: int) -> None:
+    """End this worker soon after its parent has ended, even if that was killed; a `worker_init_fn`."""
+    parent = torch.multiprocessing.parent_process().pid
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _as_it_is(result: Any) -> Any:
@@ -262,24 +346,44 @@ def _as_it_is(result: Any) -> Any:
 
 
 def _open(path: Path, process: int) -> BinaryIO:
+    if not path.is_file():  # to open a named pipe would wait for its writer
+        raise FileNotFoundError("it is missing, or not a file")
     return path.open("rb")
 
 
 def _read_index(folder: Path) -> tuple[dict[str, Any], np.ndarray]:
     """The index of a folder, and its table."""
     remedy = f"python train/prepare_shards.py --output_dir {folder} makes one of the tar files there."
+    missing = [name for name in (INDEX, TABLE) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} has no {missing[0]}: {remedy}")
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        shards = index["shards"]
+        _check_shards(shards)
         if digest(folder / TABLE) != index["table"]["sha256"]:
             raise ValueError(f"{TABLE} is not the one that {INDEX} speaks of")
         table = np.load(folder / TABLE, mmap_mode="r")
-        if table.dtype != PLACE or len(table) != sum(shard["rows"] for shard in index["shards"]):
+        is_table = isinstance(table, np.ndarray) and table.dtype == PLACE and table.ndim == 1
+        if not is_table or len(table) != sum(shard["rows"] for shard in shards):
             raise ValueError(f"{TABLE} is not a table of these shards")
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} has no {Path(error.filename).name}: {remedy}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, EOFError, RecursionError) as error:
         raise ValueError(f"The index of {folder} cannot be read ({error}): {remedy}") from error
     return index, table
+
+
+def _check_shards(shards: Any) -> None:
+    """Raise a `ValueError` unless this is what an index says of its shards."""
+    if not isinstance(shards, list) or not shards:
+        raise ValueError(f"{INDEX} lists no shards")
+    for shard in shards:
+        file, *numbers = (shard[name] for name in ("file", "rows", "bytes"))
+        if not isinstance(file, str) or Path(file).name != file or file == ".." or "\0" in file:
+            raise ValueError(f"{file!r} is not the name of a file in this folder")
+        if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
+            raise ValueError(f"rows and bytes of {file} are {numbers}")
+        if not isinstance(shard["sha256"], str):
+            raise ValueError(f"{file} has no SHA-256")
 
 
 class _Checking(torch.utils.data.Dataset):
@@ -294,6 +398,8 @@ class _Checking(torch.utils.data.Dataset):
     def __getitem__(self, number: int) -> str:
         path, size, sha256 = self.listed[number]
         try:
+            if not path.is_file():
+                return f"{path} is missing, or not a file"
             if (present := path.stat().st_size) != size:
                 return f"{path} has {present} bytes instead of {size}"
             return "" if digest(path) == sha256 else f"the content of {path} is not what it was (SHA-256)"
@@ -310,56 +416,105 @@ class _Indexing(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray, dict[str, Any], Counter[str]]:
-        path = self.paths[number]
-        samples: dict[str, dict[str, tuple]] = {}
-        left_out: Counter[str] = Counter()
-        with path.open("rb") as file:
-            for member in _members(file, left_out):
-                folder, _, name = member.name.rpartition("/")
-                key, _, kind = name.partition(".")
-                part = _part(file, member, kind.lower())
-                if part:
-                    samples.setdefault(f"{folder}/{key}", {}).setdefault(*part)
-        rows = []
-        for parts in samples.values():
-            text = parts.get("json") or parts.get("txt")
-            if "image" in parts and text:
-                rows.append((*parts["image"], *text, "json" in parts))
-            else:
-                left_out["no_caption" if "image" in parts else "no_picture"] += 1
-        shard = {"rows": len(rows), "bytes": path.stat().st_size, "sha256": digest(path)}
+    def __getitem__(self, number: int) -> tuple[np.ndarray, dict[str, Any] | None, LeftOut]:
+        path, left_out = self.paths[number], LeftOut()
+        rows: list[tuple] = []
+        try:
+            with _open(path, os.getpid()) as file:
+                rows = _rows_of(file, path.name, left_out)
+            shard = {"rows": len(rows), "bytes": path.stat().st_size, "sha256": digest(path)}
+        except OSError as error:
+            left_out.add("unreadable", f"{path.name}: {error}")
+            return np.array([], PLACE), None, left_out
         return np.array(rows, PLACE), shard, left_out
 
 
-def _members(file: BinaryIO, left_out: Counter[str]) -> Iterator[tarfile.TarInfo]:
-    """The files in a tar file, beyond a hole too, up to where it can no longer be read."""
-    try:
-        with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
-            while member := tar.next():
-                tar.members = []  # which would keep all of them
-                if member.isfile():
-                    yield member
-    except (tarfile.TarError, OSError):
-        left_out["end_unreadable"] += 1
+def _rows_of(file: BinaryIO, name: str, left_out: LeftOut) -> list[tuple]:
+    """Rows of the table, one for each pair of a tar file."""
+    samples: dict[str, dict[str, tuple[str, tuple]]] = {}
+    for member in _members(file, name, left_out):
+        key, kind = _split(member.name)
+        part, place = _part(file, member, kind) if key else ("hidden", None)
+        if place is None:
+            left_out.add(part, f"{name}: {member.name}")
+        elif part in samples.setdefault(key, {}):
+            left_out.add("duplicate", f"{name}: {member.name}")
+        else:
+            samples[key][part] = (member.name, place)
+    rows = []
+    for parts in samples.values():
+        text = parts.get("json") or parts.get("txt")
+        if "image" in parts and text:
+            rows.append((*parts["image"][1], *text[1], "json" in parts))
+            continue
+        for member_name, _ in parts.values():
+            left_out.add("no_caption" if "image" in parts else "no_picture", f"{name}: {member_name}")
+    return rows
 
 
-def _part(file: BinaryIO, member: tarfile.TarInfo, kind: str) -> tuple[str, tuple[int, int, int]] | None:
-    """What a member is to a pair, with its place and CRC-32; None where it is nothing."""
+def _split(name: str) -> tuple[str, str]:
+    """The key of a member and its kind, what comes behind the last dot; no key for a file that starts with a dot.
+
+    webdataset ends a key at the first dot. For `KEY.jpg` that is the same, and a key may have dots itself here. Files
+    that start with a dot are no members to it either: macOS writes `._KEY.jpg` beside `KEY.jpg`.
+    """
+    folder, _, file = name.rpartition("/")
+    key, dot, kind = file.rpartition(".")
+    if not dot:
+        return f"{folder}/{file}", ""
+    return "" if file.startswith(".") else f"{folder}/{key}", kind.lower()
+
+
+def _members(file: BinaryIO, name: str, left_out: LeftOut) -> Iterator[tarfile.TarInfo]:
+    """The files in a tar file, beyond holes and headers that make no sense too."""
+    size, start, found, failed = os.fstat(file.fileno()).st_size, 0, False, False
+    for _ in range(BAD_HEADERS):
+        tar = None
+        try:
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
+                while member := tar.next():
+                    found = True
+                    tar.members = []  # which would keep all of them
+                    if member.issparse() or not (member.isfile() or member.isdir()):
+                        left_out.add("not_a_file", f"{name}: {member.name}")
+                    elif member.size < 0 or member.offset_data + member.size > size:
+                        left_out.add("truncated", f"{name}: {member.name}")
+                        tar.offset = member.offset_data  # where the next header is looked for; never further back
+                    elif member.isfile():
+                        yield member
+            break
+        except Exception as error:  # tarfile raises whatever its parsing of garbage does
+            failed = True
+            start = (tar.offset if tar else start) + tarfile.BLOCKSIZE
+            left_out.add("header_unreadable", f"{name}: byte {start - tarfile.BLOCKSIZE}, {error}")
+            if start >= size:
+                break
+    file.seek(0)
+    if not found and not failed and any(file.read(tarfile.BLOCKSIZE)):  # an empty one consists of zeros
+        left_out.add("not_a_tar_file", name)
+
+
+def _part(file: BinaryIO, member: tarfile.TarInfo, kind: str) -> tuple[str, tuple[int, int, int] | None]:
+    """What a member is to a pair, with its place and CRC-32; the reason, and no place, where it is nothing."""
     is_picture = f".{kind}" in Image.registered_extensions()
-    if not (is_picture or kind in ("json", "txt")) or member.size >= 1 << 32:  # beyond what a place has room for
-        return None
+    if not (is_picture or kind in ("json", "txt")):
+        return "unknown_kind", None
+    if member.size >= 1 << 32:  # beyond what a place has room for
+        return "too_large", None
     place = file.tell()
     file.seek(member.offset_data)
     content = file.read(member.size)
     file.seek(place)
-    if len(content) < member.size or kind == "json" and not _has_caption(content):
-        return None
+    if len(content) < member.size:
+        return "truncated", None
+    if kind == "json" and not _has_caption(content):
+        return "json_without_caption", None
     return "image" if is_picture else kind, (member.offset_data, member.size, zlib.crc32(content))
 
 
 def _has_caption(content: bytes) -> bool:
     try:
-        return isinstance(json.loads(content).get("caption"), (str, list))
-    except (ValueError, AttributeError, RecursionError):
+        return any(isinstance(text, str) for text in flatten_texts(json.loads(content)["caption"]))
+    except (ValueError, LookupError, TypeError, RecursionError):
         return False

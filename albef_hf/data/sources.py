@@ -1,14 +1,17 @@
 """Where pairs come from: the original's JSON lists, and anything that `datasets.load_dataset` reads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 
-from ..options import option
+from ..options import option, redact
 from ..processing_albef import encodable
 from .annotations import read_json_list
+from .row_values import flatten_texts, require_readable
+
+CHECKED_ROWS = 100  # of a dataset, spread over all of it, that are checked for forms that no reader knows
 
 
 @dataclass
@@ -37,20 +40,26 @@ def read_annotations(files: list[str]) -> datasets.Dataset:
     """Read JSON lists of the original's format into one dataset with the columns `image` and `caption`.
 
     Args:
-        files: Each holds a list of `{"image": path, "caption": text or list of texts}`; other keys are left out.
+        files: Each holds a list of `{"image": path, "caption": text or list of texts}`; other keys are left out. An
+            image may be a base64 text or `{"path": ...}` too, and a caption whatever `flatten_texts` reads.
 
     Raises:
-        ValueError: If a file is not such a list.
+        ValueError: If a file is not such a list, or holds images or captions in a form that cannot be read.
     """
+    if not files:
+        raise ValueError("There is no file to read annotations from: give one at least.")
     images: list[str] = []
     captions: list[list[str]] = []
     for file in files:
-        for row in read_json_list(file):
+        rows = read_json_list(file)
+        require_readable(rows, file)
+        for row in rows:
             if "image" not in row or "caption" not in row:
                 raise ValueError(f'{file}: a row has {sorted(row)}, but needs "image" and "caption".')
-            texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
-            images.append(encodable(row["image"]) if isinstance(row["image"], str) else None)
-            captions.append([encodable(text) for text in texts if isinstance(text, str)])
+            image = row["image"]
+            image = image.get("bytes") or image.get("path") if isinstance(image, Mapping) else image
+            images.append(encodable(image) if isinstance(image, str) else None)
+            captions.append([encodable(text) for text in flatten_texts(row["caption"]) if isinstance(text, str)])
     text = datasets.Value("string")
     features = datasets.Features({"image": text, "caption": datasets.List(text)})
     return datasets.Dataset.from_dict({"image": images, "caption": captions}, features=features)
@@ -96,10 +105,14 @@ def load_columns(
         optional: Columns that are kept where there are such.
 
     Raises:
-        ValueError: If a column does not exist, or is asked for under two names.
+        ValueError: If a column does not exist, is asked for under two names, or holds images or texts in a form that
+            cannot be read.
     """
-    rows = datasets.load_dataset(name, config_name, data_files=data_files, split=split, streaming=streaming)
-    present = rows.column_names or list(next(iter(rows), {}))
+    source = {"path": name, "name": config_name, "data_files": data_files, "split": split, "streaming": streaming}
+    rows, present = _load(source)
+    if name == "json" and (field := _field_of_rows(rows, columns.values())):
+        rows, present = _load(source | {"field": field})
+    name = redact(name)
     for wanted, column in columns.items():
         if column not in present:
             raise ValueError(
@@ -113,14 +126,40 @@ def load_columns(
         )
     rows = rows.select_columns(list(columns.values()))
     for column in columns.values():
-        feature = None if rows.features is None else rows.features[column]
-        if feature is None and column == columns.get("image"):
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(feature, datasets.ClassLabel) and not streaming:
-            rows = _with_names(rows, column, feature)
+        if rows.features is None:  # of a stream, where nothing is decoded then
+            break
+        feature = rows.features[column]
+        if (named := _names_feature(feature)) != feature:
+            rows = _with_names(rows, column, feature, named)
         elif (encoded := _encoded(feature)) != feature:
             rows = rows.cast_column(column, encoded)
-    return rows.rename_columns({column: wanted for wanted, column in columns.items() if column != wanted})
+    rows = rows.rename_columns({column: wanted for wanted, column in columns.items() if column != wanted})
+    if not streaming:
+        count = min(len(rows), CHECKED_ROWS)
+        require_readable(rows, name, [place * len(rows) // count for place in range(count)])
+    return rows
+
+
+def _field_of_rows(rows: datasets.Dataset | datasets.IterableDataset, wanted: Iterable[str]) -> str | None:
+    """The key whose list holds the rows, of a JSON file that is one object, such as `{"images": [...]}`."""
+    features = rows.features or {}
+    if {*wanted} <= {*features}:
+        return None
+    lists = {name: feature.feature for name, feature in features.items() if isinstance(feature, datasets.List)}
+    return next((name for name, row in lists.items() if isinstance(row, dict) and {*wanted} <= {*row}), None)
+
+
+def _load(source: dict[str, Any]) -> tuple[datasets.Dataset | datasets.IterableDataset, list[str]]:
+    """Load a dataset, and the names of its columns; an error does not repeat the secrets of its address."""
+    try:
+        rows = datasets.load_dataset(**source)
+        return rows, rows.column_names or list(next(iter(rows), {}))
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        if isinstance(error, (ValueError, OSError)) and redact(told) == told:
+            raise
+        told = f"{redact(source['path'])} cannot be loaded. {redact(told)}"
+    raise ValueError(told)  # not from the error, whose text may have the secrets
 
 
 def _encoded(feature: Any) -> Any:
@@ -132,8 +171,34 @@ def _encoded(feature: Any) -> Any:
     return feature
 
 
-def _with_names(rows: datasets.Dataset, column: str, feature: datasets.ClassLabel) -> datasets.Dataset:
-    """The dataset with the names of labels in place of their numbers; no name where a row has no label."""
-    numbers = rows.select_columns(column)[:][column]
-    names = [feature.int2str(number) if number is not None and number >= 0 else None for number in numbers]
-    return rows.remove_columns(column).add_column(column, names, feature=datasets.Value("string"))
+def _names_feature(feature: Any) -> Any:
+    """The feature with texts in place of labels, inside lists and objects too."""
+    if isinstance(feature, datasets.ClassLabel):
+        return datasets.Value("string")
+    if isinstance(feature, datasets.List):
+        return datasets.List(_names_feature(feature.feature), length=feature.length)
+    if isinstance(feature, dict):
+        return {name: _names_feature(part) for name, part in feature.items()}
+    return feature
+
+
+def _names(value: Any, feature: Any) -> Any:
+    """A value with the names of labels in place of their numbers; no name where there is no label."""
+    if isinstance(feature, datasets.ClassLabel):
+        return feature.int2str(value) if value is not None and value >= 0 else None
+    if isinstance(feature, datasets.List) and value is not None:
+        return [_names(item, feature.feature) for item in value]
+    if isinstance(feature, dict) and value is not None:
+        return {name: _names(value[name], part) for name, part in feature.items()}
+    return value
+
+
+def _with_names(
+    rows: datasets.Dataset | datasets.IterableDataset, column: str, feature: Any, named: Any
+) -> datasets.Dataset | datasets.IterableDataset:
+    """The dataset with the names of labels in place of their numbers."""
+    if isinstance(rows, datasets.IterableDataset):
+        features = datasets.Features(rows.features | {column: named})
+        return rows.map(lambda row: {column: _names(row[column], feature)}, features=features)
+    names = [_names(value, feature) for value in rows.select_columns(column)[:][column]]
+    return rows.remove_columns(column).add_column(column, names, feature=named)

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..data import BadSampleError, Issue, without_pictures
+from ..data.row_values import parse_written_list
 from ..data.scene_tasks import SceneExpressions
 from ..explain import contrastive_heatmaps, matching_heatmaps, resize_heatmap, score_boxes
 from ..finetuning import Rows, RowTask, flat
@@ -137,9 +138,14 @@ def nearest_box(boxes: Sequence[Sequence[float]], point: Sequence[float]) -> Seq
 def checked_boxes(boxes: Any) -> list[list[float]]:
     """Boxes of a row: left, top, width and height each; what comes behind, such as a detector's score, is left out.
 
+    Boxes, or one of them, may be written as text, as in CSV files.
+
     Raises:
         BadSampleError: If there is none, or one is something else.
     """
+    boxes = parse_written_list(boxes) if isinstance(boxes, str) else boxes
+    if isinstance(boxes, (list, tuple)):
+        boxes = [parse_written_list(box) if isinstance(box, str) else box for box in boxes]
     if not isinstance(boxes, (list, tuple)) or not boxes:
         raise BadSampleError(Issue.LABEL_UNKNOWN, "no bbox, or no boxes to choose from")
     for box in boxes:

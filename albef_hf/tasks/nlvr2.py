@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..data import BadSampleError, Issue, load_image
+from ..data import BadSampleError, Issue, load_image, usable_text
+from ..data.row_values import parse_written_list
 from ..data.scene_tasks import ScenePairs
 from ..finetuning import FineTuningOptions, Rows, SentenceTask
 from ..metrics.nlvr2_accuracy.nlvr2_accuracy import nlvr2_accuracy
@@ -81,7 +82,7 @@ class VisualReasoning(SentenceTask):
         judged = [rows[prediction["row"]] for prediction in predictions]
         right = [self.labels[self.label_number(row["label"])] for row in judged]
         given = [prediction["answer"] for prediction in predictions]
-        return nlvr2_accuracy(given, right, groups=[row["sentence"].strip() for row in judged])
+        return nlvr2_accuracy(given, right, groups=[usable_text(row["sentence"]).strip() for row in judged])
 
 
 def two_images(row: Mapping[str, Any]) -> list[Any]:
@@ -91,6 +92,7 @@ def two_images(row: Mapping[str, Any]) -> list[Any]:
         BadSampleError: If there are not two.
     """
     images = row["images"] if "images" in row else [row.get(place) for place in PLACES]
+    images = parse_written_list(images) if isinstance(images, str) else images
     if not isinstance(images, (list, tuple)) or len(images) != 2:
         raise BadSampleError(Issue.IMAGE_MISSING, f"{repr(images)[:100]} are not two pictures")
     return list(images)

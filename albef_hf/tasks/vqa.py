@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 
 from ..data import BadSampleError, Issue, load_image, without_pictures
 from ..data.annotations import read_json_list
+from ..data.pairs import brief
+from ..data.row_values import ANSWER_KEYS, answer_text, flatten_texts, is_absent, unknown_keys
 from ..data.scene_tasks import SceneQuestions
 from ..finetuning import (
     FineTuningOptions,
@@ -52,12 +54,13 @@ class VqaOptions(
 
 
 def given_answers(row: Mapping[str, Any]) -> list[str]:
-    """What annotators have answered: a text, a list of texts, or VQA's own list of objects with an `answer` each."""
-    given = row.get("answer")
-    given = given.get("answer") if isinstance(given, Mapping) else given  # a list of objects, column by column
-    several = given if isinstance(given, (list, tuple)) else [given]
-    answers = [one.get("answer") if isinstance(one, Mapping) else one for one in several]
-    return [encodable(answer) for answer in answers if isinstance(answer, str) and answer.strip()]
+    """Return what annotators have answered, as texts.
+
+    They are a text or number, a list of them, VQA's own list of objects with an `answer` each, or a list that is
+    written as text.
+    """
+    answers = map(answer_text, flatten_texts(row.get("answer"), ANSWER_KEYS))
+    return [encodable(answer) for answer in answers if answer is not None]
 
 
 def weighted_answers(row: Mapping[str, Any], answers: Sequence[str]) -> dict[str, float]:
@@ -105,10 +108,13 @@ class VisualQuestionAnswering(LabelTask):
             BadSampleError: If there is none.
         """
         given = given_answers(row)
-        tokens = self.processor.tokenizer(given)["input_ids"] if given else []
+        tokens = self.tokenizer(given)["input_ids"] if given else []
         writable = [answer for answer, ids in zip(given, tokens, strict=True) if len(ids) > 1]  # the first is [CLS]
         if not writable:
-            raise BadSampleError(Issue.CAPTION_EMPTY, f"no answer in {repr(row.get('answer'))[:100]}")
+            told = brief(row.get("answer"))
+            unknown = [part for part in flatten_texts(row.get("answer"), ANSWER_KEYS) if isinstance(part, Mapping)]
+            told = unknown_keys(unknown[0], ANSWER_KEYS) if unknown else told
+            raise BadSampleError(Issue.CAPTION_EMPTY, f"no answer in {told}")
         return writable
 
     def _root(self, row: Mapping[str, Any]) -> str | None:
@@ -154,7 +160,7 @@ class VisualQuestionAnswering(LabelTask):
 
     def look(self, row: Mapping[str, Any], issues: list[Issue]) -> dict[str, Any]:
         """Question and picture; where there are answers, one has to be of use."""
-        if row.get("answer") is not None:
+        if not is_absent(row.get("answer")):
             self.answers(row)
         question = self.clean(row["question"], issues, self.evaluation_limit)
         image = load_image(row["image"], self._root(row))
@@ -164,7 +170,7 @@ class VisualQuestionAnswering(LabelTask):
         """See that there are answers to choose from, and that rows have some to compare with."""
         self.processor.encode_answers(self.answer_list)
         super().check(rows)
-        if all(row.get("answer") is None for row in without_pictures(rows)):
+        if all(is_absent(row.get("answer")) for row in without_pictures(rows)):
             raise ValueError("The rows to evaluate on have no answer, by which the best checkpoint could be chosen.")
 
     def predict(self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:
@@ -197,7 +203,7 @@ class VisualQuestionAnswering(LabelTask):
     def score(self, predictions: list[dict[str, Any]], rows: Rows) -> dict[str, float]:
         """VQA accuracy, by answer type where the rows name it; none where the answers are not known."""
         asked = [(prediction["answer"], rows[prediction["row"]]) for prediction in predictions]
-        known = [(answer, row) for answer, row in asked if row.get("answer") is not None]
+        known = [(answer, row) for answer, row in asked if not is_absent(row.get("answer"))]
         counts = {"rows/without_answer": len(asked) - len(known)} if len(known) < len(asked) else {}
         if not known:
             return counts
