@@ -28,7 +28,7 @@ from transformers.utils.hub import cached_file
 
 from .configuration_albef import AlbefConfig
 from .data import embedded_tokenizer
-from .model_card import CONVERSION_FILE, model_card
+from .model_card import CONVERSION_FILE, model_card, save_card
 from .modeling_albef import (
     IGNORED,
     AlbefForPreTraining,
@@ -538,7 +538,7 @@ def convert_checkpoint(
         "resampled": any(_joined(ours, model.state_dict()).shape != state[name].shape for name, ours in names.items()),
     }
     _write(Path(output_dir), model, momentum, kept, summary)
-    model_card(Path(output_dir), repo_id or Path(output_dir).name).save(Path(output_dir) / "README.md")
+    save_card(model_card(Path(output_dir), repo_id or Path(output_dir).name), Path(output_dir))
     return summary
 
 

@@ -1,10 +1,20 @@
-"""Files that have to be on the disk, and what they have to hold."""
+"""Files that have to be on the disk, what they have to hold, and who may write them."""
 
 import contextlib
+import errno
 import hashlib
 import os
-from collections.abc import Iterator
+import shutil
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def digest(path: Path) -> str:
@@ -39,3 +49,111 @@ def written_aside(path: Path) -> Iterator[Path]:
     flush(aside)
     aside.replace(path)
     flush(path.parent)
+
+
+@contextlib.contextmanager
+def folder_written_aside(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder; its files replace those of the same names in `folder`, once all of them are on the disk.
+
+    So the files belong together: if one of them cannot be written, all old ones stay.
+    """
+    aside = folder / ".new.unfinished"
+    remove(aside)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
+        for path in files:
+            flush(path)
+        for path in files:
+            target = folder / path.relative_to(aside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+        flush(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder or a link, if it exists; what a link points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class Writer:
+    """Writes what a run leaves behind; a write that fails, such as on a full disk, is reported and the run continues.
+
+    Args:
+        say: Takes the reports.
+
+    Attributes:
+        failed: What could not be written, with the error, until it is written after all.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+        self.failed: dict[str, str] = {}
+
+    def attempt(self, what: str, write: Callable[[], object]) -> bool:
+        """Write; `write` has to leave the old files alone until the new ones are on the disk.
+
+        Args:
+            what: Its name in the report; the same error is reported once in a row.
+            write: Writes.
+
+        Returns:
+            Whether it has been written.
+        """
+        try:
+            write()
+        except Exception as error:
+            if not is_write_error(error):
+                raise
+            problem, before = f"{type(error).__name__}: {error}", self.failed.get(what)
+            self.failed[what] = problem
+            if problem != before:
+                self.say(f"{what} could not be written ({problem}); training continues")
+            return False
+        self.forget(what)
+        return True
+
+    def forget(self, *names: str) -> None:
+        """Take note that these are written after all."""
+        for name in names:
+            self.failed.pop(name, None)
+
+
+def is_write_error(error: Exception) -> bool:
+    """Return True for what the system and the libraries raise when a file cannot be written."""
+    # torch raises RuntimeError, tokenizers a plain Exception.
+    return isinstance(error, (OSError, RuntimeError, SafetensorError)) or type(error) is Exception
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which ends with this process, however it ends.
+
+    It is a POSIX lock: network file systems support it, and child processes do not inherit it, so that none of them
+    can keep it. Where a file system has no locks, there is no lock.
+
+    Raises:
+        BlockingIOError: If another process holds it; the message names that process.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            if fcntl:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                holder = file.read(200).strip() or "another process"
+                raise BlockingIOError(f"{path.parent} is in use by {holder}") from None
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        with contextlib.suppress(OSError):  # the name is only for the message, and the disk may be full
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        yield
