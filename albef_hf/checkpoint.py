@@ -225,7 +225,7 @@ def fault_of(folder: Path) -> str | None:
                 return f"the content of {name} is not what was written (SHA-256)"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} or a file that it lists cannot be read ({type(error).__name__}: {error})"
     return None
 

@@ -6,10 +6,12 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 try:
     import fcntl
@@ -49,6 +51,27 @@ def written_aside(path: Path) -> Iterator[Path]:
     flush(aside)
     aside.replace(path)
     flush(path.parent)
+
+
+def load_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ValueError: If the file is empty or damaged.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        size = os.path.getsize(path)
+        what = f"is damaged after {size:,} bytes ({error})" if size else "is empty"
+        raise ValueError(f"{path} {what}: download it or write it again.") from None
+
+
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """Return the first of some names, and how many there are beside."""
+    names = [str(name) for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 @contextlib.contextmanager

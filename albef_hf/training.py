@@ -25,6 +25,7 @@ from safetensors.torch import load_model, save_model
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .checkpoint import (
     CHECKPOINTS,
@@ -201,7 +202,7 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
     compile_layers = TorchDynamoPlugin(backend="inductor", use_regional_compilation=True)
     if options.torch_compile:  # student and teacher call each layer with texts and pictures in nine ways, one too many
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=None if options.mixed_precision == "no" else options.mixed_precision,
         # Accumulation goes on across the end of an epoch, where Accelerate would weigh an incomplete one too little.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -212,6 +213,9 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
         log_with=installed_trackers(options.report_to) or None,
         project_dir=str(Path(options.output_dir) / "tensorboard"),
     )
+    if not accelerator.is_main_process:  # whose warnings are the same
+        logging.set_verbosity_error()
+    return accelerator
 
 
 def start_push(options: TrainingOptions, accelerator: Accelerator) -> HubPush | None:
@@ -656,7 +660,7 @@ class MomentumTraining:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, FileNotFoundError) as error:
             raise ValueError(
-                f"{folder} does not fit this model ({str(error)[:300]}): give the options that the run began with."
+                f"{folder} does not fit this model ({_shortened(error)}): give the options that the run began with."
             ) from error
         self.scheduler.load_state_dict(state["scheduler"])
         if scaler and "scaler" in state:
@@ -847,6 +851,12 @@ class MomentumTraining:
         """How many pairs were skipped or cut, by reason."""
         found = [(issue.name.lower(), self.counts[issue.name.lower()]) for issue in Issue]
         return ", ".join(f"{name} {count}" for name, count in found if count) or "nothing"
+
+
+def _shortened(error: Exception) -> str:
+    """Return a message of torch in which each list of names is cut, so that none of them hides the others."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(line if len(line) < 200 else f"{line[:200]} ..." for line in lines[:6])
 
 
 def _defaults(options: TrainingOptions) -> dict[str, Any]:

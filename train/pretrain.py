@@ -40,7 +40,7 @@ from albef_hf.data import (
 )
 from albef_hf.data.sources import load_hub_rows, read_annotations
 from albef_hf.files import written_aside
-from albef_hf.from_scratch import make_processor, read_model_config, with_special_tokens
+from albef_hf.from_scratch import check_vocabulary, make_processor, read_model_config, with_special_tokens
 from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation
 from albef_hf.momentum import MOMENTUM_FILE
@@ -232,17 +232,10 @@ def make_teacher(options: PretrainingOptions, student: AlbefForPreTraining) -> M
 
 def check_texts_fit(options: PretrainingOptions, student: AlbefForPreTraining, processor: AlbefProcessor) -> None:
     """Refuse token ids that the model has no embedding for, and texts longer than it has positions."""
-    text_config = student.config.text_config
-    largest = max(processor.tokenizer.get_vocab().values())
-    if largest >= text_config.vocab_size:
-        raise ValueError(
-            f"The tokenizer has ids up to {largest}, the model embeds {text_config.vocab_size} tokens: set "
-            f"vocab_size of text_config to {largest + 1}, or give the tokenizer the model was made for."
-        )
-    if options.max_tokens > text_config.max_position_embeddings:
-        raise ValueError(
-            f"max_tokens is {options.max_tokens}, but the model has {text_config.max_position_embeddings} positions."
-        )
+    check_vocabulary(student.config, processor.tokenizer)
+    positions = student.config.text_config.max_position_embeddings
+    if options.max_tokens > positions:
+        raise ValueError(f"max_tokens is {options.max_tokens}, but the model has {positions} positions.")
 
 
 def load_rows(options: PretrainingOptions, image_size: int, accelerator: Accelerator):
