@@ -9,6 +9,7 @@ ever run.
 import contextlib
 import json
 import os
+import pickle
 import random
 import re
 import sys
@@ -54,8 +55,18 @@ def save_state(state: dict[str, Any], path: Path) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` has written, and nothing that would have to be run."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Read what `save_state` has written.
+
+    Raises:
+        ValueError: If there is more in the file, such as code, none of which is run.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split(".")[0]
+        raise ValueError(
+            f"{path} holds more than tensors and numbers, and nothing of it was run ({reason}): remove its folder."
+        ) from None
 
 
 def process_file(process: int) -> str:

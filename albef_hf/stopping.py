@@ -15,9 +15,6 @@ EXIT_CODES = {signal.SIGTERM: 143, **({signal.SIGUSR1: 75} if hasattr(signal, "S
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")  # set by torchrun and `accelerate launch`
-    "TORCHELASTIC_RUN_ID",
-    "ACCELERATE_DYNAMO_BACKEND",
-)  # environment that torchrun and `accelerate launch` set
 
 
 def end_with_launcher() -> None:
