@@ -286,7 +286,7 @@ def test_other_heads_than_those_of_base_size_are_refused(tmp_path):
         (lambda state: change(state, image_queue=torch.zeros(32, 7)), "queue.text_features is .* where .* fits"),
         (
             lambda state: change(state, **{"visual_encoder.patch_embed.proj.weight": torch.zeros(4)}),
-            "number of dimensi",
+            r"patch_embed.proj.weight has the shape \(4,\), and should have 4 dimensions",
         ),
         (
             lambda state: change(state, temp=torch.zeros((), dtype=torch.float16)),
@@ -354,7 +354,8 @@ def test_a_malicious_file_is_refused_and_nothing_of_it_runs(legacy, state, heads
     [
         (lambda whole: whole[: len(whole) // 2], "breaks off after .* bytes: download it again"),
         (lambda whole: whole[:600_000] + bytes(20_000) + whole[620_000:], "is damaged in .*: download it again"),
-        (lambda whole: b"", "cannot be read as a torch checkpoint"),
+        (lambda whole: b"", "checkpoint.pth is empty: download it again"),
+        (lambda whole: bytes(5000), r"cannot be read .*; its 5,000 bytes start with b'\\x00"),
         (lambda whole: b"<!DOCTYPE html><html>Not found</html>", "not a torch checkpoint; it starts with b'<!DOCTYPE"),
         (lambda whole: bytes(range(256)) * 40, "torch checkpoint"),
     ],
