@@ -307,6 +307,7 @@ def save_model_folder(
     options: TrainingOptions,
     parts: Sequence[Any],
     log: RunLog,
+    push: HubPush | None = None,
     also: Callable[[Path], None] = lambda folder: None,
     what: str = MODEL,
 ) -> bool:
@@ -320,6 +321,7 @@ def save_model_folder(
         options: Of the run.
         parts: Have `save_pretrained`: the model, then processor and teacher.
         log: Reports what cannot be written.
+        push: Is waited for, as it may be uploading the old files.
         also: Writes further files that belong to the model.
         what: Name of the model in reports.
 
@@ -328,6 +330,8 @@ def save_model_folder(
     """
     if not log.accelerator.is_main_process:
         return True
+    if push:
+        push.wait()
     names = [what, *(f"{type(part).__name__} of {what}" for part in parts[1:])]
 
     def write(*some: Any) -> None:

@@ -160,8 +160,6 @@ class Keeper:
         if self.best and metrics[self.task.metric] <= self.best[self.task.metric]:
             return metrics
         best = metrics | {"step": step}
-        if self.push:
-            self.push.wait()
         if not self.save(self.folder, lambda folder: write_results(folder, best | self.baselines, predictions)):
             return metrics
         self.best = best
@@ -174,7 +172,7 @@ class Keeper:
     def save(self, folder: Path, *settings: Any) -> bool:
         """Write all that `from_pretrained` and another training need; see `save_model_folder` for the settings."""
         parts = (self.student, self.task.processor, *([self.teacher] if self.teacher else []))
-        return save_model_folder(folder, self.task.options, parts, self.log, *settings)
+        return save_model_folder(folder, self.task.options, parts, self.log, self.push, *settings)
 
     def save_last(self, step: int) -> None:
         """Write the state of a step beside the best, unless it is the best."""

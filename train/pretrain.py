@@ -142,11 +142,9 @@ def pretrain(
     check_words_are_known(processor, held_out.captions)
     start_trackers(options, accelerator)
     log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch))
-    save = partial(save_model_folder, folder, options, (student, teacher, processor), log)
+    save = partial(save_model_folder, folder, options, (student, teacher, processor), log, push)
 
     def save_and_score(step: int) -> dict[str, float]:
-        if push:
-            push.wait()
         saved = save()
         accelerator.wait_for_everyone()
         metrics = evaluate(options, accelerator, student, processor, held_out)
@@ -164,13 +162,11 @@ def pretrain(
     try:
         metrics = training.run()
     except (Exception, KeyboardInterrupt):  # what was learned so far is kept; one that was Stopped has a checkpoint
-        if push:
-            push.wait()
         save()
         raise
     finally:
         log.close()
-    if accelerator.is_main_process and (MODEL not in log.writer.failed or save()):
+    if accelerator.is_main_process and MODEL not in log.writer.failed:
         write_metrics(options, push, log, training.step, metrics, len(held_out), teacher)
     log.say(f"pairs skipped or cut: {training.issues_found()}")
     log.report_failed_writes()
