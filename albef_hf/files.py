@@ -47,9 +47,13 @@ def written_aside(path: Path) -> Iterator[Path]:
         ```
     """
     aside = path.with_name(f".{path.name}.unfinished")
-    yield aside
-    flush(aside)
-    aside.replace(path)
+    try:
+        yield aside
+        flush(aside)
+        aside.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            remove(aside)
     flush(path.parent)
 
 

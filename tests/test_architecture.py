@@ -137,6 +137,13 @@ def test_imports_go_one_way(path):
             assert inside in ALLOWED[owner], f"{path.name} imports {inside}"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_loggers_are_below_that_of_transformers(path):
+    """So that its verbosity holds for their warnings."""
+    for name in re.findall(r"getLogger\(([^)]*)\)|get_logger\(([^)]*)\)", path.read_text(encoding="utf-8")):
+        assert "".join(name) == 'f"transformers.{__name__}"'
+
+
 @pytest.mark.parametrize("name", HUB_FILES)
 def test_what_ships_to_the_hub_is_flat_and_needs_transformers_alone(name):
     path = PACKAGE / f"{name}.py"
