@@ -110,7 +110,7 @@ TEXT = "contrastive_head.text_projection.weight"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda weights: weights | {f"model.{TEXT}": torch.zeros(3, 4)}, rf"{TEXT} \(\(3, 4\) instead of \(16, 32\)\)"),
+        (lambda weights: weights | {f"model.{TEXT}": torch.zeros(3, 4)}, rf"{TEXT} \(\(3, 4\) instead of \(16, 32"),
         (lambda weights: {key.replace("text_proj", "words"): value for key, value in weights.items()},
          rf"missing: .*{TEXT}; unexpected: .*contrastive_head.wordsection.weight"),
         (lambda weights: {key: value for key, value in weights.items() if TEXT not in key}, f"missing: {TEXT}. Give"),
