@@ -6,8 +6,10 @@ import hashlib
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 from safetensors import SafetensorError
@@ -150,6 +152,32 @@ class Writer:
         """Take note that these are written after all."""
         for name in names:
             self.failed.pop(name, None)
+
+
+class UnfailingStream:
+    """A text stream that drops what cannot be written, as on a full disk or when its reader is gone."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, if that is possible."""
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if that is possible."""
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+
+def keep_output_from_failing() -> None:
+    """Let no progress bar or message end this process when its standard output or error cannot be written."""
+    sys.stdout, sys.stderr = UnfailingStream(sys.stdout), UnfailingStream(sys.stderr)
 
 
 def is_write_error(error: Exception) -> bool:

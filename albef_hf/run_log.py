@@ -101,24 +101,20 @@ class RunLog:
 
     def advance(self) -> None:
         """Move the progress bar by a step."""
-        with contextlib.suppress(OSError):  # a terminal that is gone, or output to a file on a full disk
-            self.bar.update()
+        self.bar.update()
 
     def show(self, **numbers: float) -> None:
         """Numbers behind the progress bar."""
-        with contextlib.suppress(OSError):
-            self.bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()})
+        self.bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()})
 
     def say(self, text: str) -> None:
         """A line above the progress bar."""
         if self.accelerator.is_main_process:
-            with contextlib.suppress(OSError):
-                self.bar.write(text)
+            self.bar.write(text)
 
     def close(self) -> None:
         """Finish the bar and draw the curves."""
-        with contextlib.suppress(OSError):
-            self.bar.close()
+        self.bar.close()
         if self.accelerator.is_main_process:
             self.writer.attempt(CURVES_FILE, lambda: plot_curves(self.path, self.path.with_name(CURVES_FILE)))
 

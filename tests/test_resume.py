@@ -20,10 +20,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from task_rows import load_script, results_of, small
 from test_pretrain import photographs, records_of, script, small_run, train  # noqa: F401 (fixtures)
+from tqdm import tqdm
 
 from albef_hf import checkpoint
 from albef_hf.checkpoint import Checkpoints, fault_of, random_state, restore_random_state, steps_of
-from albef_hf.files import locked
+from albef_hf.files import UnfailingStream, locked
 from albef_hf.run_log import RunLog
 from albef_hf.stopping import EXIT_CODES, Stopped, StopRequest, chosen, end_with_launcher, start_undisturbed
 from albef_hf.tasks import find_task
@@ -399,7 +400,7 @@ def test_a_disk_that_fills_up_ends_no_run(train, tmp_path, monkeypatch, capsys, 
 
 
 @TENSORBOARD
-def test_the_best_is_what_is_on_the_disk(run, pretrained, tmp_path, monkeypatch):
+def test_the_best_is_what_is_on_the_disk(run, pretrained, tmp_path, monkeypatch, capsys):
     """Fine-tuning whose better model, of its last step, could not be written."""
     accuracies, full = iter((60.0, 70.0)), contextlib.ExitStack()
 
@@ -449,7 +450,7 @@ def test_without_room_for_all_files_together_the_model_is_written_first(tmp_path
     assert not list(tmp_path.rglob("*.unfinished"))
 
 
-def test_records_wait_for_room_in_the_log(tmp_path):
+def test_records_wait_for_room_in_the_log(tmp_path, capsys):
     log = RunLog(Accelerator(cpu=True), tmp_path, 3)
     log.begin()
     log.write(1, {"loss": 1.0})
@@ -462,6 +463,15 @@ def test_records_wait_for_room_in_the_log(tmp_path):
     assert [record["loss"] for record in records_of(tmp_path)] == [1, 2, 3, 4] and not log.writer.failed
     log.begin(records=2)
     assert [record["loss"] for record in records_of(tmp_path)] == [1, 2]
+
+
+def test_output_that_cannot_be_written_is_dropped():
+    full = open("/dev/full", "w")  # noqa: SIM115 (it cannot be closed without an error)
+    stream = UnfailingStream(full)
+    for _ in tqdm(range(3), file=stream):
+        print("longer than its buffer" * 1000, file=stream, flush=True)
+    with pytest.raises(OSError):
+        full.close()
 
 
 def hold(folder: Path, pipe) -> None:

@@ -24,6 +24,7 @@ from transformers.utils.hub import cached_file
 
 from albef_hf import MomentumTeacher
 from albef_hf.data import ImageTextPairs
+from albef_hf.files import keep_output_from_failing
 from albef_hf.finetuning import LATER_RESULTS, FineTuningOptions, Rows, Task, load_model, write_results
 from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation
@@ -246,4 +247,5 @@ def make_loader(task: Task, rows: Rows, accelerator: Accelerator) -> DataLoader:
 
 
 if __name__ == "__main__":
+    keep_output_from_failing()
     main(sys.argv[1:])

@@ -39,7 +39,7 @@ from albef_hf.data import (
     embedded_tokenizer,
 )
 from albef_hf.data.sources import load_hub_rows, read_annotations
-from albef_hf.files import written_aside
+from albef_hf.files import keep_output_from_failing, written_aside
 from albef_hf.from_scratch import check_vocabulary, make_processor, read_model_config, with_special_tokens
 from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation
@@ -408,4 +408,5 @@ def retrieval_table(metrics: dict[str, float], pictures: int) -> str:
 
 
 if __name__ == "__main__":
+    keep_output_from_failing()
     main(sys.argv[1:])
