@@ -20,6 +20,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+from .compatibility_albef import follow_umask
+
 
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
@@ -51,6 +53,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.unfinished")
     try:
         yield aside
+        follow_umask([aside])
         flush(aside)
         aside.replace(path)
     finally:
@@ -92,6 +95,7 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
     try:
         yield aside
         files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
+        follow_umask(files)
         for path in files:
             flush(path)
         for path in files:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .compatibility_albef import VERSIONS
 from .files import written_aside
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -177,6 +178,7 @@ def model_card(
         evaluation=evaluation,
         conversion=conversion,
         emissions=emissions,
+        versions=VERSIONS,
         teacher=(folder / MOMENTUM_FILE).exists() and not any(fnmatch(MOMENTUM_FILE, name) for name in left_out),
     )
 

@@ -434,7 +434,7 @@ def test_without_room_for_all_files_together_the_model_is_written_first(tmp_path
     (tmp_path / "out").mkdir()
     for name in ("model", "teacher"):
         (tmp_path / "out" / name).write_text("old")
-    log = RunLog(Accelerator(cpu=True), tmp_path, 1)
+    log = RunLog(Accelerator(cpu=True), tmp_path, 1, 1)
     settings = (tmp_path / "out", TrainingOptions())
     full = OSError(errno.ENOSPC, "full")
     assert save_model_folder(*settings, [Part("model"), Teacher("teacher", full)], log)
@@ -451,7 +451,7 @@ def test_without_room_for_all_files_together_the_model_is_written_first(tmp_path
 
 
 def test_records_wait_for_room_in_the_log(tmp_path, capsys):
-    log = RunLog(Accelerator(cpu=True), tmp_path, 3)
+    log = RunLog(Accelerator(cpu=True), tmp_path, 3, 1)
     log.begin()
     log.write(1, {"loss": 1.0})
     whole = (tmp_path / "log.jsonl").read_bytes()

@@ -45,6 +45,7 @@ from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation
 from albef_hf.momentum import MOMENTUM_FILE
 from albef_hf.options import option, parse_options
+from albef_hf.progress import log_library_progress
 from albef_hf.ranking import score_all
 from albef_hf.run_log import MODEL, RunLog
 from albef_hf.stopping import end_with_launcher, leave_signals_to_the_training
@@ -114,6 +115,7 @@ def main(arguments: list[str]) -> None:
     """Read the options, build everything, train, save."""
     end_with_launcher()
     options = parse_options(PretrainingOptions, __doc__, arguments)
+    log_library_progress()
     accelerator = make_accelerator(options)
     try:
         with only_run_in(options, accelerator):
@@ -141,7 +143,7 @@ def pretrain(
     held_out = Pictures(validation_rows, options.image_root, most=options.validation_size)
     check_words_are_known(processor, held_out.captions)
     start_trackers(options, accelerator)
-    log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch))
+    log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch), options.log_every)
     save = partial(save_model_folder, folder, options, (student, teacher, processor), log, push)
 
     def save_and_score(step: int) -> dict[str, float]:
