@@ -347,8 +347,10 @@ def save_model_folder(
     except Exception as error:
         if not is_write_error(error):
             raise
-        written = [log.writer.attempt(name, partial(write, part)) for name, part in zip(names, parts, strict=True)]
-        return written[0]
+        for name, part in zip(names, parts, strict=True):
+            if not log.writer.attempt(name, partial(write, part)) and part is parts[0]:
+                return False  # the old teacher belongs to the old model
+        return True
     log.writer.forget(*names)
     return True
 
