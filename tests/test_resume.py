@@ -286,6 +286,7 @@ def test_links_and_strays_stop_no_checkpoint(checkpoints, tmp_path):
     checkpoints.save(1, write, {})
     far = linked(folder / "step_1", tmp_path / "far")
     (folder / "step_007").mkdir()
+    assert steps_of(folder) == [1]
     (folder / "step_3").write_text("a file")
     (folder / "step_4").symlink_to("step_4")  # in a circle
     (folder / "step_9").symlink_to(tmp_path / "nowhere")
