@@ -8,9 +8,10 @@ ever run.
 
 import contextlib
 import json
+import os
+import pickle
 import random
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import SafetensorError
 
-from .files import digest, flush
+from .files import digest, flush, is_write_error, remove
 
 CHECKPOINTS = "checkpoints"  # folder, in that of a run
 MANIFEST = "manifest.json"
@@ -55,8 +55,18 @@ def save_state(state: dict[str, Any], path: Path) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` has written, and nothing that would have to be run."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Read what `save_state` has written.
+
+    Raises:
+        ValueError: If there is more in the file, such as code, none of which is run.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split(".")[0]
+        raise ValueError(
+            f"{path} holds more than tensors and numbers, and nothing of it was run ({reason}): remove its folder."
+        ) from None
 
 
 def process_file(process: int) -> str:
@@ -104,7 +114,8 @@ class Checkpoints:
             problems = self._together(main_part if is_main else other_part)
             if problems:
                 if is_main:
-                    shutil.rmtree(aside, ignore_errors=True)
+                    with contextlib.suppress(OSError):
+                        remove(aside)
                 self.say(f"step {step}: no checkpoint could be written ({problems[0]}); older ones are kept")
                 return False
         return True
@@ -112,7 +123,10 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove all checkpoints, or a later resume would go on with those of another run."""
         if self.accelerator.is_main_process:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            is_link = self.folder.is_symlink() and self.folder.is_dir()  # to another disk, and it stays one
+            for path in list(self.folder.iterdir()) if is_link else [self.folder]:
+                with contextlib.suppress(OSError):
+                    remove(path)
         self.accelerator.wait_for_everyone()
 
     def newest(self) -> Path | None:
@@ -139,11 +153,9 @@ class Checkpoints:
         try:
             if work:
                 work()
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # torch and safetensors have their own for a full disk
+        except Exception as error:
+            if not is_write_error(error):
+                raise
             problem = f"{type(error).__name__}: {error}"
         return [text for text in gather_object([problem]) if text]
 
@@ -151,26 +163,30 @@ class Checkpoints:
         """An empty folder to write to; what an earlier process has left half done, or half removed, goes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for rest in self.folder.glob(".step_*.unfinished"):
-            shutil.rmtree(rest)
+            with contextlib.suppress(OSError):  # only one with the name of the new one would be in the way
+                remove(rest)
         aside.mkdir()
 
     def _finish(self, aside: Path, step: int) -> None:
         """List and flush what has been written, give it its name, and only then remove older ones."""
         write_manifest(aside, step, self.accelerator.num_processes)
-        if (self.folder / f"step_{step}").exists():  # damaged, or training would not have come here again
+        if os.path.lexists(self.folder / f"step_{step}"):  # damaged, or training would not have come here again
             _remove(self.folder / f"step_{step}")
         aside.rename(self.folder / f"step_{step}")
         flush(self.folder)
-        with contextlib.suppress(OSError):  # what cannot be removed now is removed with the next one
-            self._rotate(step)
+        self._rotate(step)
 
     def _rotate(self, step: int) -> None:
-        """Remove all but the newest ones; one with a higher number was damaged, as training has passed there again."""
-        steps = sorted(steps_of(self.folder))
+        """Remove all but the newest ones; one with a higher number was damaged, as training has passed there again.
+
+        Files and broken links do not count. Of a checkpoint that is a link, the link is removed.
+        """
+        steps = sorted(step for step in steps_of(self.folder) if (self.folder / f"step_{step}").is_dir())
         kept = set([number for number in steps if number <= step][-self.total_limit :])
         for number in steps:
             if number not in kept and (number > step or not self.keep_every or number % self.keep_every):
-                _remove(self.folder / f"step_{number}")
+                with contextlib.suppress(OSError):  # what cannot be removed now is removed with the next one
+                    _remove(self.folder / f"step_{number}")
 
     def _newest(self) -> Path | None:
         steps, faults = sorted(steps_of(self.folder), reverse=True), []
@@ -190,9 +206,9 @@ class Checkpoints:
 
 
 def steps_of(folder: Path) -> list[int]:
-    """Numbers of the checkpoints in a folder that have been finished."""
+    """Numbers of the checkpoints in a folder that have been finished; `step_007` is a name that no run has given."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return [int(name[5:]) for name in names if re.fullmatch(r"step_[0-9]+", name)]
+    return [int(name[5:]) for name in names if re.fullmatch(r"step_(0|[1-9][0-9]*)", name)]
 
 
 def write_manifest(folder: Path, step: int, processes: int) -> None:
@@ -220,7 +236,7 @@ def fault_of(folder: Path) -> str | None:
                 return f"the content of {name} is not what was written (SHA-256)"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} or a file that it lists cannot be read ({type(error).__name__}: {error})"
     return None
 
@@ -238,5 +254,6 @@ def _require_processes(path: Path, processes: int) -> None:
 def _remove(path: Path) -> None:
     """Remove a checkpoint; what an interrupted removal leaves does not look like one."""
     aside = path.with_name(f".{path.name}.removed.unfinished")
+    remove(aside)
     path.rename(aside)
-    shutil.rmtree(aside)
+    remove(aside)

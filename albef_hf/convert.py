@@ -8,7 +8,6 @@ and in the other to write its weights again, bit for bit. No key of a checkpoint
 """
 
 import argparse
-import hashlib
 import json
 import os
 import pickle
@@ -20,7 +19,8 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import BlipImageProcessorPil, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
@@ -28,7 +28,8 @@ from transformers.utils.hub import cached_file
 from .compatibility_albef import follow_umask
 from .configuration_albef import AlbefConfig
 from .data import embedded_tokenizer
-from .model_card import CONVERSION_FILE, model_card
+from .files import digest, listed, load_weights
+from .model_card import CONVERSION_FILE, model_card, save_card
 from .modeling_albef import (
     IGNORED,
     AlbefForPreTraining,
@@ -39,11 +40,11 @@ from .modeling_albef import (
     AlbefForVisualReasoning,
     interpolate_position_embeddings,
 )
-from .momentum import MOMENTUM_FILE
+from .momentum import MOMENTUM_FILE, mismatches
 from .processing_albef import AlbefProcessor, without_separator
 from .progress import Progress, log_library_progress, progress
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")
 
 MODELS: dict[str, type[PreTrainedModel]] = {
     "pretraining": AlbefForPreTraining,
@@ -247,6 +248,8 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Weights, dict[str, str]]:
         raise ValueError(f"There is no file {path}.")
     with path.open("rb") as file:
         start = file.read(64)
+    if not start:
+        raise ValueError(f"{path} is empty: download it again.")
     if start.startswith(b"PK"):
         _check_archive(path)
     try:
@@ -262,7 +265,10 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Weights, dict[str, str]]:
             ) from None
         raise ValueError(f"{path} is not a torch checkpoint; it starts with {start[:16]!r}.") from None
     except Exception as error:  # damaged bytes raise whatever they happen to spell
-        raise ValueError(f"{path} cannot be read as a torch checkpoint: {error!r}") from None
+        raise ValueError(
+            f"{path} cannot be read as a torch checkpoint ({type(error).__name__}); its {path.stat().st_size:,} bytes "
+            f"start with {start[:16]!r}. Download it again."
+        ) from None
     return _state_dict_of(path, content)
 
 
@@ -282,7 +288,8 @@ def _state_dict_of(path: Path, content: object) -> tuple[Weights, dict[str, str]
         dropped = {str(name): "state of a training, not of a model" for name in content if name != "model"}
         content = content["model"]
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a state dict.")
+        what = f"a {type(content).__name__}" if content else f"an empty {type(content).__name__}"
+        raise ValueError(f"{path} holds {what}, not a state dict.")
     others = [
         name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, torch.Tensor))
     ]
@@ -330,12 +337,30 @@ def _check_origin(state: Weights, task: str) -> None:
             "differs from the original's: convert the file of github.com/salesforce/ALBEF instead."
         )
     found = _task_of(state)
+    if found is None:
+        _refuse_names(task, _modules("", HEADS[task]).keys() - state.keys(), _unknown_names(state, task))
+        raise ValueError(f"The checkpoint is of no task of the original, not of {task}.")
     if found != task:
-        what = "of no task of the original" if found is None else f"of the task {found}"
-        advice = "" if found is None else f": convert it with --task {found}"
+        advice = f": convert it with --task {found}"
         if found == "pretraining":
             advice += f", then {MODELS[task].__name__}.from_pretrained(the folder) starts from it"
-        raise ValueError(f"The checkpoint is {what}, not of {task}{advice}.")
+        raise ValueError(f"The checkpoint is of the task {found}, not of {task}{advice}.")
+
+
+def _unknown_names(state: Weights, task: str) -> list[str]:
+    """Return the names that no checkpoint of a task has, of whatever size."""
+    base = name_table(task, AlbefConfig())
+    known = {*base, *_teacher_names(task, base), *_queue_names(task), *DROPPED.get(task, {})}
+    anywhere = {re.sub(r"\d+", "0", name) for name in known}
+    return [n for n in state if re.sub(r"\d+", "0", n) not in anywhere and not n.endswith(".position_ids")]
+
+
+def _refuse_names(task: str, missing: Iterable[str], unknown: Iterable[str]) -> None:
+    """Raise a `ValueError` for names that a checkpoint lacks, and those that it has instead."""
+    halves = {"has no": sorted(missing), "has an unknown": sorted(unknown)}
+    faults = " and ".join(f"{what} {listed(names)}" for what, names in halves.items() if names)
+    if faults:
+        raise ValueError(f"The checkpoint {faults}: it is not one of {task}.")
 
 
 def read_config(
@@ -436,36 +461,52 @@ def _nested(flat: dict) -> dict:
 def _settings_of_shapes(state: Weights, task: str) -> dict[str, int]:
     """Settings of `AlbefConfig`, by their dotted names."""
     bert = "text_encoder.bert" if task == "pretraining" else "text_encoder"
-    layers = _count(state, rf"{re.escape(bert)}\.encoder\.layer\.(\d+)\.intermediate\.dense\.weight")
-    fusing = _count(state, rf"{re.escape(bert)}\.encoder\.layer\.(\d+)\.crossattention\.self\.key\.weight")
-    try:
-        width, channels, patch, _ = state["visual_encoder.patch_embed.proj.weight"].shape
-        side = round((state["visual_encoder.pos_embed"].shape[1] - 1) ** 0.5)
-        words = state[f"{bert}.embeddings.word_embeddings.weight"]
-        settings = {
-            "vision_config.hidden_size": width,
-            "vision_config.num_hidden_layers": _count(state, r"visual_encoder\.blocks\.(\d+)\.norm1\.weight"),
-            "vision_config.intermediate_size": len(state["visual_encoder.blocks.0.mlp.fc1.weight"]),
-            "vision_config.image_size": side * patch,
-            "vision_config.patch_size": patch,
-            "vision_config.num_channels": channels,
-            "text_config.vocab_size": words.shape[0],
-            "text_config.hidden_size": words.shape[1],
-            "text_config.num_hidden_layers": layers - fusing,
-            "text_config.num_multimodal_layers": fusing // 2 if task.startswith("nlvr2") else fusing,
-            "text_config.intermediate_size": len(state[f"{bert}.encoder.layer.0.intermediate.dense.weight"]),
-            "text_config.max_position_embeddings": len(state[f"{bert}.embeddings.position_embeddings.weight"]),
-            "text_config.type_vocab_size": len(state[f"{bert}.embeddings.token_type_embeddings.weight"]),
-        }
-        if "vision_proj" in HEADS[task]:
-            settings["projection_dim"] = len(state["vision_proj.weight"])
-    except KeyError as error:
-        raise ValueError(f"The checkpoint has no {error.args[0]}: it is incomplete.") from None
-    except (ValueError, IndexError):
-        raise ValueError(
-            "Embeddings in the checkpoint do not have the number of dimensions they should have."
-        ) from None
+    layers = _count(state, rf"{re.escape(bert)}\.encoder\.layer\.(\d+)\..*")
+    fusing = _count(state, rf"{re.escape(bert)}\.encoder\.layer\.(\d+)\.crossattention\..*")
+    width, channels, patch, _ = _shape(state, task, "visual_encoder.patch_embed.proj.weight", 4)
+    side = _grid_side(state, task, "visual_encoder.pos_embed")
+    if "visual_encoder_m.pos_embed" in state:
+        _grid_side(state, task, "visual_encoder_m.pos_embed")
+    vocabulary, text_width = _shape(state, task, f"{bert}.embeddings.word_embeddings.weight")
+    settings = {
+        "vision_config.hidden_size": width,
+        "vision_config.num_hidden_layers": _count(state, r"visual_encoder\.blocks\.(\d+)\..*"),
+        "vision_config.intermediate_size": _shape(state, task, "visual_encoder.blocks.0.mlp.fc1.weight")[0],
+        "vision_config.image_size": side * patch,
+        "vision_config.patch_size": patch,
+        "vision_config.num_channels": channels,
+        "text_config.vocab_size": vocabulary,
+        "text_config.hidden_size": text_width,
+        "text_config.num_hidden_layers": layers - fusing,
+        "text_config.num_multimodal_layers": fusing // 2 if task.startswith("nlvr2") else fusing,
+        "text_config.intermediate_size": _shape(state, task, f"{bert}.encoder.layer.0.intermediate.dense.weight")[0],
+        "text_config.max_position_embeddings": _shape(state, task, f"{bert}.embeddings.position_embeddings.weight")[0],
+        "text_config.type_vocab_size": _shape(state, task, f"{bert}.embeddings.token_type_embeddings.weight")[0],
+    }
+    if "vision_proj" in HEADS[task]:
+        settings["projection_dim"] = _shape(state, task, "vision_proj.weight")[0]
     return settings
+
+
+def _shape(state: Weights, task: str, name: str, dimensions: int = 2) -> torch.Size:
+    """Return the shape of a tensor that has to be there, with so many dimensions."""
+    if name not in state:
+        _refuse_names(task, [name], _unknown_names(state, task))
+    shape = state[name].shape
+    if len(shape) != dimensions:
+        raise ValueError(f"{name} has the shape {tuple(shape)}, and should have {dimensions} dimensions.")
+    return shape
+
+
+def _grid_side(state: Weights, task: str, name: str) -> int:
+    """Return the number of patches on a side of the image that positions are for."""
+    shape = _shape(state, task, name, 3)
+    side = round(max(shape[1] - 1, 0) ** 0.5)
+    if side == 0 or shape[1] != side**2 + 1:
+        raise ValueError(
+            f"{name} has the shape {tuple(shape)}; a square image has one position for each patch, and one for [CLS]."
+        )
+    return side
 
 
 def _count(state: Weights, pattern: str) -> int:
@@ -524,12 +565,12 @@ def convert_checkpoint(
     with progress(total=len(names) + len(teacher_names.keys() & state.keys()), desc="convert", unit="key") as bar:
         weights = _to_ours(state, names, bar)
         momentum = _to_ours(state, teacher_names, bar) | _queues_to_ours(state, queue_names)
-    model = _fill(MODELS[task], config, weights)
+    model = _fill(MODELS[task], config, weights, names)
     _resize_positions(momentum, config)
-    _check_momentum(momentum, model)
+    _check_momentum(momentum, model, teacher_names | {name: (our,) for name, our in queue_names.items()})
     summary = {
         "source": Path(checkpoint).name,
-        "sha256": _sha256(Path(checkpoint)),
+        "sha256": digest(Path(checkpoint)),
         "task": task,
         "image_size": config.vision_config.image_size,
         "attention_heads": [part.num_attention_heads for part in (config.vision_config, config.text_config)],
@@ -539,7 +580,7 @@ def convert_checkpoint(
         "resampled": any(_joined(ours, model.state_dict()).shape != state[name].shape for name, ours in names.items()),
     }
     _write(Path(output_dir), model, momentum, kept, summary)
-    model_card(Path(output_dir), repo_id or Path(output_dir).name).save(Path(output_dir) / "README.md")
+    save_card(model_card(Path(output_dir), repo_id or Path(output_dir).name), Path(output_dir))
     return summary
 
 
@@ -556,11 +597,7 @@ def _account(
     wanted = set(names)
     for optional in (set(teacher_names), set(queue_names)):
         wanted |= optional if optional & state.keys() else set()
-    missing, unexpected = wanted - state.keys(), state.keys() - wanted - reasons.keys()
-    for what, keys in (("has no", missing), ("has an unknown", unexpected)):
-        if keys:
-            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-            raise ValueError(f"The checkpoint {what} {', '.join(sorted(keys)[:5])}{more}: it is not one of {task}.")
+    _refuse_names(task, wanted - state.keys(), state.keys() - wanted - reasons.keys())
     for name in constants:
         if not torch.equal(state[name].flatten(), torch.arange(state[name].numel())):
             raise ValueError(
@@ -569,15 +606,17 @@ def _account(
     return reasons
 
 
-def _fill(kind: type[PreTrainedModel], config: AlbefConfig, weights: Weights) -> PreTrainedModel:
+def _fill(kind: type[PreTrainedModel], config: AlbefConfig, weights: Weights, names: Names) -> PreTrainedModel:
     """A model with these weights, all of which it needs, its positions at the resolution of the configuration."""
-    try:
-        model, report = kind.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
-    except RuntimeError as error:
-        raise ValueError(f"The shapes in the checkpoint do not go together. {error}") from None
+    settings = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that the report names them
+    model, report = kind.from_pretrained(None, config=config, state_dict=weights, **settings)
+    theirs = {our: name for name, ours in names.items() for our in ours}
+    wrong = [f"{theirs.get(fault.split(' ')[0], '?')}: {fault}" for fault in sorted(mismatches(report))]
+    if wrong:
+        raise ValueError(f"The shapes in the checkpoint do not go together: {listed(wrong)}.")
     wrong = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
     if wrong:
-        raise ValueError(f"The weights do not fill the model: {', '.join(wrong[:5])}.")
+        raise ValueError(f"The weights do not fill the model: {listed(wrong)}.")
     return model
 
 
@@ -591,18 +630,19 @@ def _largest_difference(model: PreTrainedModel, names: Names, state: Weights) ->
     return largest
 
 
-def _check_momentum(momentum: Weights, model: PreTrainedModel) -> None:
+def _check_momentum(momentum: Weights, model: PreTrainedModel, names: Names) -> None:
     """Refuse a momentum model of other shapes than the model's, and queues that do not go together."""
     shapes = {f"model.{name}": weight.shape for name, weight in model.state_dict().items()}
     rows = len(momentum.get("queue.image_features", ()))
     for name in ("queue.image_features", "queue.text_features"):
         shapes[name] = torch.Size((rows, model.config.projection_dim))
     shapes |= {"queue.ids": torch.Size((rows,)), "queue.pointer": torch.Size(())}
+    theirs = {our: name for name, ours in names.items() for our in ours}
     for name, tensor in momentum.items():
         if tensor.shape != shapes[name]:
             raise ValueError(
                 f"The shapes in the checkpoint do not go together: of the momentum model, {name} is "
-                f"{tuple(tensor.shape)} where {tuple(shapes[name])} fits."
+                f"{tuple(tensor.shape)} where {tuple(shapes[name])} fits. It comes from {theirs.get(name, name)}."
             )
 
 
@@ -633,6 +673,10 @@ def split(ours: tuple[str, ...], tensor: torch.Tensor) -> Weights:
 
 def _queues_to_ours(state: Weights, names: dict[str, str]) -> Weights:
     """Queues as rows, and without the dimension of 1 that the original puts before ids and pointer."""
+    for name in names.keys() & state.keys():
+        fits = {"queue_ptr": (1,), "idx_queue": (1, *state[name].shape[1:2])}.get(name, state[name].shape[:2])
+        if state[name].shape != fits or not fits:
+            raise ValueError(f"{name} has the shape {tuple(state[name].shape)}, which is none of a queue.")
     queues = {
         ours: state[name].T.contiguous() if ours.endswith("_features") else state[name][0].clone()
         for name, ours in names.items()
@@ -649,11 +693,6 @@ def _resize_positions(momentum: Weights, config: AlbefConfig) -> None:
     if name in momentum:
         side = config.vision_config.image_size // config.vision_config.patch_size
         momentum[name] = interpolate_position_embeddings(momentum[name], (side, side))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(folder: Path, model: PreTrainedModel, momentum: Weights, dropped: Weights, summary: dict) -> None:
@@ -704,7 +743,10 @@ def revert_checkpoint(folder: str | os.PathLike, checkpoint: str | os.PathLike) 
     if architecture not in tasks:
         raise ValueError(f"{folder} holds {architecture}; the original has {', '.join(tasks)}.")
     task = tasks[architecture]
-    model, report = MODELS[task].from_pretrained(folder, config=config, output_loading_info=True)
+    try:
+        model, report = MODELS[task].from_pretrained(folder, config=config, output_loading_info=True)
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {folder} cannot be read ({error}): download or write them again.") from None
     if report["missing_keys"] or not config.tie_word_embeddings:
         lacking = ", ".join(sorted(report["missing_keys"])[:5]) or "tied word embeddings, which the original has"
         raise ValueError(f"{folder} has no {lacking}.")
@@ -741,7 +783,7 @@ def _to_theirs(weights: Weights, names: Names) -> Weights:
 
 def _optional_file(folder: str | os.PathLike, name: str) -> Weights:
     path = cached_file(str(folder), name, _raise_exceptions_for_missing_entries=False)
-    return {} if path is None else load_file(path)
+    return {} if path is None else load_weights(path)
 
 
 def main(arguments: list[str] | None = None) -> None:

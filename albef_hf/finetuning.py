@@ -33,7 +33,7 @@ from .data.annotations import read_json_list
 from .data.pairs import ATTEMPTS
 from .data.row_values import require_readable
 from .data.scene_tasks import SceneRows
-from .from_scratch import make_processor, read_model_config, with_special_tokens
+from .from_scratch import check_vocabulary, make_processor, read_model_config, with_special_tokens
 from .options import option, with_defaults
 from .processing_albef import AlbefProcessor, clean_caption
 from .progress import progress
@@ -397,6 +397,7 @@ def _load(kind: type[Task], options: FineTuningOptions) -> tuple[PreTrainedModel
         processor = make_processor(config, tokenizer, options.max_words)
     else:
         config, processor = AlbefConfig.from_pretrained(options.model), AlbefProcessor.from_pretrained(options.model)
+    check_vocabulary(config, processor.tokenizer)
     processor.max_words = options.max_words
     processor.tokenizer.model_max_length = config.text_config.max_position_embeddings
     if options.image_size:

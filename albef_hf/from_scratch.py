@@ -40,6 +40,16 @@ def with_special_tokens(settings: dict[str, Any], tokenizer: PreTrainedTokenizer
     return {**settings, "text_config": {**(settings.get("text_config") or {}), **ids}}
 
 
+def check_vocabulary(config: AlbefConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a `ValueError` for a tokenizer with ids that the model has no embedding for."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.text_config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has ids up to {largest}, the model embeds {config.text_config.vocab_size} tokens: set "
+            f"vocab_size of text_config to {largest + 1}, or give the tokenizer the model was made for."
+        )
+
+
 def check_settings(settings: dict, known: dict) -> None:
     """Refuse a name in `settings`, at any depth, that `known` does not have."""
     for name, value in settings.items():

@@ -21,6 +21,8 @@ NOT_PUSHED = [
     "predictions.jsonl",
     "card.json",
     "*.unfinished",
+    "*.unfinished/*",
+    "*.lock",
 ]
 NOT_PUSHED += ["*.pt", "*.pth", "*.bin", "*.pkl"]
 

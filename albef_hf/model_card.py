@@ -21,6 +21,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .compatibility_albef import VERSIONS
+from .files import written_aside
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CONVERSION_FILE = "conversion.json"  # which albef_hf.convert leaves
@@ -182,6 +183,12 @@ def model_card(
     )
 
 
+def save_card(card: ModelCard, folder: Path) -> None:
+    """Write a card to the README.md of a folder."""
+    with written_aside(folder / "README.md") as aside:
+        card.save(aside)
+
+
 def _remember(
     path: Path, training: Training | None, evaluation: Evaluation | None
 ) -> tuple[Training | None, Evaluation | None]:
@@ -194,7 +201,8 @@ def _remember(
     given = {"training": training, "evaluation": evaluation}
     facts = {name: asdict(part) for name, part in given.items() if part}
     if facts:
-        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        with written_aside(path) as aside:
+            aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return training, evaluation
 
 
@@ -255,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("repo_id", help="what the model is to be called on the Hub, such as you/albef")
     options = parser.parse_args(arguments)
     try:
-        model_card(options.folder, options.repo_id, left_out=[MOMENTUM_FILE]).save(options.folder / "README.md")
+        save_card(model_card(options.folder, options.repo_id, left_out=[MOMENTUM_FILE]), options.folder)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{options.folder / 'README.md'} is the card of {options.repo_id}")

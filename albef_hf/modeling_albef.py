@@ -60,7 +60,7 @@ if TYPE_CHECKING:  # never run: transformers reads here which files a saved mode
     from .processing_albef import AlbefProcessor  # noqa: F401
     from .ranking import match  # noqa: F401
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")
 
 KeyValues = tuple[torch.Tensor, torch.Tensor]  # each (batch, heads, tokens, head width)
 
@@ -664,7 +664,7 @@ class AlbefPreTrainedModel(PreTrainedModel):
                 copied = [key for key in copied if getattr(other[key], "_is_hf_initialized", False)]
                 self._copied_weights |= {f"{prefix}.{name}.{key}".removeprefix(".") for key in copied}
                 if copied:
-                    logger.warning(f"The checkpoint has no {name}: what fits of {other_name} is copied there.")
+                    logger.warning_once(f"The checkpoint has no {name}: what fits of {other_name} is copied there.")
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """As in transformers; the folder brings this code along and says what each Auto class loads from it."""
@@ -2412,9 +2412,9 @@ def _load_partly(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> No
             )
     report = model.load_state_dict(weights, strict=False)
     fresh = {name for name in report.missing_keys if name not in model.all_tied_weights_keys}
-    logger.warning(f"Freshly initialised, to be trained: {', '.join(_modules_of(fresh))}.")
+    logger.warning_once(f"Freshly initialised, to be trained: {', '.join(_modules_of(fresh))}.")
     if report.unexpected_keys:
-        logger.warning(f"Not used by ALBEF: {', '.join(_modules_of(report.unexpected_keys))}.")
+        logger.warning_once(f"Not used by ALBEF: {', '.join(_modules_of(report.unexpected_keys))}.")
 
 
 def _modules_of(names: set[str] | list[str]) -> list[str]:

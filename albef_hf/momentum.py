@@ -5,16 +5,19 @@ Section 3.4 of the paper; `_momentum_update` and `_dequeue_and_enqueue` in the o
 
 import copy
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_model
+from safetensors.torch import save_model
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from .compatibility_albef import follow_umask
+from .files import listed, load_weights
 from .modeling_albef import IGNORED, AlbefAlignedModel, AlbefTeacherOutput
 
 MOMENTUM_FILE = "momentum.safetensors"
@@ -145,10 +148,12 @@ class MomentumTeacher(nn.Module):
             queue_size: As in the constructor, for a file without queues; those that were saved stay as they are.
 
         Raises:
-            ValueError: If the file belongs to another architecture.
+            ValueError: If the file belongs to another architecture, or is damaged.
         """
         path = cached_file(str(name), MOMENTUM_FILE)
-        weights = load_file(path)
+        weights = load_weights(path)
+        if not weights:
+            raise ValueError(f"{path} holds no weights: start a new teacher with MomentumTeacher(student).")
         queue = {key.removeprefix("queue."): weights.pop(key) for key in list(weights) if key.startswith("queue.")}
         weights = {key.removeprefix("model."): weight for key, weight in weights.items()}
         rows = len(queue.get("image_features", ()))
@@ -176,13 +181,39 @@ class MomentumTeacher(nn.Module):
             state_dict={**head, **weights},
             dtype=self.model.dtype,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the report names them
         )
         # Layers for a second image are of no use to a head with one.
         unexpected = {name for name in report["unexpected_keys"] if ".second_layers." not in name}
-        wrong = sorted(report["missing_keys"] | unexpected)
-        if wrong:
-            raise RuntimeError(f"missing or unexpected: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}")
+        missing, unknown = _incomplete_heads(head, weights.keys(), student.state_dict().keys())
+        wrong = {
+            "of another shape": sorted(mismatches(report)),
+            "missing": sorted(report["missing_keys"] | missing),
+            "unexpected": sorted(unexpected | unknown),
+        }
+        if any(wrong.values()):
+            raise RuntimeError("; ".join(f"{what}: {listed(names)}" for what, names in wrong.items() if names))
         self.model.load_state_dict(adapted.state_dict())
+
+
+def mismatches(report: dict[str, Any]) -> list[str]:
+    """Return the names that a loading report calls mismatched, each with its shape and the one that fits."""
+    return [f"{name} ({tuple(there)} instead of {tuple(here)})" for name, there, here in report["mismatched_keys"]]
+
+
+def _incomplete_heads(head: Iterable[str], given: Iterable[str], known: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Return what is missing and what is unknown in those modules of a head that a file has.
+
+    Args:
+        head: Names of the head's own weights.
+        given: Names in the file. The original's momentum model has no temperature.
+        known: Names of all of the student's weights.
+    """
+    modules = {key.split(".")[0] for key in head}
+    there = {key for key in given if key.split(".")[0] in modules}
+    begun = {key.split(".")[0] for key in there}
+    wanted = {key for key in head if key.split(".")[0] in begun and key != "contrastive_head.temperature"}
+    return wanted - there, there - set(known)
 
 
 __all__ = ["FeatureQueue", "MomentumTeacher"]

@@ -53,7 +53,7 @@ from .progress import log_library_progress, progress
 from .ranking import KEPT_VALUES, MAX_TOKENS, TextFeatures, encode_texts, match_pictures
 from .results_page import results_page
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")
 
 Pictures = str | os.PathLike | Iterable[Any]  # a folder, a `datasets.Dataset`, a list of paths, or of PIL pictures
 Reading = tuple[Stamp, torch.Tensor] | BadSampleError  # of a picture: stamp and pixels, or what is wrong with it
@@ -394,7 +394,7 @@ class PictureIndex:
         if isinstance(self.source, Rows) and (is_bad or reading[0] != self._stamp(self.place[key])):
             raise ValueError(f"Row {key} is not the picture that was indexed, or not there. {self._remedy()}")
         if is_bad:
-            logger.warning(f"{key} cannot be read any more, and is left out: {reading}.")
+            logger.warning_once(f"{key} cannot be read any more, and is left out: {reading}.")
         return not is_bad
 
     def _keep(self, places: Sequence[int], stamps: Sequence[Stamp], states: torch.Tensor) -> None:
@@ -410,7 +410,7 @@ class PictureIndex:
         tokens = len(self.processor.tokenizer(whole, truncation=False, verbose=False)["input_ids"])
         longest = min(MAX_TOKENS, self.model.config.text_config.max_position_embeddings)
         if tokens > longest:
-            logger.warning(f"Of the {tokens} tokens of the query the first {longest} are read.")
+            logger.warning_once(f"Of the {tokens} tokens of the query the first {longest} are read.")
 
     def _pixels(self, picture: Image.Image) -> torch.Tensor:
         return self.processor(images=[picture], return_tensors="pt")["pixel_values"]

@@ -1,7 +1,9 @@
 """What a training leaves behind for people to look at: progress, JSON lines, TensorBoard, and a picture."""
 
+import contextlib
 import json
 import math
+import os
 import re
 import time
 from pathlib import Path
@@ -9,11 +11,13 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
+from .files import Writer, written_aside
 from .progress import progress
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 LOG_FILE = "log.jsonl"
 CURVES_FILE = "curves.png"
+MODEL = "the model"  # in reports of what could not be written
 # Loss of a matching that knows no more than how many pairs are right, one in three: what ITM starts from.
 MATCHING_PRIOR = math.log(3) - 2 / 3 * math.log(2)
 
@@ -46,6 +50,8 @@ class RunLog:
         self.path = folder / LOG_FILE
         self.start = time.monotonic()
         self.records = 0
+        self.unwritten: list[str] = []  # lines that a full disk did not take yet
+        self.writer = Writer(self.say)
         self.bar = progress(
             total=total_steps,
             unit="step",
@@ -62,21 +68,43 @@ class RunLog:
         self.records = records
         self.bar.initial = self.bar.n = step  # not progress of this process
         if self.accelerator.is_main_process:
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            aside = self.path.with_name(f"{self.path.name}.unfinished")
-            aside.write_text("".join(line for line in lines[:records] if line.endswith("\n")), encoding="utf-8")
-            aside.replace(self.path)
+            lines = self.path.read_bytes().splitlines(keepends=True)[:records]
+            kept = [line for line in lines if line.endswith(b"\n")]
+            self.records = len(kept)
+            os.truncate(self.path, sum(map(len, kept)))  # which a full disk allows
 
     def write(self, step: int, record: dict[str, float]) -> None:
         """Append a record; a number that is not finite is written as null, which JSON has instead."""
-        self.accelerator.log(record, step=step)
+        self._track(record, step)
         self.records += 1
         if self.accelerator.is_main_process:
             seconds = round(time.monotonic() - self.start, 3)
             record = {"step": step, "seconds": seconds, **record}
             clean = {name: value if math.isfinite(value) else None for name, value in record.items()}
+            self.unwritten.append(json.dumps(clean) + "\n")
+            if self.writer.attempt(LOG_FILE, self._append):
+                self.unwritten = []
+
+    def _append(self) -> None:
+        """Append what is unwritten, all of it or nothing."""
+        before = self.path.stat().st_size if self.path.exists() else 0
+        try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(clean) + "\n")
+                file.writelines(self.unwritten)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, before)
+            raise
+
+    def _track(self, record: dict[str, float], step: int) -> None:
+        """Send a record to the trackers; they are dropped if they fail, which TensorBoard does on a full disk."""
+        try:
+            self.accelerator.log(record, step=step)
+        except Exception as error:  # a service raises whatever it likes
+            names = ", ".join(tracker.name for tracker in self.accelerator.trackers)
+            self.accelerator.trackers = []
+            self.writer.failed[names] = f"{type(error).__name__}: {error}"
+            self.say(f"step {step}: {names} failed ({error}) and gets no more records; {LOG_FILE} has them")
 
     def advance(self) -> None:
         """Move the progress bar by a step."""
@@ -95,7 +123,22 @@ class RunLog:
         """Finish the bar and draw the curves."""
         self.bar.close()
         if self.accelerator.is_main_process:
-            plot_curves(self.path, self.path.with_name(CURVES_FILE))
+            self.writer.attempt(CURVES_FILE, lambda: plot_curves(self.path, self.path.with_name(CURVES_FILE)))
+
+    def report_failed_writes(self) -> None:
+        """Say at the end of a run what could not be written.
+
+        Raises:
+            OSError: If the model is among it.
+        """
+        failed = "; ".join(f"{what} ({problem})" for what, problem in self.writer.failed.items())
+        if MODEL in self.writer.failed:
+            raise OSError(
+                f"training has ended, but this could not be written: {failed}. {self.path.parent} keeps what it held. "
+                "Make room, and run again with --resume: it continues from the newest checkpoint, if there is one."
+            )
+        if failed:
+            self.say(f"WARNING: this could not be written: {failed}")
 
 
 def plot_curves(log: Path, picture: Path) -> None:
@@ -126,7 +169,8 @@ def plot_curves(log: Path, picture: Path) -> None:
             axes.legend(fontsize=8)
     for axes in figure.axes[len(panels) :]:
         axes.set_axis_off()
-    figure.savefig(picture, dpi=110)
+    with written_aside(picture) as aside:
+        figure.savefig(aside, dpi=110, format="png")
 
 
 def _panels(records: list[dict[str, float]]) -> dict[str, list[str]]:

@@ -1,6 +1,9 @@
 """Being asked to stop, by a scheduler or a person: a signal is noted, and the loop obeys at the end of a step."""
 
+import ctypes
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -9,6 +12,19 @@ from typing import Any
 # SIGTERM: the 128 + 15 of a program that it has ended. SIGUSR1, by which Slurm can announce the end of a job's time:
 # the EX_TEMPFAIL of sysexits.h, "try again later", which nothing else here ends with; 0 would say that all is done.
 EXIT_CODES = {signal.SIGTERM: 143, **({signal.SIGUSR1: 75} if hasattr(signal, "SIGUSR1") else {})}
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")  # set by torchrun and `accelerate launch`
+
+
+def end_with_launcher() -> None:
+    """Have the system send SIGTERM to this process when the launcher that has started it ends, however it ends.
+
+    Otherwise the processes of a launcher that was killed live on, beside those of a restart. Only Linux can do that. A
+    process that no launcher has started outlives its parent, which may be a shell.
+    """
+    if sys.platform == "linux" and any(name in os.environ for name in LAUNCHERS):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 class Stopped(SystemExit):

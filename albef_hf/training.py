@@ -7,18 +7,25 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, TorchDynamoPlugin
+from accelerate.utils import (
+    DistributedType,
+    GradientAccumulationPlugin,
+    TorchDynamoPlugin,
+    broadcast_object_list,
+)
 from safetensors.torch import load_model, save_model
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .checkpoint import (
     CHECKPOINTS,
@@ -34,16 +41,18 @@ from .compatibility_albef import enable_activation_checkpointing, follow_umask
 from .data.pairs import Issue
 from .data.sources import SourceOptions
 from .distributed import gather_with_gradient, share_keys
+from .files import folder_written_aside, is_write_error, locked, written_aside
 from .hub import HubPush
 from .meters import FlopCounter, Window, peak_of, relative_distance
-from .model_card import Evaluation, Training, model_card, on_the_hub
+from .model_card import Evaluation, Training, model_card, on_the_hub, save_card
 from .modeling_albef import AlbefAlignedModel, AlbefTeacherOutput
 from .momentum import MomentumTeacher
-from .options import option, redact
-from .run_log import MATCHING_PRIOR, TRACKERS, RunLog, installed_trackers
+from .options import option, redact, save_options
+from .run_log import MATCHING_PRIOR, MODEL, TRACKERS, RunLog, installed_trackers
 from .stopping import Stopped, StopRequest, chosen, start_undisturbed
 
 RUN_ID = "run_id"  # file in the folder of a run
+LOCK = "training.lock"  # file there, locked by the process that trains
 
 # Options that may change when a run goes on, and it is the same run still.
 OF_NO_CONSEQUENCE = ("overwrite_output_dir", "output_dir", "resume", "save_", "keep_every", "log_every", "hub_")
@@ -194,7 +203,7 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
     compile_layers = TorchDynamoPlugin(backend="inductor", use_regional_compilation=True)
     if options.torch_compile:  # student and teacher call each layer with texts and pictures in nine ways, one too many
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=None if options.mixed_precision == "no" else options.mixed_precision,
         # Accumulation goes on across the end of an epoch, where Accelerate would weigh an incomplete one too little.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -205,6 +214,9 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
         log_with=installed_trackers(options.report_to) or None,
         project_dir=str(Path(options.output_dir) / "tensorboard"),
     )
+    if not accelerator.is_main_process:  # whose warnings are the same
+        logging.set_verbosity_error()
+    return accelerator
 
 
 def start_push(options: TrainingOptions, accelerator: Accelerator) -> HubPush | None:
@@ -223,8 +235,9 @@ def start_trackers(options: TrainingOptions, accelerator: Accelerator) -> None:
     note = folder / RUN_ID  # by which a run that goes on is the same one to wandb
     goes_on = options.resume and note.exists()
     run_id = note.read_text(encoding="utf-8") if goes_on else uuid.uuid4().hex
-    if accelerator.is_main_process:
-        note.write_text(run_id, encoding="utf-8")
+    if accelerator.is_main_process and not goes_on:
+        with written_aside(note) as aside:
+            aside.write_text(run_id, encoding="utf-8")
     named = {
         "wandb": {"name": folder.name, "dir": str(folder), "id": run_id, "resume": "allow"},
         "trackio": {"name": folder.name, "resume": "allow" if goes_on else "never"},
@@ -281,8 +294,95 @@ def write_card(
         kept=kept,
     )
     folder, left_out = Path(options.output_dir), push.left_out if push else ()
-    card = model_card(folder, push.repo_id if push else str(folder), training, evaluation, left_out)
-    card.save(folder / "README.md")
+    name = push.repo_id if push else str(folder)
+
+    def write() -> None:
+        save_card(model_card(folder, name, training, evaluation, left_out), folder)
+
+    log.writer.attempt("the model card", write)
+
+
+def save_model_folder(
+    folder: Path,
+    options: TrainingOptions,
+    parts: Sequence[Any],
+    log: RunLog,
+    push: HubPush | None = None,
+    also: Callable[[Path], None] = lambda folder: None,
+    what: str = MODEL,
+) -> bool:
+    """Write all that `from_pretrained` and another training need, from the main process.
+
+    The new files replace the old ones together. Where there is no room for all of them beside the old ones, they are
+    written one part after the other, the model first.
+
+    Args:
+        folder: Keeps the files that it has if the new ones cannot be written.
+        options: Of the run.
+        parts: Have `save_pretrained`: the model, then processor and teacher.
+        log: Reports what cannot be written.
+        push: Is waited for, as it may be uploading the old files.
+        also: Writes further files that belong to the model.
+        what: Name of the model in reports.
+
+    Returns:
+        Whether the model is written.
+    """
+    if not log.accelerator.is_main_process:
+        return True
+    if push:
+        push.wait()
+    names = [what, *(f"{type(part).__name__} of {what}" for part in parts[1:])]
+
+    def write(*some: Any) -> None:
+        with folder_written_aside(folder) as aside:
+            for part in some:
+                part.save_pretrained(aside)
+            if parts[0] in some:
+                save_options(options, aside / "options.yaml")
+                also(aside)
+
+    try:
+        write(*parts)
+    except Exception as error:
+        if not is_write_error(error):
+            raise
+        for name, part in zip(names, parts, strict=True):
+            if not log.writer.attempt(name, partial(write, part)) and part is parts[0]:
+                return False  # the old teacher belongs to the old model
+        return True
+    log.writer.forget(*names)
+    return True
+
+
+def end_training(accelerator: Accelerator) -> None:
+    """End the trackers and the processes' exchange; what a tracker cannot write any more is lost."""
+    with contextlib.suppress(OSError):
+        accelerator.end_training()
+
+
+@contextlib.contextmanager
+def only_run_in(options: TrainingOptions, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the lock of the output folder, on the main process.
+
+    Raises:
+        ValueError: On all processes, if another run holds it.
+    """
+    require_known_processes(accelerator)
+    folder, problems = Path(options.output_dir), [""]
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(folder / LOCK))
+            except BlockingIOError as error:
+                problems = [f"{error}: wait until that training ends, stop it, or set another output_dir."]
+            except OSError as error:
+                problems = [f"{folder} cannot be written to ({error}): set another output_dir."]
+        (problem,) = broadcast_object_list(problems)
+        if problem:
+            raise ValueError(problem)
+        yield
 
 
 def prepare_folder(options: TrainingOptions, accelerator: Accelerator) -> Path:
@@ -499,6 +599,9 @@ class MomentumTraining:
         start = time.monotonic()
         own = {"random": random_state(), "window": self.window.state()}
         saved = self.checkpoints.save(self.step, self._write, own)
+        self.log.writer.forget(CHECKPOINTS)
+        if not saved:
+            self.log.writer.failed[CHECKPOINTS] = f"step {self.step}"
         self.window.start += time.monotonic() - start
         return saved
 
@@ -563,7 +666,7 @@ class MomentumTraining:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, FileNotFoundError) as error:
             raise ValueError(
-                f"{folder} does not fit this model ({str(error)[:300]}): give the options that the run began with."
+                f"{folder} does not fit this model ({_shortened(error)}): give the options that the run began with."
             ) from error
         self.scheduler.load_state_dict(state["scheduler"])
         if scaler and "scaler" in state:
@@ -754,6 +857,12 @@ class MomentumTraining:
         """How many pairs were skipped or cut, by reason."""
         found = [(issue.name.lower(), self.counts[issue.name.lower()]) for issue in Issue]
         return ", ".join(f"{name} {count}" for name, count in found if count) or "nothing"
+
+
+def _shortened(error: Exception) -> str:
+    """Return a message of torch in which each list of names is cut, so that none of them hides the others."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(line if len(line) < 200 else f"{line[:200]} ..." for line in lines[:6])
 
 
 def _defaults(options: TrainingOptions) -> dict[str, Any]:

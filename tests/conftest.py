@@ -61,8 +61,8 @@ def batch() -> dict[str, torch.Tensor]:
 def warnings_of_albef(monkeypatch) -> list[str]:
     """What the modeling file warns of."""
     lines: list[str] = []
-    logger = transformers_logging.get_logger("albef_hf.modeling_albef")
-    monkeypatch.setattr(logger, "warning", lines.append)
+    logger = transformers_logging.get_logger("transformers.albef_hf.modeling_albef")
+    monkeypatch.setattr(logger, "warning_once", lines.append)
     return lines
 
 

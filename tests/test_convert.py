@@ -221,6 +221,10 @@ def change(state: dict, **changes) -> dict:
     return {key: value for key, value in {**state, **changes}.items() if value is not None}
 
 
+def rename(before: str, after: str):
+    return lambda state: {after if key == before else key: value for key, value in state.items()}
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -278,15 +282,39 @@ def test_other_heads_than_those_of_base_size_are_refused(tmp_path):
         (lambda state: change(state, **{"visual_encoder_m.norm.bias": None}), "has no visual_encoder_m.norm.bias"),
         (lambda state: change(state, idx_queue=None), "has no idx_queue"),
         (lambda state: change(state, surprise=torch.zeros(1)), "has an unknown surprise"),
-        (lambda state: change(state, **{"text_proj.weight": torch.zeros(32, 7)}), "shapes .* do not go together"),
+        (rename("itm_head.weight", "itm_heads.weight"), "has no itm_head.weight and has an unknown itm_heads.weight"),
+        (
+            rename("visual_encoder.blocks.1.norm1.weight", "visual_encoder.blocks.1.norm.weight"),
+            r"no visual_encoder.blocks.1.norm1.weight and has an unknown visual_encoder.blocks.1.norm.weight: it is",
+        ),
+        (
+            rename("text_encoder.embeddings.word_embeddings.weight", "text_encoder.embeddings.words"),
+            "has no text_encoder.embeddings.word_embeddings.weight and has an unknown text_encoder.embeddings.words:",
+        ),
+        (
+            lambda state: change(state, **{"text_proj.weight": torch.zeros(32, 7)}),
+            r"do not go together: text_proj.weight: contrastive_head.text_projection.weight \(\(32, 7\) instead of",
+        ),
+        (
+            lambda state: change(state, **{"vision_proj.weight": torch.tensor(1.0)}),
+            r"vision_proj.weight has the .*\(\)",
+        ),
+        (
+            lambda state: change(state, queue_ptr=torch.tensor(3)),
+            r"queue_ptr has the shape \(\), which is none of a q",
+        ),
+        (
+            lambda state: change(state, **{"visual_encoder_m.pos_embed": torch.zeros(1, 16, 48)}),
+            r"visual_encoder_m.pos_embed has the shape \(1, 16, 48\); a square image has one position for each patch",
+        ),
         (
             lambda state: change(state, **{"text_proj_m.weight": torch.zeros(32, 7)}),
-            "of the momentum model, model.contr",
+            "of the momentum model, model.contr.* It comes from text_proj_m.weight",
         ),
         (lambda state: change(state, image_queue=torch.zeros(32, 7)), "queue.text_features is .* where .* fits"),
         (
             lambda state: change(state, **{"visual_encoder.patch_embed.proj.weight": torch.zeros(4)}),
-            "number of dimensi",
+            r"patch_embed.proj.weight has the shape \(4,\), and should have 4 dimensions",
         ),
         (
             lambda state: change(state, temp=torch.zeros((), dtype=torch.float16)),
@@ -298,6 +326,7 @@ def test_other_heads_than_those_of_base_size_are_refused(tmp_path):
             "LAVIS and BLIP leave them out",
         ),
         (lambda state: {"backbone.weight": torch.zeros(1)}, "None of the original's names .* such as backbone.weight"),
+        (lambda state: {}, "holds an empty dict, not a state dict"),
         (lambda state: {"epoch": 3}, "holds a dictionary with epoch, not a state dict"),
         (lambda state: [1, 2], "holds a list, not a state dict"),
         (
@@ -354,7 +383,8 @@ def test_a_malicious_file_is_refused_and_nothing_of_it_runs(legacy, state, heads
     [
         (lambda whole: whole[: len(whole) // 2], "breaks off after .* bytes: download it again"),
         (lambda whole: whole[:600_000] + bytes(20_000) + whole[620_000:], "is damaged in .*: download it again"),
-        (lambda whole: b"", "cannot be read as a torch checkpoint"),
+        (lambda whole: b"", "checkpoint.pth is empty: download it again"),
+        (lambda whole: bytes(5000), r"cannot be read .*; its 5,000 bytes start with b'\\x00"),
         (lambda whole: b"<!DOCTYPE html><html>Not found</html>", "not a torch checkpoint; it starts with b'<!DOCTYPE"),
         (lambda whole: bytes(range(256)) * 40, "torch checkpoint"),
     ],
@@ -381,6 +411,12 @@ def test_what_would_be_lost_on_the_way_back_is_refused(state, heads, tmp_path):
         revert_checkpoint(folder, tmp_path / "checkpoint.pth")
     weights = load_file(folder / "model.safetensors")
     momentum = load_file(folder / "momentum.safetensors")
+    for file in ("momentum", "model"):
+        whole = (folder / f"{file}.safetensors").read_bytes()
+        (folder / f"{file}.safetensors").write_bytes(b"")
+        with pytest.raises(ValueError, match=f"{folder}.* (is empty|cannot be read)"):
+            revert_checkpoint(folder, tmp_path / "again.pth")
+        (folder / f"{file}.safetensors").write_bytes(whole)
     save_file({key: value for key, value in momentum.items() if "proj" not in key}, folder / "momentum.safetensors")
     with pytest.raises(ValueError, match="momentum.safetensors may belong to another model"):
         revert_checkpoint(folder, tmp_path / "again.pth")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from albef_hf import AlbefForPreTraining, FeatureQueue, MomentumTeacher
 
@@ -101,3 +102,31 @@ def test_a_saved_queue_stays_and_where_there_is_none_the_option_counts(model, tm
 def test_a_momentum_that_is_no_share_is_refused(model):
     with pytest.raises(ValueError, match="between 0 and 1"):
         MomentumTeacher(model, momentum=1.5)
+
+
+TEXT = "contrastive_head.text_projection.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda weights: weights | {f"model.{TEXT}": torch.zeros(3, 4)}, rf"{TEXT} \(\(3, 4\) instead of \(16, 32"),
+        (lambda weights: {key.replace("text_proj", "words"): value for key, value in weights.items()},
+         rf"missing: .*{TEXT}; unexpected: .*contrastive_head.wordsection.weight"),
+        (lambda weights: {key: value for key, value in weights.items() if TEXT not in key}, f"missing: {TEXT}. Give"),
+        (lambda weights: {}, "holds no weights"),
+        (lambda weights: None, "momentum.safetensors is empty: download it or write it again"),
+        (lambda weights: b"{}", "momentum.safetensors is damaged after 2 bytes"),
+    ],
+    ids=["shape", "renamed", "incomplete", "nothing", "empty", "damaged"],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(model, tmp_path, damage, message):
+    MomentumTeacher(model, queue_size=6).save_pretrained(tmp_path)
+    file = tmp_path / "momentum.safetensors"
+    weights = damage(load_file(file))
+    if isinstance(weights, dict):
+        save_file(weights, file)
+    else:
+        file.write_bytes(weights or b"")
+    with pytest.raises(ValueError, match=message):
+        MomentumTeacher.from_pretrained(tmp_path, model)

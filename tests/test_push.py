@@ -55,7 +55,7 @@ def test_a_training_is_pushed_and_its_card_tells_how_to_use_it(finetune, tmp_pat
         assert hub.repositories["models", "owner/tuned"].private
         files = hub.files("owner/tuned", "v1.0")
         assert {"model.safetensors", "config.json", "modeling_albef.py", "options.yaml", "log.jsonl"} <= set(files)
-        assert not {"momentum.safetensors", "predictions.jsonl", "card.json"} & set(files)
+        assert not {"momentum.safetensors", "predictions.jsonl", "card.json", "training.lock"} & set(files)
         assert not [name for name in files if name.startswith("last/")]
         assert files["model.safetensors"] == (tmp_path / "tuned" / "model.safetensors").read_bytes()
 

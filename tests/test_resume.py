@@ -20,12 +20,15 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from task_rows import load_script, results_of, small
 from test_pretrain import photographs, records_of, script, small_run, train  # noqa: F401 (fixtures)
+from tqdm import tqdm
 
 from albef_hf import checkpoint
 from albef_hf.checkpoint import Checkpoints, fault_of, random_state, restore_random_state, steps_of
-from albef_hf.stopping import EXIT_CODES, Stopped, StopRequest, chosen, start_undisturbed
+from albef_hf.files import UnfailingStream, locked
+from albef_hf.run_log import RunLog
+from albef_hf.stopping import EXIT_CODES, Stopped, StopRequest, chosen, end_with_launcher, start_undisturbed
 from albef_hf.tasks import find_task
-from albef_hf.training import MomentumTraining
+from albef_hf.training import LOCK, MomentumTraining, TrainingOptions, save_model_folder
 
 TIMES = ("seconds", "pairs_per_second", "data_wait_share", "tflops_per_second")
 
@@ -270,17 +273,52 @@ def test_only_the_newest_are_kept_and_those_of_each_so_many_steps(checkpoints):
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step_3"]
 
 
+def linked(path: Path, far: Path) -> Path:
+    """Move a folder to a larger disk, as it were, and link to it."""
+    path.rename(far)
+    path.symlink_to(far)
+    return far
+
+
+def test_links_and_strays_stop_no_checkpoint(checkpoints, tmp_path):
+    """Three are written beside what people and other programs leave; the two newest stay, and what is not ours."""
+    folder = checkpoints.folder
+    checkpoints.save(1, write, {})
+    far = linked(folder / "step_1", tmp_path / "far")
+    (folder / "step_007").mkdir()
+    assert steps_of(folder) == [1]
+    (folder / "step_3").write_text("a file")
+    (folder / "step_4").symlink_to("step_4")  # in a circle
+    (folder / "step_9").symlink_to(tmp_path / "nowhere")
+    (folder / ".step_8.removed.unfinished").symlink_to(far)  # which an earlier version left
+    assert checkpoints.newest().name == "step_1"
+    assert [checkpoints.save(step, write, {}) for step in (2, 3, 4)] == [True] * 3
+    assert {path.name for path in folder.iterdir()} == {"step_007", "step_3", "step_4", "step_9"}
+    assert fault_of(folder / "step_3") is None and checkpoints.newest().name == "step_4"
+    assert sorted(path.name for path in far.iterdir()) == ["manifest.json", "process_0.pt", "weights"]
+
+
+def test_checkpoints_on_another_disk_are_cleared_there(checkpoints, tmp_path):
+    """Or a later resume would continue from those of another run."""
+    checkpoints.save(1, write, {})
+    far = linked(checkpoints.folder, tmp_path / "far")
+    checkpoints.clear()
+    assert checkpoints.folder.is_symlink() and not list(far.iterdir())
+    assert checkpoints.save(2, write, {}) and steps_of(far) == [2]
+
+
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
         (lambda folder: (folder / "manifest.json").write_text('{"step": 2, "fil'), "manifest.json or a file"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json or a file"),
+        (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "manifest.json or a file"),
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
         (lambda folder: (folder / "weights").unlink(), "weights is missing"),
         (lambda folder: (folder / "weights").write_bytes(b"w" * 49_999), "weights has 49999 bytes instead of 50000"),
         (lambda folder: (folder / "weights").write_bytes(b"v" * 50_000), "the content of weights is not"),
     ],
-    ids=["manifest-cut", "manifest-other", "manifest-gone", "file-gone", "file-cut", "file-changed"],
+    ids=["manifest-cut", "manifest-other", "manifest-deep", "manifest-gone", "file-gone", "file-cut", "file-changed"],
 )
 def test_every_damage_is_found_and_told(checkpoints, damage, fault):
     for step in (1, 2):
@@ -313,6 +351,186 @@ def test_a_full_disk_costs_no_old_checkpoint_and_training_goes_on(train, capsys,
     assert records_of(folder)[-1]["step"] == 2 and (folder / "metrics.json").exists()
 
 
+@contextlib.contextmanager
+def files_up_to(size: int):
+    """The system refuses files above that many bytes, as it refuses any on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+TENSORBOARD = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # its own thread
+WEIGHTS = {"checkpoints", "the model"}
+REST = {"log.jsonl", "curves.png", "tensorboard"}
+
+
+@TENSORBOARD
+@pytest.mark.parametrize(
+    ("size", "lost"),
+    [
+        (0, WEIGHTS | REST),
+        (1_000_000, WEIGHTS),
+        (6_000_000, {"checkpoints"}),  # which have the optimizer's moments
+    ],
+)
+def test_a_disk_that_fills_up_ends_no_run(train, tmp_path, monkeypatch, capsys, size, lost):  # noqa: F811
+    """From its third step on; what the first evaluation has written stays, and a model that is lost is an error."""
+    learn, full, folder = MomentumTraining.learn, contextlib.ExitStack(), tmp_path / "out"
+
+    def watched(self, *heard):
+        if self.step == 2:
+            full.enter_context(files_up_to(size))
+        return learn(self, *heard)
+
+    monkeypatch.setattr(MomentumTraining, "learn", watched)
+    error = pytest.raises(OSError, match="training has ended") if "the model" in lost else contextlib.nullcontext()
+    with full, error as caught:
+        train("--eval_every", "2")
+    said = "".join(capsys.readouterr()) if caught is None else str(caught.value)
+    assert "step 4: retrieval among 6" in said or caught, "it has not come to its end"
+    told = said.split("this could not be written: ")[1]
+    assert {name for name in WEIGHTS | REST if f"{name} (" in told} == lost
+    assert [record["step"] for record in records_of(folder)] == [2, 2, *([4, 4] if size else [])]
+    assert steps_of(folder / "checkpoints") == [2] and fault_of(folder / "checkpoints" / "step_2") is None
+    weights = {name: load_file(folder / f"{name}.safetensors") for name in ("model", "momentum")}
+    assert weights["momentum"]["queue.pointer"] == (16 if caught else 32) % 24, "the teacher of another step"
+    assert not list(folder.rglob("*.unfinished"))
+
+
+@TENSORBOARD
+def test_the_best_is_what_is_on_the_disk(run, pretrained, tmp_path, monkeypatch, capsys):
+    """Fine-tuning whose better model, of its last step, could not be written."""
+    accuracies, full = iter((60.0, 70.0)), contextlib.ExitStack()
+
+    def evaluated(*_):
+        accuracy = next(accuracies)
+        if accuracy == 70:
+            full.enter_context(files_up_to(1000))
+        return {"accuracy": accuracy}, []
+
+    monkeypatch.setattr(find_task("entailment"), "evaluate", evaluated)
+    with full, pytest.raises(OSError, match="could not be written: .*the model .*out keeps what it held.*--resume"):
+        run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "out"))
+    assert results_of(tmp_path / "out")[0]["step"] == 2
+    files = ("model.safetensors", "checkpoints/step_2/student.safetensors")
+    best, second = (load_file(tmp_path / "out" / file)["classifier.dense.bias"] for file in files)
+    assert torch.equal(best, second)
+
+
+def test_without_room_for_all_files_together_the_model_is_written_first(tmp_path):
+    class Part:
+        def __init__(self, name: str, error: Exception | None = None):
+            self.name, self.error = name, error
+
+        def save_pretrained(self, folder: Path) -> None:
+            (folder / self.name).write_text("new")
+            if self.error:
+                raise self.error
+
+    class Teacher(Part): ...
+
+    (tmp_path / "out").mkdir()
+    for name in ("model", "teacher"):
+        (tmp_path / "out" / name).write_text("old")
+    log = RunLog(Accelerator(cpu=True), tmp_path, 1, 1)
+    settings = (tmp_path / "out", TrainingOptions())
+    full = OSError(errno.ENOSPC, "full")
+    assert save_model_folder(*settings, [Part("model"), Teacher("teacher", full)], log)
+    assert log.writer.failed == {"Teacher of the model": "OSError: [Errno 28] full"}
+    assert [(tmp_path / "out" / name).read_text() for name in ("model", "teacher")] == ["new", "old"]
+    log.report_failed_writes()
+    assert not save_model_folder(*settings, [Part("model", Exception("tokenizers says so")), Teacher("teacher")], log)
+    assert (tmp_path / "out" / "teacher").read_text() == "old"
+    with pytest.raises(OSError, match="the model .*tokenizers says so.*out"):
+        log.report_failed_writes()
+    with pytest.raises(TypeError, match="a bug"):
+        save_model_folder(*settings, [Part("model", TypeError("a bug"))], log)
+    assert save_model_folder(*settings, [Part("model"), Teacher("teacher")], log) and not log.writer.failed
+    assert not list(tmp_path.rglob("*.unfinished"))
+
+
+def test_records_wait_for_room_in_the_log(tmp_path, capsys):
+    log = RunLog(Accelerator(cpu=True), tmp_path, 3, 1)
+    log.begin()
+    log.write(1, {"loss": 1.0})
+    whole = (tmp_path / "log.jsonl").read_bytes()
+    with files_up_to(len(whole) + 5):  # which leaves a part of the next line
+        log.write(2, {"loss": 2.0})
+        log.write(3, {"loss": 3.0})
+    assert (tmp_path / "log.jsonl").read_bytes() == whole
+    log.write(4, {"loss": 4.0})
+    assert [record["loss"] for record in records_of(tmp_path)] == [1, 2, 3, 4] and not log.writer.failed
+    log.begin(records=2)
+    assert [record["loss"] for record in records_of(tmp_path)] == [1, 2]
+
+
+def test_output_that_cannot_be_written_is_dropped():
+    full = open("/dev/full", "w")  # noqa: SIM115 (it cannot be closed without an error)
+    stream = UnfailingStream(full)
+    for _ in tqdm(range(3), file=stream):
+        print("longer than its buffer" * 1000, file=stream, flush=True)
+    with pytest.raises(OSError):
+        full.close()
+
+
+def hold(folder: Path, pipe) -> None:
+    """Hold the lock of a folder until killed."""
+    with locked(folder / LOCK):
+        pipe.send("held")
+        time.sleep(60)
+
+
+def test_a_second_training_in_a_folder_is_refused_until_the_first_is_gone(train, tmp_path):  # noqa: F811
+    (tmp_path / "out").mkdir()
+    forks = multiprocessing.get_context("fork")
+    pipe, other_end = forks.Pipe(duplex=False)
+    first = forks.Process(target=hold, args=(tmp_path / "out", other_end))
+    first.start()
+    assert pipe.recv() == "held"
+    with pytest.raises(ValueError, match=f"in use by process {first.pid} on .*stop it, or set another output_dir"):
+        train()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
+    first.kill()
+    first.join()
+    train(steps=2)
+    assert records_of(tmp_path / "out")[-1]["step"] == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's end")
+@pytest.mark.parametrize("launcher", ["TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND", None])
+def test_a_process_hears_of_the_end_of_its_launcher(monkeypatch, launcher):
+    """As of a SIGTERM, by which it writes a checkpoint; the end of a shell is none of a launcher."""
+    for name in ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    if launcher:
+        monkeypatch.setenv(launcher, "1")
+    forks = multiprocessing.get_context("fork")
+    pipe, other_end = forks.Pipe(duplex=False)
+
+    def rank() -> None:
+        end_with_launcher()
+        with StopRequest() as stop:
+            other_end.send(os.getpid())
+            deadline = time.monotonic() + (10 if launcher else 1)
+            while not any(stop.votes()) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            other_end.send(stop.votes())
+
+    def launch() -> None:
+        forks.Process(target=rank).start()
+        time.sleep(60)
+
+    started = forks.Process(target=launch)
+    started.start()
+    assert pipe.recv() != started.pid
+    started.kill()
+    assert pipe.recv() == ([1, 0] if launcher else [0, 0])
+    started.join()
+
+
 @pytest.mark.parametrize("name", ["write_manifest", "flush"])
 def test_the_old_one_stays_until_the_new_one_is_whole(checkpoints, monkeypatch, name):
     """The only one that is kept, when the last files of the next one cannot be written or flushed."""
@@ -339,7 +557,6 @@ def test_the_old_one_stays_until_the_new_one_is_whole(checkpoints, monkeypatch, 
 
 @pytest.mark.parametrize("writer", ["torch", "safetensors"])
 def test_what_the_libraries_raise_when_a_file_cannot_grow(checkpoints, writer):
-    """The system refuses files above 100 kB, as it refuses any on a full disk."""
     from safetensors.torch import save_file
 
     large = {"large": torch.zeros(100_000)}
@@ -348,12 +565,8 @@ def test_what_the_libraries_raise_when_a_file_cannot_grow(checkpoints, writer):
         "safetensors": lambda folder: save_file(large, folder / "large.safetensors"),
     }[writer]
     assert checkpoints.save(1, write, {})
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
+    with files_up_to(100_000):
         assert not checkpoints.save(2, write_large, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step_1"]
     assert "step 2: no checkpoint could be written" in checkpoints.said[0]
     assert checkpoints.save(2, write_large, {}) and checkpoints.newest().name == "step_2"
@@ -442,6 +655,6 @@ def test_no_pickled_code_is_run(tmp_path):
             return os.system, (f"touch {tmp_path / 'run'}",)
 
     torch.save({"random": Harmful()}, tmp_path / "process_0.pt")
-    with pytest.raises(Exception, match="Weights only load failed"):
+    with pytest.raises(ValueError, match="process_0.pt holds more than tensors .*Weights only load failed"):
         checkpoint.load_state(tmp_path / "process_0.pt")
     assert not (tmp_path / "run").exists()

@@ -399,6 +399,7 @@ def said(monkeypatch) -> list[str]:
     """What it warns of."""
     lines: list[str] = []
     monkeypatch.setattr(retrieval.logger, "warning", lines.append)
+    type(retrieval.logger).warning_once.cache_clear()  # of what other tests were warned of
     return lines
 
 

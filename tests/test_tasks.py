@@ -164,6 +164,9 @@ def test_a_model_of_its_own_settings_is_trained_from_scratch(run, config, tmp_pa
     with pytest.raises(SystemExit):
         run("finetune", "--task", "entailment", *small("both", tmp_path / "more", model_config=settings))
     assert "one of the two" in capsys.readouterr().err
+    few = json.dumps({"text_config": {"vocab_size": 300}})
+    with pytest.raises(ValueError, match="has ids up to 30521, the model embeds 300 tokens: set vocab_size"):
+        run("finetune", "--task", "entailment", *small("", tmp_path / "few", model_config=few)[2:])
 
 
 def test_learning_rates_are_those_of_the_originals_scripts():

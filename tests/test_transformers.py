@@ -1,6 +1,7 @@
 """The models do what transformers expects of a model: Trainer, generate, device maps, attention, export."""
 
 import copy
+import logging as standard_logging
 
 import accelerate
 import pytest
@@ -23,6 +24,7 @@ from transformers import (
 )
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
+from transformers.utils import logging
 
 from albef_hf import (
     AlbefConfig,
@@ -367,6 +369,26 @@ def test_a_copy_of_what_is_missing_is_missing(kind, config, warnings_of_albef):
     names = kind(config).state_dict().keys() - kind(config).all_tied_weights_keys.keys()
     assert report["missing_keys"] >= names
     assert not warnings_of_albef
+
+
+def test_warnings_come_once_and_obey_the_verbosity_of_transformers(pretrained, monkeypatch):
+    records = []
+    handler = standard_logging.Handler()
+    handler.emit = records.append
+    monkeypatch.setattr(logging.get_logger("transformers"), "handlers", [handler])
+    type(logging.get_logger()).warning_once.cache_clear()
+    for _ in range(2):
+        AlbefForQuestionAnswering.from_pretrained(pretrained)
+    ours = [record for record in records if "The checkpoint has no decoder" in record.getMessage()]
+    assert len({record.getMessage() for record in ours}) == len(ours) > 0
+    names = [name for name in standard_logging.root.manager.loggerDict if "albef_hf." in name]
+    assert names and all(name.startswith("transformers.") for name in names)
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        assert not any(standard_logging.getLogger(name).isEnabledFor(standard_logging.WARNING) for name in names)
+    finally:
+        logging.set_verbosity(before)
 
 
 # Export

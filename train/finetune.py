@@ -24,21 +24,25 @@ from transformers.utils.hub import cached_file
 
 from albef_hf import MomentumTeacher
 from albef_hf.data import ImageTextPairs
+from albef_hf.files import keep_output_from_failing
 from albef_hf.finetuning import LATER_RESULTS, FineTuningOptions, Rows, Task, load_model, write_results
 from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation
 from albef_hf.modeling_albef import AlbefAlignedModel
 from albef_hf.momentum import MOMENTUM_FILE
-from albef_hf.options import parse_options, redact, save_options
+from albef_hf.options import parse_options, redact
 from albef_hf.progress import log_library_progress
 from albef_hf.run_log import RunLog
-from albef_hf.stopping import leave_signals_to_the_training
+from albef_hf.stopping import end_with_launcher, leave_signals_to_the_training
 from albef_hf.tasks import find_task, task_names
 from albef_hf.training import (
     MomentumTraining,
     check_pairing,
+    end_training,
     make_accelerator,
+    only_run_in,
     prepare_folder,
+    save_model_folder,
     start_push,
     start_trackers,
     total_steps,
@@ -50,6 +54,7 @@ LAST = "last"  # folder of the last state, in that of the best
 
 def main(arguments: list[str]) -> None:
     """Read the options, build everything, train, save."""
+    end_with_launcher()
     chooser = argparse.ArgumentParser(add_help=False)
     chooser.add_argument("--task", choices=task_names(), required=not {"-h", "--help"} & {*arguments})
     chosen, rest = chooser.parse_known_args(arguments)
@@ -59,13 +64,14 @@ def main(arguments: list[str]) -> None:
     log_library_progress()
     accelerator = make_accelerator(options)
     try:
-        finetune(kind, options, accelerator)
+        with only_run_in(options, accelerator):
+            finetune(kind, options, accelerator)
     except (ValueError, RuntimeError, OSError, StrictDataclassError) as error:
         if os.environ.get("ALBEF_TRACEBACK"):
             raise
         sys.exit(f"error: {redact(str(error))}\n(set ALBEF_TRACEBACK=1 to see where it happened)")
     finally:
-        accelerator.end_training()
+        end_training(accelerator)
 
 
 def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelerator) -> dict[str, float]:
@@ -156,28 +162,24 @@ class Keeper:
             self.log.say(f"    {self.task.show(prediction)}")
         if self.best and metrics[self.task.metric] <= self.best[self.task.metric]:
             return metrics
-        self.best = metrics | {"step": step}
-        if self.push:
-            self.push.wait()
-        self.save(self.folder)
+        best = metrics | {"step": step}
+        if not self.save(self.folder, lambda folder: write_results(folder, best | self.baselines, predictions)):
+            return metrics
+        self.best = best
         if self.accelerator.is_main_process:
-            write_results(self.folder, self.best | self.baselines, predictions)
             self.describe()
         if self.push:
             self.push.start(f"Step {step}: {self.task.metric} {metrics[self.task.metric]:.2f}")
         return metrics
 
-    def save(self, folder: Path) -> None:
-        """Write all that `from_pretrained` and another training need."""
-        if self.accelerator.is_main_process:
-            for part in (self.student, self.task.processor, *([self.teacher] if self.teacher else [])):
-                part.save_pretrained(folder)
-            save_options(self.task.options, folder / "options.yaml")
+    def save(self, folder: Path, *settings: Any) -> bool:
+        """Write all that `from_pretrained` and another training need; see `save_model_folder` for the settings."""
+        parts = (self.student, self.task.processor, *([self.teacher] if self.teacher else []))
+        return save_model_folder(folder, self.task.options, parts, self.log, self.push, *settings)
 
     def save_last(self, step: int) -> None:
         """Write the state of a step beside the best, unless it is the best."""
-        if self.best.get("step") != step:
-            self.save(self.folder / LAST)
+        if self.best.get("step") != step and self.save(self.folder / LAST, lambda folder: None, "the last state"):
             self.log.say(f"the last state, of step {step}, is in {self.folder / LAST}")
 
     def describe(self, run_steps: int | None = None) -> None:
@@ -203,8 +205,9 @@ class Keeper:
         """The last card, the last push."""
         if self.push:
             self.push.wait()
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and self.best:
             self.describe(step)
+        self.log.report_failed_writes()
         if self.push:
             self.push.finish("End of training")
         best = f"{self.task.metric} {self.best[self.task.metric]:.2f} at step {self.best['step']}"
@@ -246,4 +249,5 @@ def make_loader(task: Task, rows: Rows, accelerator: Accelerator) -> DataLoader:
 
 
 if __name__ == "__main__":
+    keep_output_from_failing()
     main(sys.argv[1:])

@@ -9,6 +9,7 @@ import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +39,24 @@ from albef_hf.data import (
     embedded_tokenizer,
 )
 from albef_hf.data.sources import load_hub_rows, read_annotations
-from albef_hf.from_scratch import make_processor, read_model_config, with_special_tokens
+from albef_hf.files import keep_output_from_failing, written_aside
+from albef_hf.from_scratch import check_vocabulary, make_processor, read_model_config, with_special_tokens
 from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation
 from albef_hf.momentum import MOMENTUM_FILE
-from albef_hf.options import option, parse_options, redact, save_options
+from albef_hf.options import option, parse_options, redact
 from albef_hf.progress import log_library_progress
 from albef_hf.ranking import score_all
-from albef_hf.run_log import RunLog
-from albef_hf.stopping import leave_signals_to_the_training
+from albef_hf.run_log import MODEL, RunLog
+from albef_hf.stopping import end_with_launcher, leave_signals_to_the_training
 from albef_hf.training import (
     DataOptions,
     MomentumTraining,
+    end_training,
     make_accelerator,
+    only_run_in,
     prepare_folder,
+    save_model_folder,
     start_push,
     start_trackers,
     total_steps,
@@ -108,17 +113,19 @@ class PretrainingOptions(DataOptions):
 
 def main(arguments: list[str]) -> None:
     """Read the options, build everything, train, save."""
+    end_with_launcher()
     options = parse_options(PretrainingOptions, __doc__, arguments)
     log_library_progress()
     accelerator = make_accelerator(options)
     try:
-        pretrain(options, accelerator)
+        with only_run_in(options, accelerator):
+            pretrain(options, accelerator)
     except (ValueError, RuntimeError, OSError, StrictDataclassError) as error:
         if os.environ.get("ALBEF_TRACEBACK"):
             raise
         sys.exit(f"error: {redact(str(error))}\n(set ALBEF_TRACEBACK=1 to see where it happened)")
     finally:
-        accelerator.end_training()
+        end_training(accelerator)
 
 
 def pretrain(
@@ -137,16 +144,15 @@ def pretrain(
     check_words_are_known(processor, held_out.captions)
     start_trackers(options, accelerator)
     log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch), options.log_every)
+    save = partial(save_model_folder, folder, options, (student, teacher, processor), log, push)
 
     def save_and_score(step: int) -> dict[str, float]:
-        if push:
-            push.wait()
-        save(options, accelerator, student, teacher, processor)
+        saved = save()
         accelerator.wait_for_everyone()
         metrics = evaluate(options, accelerator, student, processor, held_out)
         if metrics:
             log.say(f"step {step}: {retrieval_table(metrics, len(held_out))}")
-        if accelerator.is_main_process:
+        if saved and accelerator.is_main_process:
             write_metrics(options, push, log, step, metrics, len(held_out), teacher)
         if push:
             push.start(f"Step {step}")
@@ -158,17 +164,17 @@ def pretrain(
     try:
         metrics = training.run()
     except (Exception, KeyboardInterrupt):  # what was learned so far is kept; one that was Stopped has a checkpoint
-        if push:
-            push.wait()
-        save(options, accelerator, student, teacher, processor)
+        save()
         raise
     finally:
         log.close()
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and MODEL not in log.writer.failed:
         write_metrics(options, push, log, training.step, metrics, len(held_out), teacher)
+    log.say(f"pairs skipped or cut: {training.issues_found()}")
+    log.report_failed_writes()
     if push:
         push.finish("End of training")
-    log.say(f"pairs skipped or cut: {training.issues_found()}\nmodel, teacher, processor, log, curves are in {folder}")
+    log.say(f"model, teacher, processor, log, curves are in {folder}")
     return metrics
 
 
@@ -184,7 +190,12 @@ def write_metrics(
     """Write metrics and model card into the folder, once nothing of it is being uploaded."""
     if push:
         push.wait()
-    (Path(options.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+    def write() -> None:
+        with written_aside(Path(options.output_dir) / "metrics.json") as aside:
+            aside.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+    log.writer.attempt("metrics.json", write)
     measured = f"{pictures} pictures: {options.validation_in_words()}"
     evaluation = Evaluation(metrics, PROTOCOL.format(options.rerank), measured, options.hub_dataset)
     started_from = [name for name in (options.model, options.vision_model, options.text_model) if name]
@@ -219,17 +230,10 @@ def make_teacher(options: PretrainingOptions, student: AlbefForPreTraining) -> M
 
 def check_texts_fit(options: PretrainingOptions, student: AlbefForPreTraining, processor: AlbefProcessor) -> None:
     """Refuse token ids that the model has no embedding for, and texts longer than it has positions."""
-    text_config = student.config.text_config
-    largest = max(processor.tokenizer.get_vocab().values())
-    if largest >= text_config.vocab_size:
-        raise ValueError(
-            f"The tokenizer has ids up to {largest}, the model embeds {text_config.vocab_size} tokens: set "
-            f"vocab_size of text_config to {largest + 1}, or give the tokenizer the model was made for."
-        )
-    if options.max_tokens > text_config.max_position_embeddings:
-        raise ValueError(
-            f"max_tokens is {options.max_tokens}, but the model has {text_config.max_position_embeddings} positions."
-        )
+    check_vocabulary(student.config, processor.tokenizer)
+    positions = student.config.text_config.max_position_embeddings
+    if options.max_tokens > positions:
+        raise ValueError(f"max_tokens is {options.max_tokens}, but the model has {positions} positions.")
 
 
 def load_rows(options: PretrainingOptions, image_size: int, accelerator: Accelerator):
@@ -351,20 +355,6 @@ def check_words_are_known(processor: AlbefProcessor, captions: list[list[str]]) 
         )
 
 
-def save(
-    options: PretrainingOptions,
-    accelerator: Accelerator,
-    student: AlbefForPreTraining,
-    teacher: MomentumTeacher,
-    processor: AlbefProcessor,
-) -> None:
-    """Write from the main process all that `from_pretrained` and `--model` need."""
-    if accelerator.is_main_process:
-        for part in (student, teacher, processor):
-            part.save_pretrained(options.output_dir)
-        save_options(options, Path(options.output_dir) / "options.yaml")
-
-
 def evaluate(
     options: PretrainingOptions,
     accelerator: Accelerator,
@@ -420,4 +410,5 @@ def retrieval_table(metrics: dict[str, float], pictures: int) -> str:
 
 
 if __name__ == "__main__":
+    keep_output_from_failing()
     main(sys.argv[1:])

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .pairs import BadSampleError, Issue, load_upright
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")
 
 Key = str | int  # path, relative to the folder where there is one, or number of a row
 Stamp = tuple[int, int]
