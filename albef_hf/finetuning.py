@@ -35,6 +35,7 @@ from .data.scene_tasks import SceneRows
 from .from_scratch import make_processor, read_model_config, with_special_tokens
 from .options import option, with_defaults
 from .processing_albef import AlbefProcessor, clean_caption
+from .ranking import evaluation_mode
 from .text_baseline import text_only_answers
 from .training import DataOptions
 
@@ -283,14 +284,11 @@ class RowTask(Task):
         self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Metrics and predictions; every process predicts its share of the rows, and no row is counted twice."""
-        training = model.training
-        model.eval()
         numbers = range(accelerator.process_index, len(rows), accelerator.num_processes)
         self.findings = Findings()
-        with accelerator.autocast():
+        with evaluation_mode(model), accelerator.autocast():
             predictions = gather_object(self.predict(model, rows, numbers))
         self.findings = Findings.together(gather_object([self.findings]))
-        model.train(training)
         self.refuse_nothing(predictions)
         predictions.sort(key=lambda prediction: prediction["row"])
         metrics = self.score(predictions, without_pictures(rows))

@@ -73,6 +73,7 @@ ALLOWED = {
         "from_scratch",
         "options",
         "processing_albef",
+        "ranking",
         "text_baseline",
         "training",
     },
