@@ -106,7 +106,7 @@ class VisualQuestionAnswering(LabelTask):
         """
         given = given_answers(row)
         tokens = self.processor.tokenizer(given)["input_ids"] if given else []
-        writable = [answer for answer, ids in zip(given, tokens, strict=True) if len(ids) > 1]  # the first is [CLS]
+        writable = [answer for answer, ids in zip(given, tokens, strict=True) if self.processor.has_words(ids)]
         if not writable:
             raise BadSampleError(Issue.CAPTION_EMPTY, f"no answer in {repr(row.get('answer'))[:100]}")
         return writable
