@@ -206,17 +206,18 @@ class AlbefProcessor(ProcessorMixin):
         """Whether there is more than `[CLS]` and words that the vocabulary lacks, each of which is an `[UNK]`."""
         return not {*token_ids} <= {self.tokenizer.cls_token_id, self.tokenizer.unk_token_id}
 
-    def decode_answers(self, answer_ids: Sequence[Sequence[int]]) -> list[str]:
-        """Return the text of (answers, tokens) ids, such as `generate` of `AlbefForQuestionAnswering` returns.
+    def decode_answers(self, answer_ids: Sequence[Sequence[int]] | Sequence[int]) -> list[str]:
+        """Return the text of (answers, tokens) ids, or of those of one answer, such as `generate` returns.
 
         It is written as people write it, "10:30" and "t-shirt", though tokens do not tell where spaces were. What
         the vocabulary lacks is not restored: accents, upper case, and unknown words, each of which is an `[UNK]`.
         """
-        tokenizer = self.tokenizer
-        unwritten = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+        answer_ids = answer_ids.tolist() if hasattr(answer_ids, "tolist") else [*answer_ids]
+        unwritten = {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}
         answers = []
-        for ids in answer_ids:
-            tokens = tokenizer.convert_ids_to_tokens([int(number) for number in ids if int(number) not in unwritten])
+        for ids in [answer_ids] if answer_ids and isinstance(answer_ids[0], int) else answer_ids:
+            ids = [int(number) for number in ids if int(number) not in unwritten]
+            tokens = self.tokenizer.convert_ids_to_tokens(ids)
             words = " ".join(tokens).replace(" ##", "").removeprefix("##").split(" ")
             answers.append(unicodedata.normalize("NFC", join_words(words)))  # Korean is in parts of its letters
         return answers

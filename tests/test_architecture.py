@@ -70,9 +70,11 @@ ALLOWED = {
     "metrics": set(),
     "from_scratch": {"configuration_albef", "options", "processing_albef"},
     "text_baseline": set(),
+    "exchanged_images": set(),
     "finetuning": {
         "configuration_albef",
         "data",
+        "exchanged_images",
         "from_scratch",
         "options",
         "processing_albef",

@@ -157,6 +157,7 @@ def test_answers_come_back_as_people_write_them(processor):
     answers = WRITTEN.replace("\n", "|").split("|")
     written = processor.decode_answers(processor.encode_answers(answers)["input_ids"])
     assert written == answers
+    assert processor.decode_answers(processor.encode_answers("t-shirt")["input_ids"][0]) == ["t-shirt"]
     people = [[answer] * 9 + ["something else"] for answer in answers]
     assert vqa_accuracy(written, people)["accuracy"] == pytest.approx(100)
 

@@ -84,6 +84,7 @@ class VisualQuestionAnswering(LabelTask):
     columns = ("image", "question")
     training_columns = ("answer",)
     optional_columns = ("question_id", "answer_type", "dataset")
+    image_columns = ("image", "dataset")  # which says where the image is
     scenes = SceneQuestions
 
     def __init__(self, options: VqaOptions, processor: AlbefProcessor):
