@@ -23,7 +23,7 @@ FILES = sorted(file for folder in (PACKAGE, TRAIN, DEMO, BENCHMARKS) for file in
 # What each file may import of the package, by the first part of its name; `data` stands for its whole folder.
 ALLOWED = {
     "compatibility_albef": set(),
-    "configuration_albef": set(),
+    "configuration_albef": {"compatibility_albef"},
     "modeling_albef": {"compatibility_albef", "configuration_albef"},
     "processing_albef": set(),
     "momentum": {"modeling_albef"},
