@@ -2,6 +2,7 @@
 
 import copy
 import re
+import threading
 import unicodedata
 from collections.abc import Sequence
 
@@ -36,6 +37,9 @@ def clean_caption(caption: str, max_words: int = 30) -> str:
     caption = re.sub(r"\s{2,}", " ", caption.replace("<person>", "person"))
     return " ".join(caption.rstrip("\n").strip(" ").split(" ")[:max_words])
 
+
+# A tokenizer keeps the truncation and padding of its last call, so threads that share one have to take turns.
+_TOKENIZER_LOCK = threading.Lock()
 
 _CHINESE_JAPANESE = "[\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]"
 # Tokens do not tell whether there was a space beside a mark: these are the usual ways of writing, in this order.
@@ -171,7 +175,10 @@ class AlbefProcessor(ProcessorMixin):
             raise ValueError("Nothing to process: give images, text, or both.")
         if text is not None:
             text = self._clean(text)
-        return super().__call__(images=images, text=text, **kwargs)
+        if text is None:
+            return super().__call__(images=images, **kwargs)
+        with _TOKENIZER_LOCK:
+            return super().__call__(images=images, text=text, **kwargs)
 
     def encode_answers(self, answers: str | list[str]) -> BatchEncoding:
         """Tokenize answers for question answering: `[CLS] answer [SEP]`, as they are but for upper case and accents.
@@ -191,7 +198,8 @@ class AlbefProcessor(ProcessorMixin):
         answers = [answers] if isinstance(answers, str) else list(answers)
         if not answers or not all(isinstance(answer, str) for answer in answers):
             raise ValueError("answers must be strings, and there must be at least one.")
-        ids = self.tokenizer([encodable(answer) for answer in answers])["input_ids"]
+        with _TOKENIZER_LOCK:
+            ids = self.tokenizer([encodable(answer) for answer in answers])["input_ids"]
         empty = [answer for answer, tokens in zip(answers, ids, strict=True) if not self.has_words(tokens)]
         if empty:
             raise ValueError(

@@ -1,6 +1,8 @@
 """Cleaning and tokenization are the original's to the letter, pixels are those of its transform."""
 
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -145,6 +147,23 @@ def test_a_processor_may_keep_longer_texts(processor, tmp_path):
         assert len(tokens["input_ids"][0]) == 46
     assert len(longer(text=[text], max_length=7)["input_ids"][0]) == 7
     assert len(longer(text=[text], text_kwargs={"max_length": 7})["input_ids"][0]) == 7
+
+
+def test_threads_share_a_processor(processor):
+    """Questions are cut and padded, answers are not."""
+    long, interval = "word " * 50, sys.getswitchinterval()
+
+    def lengths(number: int) -> list[int]:
+        ids = processor(text=[long, "a"])["input_ids"] if number % 2 else processor.encode_answers([long])["input_ids"]
+        return [len(one) for one in ids]
+
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = [*pool.map(lengths, range(400))]
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == [[52], [30, 30]] * 200
 
 
 WRITTEN = """t-shirt|10:30|10:30 p.m.|2.5|.5|$1,000.50|50%|5$|£5|1,000 people|october 12, 2010|u.s.|washington d.c.
