@@ -1,4 +1,4 @@
-"""Everything that depends on the installed version of transformers, each with its reason.
+"""Everything that depends on the installed versions of transformers and safetensors, each with its reason.
 
 Folders on the Hub carry a copy of this file, while the library of whoever loads them moves on. So what the installed
 version offers is looked up where that is possible; a version number is never compared.
@@ -7,6 +7,9 @@ One thing cannot be here: `AlbefProcessor` declares the defaults of its call und
 """
 
 import inspect
+import stat
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from transformers import Cache, PreTrainedConfig, PreTrainedModel, configuration_utils, pipelines
@@ -73,6 +76,15 @@ def forget_attention_change(config: PreTrainedConfig) -> None:
     """Let `set_attn_implementation` change a submodel again, which transformers does only once up to 5.19."""
     if hasattr(config, "_attn_was_changed"):
         del config._attn_was_changed
+
+
+def follow_umask(files: Iterable[Path]) -> None:
+    """Let colleagues load saved weights: since 0.8 safetensors writes files that only their owner can read."""
+    for file in files:
+        probe = file.with_name(f".{file.name}.mode")  # the umask itself cannot be read without changing it
+        probe.touch()
+        file.chmod(stat.S_IMODE(probe.stat().st_mode))
+        probe.unlink()
 
 
 def allow_removed_task(task: str) -> None:
