@@ -5,6 +5,8 @@ part of the score's gradient there. Cell 14 of the original's `visualization.ipy
 """
 
 import contextlib
+import copy
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -12,11 +14,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .modeling_albef import AlbefAlignedModel, AlbefForQuestionAnswering
 
+logger = logging.get_logger(__name__)
+
 Box = Sequence[float]  # left, top, width and height in pixels, as in COCO
 HeadReduction = Callable[[torch.Tensor], torch.Tensor]  # (batch, heads, ...) to (batch, ...)
+TALLEST = 4  # a panel's height at most, as a multiple of its width
 
 
 def _mean_of_heads(maps: torch.Tensor) -> torch.Tensor:
@@ -50,7 +56,7 @@ def matching_heatmaps(
         ValueError: If there is no such layer.
     """
 
-    def score(attended: torch.Tensor) -> torch.Tensor:
+    def score(model: PreTrainedModel, attended: torch.Tensor) -> torch.Tensor:
         return model.itm_head(attended[:, 0])[:, 1]
 
     return _cross_attention_heatmaps(model, input_ids, pixel_values, attention_mask, layer, reduce_heads, score)
@@ -80,9 +86,9 @@ def answer_heatmaps(
     Returns:
         (questions, tokens, rows, columns), as `matching_heatmaps`.
     """
-    labels = answer_ids.masked_fill(answer_ids == model.config.text_config.pad_token_id, -100)
 
-    def score(attended: torch.Tensor) -> torch.Tensor:
+    def score(model: PreTrainedModel, attended: torch.Tensor) -> torch.Tensor:
+        labels = answer_ids.masked_fill(answer_ids == model.config.text_config.pad_token_id, -100)
         return model._log_likelihood(labels, model.decoder.project_questions(attended), attention_mask)
 
     return _cross_attention_heatmaps(model, input_ids, pixel_values, attention_mask, layer, reduce_heads, score)
@@ -109,10 +115,10 @@ def contrastive_heatmaps(
     Returns:
         (batch, rows, columns) of patches, not negative.
     """
-    with _seen_attention(model):
-        pixel_values = pixel_values.detach().requires_grad_()
+    with _gradients():
+        model, pixel_values = _eager_copy(model), pixel_values.detach().clone().requires_grad_()
         images = model.get_image_features(pixel_values, interpolate_pos_encoding=True, output_attentions=True)
-        texts = model.get_text_features(input_ids, attention_mask)
+        texts = model.get_text_features(_differentiable(input_ids), attention_mask)
         similarity = model.contrastive_head(images.pooler_output, texts.pooler_output).diagonal()
         maps = _grad_cam(_of_layer(images.attentions, layer), similarity, reduce_heads)[:, 0]
     return maps.unflatten(-1, _grid(model, pixel_values))
@@ -125,38 +131,46 @@ def _cross_attention_heatmaps(
     attention_mask: torch.Tensor | None,
     layer: int | None,
     reduce_heads: HeadReduction,
-    score: Callable[[torch.Tensor], torch.Tensor],
+    score: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    with _seen_attention(model):
-        pixel_values = pixel_values.detach().requires_grad_()
+    with _gradients():
+        model, pixel_values = _eager_copy(model), pixel_values.detach().clone().requires_grad_()
+        input_ids = _differentiable(input_ids)
         outputs = model.albef(
             input_ids, pixel_values, attention_mask, interpolate_pos_encoding=True, output_attentions=True
         )
         attentions = outputs.multimodal_model_output.cross_attentions
         if layer is None:  # not the last, in which no word has a part in the score
             layer = max(min(round(len(attentions) / 3), len(attentions) - 2), 0)
-        maps = _grad_cam(_of_layer(attentions, layer), score(outputs.last_hidden_state), reduce_heads)
+        maps = _grad_cam(_of_layer(attentions, layer), score(model, outputs.last_hidden_state), reduce_heads)
     if attention_mask is not None:
         maps = maps * attention_mask[..., None]
     return maps.unflatten(-1, _grid(model, pixel_values))
 
 
 @contextlib.contextmanager
-def _seen_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Gradients on, dropout off, and attention computed in the one way that shows its probabilities."""
-    configs = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
-    implementations, training = [config._attn_implementation for config in configs], model.training
-    for config in configs:  # one by one: `set_attn_implementation` of transformers 5.17 may pass over a decoder's
-        config._attn_implementation = "eager"
-    model.eval()
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        # The whole comes before its parts, which are set together with it, and may have their own.
-        for config, implementation in zip(configs, implementations, strict=True):
-            config._attn_implementation = implementation
-        model.train(training)
+def _gradients() -> Iterator[None]:
+    """Compute gradients, even if the caller does not."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def _eager_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy modules and configurations, but share the weights; without dropout, and with attention that is returned.
+
+    The model itself stays as it is, since other threads may be using it.
+    """
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    private = copy.deepcopy(model, {id(tensor): _differentiable(tensor) for tensor in tensors}).eval()
+    for part in private.modules():  # one by one: `set_attn_implementation` of transformers 5.17 may skip a decoder
+        if isinstance(part, PreTrainedModel):
+            part.config._attn_implementation = "eager"
+    return private
+
+
+def _differentiable(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor that was made in inference mode, which no gradient can pass."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _of_layer(attentions: Sequence[torch.Tensor], layer: int) -> torch.Tensor:
@@ -189,10 +203,8 @@ def word_heatmaps(
         heatmaps: Of its tokens, (tokens, rows, columns).
 
     Returns:
-        The words, without special tokens, and the mean map of the pieces of each, (words, rows, columns).
-
-    Raises:
-        ValueError: If no word has a part in the score, as in the last multimodal layer.
+        The words, without special tokens, and the mean map of the pieces of each, (words, rows, columns). A warning is
+        logged if all of these maps are zero, as in the last multimodal layer, though that of the sentence is not.
     """
     words: list[str] = []
     members: list[list[int]] = []
@@ -211,10 +223,10 @@ def word_heatmaps(
         return [], heatmaps[:0]
     maps = torch.stack([heatmaps[positions].mean(0) for positions in members])
     if heatmaps.any() and not maps.any():
-        raise ValueError(
-            "The maps of all words are zero: after the last multimodal layer only [CLS] is read, so no other token "
-            "has a part in the score there. Choose a layer below it; of a model with a single one, "
-            "contrastive_heatmaps has a map for each word that it is given as a text."
+        logger.warning_once(
+            "The maps of all words are zero: none of them adds to the score. After the last multimodal layer only "
+            "[CLS] is read: if the maps are of that layer, choose a layer below it; if there is no other, pass each "
+            "word as a text to contrastive_heatmaps."
         )
     return words, maps
 
@@ -272,9 +284,9 @@ def panels(
         words: What to write above each overlay.
         heatmaps: (words, rows, columns).
         columns: Panels in a row.
-        size: Width of a panel in pixels.
+        size: Width of a panel in pixels; an image that is too narrow or too wide for it is distorted.
     """
-    height, caption = round(size * image.height / image.width), 24
+    height, caption = max(round(size * min(image.height / image.width, TALLEST)), 1), 24
     pictures = [image.convert("RGB"), *(overlay(image, heatmap) for heatmap in heatmaps)]
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (size + 8) + 8, rows * (height + caption + 8) + 8), "white")

@@ -33,16 +33,19 @@ from .data.annotations import read_json_list
 from .data.pairs import ATTEMPTS
 from .data.row_values import require_readable
 from .data.scene_tasks import SceneRows
+from .exchanged_images import ExchangedRows, exchange, fingerprints
 from .from_scratch import check_vocabulary, make_processor, read_model_config, with_special_tokens
 from .options import option, with_defaults
 from .processing_albef import AlbefProcessor, clean_caption
 from .progress import progress
+from .ranking import evaluation_mode
 from .text_baseline import text_only_answers
 from .training import DataOptions
 
 Rows = Sequence[Mapping[str, Any]]
 
 BASELINE_ROWS = 20_000  # training rows, spread over all of them, that the baselines learn from
+EXCHANGED = "exchanged_images"  # begins the name of a metric that was measured so
 LATER_RESULTS = "evaluation"  # folder, in that of a model, for what is measured after the training
 MOST_TOKENS = 512  # that any text is cut to, BERT's positions
 
@@ -67,6 +70,11 @@ class FineTuningOptions(
     flip_probability: float = option(0.5, "chance of a picture to be mirrored; never for the built-in rows")
     eval_batch_size: int = option(64, "rows per forward pass in the evaluation")
     text_only_baseline: bool = option(True, "train a classifier on the texts alone, for comparison")
+    exchanged_images: bool = option(
+        True,
+        "evaluate once more with images exchanged among rows, to see what the model reaches without the right image; "
+        "takes as long as the evaluation, and in training is done for each new best model",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,12 +104,14 @@ class Task(ABC):
     columns: ClassVar[tuple[str, ...]]  # that a row must have
     training_columns: ClassVar[tuple[str, ...]] = ()  # that a row to train on must have beside them
     optional_columns: ClassVar[tuple[str, ...]] = ()  # that a row may have
+    image_columns: ClassVar[tuple[str, ...]] = ()  # that move with an image to another row; none: it stays
     scenes: ClassVar[type[SceneRows]]
 
     def __init__(self, options: FineTuningOptions, processor: AlbefProcessor):
         self.options, self.processor = options, processor
         self.tokenizer = copy.deepcopy(processor.tokenizer)  # its truncation is set, and would be saved otherwise
         self.findings = Findings()  # of the last evaluation
+        self.images: dict[int, frozenset[bytes]] = {}  # of the rows of the last evaluation, to exchange them
         images = processor.image_processor
         self.positions = min(processor.tokenizer.model_max_length, MOST_TOKENS)
         self.training_limit = TextLimit(options.max_words, min(options.max_tokens, self.positions))
@@ -189,6 +199,10 @@ class Task(ABC):
             ValueError: If no row can be used.
         """
 
+    def evaluate_exchanged(self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator) -> dict[str, float]:
+        """Return the metric of the last `evaluate` with images exchanged among rows, if the task has such a metric."""
+        return {}
+
     @abstractmethod
     def look(self, row: Mapping[str, Any], issues: list[Issue]) -> dict[str, Any]:
         """What the model is shown of a row in the evaluation: texts, and pictures as they are.
@@ -262,8 +276,11 @@ class Task(ABC):
         for number in progress(numbers, f"evaluate {self.name}", leave=False):
             issues: list[Issue] = []
             try:
-                good.append({"row": number, **self.look(rows[number], issues)})
+                seen = self.look(rows[number], issues)
+                good.append({"row": number, **seen})
                 self.findings.cut += len(issues)
+                if self.options.exchanged_images and self.image_columns:
+                    self.images[number] = fingerprints(seen["images"] if "images" in seen else [seen["image"]])
             except BadSampleError as error:
                 self.findings.bad[number] = error
             if len(good) == self.options.eval_batch_size:
@@ -287,18 +304,36 @@ class RowTask(Task):
         self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Metrics and predictions; every process predicts its share of the rows, and no row is counted twice."""
-        training = model.training
-        model.eval()
-        numbers = range(accelerator.process_index, len(rows), accelerator.num_processes)
-        self.findings = Findings()
-        with accelerator.autocast():
-            predictions = gather_object(self.predict(model, rows, numbers))
+        self.findings, self.images = Findings(), {}
+        predictions = self._predictions(model, rows, range(len(rows)), accelerator)
         self.findings = Findings.together(gather_object([self.findings]))
-        model.train(training)
+        images = {row: images for part in gather_object([self.images]) for row, images in part.items()}
         self.refuse_nothing(predictions)
-        predictions.sort(key=lambda prediction: prediction["row"])
         metrics = self.score(predictions, without_pictures(rows))
+        self.images = dict(sorted(images.items())) if self.metric in metrics else {}
         return metrics | self.findings.counts(), predictions
+
+    @torch.no_grad()
+    def evaluate_exchanged(self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator) -> dict[str, float]:
+        """Return the metric of the last `evaluate` with images exchanged; nothing if all rows show the same image."""
+        givers = exchange(self.images, self.options.seed)
+        if not givers:
+            return {}
+        texts, again = without_pictures(rows), copy.copy(self)
+        again.findings, again.images = Findings(), {}  # those of the evaluation stay
+        exchanged = ExchangedRows(texts, rows, self.image_columns, givers)
+        predictions = again._predictions(model, exchanged, sorted(givers), accelerator)
+        scores = self.score(predictions, ExchangedRows(texts, texts, self.image_columns, givers))
+        return {f"{EXCHANGED}_{self.metric}": scores[self.metric]}
+
+    def _predictions(
+        self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int], accelerator: Accelerator
+    ) -> list[dict[str, Any]]:
+        """Predictions for the rows with these numbers, of all processes, in their order."""
+        share = numbers[accelerator.process_index :: accelerator.num_processes]
+        with evaluation_mode(model), accelerator.autocast():
+            predictions = gather_object(self.predict(model, rows, share))
+        return sorted(predictions, key=lambda prediction: prediction["row"])
 
     @abstractmethod
     def predict(self, model: PreTrainedModel, rows: Rows, numbers: Sequence[int]) -> list[dict[str, Any]]:

@@ -1137,8 +1137,8 @@ class AlbefModel(AlbefUnimodalModels):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
@@ -1152,6 +1152,9 @@ class AlbefModel(AlbefUnimodalModels):
             attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
             interpolate_pos_encoding: Resample the learned image positions to pictures of another size.
 
+        Raises:
+            ValueError: If texts or images are missing.
+
         Example:
             ```python
             >>> import torch
@@ -1163,6 +1166,11 @@ class AlbefModel(AlbefUnimodalModels):
 
             ```
         """
+        if input_ids is None or pixel_values is None:  # as transformers' pipelines for features call it
+            raise ValueError(
+                "AlbefModel takes input_ids and pixel_values together. For features of images or texts alone, load "
+                "the model as AlbefForRetrieval and call get_image_features or get_text_features."
+            )
         images = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         texts = self.text_model(input_ids, attention_mask, **kwargs)
         image_key_values = self.multimodal_model.project_images(images.last_hidden_state)

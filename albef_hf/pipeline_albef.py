@@ -185,7 +185,7 @@ def _inputs(values: Any, name: str) -> Any:
     if not isinstance(values, (list, tuple)):
         return (value for value in values)
     if not values:
-        raise ValueError(f"{name} is an empty list.")
+        raise ValueError(f"{name} is an empty list: give at least one.")
     return list(values)
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import re
+import threading
+import unicodedata
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
@@ -35,6 +37,53 @@ def clean_caption(caption: str, max_words: int = 30) -> str:
     caption = DELETED_CHARACTERS.sub("", encodable(caption).lower()).replace("-", " ").replace("/", " ")
     caption = re.sub(r"\s{2,}", " ", caption.replace("<person>", "person"))
     return " ".join(caption.rstrip("\n").strip(" ").split(" ")[:max_words])
+
+
+# A tokenizer keeps the truncation and padding of its last call, so threads that share one have to take turns.
+_TOKENIZER_LOCK = threading.Lock()
+
+_CHINESE_JAPANESE = "[\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]"
+# Tokens do not tell whether there was a space beside a mark: these are the usual ways of writing, in this order.
+_SPACING = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"(?<=\d) ([.:]) (?=\d)", r"\1"),  # 2.5, 10:30
+        (r"(?<=\d) , (?=\d{3}\b)", ","),  # 1,000
+        (r"(?:^|(?<=[$£€¥]) )\. (?=\d)", "."),  # .5, $.50
+        (r"\b(\w|ph) \. (?=\w\b)", r"\1."),  # u.s., p.m.
+        (r"\bwww \. ", "www."),
+        (r" \. (?=(?:com|edu|gov|net|org)\b)", "."),
+        (r" & (?=\w\b)|(?<=\b\w) & ", "&"),  # m&m, at&t, but black & white
+        (r"(?<=\w) (['’]) (?=(?:s|t|d|m|re|ve|ll)\b)", r"\1"),  # don't, levi's
+        (r"(?<=s) (['’])", r"\1"),  # kids' room
+        (r"(?<=[^\W\d]) (['’]) (?=[^\W\d])", r"\1"),  # o'clock
+        (r"(?<=\d) (['’]) (?=\d)", r"\1"),  # 5'10
+        (r" ?([-/\\_*+=<>^~|–—]) ?", r"\1"),  # t-shirt, 1/2
+        (r" (['’\"])(?![ \w])|(?<=\d) (\")", r"\1\2"),  # 8', 6"
+        (r"(?:^|(?<= ))(['’]) (?=\w)", r"\1"),  # 'twas, the '90s
+        (r'(?<!\d)" ([^"]*?) ?"', r'"\1"'),
+        (r"(?<=\w) ([$£€¥#])(?! \w)", r"\1"),  # 5$, c#
+        (r" ([.,:;!?%)\]}”…])", r"\1"),
+        (r"([(\[{$£€¥#@“]) ", r"\1"),
+        (f" ?({_CHINESE_JAPANESE}) (?={_CHINESE_JAPANESE})", r"\1"),
+    )
+)
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Write words and punctuation marks, which BERT's tokenizer separates, with the usual spaces.
+
+    Example:
+        ```python
+        >>> join_words(["10", ":", "30", "p", ".", "m", "."]), join_words(["t", "-", "shirt", ",", "$", "5"])
+        ('10:30 p.m.', 't-shirt, $5')
+
+        ```
+    """
+    text = " ".join(words)
+    for pattern, replacement in _SPACING:
+        text = pattern.sub(replacement, text)
+    return text.strip()
 
 
 def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrainedTokenizerFast:
@@ -134,7 +183,10 @@ class AlbefProcessor(ProcessorMixin):
             raise ValueError("Nothing to process: give images, text, or both.")
         if text is not None:
             text = self._clean(text)
-        return super().__call__(images=images, text=text, **kwargs)
+        if text is None:
+            return super().__call__(images=images, **kwargs)
+        with _TOKENIZER_LOCK:
+            return super().__call__(images=images, text=text, **kwargs)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Save the processor as it was made: what the last call truncated or padded to is not saved."""
@@ -142,7 +194,7 @@ class AlbefProcessor(ProcessorMixin):
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def encode_answers(self, answers: str | list[str]) -> BatchEncoding:
-        """Tokenize answers for question answering: `[CLS] answer [SEP]`, as they are but for upper case.
+        """Tokenize answers for question answering: `[CLS] answer [SEP]`, as they are but for upper case and accents.
 
         Characters that cannot be encoded (lone surrogates) become question marks.
 
@@ -159,18 +211,37 @@ class AlbefProcessor(ProcessorMixin):
         answers = [answers] if isinstance(answers, str) else list(answers)
         if not answers or not all(isinstance(answer, str) for answer in answers):
             raise ValueError("answers must be strings, and there must be at least one.")
-        ids = self.tokenizer([encodable(answer) for answer in answers])["input_ids"]
-        empty = [answer for answer, tokens in zip(answers, ids, strict=True) if len(tokens) < 2]
+        with _TOKENIZER_LOCK:
+            ids = self.tokenizer([encodable(answer) for answer in answers])["input_ids"]
+        empty = [answer for answer, tokens in zip(answers, ids, strict=True) if not self.has_words(tokens)]
         if empty:
-            raise ValueError(f"The answer {empty[0]!r} has no word that can be written.")
+            raise ValueError(
+                f"The answer {empty[0]!r} has no word that can be written with the vocabulary: leave it out."
+            )
         end = self.tokenizer.sep_token_id
         padded = self.tokenizer.pad({"input_ids": [tokens + [end] for tokens in ids]}, return_tensors="pt")
         padded["labels"] = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, -100)
         return padded
 
-    def decode_answers(self, answer_ids: Sequence[Sequence[int]]) -> list[str]:
-        """The words of (answers, tokens) ids, such as `generate` of `AlbefForQuestionAnswering` returns."""
-        return [answer.strip() for answer in self.tokenizer.batch_decode(answer_ids, skip_special_tokens=True)]
+    def has_words(self, token_ids: Sequence[int]) -> bool:
+        """Whether there is more than `[CLS]` and words that the vocabulary lacks, each of which is an `[UNK]`."""
+        return not {*token_ids} <= {self.tokenizer.cls_token_id, self.tokenizer.unk_token_id}
+
+    def decode_answers(self, answer_ids: Sequence[Sequence[int]] | Sequence[int]) -> list[str]:
+        """Return the text of (answers, tokens) ids, or of those of one answer, such as `generate` returns.
+
+        It is written as people write it, "10:30" and "t-shirt", though tokens do not tell where spaces were. What
+        the vocabulary lacks is not restored: accents, upper case, and unknown words, each of which is an `[UNK]`.
+        """
+        answer_ids = answer_ids.tolist() if hasattr(answer_ids, "tolist") else [*answer_ids]
+        unwritten = {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}
+        answers = []
+        for ids in [answer_ids] if answer_ids and isinstance(answer_ids[0], int) else answer_ids:
+            ids = [int(number) for number in ids if int(number) not in unwritten]
+            tokens = self.tokenizer.convert_ids_to_tokens(ids)
+            words = " ".join(tokens).replace(" ##", "").removeprefix("##").split(" ")
+            answers.append(unicodedata.normalize("NFC", join_words(words)))  # Korean is in parts of its letters
+        return answers
 
     def _clean(self, text: str | list[str]) -> str | list[str]:
         if isinstance(text, str):

@@ -4,11 +4,13 @@
 with their product, and the hidden states of pictures are held only as far as `KEPT_VALUES` allows.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.logging import tqdm
@@ -19,6 +21,18 @@ from .processing_albef import AlbefProcessor
 RANKS = (1, 5, 10)
 MAX_TOKENS = 30  # of a text, as in the original's evaluation
 KEPT_VALUES = 2**28  # of pictures' hidden states, a gigabyte in float32; other pictures are encoded once more
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and each of its parts back into training mode at the end or after an error."""
+    training = [part for part in model.modules() if part.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 @dataclass
@@ -54,19 +68,19 @@ def encode_texts(
     model: AlbefAlignedModel, processor: AlbefProcessor, texts: Sequence[str], batch_size: int = 64
 ) -> TextFeatures:
     """Read texts, in evaluation mode; those of about the same length go together."""
-    model.eval()
-    longest = min(MAX_TOKENS, model.config.text_config.max_position_embeddings)
-    tokens = processor(text=list(texts), max_length=longest, return_tensors="pt")
-    ids, mask = tokens["input_ids"], tokens["attention_mask"]
-    order = mask.sum(1).argsort()
-    prepared, embeds = [], []
-    for numbers in order.split(batch_size):
-        used = int(mask[numbers].sum(1).max())
-        some = read_texts(model, ids[numbers, :used], mask[numbers, :used])
-        prepared.append(F.pad(some.prepared, (0, 0, 0, mask.shape[1] - used)))
-        embeds.append(some.embeds)
-    back = order.argsort()
-    return TextFeatures(torch.cat(prepared)[back], mask, torch.cat(embeds)[back.to(model.device)])
+    with evaluation_mode(model):
+        longest = min(MAX_TOKENS, model.config.text_config.max_position_embeddings)
+        tokens = processor(text=list(texts), max_length=longest, return_tensors="pt")
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        order = mask.sum(1).argsort()
+        prepared, embeds = [], []
+        for numbers in order.split(batch_size):
+            used = int(mask[numbers].sum(1).max())
+            some = read_texts(model, ids[numbers, :used], mask[numbers, :used])
+            prepared.append(F.pad(some.prepared, (0, 0, 0, mask.shape[1] - used)))
+            embeds.append(some.embeds)
+        back = order.argsort()
+        return TextFeatures(torch.cat(prepared)[back], mask, torch.cat(embeds)[back.to(model.device)])
 
 
 class ImageEncoder:
@@ -327,18 +341,19 @@ def score_all(
         share: Number of this process and of all processes; each encodes and reranks its share of the images.
         reduce: Sums a tensor over all processes.
     """
-    was_training = model.training
-    encoder = ImageEncoder(model, processor, images, range(share[0], len(images), share[1]), batch_size)
-    texts = encode_texts(model, processor, [text for several in captions for text in several], batch_size)
-    embeds = reduce(encoder.embeds())
-    owner = torch.tensor([i for i, several in enumerate(captions) for _ in several], device=embeds.device)
-    image_best = best_matches(embeds, texts.embeds, max(k, *RANKS))
-    text_best = best_matches(texts.embeds, embeds, max(k, *RANKS))
-    pictures = tqdm(encoder.hidden_states(), "rerank", total=len(encoder.numbers), leave=False, disable=share[0] > 0)
-    image_logits, text_logits = rerank(model, pictures, texts, image_best[1][:, :k], text_best[1][:, :k])
-    model.train(was_training)
-    of_images = owner[image_best[1]] == torch.arange(len(images), device=owner.device)[:, None]
-    return RetrievalScores(
-        Ranking(image_best[1], image_best[0], reduce(image_logits), of_images),
-        Ranking(text_best[1], text_best[0], reduce(text_logits), text_best[1] == owner[:, None]),
-    )
+    with evaluation_mode(model):
+        encoder = ImageEncoder(model, processor, images, range(share[0], len(images), share[1]), batch_size)
+        texts = encode_texts(model, processor, [text for several in captions for text in several], batch_size)
+        embeds = reduce(encoder.embeds())
+        owner = torch.tensor([i for i, several in enumerate(captions) for _ in several], device=embeds.device)
+        image_best = best_matches(embeds, texts.embeds, max(k, *RANKS))
+        text_best = best_matches(texts.embeds, embeds, max(k, *RANKS))
+        pictures = tqdm(
+            encoder.hidden_states(), "rerank", total=len(encoder.numbers), leave=False, disable=share[0] > 0
+        )
+        image_logits, text_logits = rerank(model, pictures, texts, image_best[1][:, :k], text_best[1][:, :k])
+        of_images = owner[image_best[1]] == torch.arange(len(images), device=owner.device)[:, None]
+        return RetrievalScores(
+            Ranking(image_best[1], image_best[0], reduce(image_logits), of_images),
+            Ranking(text_best[1], text_best[0], reduce(text_logits), text_best[1] == owner[:, None]),
+        )

@@ -1,11 +1,14 @@
 """Heat maps are those of the original, and show what is there."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from original import assert_close, convert, load
 from PIL import Image
 
-from albef_hf import AlbefForQuestionAnswering, AlbefForRetrieval
+from albef_hf import AlbefForQuestionAnswering, AlbefForRetrieval, explain
 from albef_hf.explain import (
     answer_heatmaps,
     contrastive_heatmaps,
@@ -63,12 +66,41 @@ def test_every_part_keeps_the_attention_that_it_has(config, inputs):
     assert whole.decoder.config._attn_implementation == "flex_attention"
 
 
-def test_the_model_is_left_as_it_was(retrieval, inputs):
+def state_of(model: torch.nn.Module) -> list:
+    """All that a heat map could change."""
+    parts = [(part.training, len(part._forward_hooks)) for part in model.modules()]
+    configs = [part.config._attn_implementation for part in model.modules() if hasattr(part, "config")]
+    return [parts, configs, [(weight.requires_grad, weight.grad) for weight in model.parameters()]]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_model_is_left_as_it_was(retrieval, inputs, mode):
+    expected = matching_heatmaps(retrieval, **inputs)
     retrieval.train().requires_grad_(False)
-    with torch.no_grad():
-        matching_heatmaps(retrieval, **inputs)
-    assert retrieval.training and retrieval.config._attn_implementation == "sdpa"
-    assert all(weight.grad is None and not weight.requires_grad for weight in retrieval.parameters())
+    retrieval.albef.vision_model.eval()
+    before = state_of(retrieval)
+    with mode():
+        inputs = {name: values.clone() for name, values in inputs.items()}
+        assert torch.equal(matching_heatmaps(retrieval, **inputs), expected)
+        with pytest.raises(ValueError, match="layer is 9"):
+            contrastive_heatmaps(retrieval, **inputs, layer=9)
+    assert state_of(retrieval) == before
+
+
+def test_threads_share_a_model(config, inputs):
+    """One that is trained, with dropout and other attention, while others draw its maps."""
+    torch.manual_seed(0)
+    model, answers = AlbefForQuestionAnswering(config), torch.tensor([[101, 2003, 102, 0], [101, 2004, 2005, 102]] * 2)
+    expected, before = answer_heatmaps(model, **inputs, answer_ids=answers), state_of(model.train())
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            maps = pool.map(lambda _: answer_heatmaps(model, **inputs, answer_ids=answers), range(16))
+            assert all(torch.equal(one, expected) for one in maps)
+    finally:
+        sys.setswitchinterval(interval)
+    assert state_of(model) == before
 
 
 @pytest.mark.parametrize("layer", [2, -3, "x", 1.0])
@@ -136,8 +168,19 @@ def test_pictures_are_red_where_it_is_hot():
     assert sheet.size == (2 * 108 + 8, 2 * (75 + 24 + 8) + 8)
 
 
-def test_words_without_a_part_in_the_score_are_told_of(retrieval, inputs, processor):
+def test_words_without_a_part_in_the_score_are_told_of(retrieval, inputs, processor, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(explain.logger, "warning_once", lines.append)
     maps = matching_heatmaps(retrieval, **inputs, layer=-1)[0]
     assert maps[0].any()
-    with pytest.raises(ValueError, match="Choose a layer below"):
-        word_heatmaps(processor.tokenizer, inputs["input_ids"][0], maps)
+    words, of_words = word_heatmaps(processor.tokenizer, inputs["input_ids"][0], maps)
+    assert len(of_words) == len(words) > 0 and not of_words.any() and "choose a layer below" in lines[0]
+
+
+@pytest.mark.parametrize(("size", "sheet"), [((3000, 2), (224, 74)), ((2, 3000), (224, 872)), ((1, 1), (224, 272))])
+def test_pictures_of_any_shape_have_panels_also_without_heat(size, sheet):
+    """Two rows of panels, 24 pixels for a word, edges of 8; a panel is 1, at most 400, and 100 pixels high."""
+    cold = torch.zeros(4, 4)
+    assert overlay(Image.new("RGB", size), cold).size == size
+    assert panels(Image.new("RGB", size), ["a", "b", "c"], cold.expand(3, 4, 4), columns=2, size=100).size == sheet
+    assert score_boxes(cold, [(0, 0, 1, 1)], size).tolist() == [0]

@@ -593,6 +593,14 @@ def test_what_is_missing_is_named(aligned, answering, processor, pictures):
         answer(pictures[0], "what?", candidate_answers=[])
 
 
+@pytest.mark.parametrize(("task", "given"), [("image-feature-extraction", "picture.png"), ("feature-extraction", "a")])
+def test_pipelines_for_features_say_what_to_use(folder, task, given):
+    with pytest.raises(
+        ValueError, match="load the model as AlbefForRetrieval and call get_image_features or get_text"
+    ):
+        pipeline(task, model="you/albef")(given)
+
+
 def test_special_tokens_in_somebodys_text_stay_text(aligned, answering, processor, pictures, monkeypatch):
     seen = []
     for model in (aligned, answering):

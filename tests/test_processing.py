@@ -1,6 +1,8 @@
 """Cleaning and tokenization are the original's to the letter, pixels are those of its transform."""
 
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from transformers import AutoTokenizer, BlipImageProcessorPil
 from albef_hf import AlbefProcessor, clean_caption
 from albef_hf.data import PretrainingCollator, embedded_tokenizer
 from albef_hf.finetuning import TextLimit
+from albef_hf.metrics.vqa_accuracy.vqa_accuracy import vqa_accuracy
 from albef_hf.processing_albef import without_separator
 from albef_hf.tasks import find_task
 
@@ -165,3 +168,47 @@ def test_a_processor_may_keep_longer_texts(processor, tmp_path):
         assert len(tokens["input_ids"][0]) == 46
     assert len(longer(text=[text], max_length=7)["input_ids"][0]) == 7
     assert len(longer(text=[text], text_kwargs={"max_length": 7})["input_ids"][0]) == 7
+
+
+def test_threads_share_a_processor(processor):
+    """Questions are cut and padded, answers are not."""
+    long, interval = "word " * 50, sys.getswitchinterval()
+
+    def lengths(number: int) -> list[int]:
+        ids = processor(text=[long, "a"])["input_ids"] if number % 2 else processor.encode_answers([long])["input_ids"]
+        return [len(one) for one in ids]
+
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = [*pool.map(lengths, range(400))]
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == [[52], [30, 30]] * 200
+
+
+WRITTEN = """t-shirt|10:30|10:30 p.m.|2.5|.5|$1,000.50|50%|5$|£5|1,000 people|october 12, 2010|u.s.|washington d.c.
+ph.d.|st. louis|no. 5|amazon.com|m&m's|at&t|black & white|don't|wouldn't've|o'clock|levi's|kids' room|'twas|the '90s|8'
+5'10|1 1/2|n/a|7-eleven|jack-o'-lantern|-5|#1|c#|2+2|why?|well, yes|sign says "stop" twice|(no)|don’t|日本|한국
+i do not know"""
+
+
+def test_answers_come_back_as_people_write_them(processor):
+    answers = WRITTEN.replace("\n", "|").split("|")
+    written = processor.decode_answers(processor.encode_answers(answers)["input_ids"])
+    assert written == answers
+    assert processor.decode_answers(processor.encode_answers("t-shirt")["input_ids"][0]) == ["t-shirt"]
+    people = [[answer] * 9 + ["something else"] for answer in answers]
+    assert vqa_accuracy(written, people)["accuracy"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("answer", "written"), [("Café", "cafe"), ("5 ☕", "5 [UNK]"), ("[UNK] [SEP]", "[unk] [sep]")]
+)
+def test_what_the_vocabulary_lacks_is_told(processor, answer, written):
+    assert processor.decode_answers(processor.encode_answers([answer, "a"])["input_ids"]) == [written, "a"]
+
+
+def test_an_answer_of_unknown_words_alone_is_refused(processor):
+    with pytest.raises(ValueError, match="'☕ ☂' has no word that can be written with the vocabulary: leave it out"):
+        processor.encode_answers(["yes", "☕ ☂"])

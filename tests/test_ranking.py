@@ -151,9 +151,15 @@ def test_metrics_have_every_recall(model, processor, pictures):
 
 
 def test_training_mode_is_left_as_it_was(model, processor, pictures):
-    model.train()
+    """That of each part, also after an error; in between, texts are read without dropout."""
+    model.train().albef.vision_model.eval()
+    before = [part.training for part in model.modules()]
     score_all(model, processor, pictures, [["a"], ["b"], ["c"]], k=2)
-    assert model.training
+    with pytest.raises(ValueError, match="string"):
+        score_all(model, processor, pictures, [["a"], ["b"], [3]], k=2)
+    texts = [encode_texts(model, processor, ["a dog"]) for _ in range(2)]
+    assert torch.equal(texts[0].prepared, texts[1].prepared)
+    assert [part.training for part in model.modules()] == before
 
 
 def test_similarities_stay_float32_under_bfloat16(model, processor, pictures):

@@ -24,7 +24,7 @@ from albef_hf.training import TrainingOptions, learning_rate_at
 
 
 @pytest.mark.parametrize("task", task_names())
-def test_a_task_from_the_scenes_to_the_metric_and_again_from_what_is_saved(task, run, pretrained, tmp_path):
+def test_a_task_from_the_scenes_to_the_metric_and_again_from_what_is_saved(task, run, pretrained, tmp_path, capsys):
     run("finetune", "--task", task, *small(pretrained, tmp_path / "tuned"))
     metrics, predictions = results_of(tmp_path / "tuned")
     kind = find_task(task)
@@ -41,6 +41,13 @@ def test_a_task_from_the_scenes_to_the_metric_and_again_from_what_is_saved(task,
     again, predicted_again = results_of(tmp_path / "again")
     assert all(again[name] == pytest.approx(metrics[name]) for name in again)
     assert predicted_again == predictions
+    has_exchange = task not in ("retrieval", "text_assignment")
+    assert has_exchange == ("exchanged_images_accuracy" in again)
+    if has_exchange:
+        exchanged = metrics["exchanged_images_accuracy"]
+        assert f"exchanged_images_accuracy    {exchanged:8.2f}" in capsys.readouterr().out
+        card = (tmp_path / "tuned" / "README.md").read_text()
+        assert f"| for comparison: exchanged_images_accuracy | {exchanged:.2f} |" in card
 
 
 def test_metrics_are_what_the_predictions_say(run, pretrained, tmp_path):

@@ -54,11 +54,13 @@ def evaluate(kind: type[Task], options: FineTuningOptions) -> dict[str, float]:
     accelerator = make_accelerator(options)
     model, processor = load_trained_model(kind, options)
     task = kind(options, processor)
-    metrics, predictions = task.evaluate(model.to(accelerator.device), task.validation_rows(), accelerator)
+    rows = task.validation_rows()
+    metrics, predictions = task.evaluate(model.to(accelerator.device), rows, accelerator)
+    metrics |= task.evaluate_exchanged(model, rows, accelerator)
     if accelerator.is_main_process:
         write_results(folder, metrics, predictions)
         for name, value in metrics.items():
-            print(f"{name:24s} {value:8.2f}")
+            print(f"{name:28s} {value:8.2f}")
         print(f"left out or cut: {task.findings}")
         print(f"{len(predictions)} predictions and metrics.json are in {folder}")
     return metrics

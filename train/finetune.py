@@ -25,7 +25,7 @@ from transformers.utils.hub import cached_file
 from albef_hf import MomentumTeacher
 from albef_hf.data import ImageTextPairs
 from albef_hf.files import keep_output_from_failing
-from albef_hf.finetuning import LATER_RESULTS, FineTuningOptions, Rows, Task, load_model, write_results
+from albef_hf.finetuning import EXCHANGED, LATER_RESULTS, FineTuningOptions, Rows, Task, load_model, write_results
 from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation
 from albef_hf.modeling_albef import AlbefAlignedModel
@@ -162,7 +162,10 @@ class Keeper:
             self.log.say(f"    {self.task.show(prediction)}")
         if self.best and metrics[self.task.metric] <= self.best[self.task.metric]:
             return metrics
-        best = metrics | {"step": step}
+        exchanged = self.task.evaluate_exchanged(self.student, self.validation, self.accelerator)
+        for name, value in exchanged.items():
+            self.log.say(f"    {name} {value:.2f}")
+        best = metrics | exchanged | {"step": step}
         if not self.save(self.folder, lambda folder: write_results(folder, best | self.baselines, predictions)):
             return metrics
         self.best = best
@@ -185,10 +188,10 @@ class Keeper:
     def describe(self, run_steps: int | None = None) -> None:
         """Leave a model card, of a run that has ended where its length is given."""
         task, options = self.task, self.task.options
-        metrics = {name: value for name, value in self.best.items() if name != "step"}
-        evaluation = Evaluation(
-            metrics, task.protocol, options.validation_in_words(), options.hub_dataset, self.baselines
-        )
+        exchanged = {name: value for name, value in self.best.items() if name.startswith(EXCHANGED)}
+        metrics = {name: value for name, value in self.best.items() if name != "step" and name not in exchanged}
+        baselines = self.baselines | exchanged
+        evaluation = Evaluation(metrics, task.protocol, options.validation_in_words(), options.hub_dataset, baselines)
         write_card(
             options,
             self.push,

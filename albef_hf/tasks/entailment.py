@@ -43,6 +43,7 @@ class VisualEntailment(SentenceTask):
     options_class = EntailmentOptions
     metric = "accuracy"
     columns = ("image", "sentence", "label")
+    image_columns = ("image",)
     labels = ENTAILMENT_CLASSES
     scenes = SceneEntailment
 

@@ -55,6 +55,7 @@ class Grounding(PairTask, RowTask):
     metric = "accuracy"
     columns = ("image", "text")
     optional_columns = ("bbox", "boxes", "ref_id", "split", "image_id")
+    image_columns = ("image", *optional_columns)
     scenes = SceneExpressions
 
     def validation_rows(self) -> Rows:

@@ -50,6 +50,7 @@ class VisualReasoning(SentenceTask):
     metric = "accuracy"
     columns = ("images", "sentence", "label")
     optional_columns = PLACES
+    image_columns = ("images", *PLACES)
     labels = REASONING_CLASSES
     scenes = ScenePairs
 

@@ -87,6 +87,7 @@ class VisualQuestionAnswering(LabelTask):
     columns = ("image", "question")
     training_columns = ("answer",)
     optional_columns = ("question_id", "answer_type", "dataset")
+    image_columns = ("image", "dataset")  # which says where the image is
     scenes = SceneQuestions
 
     def __init__(self, options: VqaOptions, processor: AlbefProcessor):
@@ -109,7 +110,7 @@ class VisualQuestionAnswering(LabelTask):
         """
         given = given_answers(row)
         tokens = self.tokenizer(given)["input_ids"] if given else []
-        writable = [answer for answer, ids in zip(given, tokens, strict=True) if len(ids) > 1]  # the first is [CLS]
+        writable = [answer for answer, ids in zip(given, tokens, strict=True) if self.processor.has_words(ids)]
         if not writable:
             told = brief(row.get("answer"))
             unknown = [part for part in flatten_texts(row.get("answer"), ANSWER_KEYS) if isinstance(part, Mapping)]
