@@ -13,8 +13,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..files import written_aside
+from ..images_albef import is_turned
 from ..processing_albef import encodable
-from .pairs import BadSampleError, image_file, is_turned, load_image, load_upright, usable_captions
+from .pairs import BadSampleError, image_file, load_image, load_upright, usable_captions
 from .shards import results_of
 
 DROPPED = "dropped.jsonl"
