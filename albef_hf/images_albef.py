@@ -224,8 +224,8 @@ def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
     if lowest >= 0 and highest <= 255 and np.all(pixels == np.floor(pixels)):
         return pixels.astype(np.uint8)
     raise ValueError(
-        f"The array goes from {lowest} to {highest}, which is not a range of pixels: give 8-bit integers, from 0 to 255, or "
-        "floats from 0 to 1."
+        f"The array goes from {lowest} to {highest}, which is not a range of pixels: give 8-bit integers, from 0 to "
+        "255, or floats from 0 to 1."
     )
 
 

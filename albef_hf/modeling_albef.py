@@ -32,7 +32,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
     BaseModelOutputWithCrossAttentions,
-    BaseModelOutputWithPastAndCrossAttentions,
     BaseModelOutputWithPooling,
     Seq2SeqLMOutput,
     SequenceClassifierOutput,
@@ -43,6 +42,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .compatibility_albef import CACHE_NAME, PRETRAINED_NAMES, forget_attention_change, single_cache
 from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
 
 if TYPE_CHECKING:  # never run: transformers reads here which files a saved model takes along, beside those above
@@ -451,12 +451,12 @@ class AlbefDecoderLayer(AlbefMultimodalLayer):
         question_key: torch.Tensor,
         question_value: torch.Tensor,
         question_attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         key_values = self.self_attn.project_key_values(hidden_states)
-        if past_key_values is not None:
-            key_values = past_key_values.update(*key_values, self.index)
+        if cache is not None:
+            key_values = cache.update(*key_values, self.index)
         hidden_states = self.attend(hidden_states, attention_mask, key_values, **kwargs)
         return self.feed_forward(
             self.look(hidden_states, (question_key, question_value), question_attention_mask, **kwargs)
@@ -1028,9 +1028,9 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
         attention_mask: torch.Tensor | None,
         question_key_values: list[KeyValues],
         question_attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
+    ) -> BaseModelOutputWithCrossAttentions:
         """Read answers as far as they go.
 
         Args:
@@ -1038,18 +1038,18 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
             attention_mask: (groups * questions, past and present tokens), 1 for tokens and 0 for padding.
             question_key_values: What `project_questions` made of the questions.
             question_attention_mask: (questions, question tokens), 1 for tokens and 0 for padding.
-            past_key_values: Keys and values of earlier tokens, to which those of the present ones are added.
+            cache: Keys and values of earlier tokens, to which those of the present ones are added.
 
         Returns:
             `last_hidden_state`: (groups * questions, tokens, width).
         """
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past = 0 if cache is None else cache.get_seq_length()
         hidden_states = self.embeddings(input_ids, past)
         attention_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden_states,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            **{CACHE_NAME: cache},
         )
         question_keys = question_key_values[0][0][:, 0]  # (questions, question tokens, head width)
         question_attention_mask = create_bidirectional_mask(
@@ -1065,12 +1065,10 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
                 key,
                 value,
                 question_attention_mask,
-                past_key_values=past_key_values,
+                cache=cache,
                 **kwargs,
             )
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=hidden_states, past_key_values=past_key_values
-        )
+        return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
 
 
 def _recorded(outputs: ModelOutput) -> dict[str, tuple[torch.Tensor, ...] | None]:
@@ -1793,9 +1791,8 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def set_attn_implementation(self, *args, **kwargs) -> None:
-        """As in transformers, of which 5.17 marks the decoder's configuration and passes over it the next time."""
-        if hasattr(self.decoder.config, "_attn_was_changed"):
-            del self.decoder.config._attn_was_changed
+        """As in transformers, also for a decoder whose implementation was set before."""
+        forget_attention_change(self.decoder.config)
         super().set_attn_implementation(*args, **kwargs)
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
@@ -1847,6 +1844,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: ModelOutput | None = None,
+        cache: EncoderDecoderCache | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
@@ -1865,7 +1863,8 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             decoder_input_ids: Answers so far, (questions, tokens); `[CLS]` by default.
             decoder_attention_mask: 1 for their tokens and 0 for padding.
             encoder_outputs: What `get_encoder()` made of question and image.
-            past_key_values: Keys and values of answer tokens read before, and of the question.
+            cache: Keys and values of answer tokens read before, and of the question.
+            past_key_values: The same; the name of `cache` up to transformers 5.23.
 
         Returns:
             `loss`: with `labels`, the negative log-likelihood of an answer, times its weight, summed over the answers
@@ -1875,11 +1874,12 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: If there are not as many answers as `answer_counts` says.
         """
+        cache = single_cache(cache, past_key_values)
         if encoder_outputs is None:
             encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
         if labels is None:
             return self._next_tokens(
-                encoder_outputs, attention_mask, decoder_input_ids, decoder_attention_mask, past_key_values, **kwargs
+                encoder_outputs, attention_mask, decoder_input_ids, decoder_attention_mask, cache, **kwargs
             )
         questions = encoder_outputs.last_hidden_state
         question_of = _question_of_answers(labels, answer_counts, answer_weights, len(questions))
@@ -1937,7 +1937,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         )
         return Seq2SeqLMOutput(
             logits=self.mlm_head(outputs.last_hidden_state),
-            past_key_values=cache,
+            **{CACHE_NAME: cache},
             decoder_hidden_states=outputs.hidden_states,
             decoder_attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
@@ -2322,27 +2322,6 @@ for _name, _models in [*AUTO_MODELS.items(), ("AutoModel", (AlbefVisionModel, Al
 # Pretrained ViT, DeiT and BERT
 # ---------------------------------------------------------------------------------------------------------------------
 
-# Names of transformers' ViT, DeiT and BERT, old and new (they moved between 5.17 and 5.23), to those of this file.
-# Order matters: attention first, so that what is left of `output` belongs to the feed-forward part.
-_PRETRAINED_NAMES = [
-    (r"^(?:vit|deit|bert)\.", ""),
-    (r"^(?:encoder\.)?layers?\.", "layers."),
-    (r"^embeddings\.patch_embeddings\.projection\.", "embeddings.patch_embedding."),
-    (r"\.attention\.(?:self\.|attention\.)?(?:query|q_proj)\.", ".self_attn.q_proj."),
-    (r"\.attention\.(?:self\.|attention\.)?(?:key|k_proj)\.", ".self_attn.k_proj."),
-    (r"\.attention\.(?:self\.|attention\.)?(?:value|v_proj)\.", ".self_attn.v_proj."),
-    (r"\.attention\.(?:output\.dense|o_proj)\.", ".self_attn.out_proj."),
-    (r"\.(?:attention\.output\.LayerNorm|layernorm_before)\.", ".self_attn_norm."),
-    (r"\.(?:intermediate\.dense|mlp\.fc1)\.", ".mlp.fc1."),
-    (r"\.(?:output\.dense|mlp\.fc2)\.", ".mlp.fc2."),
-    (r"\.(?:output\.LayerNorm|layernorm_after)\.", ".mlp_norm."),
-    (r"^embeddings\.LayerNorm\.", "embeddings.norm."),
-    (r"^layernorm\.", "norm."),
-    (r"^cls\.predictions\.transform\.dense\.", "mlm_head.dense."),
-    (r"^cls\.predictions\.transform\.LayerNorm\.", "mlm_head.norm."),
-    (r"^cls\.predictions\.bias$", "mlm_head.out_proj.bias"),
-]
-
 _SHARED_SETTINGS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
 _VISION_SETTINGS = (*_SHARED_SETTINGS, "image_size", "patch_size", "num_channels", "layer_norm_eps")
 _TEXT_SETTINGS = (
@@ -2358,7 +2337,7 @@ _TEXT_SETTINGS = (
 def _rename(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     renamed = {}
     for name, weight in state_dict.items():
-        for pattern, replacement in _PRETRAINED_NAMES:
+        for pattern, replacement in PRETRAINED_NAMES:
             name = re.sub(pattern, replacement, name)
         renamed[name] = weight
     return renamed
