@@ -63,6 +63,9 @@ def open_image(
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(f"{os.fspath(source)} is a folder")
         raise FileNotFoundError(f"{os.fspath(source)} is not a regular file")
+    if formats is not None:
+        Image.init()
+        formats = [name for name in formats if name in Image.OPEN]  # AVIF is missing in some builds of Pillow
     try:
         is_open = isinstance(source, Image.Image)
         with contextlib.nullcontext(source) if is_open else Image.open(source, formats=formats) as image:

@@ -239,7 +239,8 @@ def test_the_space_arrives_whole(space):
 
 
 @pytest.fixture
-def app():
+def app(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # where uploads are
     pytest.importorskip("gradio", reason='pip install -e ".[demo]"')
     import app
 
