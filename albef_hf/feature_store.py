@@ -97,7 +97,7 @@ class Manifest:
             and {"name", "revision", "weights"} <= self.model.keys()
             and all(text is None or isinstance(text, str) for text in self.model.values()),
             "root, factory or built": all(text is None or isinstance(text, str) for text in texts),
-            "shards": _are_ours(self.shards, OUR_FILES[0]) and _are_ours(self.parts, OUR_FILES[0]),
+            "shards or parts": _are_ours(self.shards, OUR_FILES[0]) and _are_ours(self.parts, OUR_FILES[0]),
             "vectors": _are_ours(vectors, OUR_FILES[1]),
             "files": all(
                 isinstance(entry, dict)

@@ -283,6 +283,8 @@ class PictureIndex:
         Raises:
             ValueError: If a key is not in the index.
         """
+        if isinstance(keys, str):
+            raise ValueError(f"keys are {keys!r:.100}; give a list of them.")
         keys = set(keys)
         with _alone(self.store.folder):
             self._reopen()

@@ -168,6 +168,13 @@ def test_pictures_that_are_none_are_refused(tmp_path, picture):
         (tmp_path / "broken.png").write_bytes(content)
         with pytest.raises(ValueError, match="cannot be read as a picture"):
             work.read_picture(str(tmp_path / "broken.png"))
+    Image.new("1", (5200, 5000)).save(tmp_path / "large.png")  # 26 megapixels in 16 kB
+    with pytest.raises(ValueError, match="too large: it has 26,000,000 pixels; at most 25,000,000 are read"):
+        work.read_picture(str(tmp_path / "large.png"))
+    picture.save(tmp_path / "other.ico")
+    with pytest.raises(ValueError, match="cannot be read as a picture"):
+        work.read_picture(str(tmp_path / "other.ico"))
+    assert work.read_picture(str(tmp_path / "whole.png")).size == (90, 60)
     turned = picture.getexif()
     turned[274] = 6  # a camera held upright
     picture.save(tmp_path / "turned.jpg", exif=turned)
