@@ -722,7 +722,7 @@ answer = pipeline("visual-question-answering", model="you/albef-vqa", trust_remo
 assert type(answer.model).__module__.startswith("transformers_modules.")
 ground = pipeline("visual-grounding", model="you/albef", trust_remote_code=True)
 print(json.dumps({
-    "retrieval": retrieve("picture.png", candidate_texts=["a red ball", "snow"]),
+    "retrieval": retrieve("deep.png", candidate_texts=["a red ball", "snow"]),
     "vqa": answer("picture.png", "what is it?", candidate_answers=["yes", "no"], top_k=2),
     "grounding": ground("picture.png", "a ball", boxes=[[0, 0, 20, 15], [5, 5, 20, 15]])["boxes"],
 }))
@@ -733,8 +733,10 @@ def test_the_code_that_a_pipeline_saves_runs_without_the_package(folder):
     retrieve = pipeline("image-text-retrieval", model="you/albef")
     answer = pipeline("visual-question-answering", model="you/albef-vqa")
     ground = pipeline("visual-grounding", model="you/albef")
+    gray = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
+    Image.fromarray(gray.astype(np.uint16) * 257).save("deep.png")
     expected = {
-        "retrieval": retrieve("picture.png", candidate_texts=["a red ball", "snow"]),
+        "retrieval": retrieve(Image.fromarray(gray), candidate_texts=["a red ball", "snow"]),
         "vqa": answer("picture.png", "what is it?", candidate_answers=["yes", "no"], top_k=2),
         "grounding": ground("picture.png", "a ball", boxes=[[0, 0, 20, 15], [5, 5, 20, 15]])["boxes"],
     }
