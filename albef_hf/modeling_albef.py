@@ -4,9 +4,11 @@ Align before Fuse, Li et al. 2021, arXiv 2107.07651; the original code is github
 """
 
 import copy
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,7 +44,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .compatibility_albef import CACHE_NAME, PRETRAINED_NAMES, forget_attention_change, single_cache
+from .compatibility_albef import CACHE_NAME, PRETRAINED_NAMES, follow_umask, forget_attention_change, single_cache
 from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
 
 if TYPE_CHECKING:  # never run: transformers reads here which files a saved model takes along, beside those above
@@ -654,10 +656,11 @@ class AlbefPreTrainedModel(PreTrainedModel):
                 if copied:
                     logger.warning(f"The checkpoint has no {name}: what fits of {other_name} is copied there.")
 
-    def save_pretrained(self, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """As in transformers; the folder brings this code along and says what each Auto class loads from it."""
         self.config.auto_map = dict(AUTO_MAP) if self.config.model_type == AlbefConfig.model_type else {}
-        super().save_pretrained(*args, **kwargs)  # which enters the class that is being saved
+        super().save_pretrained(save_directory, *args, **kwargs)  # which enters the class that is being saved
+        follow_umask(Path(save_directory).glob("*.safetensors"))
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
         """As in transformers; where the repository's card says nothing, it is told how to load the model."""

@@ -10,12 +10,16 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..files import written_aside
 from ..images_albef import is_turned
 from ..processing_albef import encodable
+<<<<<<< HEAD
 from .pairs import BadSampleError, image_file, load_image, load_upright, usable_captions
+=======
+from ..progress import progress
+from .pairs import BadSampleError, image_file, is_turned, load_image, load_upright, usable_captions
+>>>>>>> main
 from .shards import results_of
 
 DROPPED = "dropped.jsonl"
@@ -134,7 +138,7 @@ class ShardWriter(torch.utils.data.Dataset):
         Args:
             workers: Processes that write; 0 writes in this one.
         """
-        with tqdm(total=len(self.rows), desc="shards", unit="row") as bar:
+        with progress(total=len(self.rows), desc="shards", unit="row") as bar:
             for rows in results_of(self, workers):
                 bar.update(rows)
         parts = sorted(self.folder.glob(f"*.{DROPPED}"))
