@@ -14,12 +14,8 @@ from PIL import Image
 from ..files import written_aside
 from ..images_albef import is_turned
 from ..processing_albef import encodable
-<<<<<<< HEAD
-from .pairs import BadSampleError, image_file, load_image, load_upright, usable_captions
-=======
 from ..progress import progress
-from .pairs import BadSampleError, image_file, is_turned, load_image, load_upright, usable_captions
->>>>>>> main
+from .pairs import BadSampleError, image_file, load_image, load_upright, usable_captions
 from .shards import results_of
 
 DROPPED = "dropped.jsonl"
