@@ -179,13 +179,14 @@ class Page:
     @told
     def take(self, found: tuple[str, list[Any]], event: gr.SelectData) -> tuple[Any, ...]:
         """Put a picture that was found into the hand; if a text has found it, show its words in it."""
-        query, keys = found
-        if not isinstance(event.index, int) or not 0 <= event.index < len(keys):
-            raise ValueError("There is no such picture: search again, and click one.")
-        picture = self.assistant.index.picture(keys[event.index])
+        try:
+            query, keys = found
+            picture = self.assistant.index.picture(keys[event.index])
+        except (AttributeError, LookupError, TypeError) as error:  # of what a client sends by itself
+            raise ValueError("There is no such picture: search again, and click one.") from error
         if not query:
             return picture, gr.skip(), gr.skip(), gr.skip()
-        return picture, query, self.assistant.show(picture, query), gr.Tabs(selected="words")
+        return picture, query, self.assistant.show(picture, read_text(query, "text")), gr.Tabs(selected="words")
 
     def build(self) -> gr.Blocks:
         """Lay the page out."""

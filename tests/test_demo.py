@@ -392,6 +392,8 @@ def test_no_endpoint_reads_what_nobody_has_uploaded(visit, tmp_path, tmp_path_fa
             answer = visit(name, upload, *[wrong] * len(more))
             assert not more or "event: error" in answer
     assert "event: error" in visit("search", {"path": "/etc/passwd"})
+    for found in (None, 7, ["a", [["b"]]], ["a", ["/etc/passwd"]], [7, ["00.png"]]):
+        assert "event: error" in visit("take", found)
 
 
 def test_a_job_that_hangs_stops_nobody_else(page, app, upload, monkeypatch):
