@@ -7,6 +7,7 @@ read afterwards is the old state or the new one.
 """
 
 import contextlib
+import fnmatch
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -82,6 +83,71 @@ class Manifest:
     next_id: int = 0
     next_file: int = 0
 
+    def check(self) -> None:
+        """Refuse what this module has not written, above all names of files outside of the index's folder.
+
+        Raises:
+            ValueError: If something is not what it should be.
+        """
+        vectors = [] if self.vectors is None else [self.vectors]
+        texts = (self.root, self.factory, self.built)
+        entries = self.files.values() if isinstance(self.files, dict) else [None]
+        valid = {
+            "model": isinstance(self.model, dict)
+            and {"name", "revision", "weights"} <= self.model.keys()
+            and all(text is None or isinstance(text, str) for text in self.model.values()),
+            "root, factory or built": all(text is None or isinstance(text, str) for text in texts),
+            "shards or parts": _are_ours(self.shards, OUR_FILES[0]) and _are_ours(self.parts, OUR_FILES[0]),
+            "vectors": _are_ours(vectors, OUR_FILES[1]),
+            "files": all(
+                isinstance(entry, dict)
+                and isinstance(entry.get("bytes"), int)
+                and isinstance(entry.get("sha256"), str)
+                for entry in entries
+            ),
+            "broken": _is_list(self.broken, _is_broken),
+            "removed": _is_list(self.removed, _is_key),
+            "elsewhere": _is_list(self.elsewhere, lambda key: isinstance(key, str) and os.path.isabs(key)),
+            "next_id or next_file": all(
+                type(number) is int and number >= 0 for number in (self.next_id, self.next_file)
+            ),
+        }
+        if wrong := [name for name, is_valid in valid.items() if not is_valid]:
+            raise ValueError(f"its {wrong[0]} cannot be right")
+
+
+def _is_list(value: Any, is_valid: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(is_valid(item) for item in value)
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, dict) and type(value.get("bytes")) is int and isinstance(value.get("sha256"), str)
+
+
+def _is_broken(entry: Any) -> bool:
+    if not isinstance(entry, (list, tuple)) or len(entry) != 3:
+        return False
+    key, reason, stamp = entry
+    is_stamp = stamp is None or (_is_list(stamp, lambda number: type(number) is int) and len(stamp) == 2)
+    return _is_key(key) and isinstance(reason, str) and is_stamp
+
+
+def _fit(keys: Any, ids: torch.Tensor, stamps: torch.Tensor, features: torch.Tensor) -> bool:
+    """Whether they are what a shard holds."""
+    kinds = (ids.dtype, stamps.dtype, features.dtype) == (torch.int64, torch.int64, torch.float32)
+    if not (kinds and _is_list(keys, _is_key) and features.ndim == 2):
+        return False
+    return ids.shape == (len(keys),) and stamps.shape == (len(keys), 2) and len(features) == len(keys)
+
+
+def _are_ours(names: Any, pattern: str) -> bool:
+    """Whether they are names of files that this module writes, none of which lies outside of the folder."""
+    return _is_list(names, lambda name: isinstance(name, str) and fnmatch.fnmatchcase(name, pattern))
+
 
 @dataclass
 class Shard:
@@ -134,13 +200,15 @@ class FeatureStore:
             content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             if content.pop("format") != FORMAT:
                 raise ValueError(f"it has another format than {FORMAT}, by another version of albef_hf")
-            return cls(folder, Manifest(**content))
+            manifest = Manifest(**content)
+            manifest.check()
+            return cls(folder, manifest)
         except FileNotFoundError as error:
             raise ValueError(
                 f"{folder} holds no index. Make one: python -m albef_hf.retrieval build FOLDER --model ID --index "
                 f"{folder}"
             ) from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{folder / MANIFEST} cannot be read ({error}). Remove {folder}, and build the index anew."
             ) from error
@@ -183,10 +251,10 @@ class FeatureStore:
                 with safe_open(self.folder / name, "pt") as file:
                     keys = json.loads(file.metadata()["keys"])
                     columns = [file.get_tensor(column) for column in ("ids", "stamps", "features")]
-                if all(len(column) == len(keys) for column in columns):
+                if _fit(keys, *columns):
                     return Shard(keys, *columns)
-                fault = f"{self.folder / name} has not as many features as keys"
-            except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+                fault = f"{self.folder / name} does not hold as many numbers, stamps and features as keys"
+            except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
                 fault = f"{self.folder / name} cannot be read ({error})"
         raise ValueError(f"The index is damaged: {fault}. {ANEW}")
 

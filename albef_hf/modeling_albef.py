@@ -56,6 +56,7 @@ from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
 
 if TYPE_CHECKING:  # never run: transformers reads here which files a saved model takes along, beside those above
     from .explain import overlay  # noqa: F401
+    from .images_albef import read_image  # noqa: F401
     from .pipeline_albef import AlbefPipeline  # noqa: F401
     from .processing_albef import AlbefProcessor  # noqa: F401
     from .ranking import match  # noqa: F401

@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers import BatchEncoding, Pipeline, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.image_utils import load_image
 
 from .configuration_albef import PIPELINES
 from .explain import contrastive_heatmaps, matching_heatmaps, overlay, resize_heatmap, score_boxes
+from .images_albef import fetch_image
 from .processing_albef import AlbefProcessor
 from .ranking import ImageEncoder, best_matches, encode_texts, match, match_pictures, read_texts
 
@@ -83,7 +83,7 @@ class AlbefPipeline(Pipeline):
 
     def _read_picture(self, image: Picture, timeout: float | None = None) -> Image.Image:
         try:
-            return load_image(os.fspath(image) if isinstance(image, os.PathLike) else image, timeout=timeout)
+            return fetch_image(image, exif_transpose=True, timeout=timeout)
         except Exception as error:  # of the file system, of the network, of Pillow
             reason = str(error)
             raise ValueError(

@@ -5,12 +5,16 @@ import re
 import threading
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
+from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, Unpack
+
+from .images_albef import is_unit_range, list_images
 
 DELETED_CHARACTERS = re.compile(r"""[,.'!?"()*#:;~]""")
 
@@ -169,7 +173,8 @@ class AlbefProcessor(ProcessorMixin):
         """Prepare pictures, texts, or both.
 
         Args:
-            images: A picture or a list of them.
+            images: A picture or a list of them, also a path, an address, base64 or an array (see `array_to_image`).
+                Each is converted to RGB as in training, and as there EXIF does not turn it.
             text: A caption or a list of them; an empty one is valid and becomes `[CLS]` alone.
             kwargs: Settings of the tokenizer and image processor, such as `return_tensors="pt"`.
 
@@ -177,12 +182,14 @@ class AlbefProcessor(ProcessorMixin):
             `pixel_values` (batch, 3, height, width), `input_ids` and `attention_mask` (batch, tokens).
 
         Raises:
-            ValueError: If there is neither a picture nor a text, or a text is not a string.
+            ValueError: If there is neither a picture nor a text, a picture cannot be read, or a text is not a string.
         """
         if images is None and text is None:
             raise ValueError("Nothing to process: give images, text, or both.")
         if text is not None:
             text = self._clean(text)
+        if images is not None:
+            images, kwargs = _read_images(images, kwargs)
         if text is None:
             return super().__call__(images=images, **kwargs)
         with _TOKENIZER_LOCK:
@@ -248,12 +255,31 @@ class AlbefProcessor(ProcessorMixin):
             return clean_caption(text, self.max_words)
         if not isinstance(text, (list, tuple)) or not all(isinstance(caption, str) for caption in text):
             raise ValueError("text must be a string or a list of strings, one caption each.")
+        if not text:
+            raise ValueError("text is an empty list: give at least one caption, or no text.")
         return [clean_caption(caption, self.max_words) for caption in text]
 
     @property
     def model_input_names(self) -> list[str]:
         """Names of what the processor returns."""
         return ["pixel_values", "input_ids", "attention_mask"]
+
+
+def _read_images(images: Any, kwargs: dict[str, Any]) -> tuple[list[Image.Image], dict[str, Any]]:
+    """Read the images, and drop the settings of a call that are about arrays and no longer hold for images."""
+    settings = {**kwargs, **(kwargs.get("images_kwargs") or {})}
+    layout = settings.get("input_data_format")
+    channels_first = None if layout is None else str(getattr(layout, "value", layout)) == "channels_first"
+    read = list_images(images, channels_first)
+    if not read:
+        raise ValueError("images is an empty list: give at least one image, or no images.")
+    dropped = {"input_data_format"}
+    if settings.get("do_rescale") is False and is_unit_range(images):
+        dropped.add("do_rescale")  # the images that were read go to 255
+    kept = {name: value for name, value in kwargs.items() if name not in dropped}
+    if kept.get("images_kwargs"):
+        kept["images_kwargs"] = {k: v for k, v in kept["images_kwargs"].items() if k not in dropped}
+    return read, kept
 
 
 AlbefProcessor.register_for_auto_class()  # so that it is saved together with this file

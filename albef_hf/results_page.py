@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from string import Template
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .explain import contrastive_heatmaps, matching_heatmaps, overlay, word_heatmaps
 from .modeling_albef import AlbefAlignedModel
@@ -68,11 +68,21 @@ def word_maps(
     inputs = processor(images=[picture], text=[text], return_tensors="pt").to(model.device)
     ids = inputs["input_ids"][0]
     if model.config.text_config.num_multimodal_layers > 1:
-        return word_heatmaps(processor.tokenizer, ids, matching_heatmaps(model, **inputs)[0])
+        special = torch.isin(ids, torch.tensor(processor.tokenizer.all_special_ids, device=ids.device))
+        maps = matching_heatmaps(model, **inputs)[0]
+        # Without special tokens, all maps may be zero: of an image in which nothing speaks for a match.
+        return word_heatmaps(processor.tokenizer, ids, maps.masked_fill(special[:, None, None], 0))
     words, _ = word_heatmaps(processor.tokenizer, ids, torch.zeros(len(ids), 1, 1))
     pixels = inputs["pixel_values"].expand(len(words), -1, -1, -1)
     alone = processor(text=words, return_tensors="pt").to(model.device)
     return words, contrastive_heatmaps(model, alone["input_ids"], pixels, alone["attention_mask"])
+
+
+def contain(image: Image.Image, side: int) -> Image.Image:
+    """Resize an image so that its longer side has so many pixels, and its shorter one at least one."""
+    scale = side / max(image.size)
+    width, height = (max(round(length * scale), 1) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def results_page(
@@ -97,13 +107,13 @@ def results_page(
         lines = "".join(f"<dt>{_text(label)}</dt><dd>{_text(value)}</dd>" for label, value in scores.items())
         figure, heats = f"<figure>{UNREADABLE}<figcaption>{_text(name)}</figcaption></figure>", []
         if picture is not None:
-            figure = _figure(ImageOps.contain(picture, (THUMBNAIL, THUMBNAIL)), name)
+            figure = _figure(contain(picture, THUMBNAIL), name)
             words, maps = word_maps(model, processor, query, picture) if is_text else ([], [])
-            tiny = ImageOps.contain(picture, (HEATMAP, HEATMAP))
+            tiny = contain(picture, HEATMAP)
             heats = [_figure(overlay(tiny, heat), word) for word, heat in zip(words, maps, strict=True)]
         shown.append(f'<li>{figure}<div><dl>{lines}</dl><div class="words">{"".join(heats)}</div></div>')
     kind = "" if is_text else ' class="pictures"'
-    asked = "" if is_text else _figure(ImageOps.contain(query.convert("RGB"), (THUMBNAIL, THUMBNAIL)), "searched for")
+    asked = "" if is_text else _figure(contain(query, THUMBNAIL), "searched for")
     title = _text(query if len(query) <= 200 else query[:200] + " ...") if is_text else "Pictures like this one"
     results = "\n".join(shown) or "<li>Nothing.</li>"
     return PAGE.substitute(title=title, about=_text(about), asked=asked, kind=kind, results=results)

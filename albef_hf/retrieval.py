@@ -98,6 +98,22 @@ class Changes:
         return ", ".join(f"{len(keys)} {name} (first {keys[0]})" for name, keys in found.items() if keys) or "none"
 
 
+class _Stamps(Mapping):
+    """The stamps of the pictures in an index, by their keys, as it is at the moment."""
+
+    def __init__(self, index: "PictureIndex"):
+        self.index = index
+
+    def __getitem__(self, key: Key) -> Stamp:
+        return self.index._stamp(self.index.place[key])
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self.index.place)
+
+    def __len__(self) -> int:
+        return len(self.index.place)
+
+
 class PictureIndex:
     """Pictures that can be searched by text or by picture; made by `build` or `load`.
 
@@ -161,7 +177,8 @@ class PictureIndex:
         with _alone(folder):
             index = cls(model, processor, _open_or_make(folder, model, source), source)
             index._leave_out_damaged()
-            keys = [*keys, *index.store.manifest.elsewhere]
+            if index.store.manifest.elsewhere:  # which the caller, whose index it is, has named before
+                keys += source.keys_of(index.store.manifest.elsewhere)
             gone = {*index._stamps_on_disk(), *index.broken} - {*keys}
             index._encode_new(keys, batch_size)
             if not index._stamps_on_disk().keys() - gone - index.broken.keys():
@@ -184,7 +201,9 @@ class PictureIndex:
             model: The one that it was built with.
             processor: Its processor.
             pictures: What it was built of, if that was a dataset or a list of pictures; without them such an index
-                answers with `rerank=0` only. Or the folder of the pictures, if they have moved.
+                answers with `rerank=0` only. Or the folder of the pictures, if they have moved. Without it, only files
+                are read that are what they were when they were indexed, by size and time, so that an index of somebody
+                else shows none of your images.
 
         Raises:
             ValueError: If there is no finished index, it was built with other weights, or it is damaged.
@@ -193,13 +212,16 @@ class PictureIndex:
         pictures = None if pictures is None else _in_hand(pictures)
         store = FeatureStore.open(Path(folder))
         _require_weights(store, model)
-        index = cls(model, processor, store, Files(store.root) if pictures is None else _source(pictures))
+        source = Files(store.root, root_is_named=False) if pictures is None else _source(pictures)
+        index = cls(model, processor, store, source)
+        if isinstance(source, Files):
+            source.recorded = _Stamps(index)
         index._use_newest()
         if pictures is None and index.keys and isinstance(index.keys[0], int):
             numbers = {*index.keys, *index.broken, *store.manifest.removed}
             index.source = Rows(start=max(numbers) + 1)  # none of them is there, and no number is given twice
-        elif isinstance(index.source, Rows):
-            index.source.keys_of(pictures)
+        elif pictures is not None and source.root is None:  # rows, or a list of files
+            source.keys_of(pictures)
         return index
 
     def __len__(self) -> int:
@@ -261,6 +283,8 @@ class PictureIndex:
         Raises:
             ValueError: If a key is not in the index.
         """
+        if isinstance(keys, str):
+            raise ValueError(f"keys are {keys!r:.100}; give a list of them.")
         keys = set(keys)
         with _alone(self.store.folder):
             self._reopen()
@@ -321,7 +345,7 @@ class PictureIndex:
             features = texts.embeds.float().cpu()
         with self.lock:  # faiss is told how many lists to look into before each search
             ids = find(self.vectors, features[0].numpy(), max(k, rerank))
-        places = self._present(np.searchsorted(self.ids, ids).tolist())
+        places = self._present(self._places(ids))
         cosines = self._features(places) @ features[0]
         order = cosines.argsort(descending=True, stable=True).tolist()  # faiss may have compared them compressed
         places, cosines = [places[row] for row in order], [cosines[row].item() for row in order]
@@ -337,12 +361,22 @@ class PictureIndex:
         matched.sort(key=lambda hit: hit.score, reverse=True)
         return (matched + list(hits.values())[len(candidates) :])[:k]
 
+    def _places(self, ids: np.ndarray) -> list[int]:
+        """Where pictures are in the index, by their numbers."""
+        places = np.searchsorted(self.ids, ids)
+        if not np.array_equal(self.ids[np.minimum(places, len(self.ids) - 1)], ids):
+            raise ValueError(f"The index is damaged: {self.store.manifest.vectors} has pictures of its own. {ANEW}")
+        return places.tolist()
+
     def _features(self, places: list[int]) -> torch.Tensor:
         """Unit features of some pictures, (pictures, projection), read from the disk."""
         starts = np.searchsorted(self.starts, places, side="right") - 1
         places_in_shards = zip(starts, places - self.starts[starts], strict=True)
         rows = [self.shards[shard].features[row] for shard, row in places_in_shards]
-        return torch.stack(rows) if rows else torch.zeros(0, self.model.config.projection_dim)
+        features = torch.stack(rows) if rows else torch.zeros(0, self.model.config.projection_dim)
+        if not features.isfinite().all():
+            raise ValueError(f"The index is damaged: not all of its features are numbers. {ANEW}")
+        return features
 
     def _present(self, places: list[int]) -> list[int]:
         """Those of which there is still a file."""
@@ -562,6 +596,9 @@ class PictureIndex:
         self.ids = _ids_of(self.shards)
         if self.vectors.ntotal != len(self.ids):
             raise ValueError(f"The index is damaged: {manifest.vectors} has {self.vectors.ntotal} vectors. {ANEW}")
+        widths = {self.vectors.d, *(shard.features.shape[1] for shard in self.shards)}
+        if widths != {self.model.config.projection_dim} or np.any(np.diff(self.ids) <= 0):
+            raise ValueError(f"The index is damaged: its files do not belong together. {ANEW}")
         self.starts = np.cumsum([0, *(len(shard.keys) for shard in self.shards)])[:-1]
         self.keys = [key for shard in self.shards for key in shard.keys]
         self.place = {key: place for place, key in enumerate(self.keys)}
@@ -675,6 +712,8 @@ def _in_hand(pictures: Pictures) -> Pictures:
             f"The pictures are a {type(pictures).__name__}: give a folder, a datasets.Dataset, or a list of paths or "
             "of PIL pictures."
         )
+    if several and not len(pictures):
+        raise ValueError("There is no picture: the list or dataset is empty.")
     return pictures
 
 
@@ -739,8 +778,12 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def load_model(name: str, revision: str | None, device: str | None) -> tuple[AlbefAlignedModel, AlbefProcessor]:
-    """A model and its processor, from a folder or the Hub, by transformers' pipeline, which checks that they fit."""
-    found = pipeline("image-text-retrieval", model=name, revision=revision, device=device)
+    """A model and its processor, from a folder or the Hub, by transformers' pipeline, which checks that they fit.
+
+    No code of the folder is run: an index, maybe of somebody else, may have named it.
+    """
+    settings = {"revision": revision, "device": device, "trust_remote_code": False}
+    found = pipeline("image-text-retrieval", model=name, **settings)
     return found.model, found.processor
 
 

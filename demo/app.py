@@ -6,12 +6,15 @@ A Space starts it without arguments: environment variables, such as ALBEF_MODEL 
 """
 
 import argparse
+import contextvars
 import functools
 import html
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ except ImportError:
     sys.exit('error: the demo needs Gradio: pip install -e ".[demo]"')
 
 from assistant import RERANKED, Assistant, Panel, read_lines, read_picture, read_text, unread
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from albef_hf.data import Scenes
@@ -33,6 +37,9 @@ FIRST_MODEL = "runs/scenes"  # of the first command of the README
 EXAMPLES = 6  # pictures to pick from
 FOUND = 12  # pictures that a search shows
 MOST_UPLOADED = "20mb"
+JOB_SECONDS = 120  # that a visitor's job may take
+LATE_JOBS = 4  # that go on after that, before the page takes no others
+NOT_UPLOADED = "This file was not uploaded here: drop a picture into the field, or pick an example."
 FONT = ("system-ui", "sans-serif")  # that the visitor has
 STYLE = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
@@ -54,12 +61,12 @@ Upload = dict[str, Any] | None
 
 
 def told(function: Callable) -> Callable:
-    """Tell the visitor what a function refuses, but not where in the code that was."""
+    """Tell the visitor what a function of the page refuses, but not where in the code that was; limit its time."""
 
     @functools.wraps(function)
-    def telling(*arguments: Any) -> Any:
+    def telling(page: "Page", *arguments: Any) -> Any:
         try:
-            return function(*arguments)
+            return page.run_job(function, *arguments)
         except (ValueError, OSError) as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from None
 
@@ -76,11 +83,61 @@ class Page:
 
     def __init__(self, assistant: Assistant, examples: Sequence[tuple[str, str, str]]):
         self.assistant, self.examples = assistant, examples
+        self.example_files = {os.path.realpath(path) for path, *_ in examples}
+        self.late_jobs: list[threading.Thread] = []
+
+    def run_job(self, function: Callable, *arguments: Any) -> Any:
+        """Run a function of the page in a thread of its own, so that the next visitor need not wait if it hangs.
+
+        Raises:
+            TimeoutError: If it takes too long, or too many others that did are still running.
+        """
+        self.late_jobs = [thread for thread in self.late_jobs if thread.is_alive()]
+        if len(self.late_jobs) >= LATE_JOBS:
+            raise TimeoutError("The page is busy: try again in some minutes.")
+        future, context = Future(), contextvars.copy_context()  # by which Gradio knows whom a warning is for
+
+        def work() -> None:
+            try:
+                future.set_result(context.run(function, self, *arguments))
+            except BaseException as error:
+                future.set_exception(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(JOB_SECONDS)
+        if thread.is_alive():
+            self.late_jobs.append(thread)
+            raise TimeoutError(f"This took more than {JOB_SECONDS} seconds, and was given up.")
+        return future.result()
+
+    def _picture(self, upload: Upload) -> Image.Image:
+        """The picture that a visitor has uploaded, or an example; no other file of this machine.
+
+        Gradio hands over what a client sends, and checks paths of some kinds of requests only.
+        """
+        if upload is None:
+            return read_picture(None)
+        path = upload.get("path") if isinstance(upload, Mapping) else None
+        if not isinstance(path, str) or not self._is_uploaded(path):
+            raise ValueError(NOT_UPLOADED)
+        return read_picture(path)
+
+    def _is_uploaded(self, path: str) -> bool:
+        """Whether a path leads to an uploaded file or an example; no other place is looked at."""
+        folder = Path(get_upload_folder())
+        try:
+            named = Path(os.path.abspath(path))
+            if not any(named.is_relative_to(os.path.abspath(root)) for root in (folder, os.path.realpath(folder))):
+                return str(named) in self.example_files
+            return Path(os.path.realpath(named)).is_relative_to(os.path.realpath(folder))
+        except (OSError, ValueError):  # a null byte, for one
+            return False
 
     @told
     def score(self, upload: Upload, lines: str) -> str:
         """A table of captions, their probabilities and their similarities."""
-        picture, captions = _picture(upload), read_lines(lines, "caption")
+        picture, captions = self._picture(upload), read_lines(lines, "caption")
         _warn_of_cut(self.assistant.retrieve, captions)
         rows = [
             f"<div>{html.escape(text)}</div>"
@@ -93,16 +150,17 @@ class Page:
     @told
     def look(self, upload: Upload, text: str) -> list[Panel]:
         """Heat maps of a text and its words."""
-        picture, text = _picture(upload), read_text(text, "text")
+        picture, text = self._picture(upload), read_text(text, "text")
         _warn_of_cut(self.assistant.retrieve, [text])
         return self.assistant.show(picture, text)
 
     @told
     def ask(self, upload: Upload, question: str, lines: str) -> tuple[dict[str, float], Image.Image]:
         """Answers, and where the model has looked for the best."""
-        picture, question = _picture(upload), read_text(question, "question")
+        picture, question = self._picture(upload), read_text(question, "question")
         _warn_of_cut(self.assistant.answer, [question])
-        return self.assistant.ask(picture, question, read_lines(lines, "answer") if lines.strip() else [])
+        has_choices = bool(lines.strip()) if isinstance(lines, str) else lines is not None
+        return self.assistant.ask(picture, question, read_lines(lines, "answer") if has_choices else [])
 
     @told
     def search(self, query: str) -> tuple[list[Panel], tuple[str, list[Any]]]:
@@ -115,17 +173,20 @@ class Page:
     @told
     def search_similar(self, upload: Upload) -> tuple[list[Panel], tuple[str, list[Any]]]:
         """Pictures that resemble the one in the hand."""
-        panels, keys = self.assistant.search(_picture(upload), FOUND)
+        panels, keys = self.assistant.search(self._picture(upload), FOUND)
         return panels, ("", keys)
 
     @told
     def take(self, found: tuple[str, list[Any]], event: gr.SelectData) -> tuple[Any, ...]:
         """Put a picture that was found into the hand; if a text has found it, show its words in it."""
-        query, keys = found
-        picture = self.assistant.index.picture(keys[event.index])
+        try:
+            query, keys = found
+            picture = self.assistant.index.picture(keys[event.index])
+        except (AttributeError, LookupError, TypeError) as error:  # of what a client sends by itself
+            raise ValueError("There is no such picture: search again, and click one.") from error
         if not query:
             return picture, gr.skip(), gr.skip(), gr.skip()
-        return picture, query, self.assistant.show(picture, query), gr.Tabs(selected="words")
+        return picture, query, self.assistant.show(picture, read_text(query, "text")), gr.Tabs(selected="words")
 
     def build(self) -> gr.Blocks:
         """Lay the page out."""
@@ -232,10 +293,6 @@ def _gallery(name: str, **settings: Any) -> gr.Gallery:
     )
 
 
-def _picture(upload: Upload) -> Image.Image:
-    return read_picture(upload and upload["path"])
-
-
 def scene_examples(folder: str) -> list[tuple[str, str, str]]:
     """Built-in scenes, drawn into a folder, each with a caption of its own and those of two others."""
     scenes = list(Scenes(EXAMPLES, seed=7, image_size=240))
@@ -285,7 +342,8 @@ def main(arguments: list[str]) -> None:
     options = read_options(arguments)
     if options.model == FIRST_MODEL and not Path(FIRST_MODEL).exists():
         sys.exit(f"error: there is no {FIRST_MODEL}, which `make pretrain` writes; or give --model FOLDER_OR_HUB_NAME")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as uploads:
+        os.environ.setdefault("GRADIO_TEMP_DIR", uploads)  # not where other pages keep what was uploaded there
         try:
             assistant = Assistant.from_pretrained(
                 options.model, options.question_model, options.index, options.pictures

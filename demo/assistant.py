@@ -5,19 +5,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import pipeline
 
 from albef_hf import AlbefProcessor, ImageTextRetrievalPipeline, VisualQuestionAnsweringPipeline, clean_caption
-from albef_hf.data import BadSampleError, load_upright, says_something
+from albef_hf.data import says_something
 from albef_hf.explain import answer_heatmaps, matching_heatmaps, overlay
+from albef_hf.images_albef import ImageTooLargeError, read_image
 from albef_hf.processing_albef import encodable
-from albef_hf.results_page import word_maps
+from albef_hf.results_page import contain, word_maps
 
 if TYPE_CHECKING:
     from albef_hf.retrieval import Hit, PictureIndex
 
 MOST_CHARACTERS = 1_000  # of a text
+MOST_PIXELS = 25_000_000  # of a picture: some 300 MB while it is read
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # of files, by Pillow's names
 MOST_TEXTS = 100  # captions at once, or answers to choose from
 SHOWN_SIZE = 480  # longest side of a picture in a gallery, in pixels
 RERANKED = 32  # found pictures that are matched with the text; the paper's 128 would keep a visitor waiting
@@ -37,8 +40,10 @@ def read_picture(path: str | None) -> Image.Image:
     if path is None:
         raise ValueError("There is no picture yet: drop one into the field, or pick an example.")
     try:
-        return load_upright(path)
-    except BadSampleError as error:
+        return read_image(path, exif_transpose=True, max_pixels=MOST_PIXELS, formats=FORMATS)
+    except ImageTooLargeError as error:
+        raise ValueError(f"This picture is too large: {error}. Make it smaller.") from error
+    except Exception as error:  # Pillow raises many kinds of errors on broken files
         raise ValueError("This file cannot be read as a picture: it is damaged, too large, or no picture.") from error
 
 
@@ -48,6 +53,8 @@ def read_text(text: str, name: str) -> str:
     Raises:
         ValueError: If there is no word in it, or it is longer than anybody reads.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"A {name} has to be a text, not a {type(text).__name__}.")
     text = encodable(text).strip()
     if not says_something(text):
         raise ValueError(f"There is no {name} yet: write one.")
@@ -62,6 +69,8 @@ def read_lines(text: str, name: str) -> list[str]:
     Raises:
         ValueError: If there is none, there are too many, or one is too long.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"The lines have to be a text, a {name} each, not a {type(text).__name__}.")
     lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if len(lines) > MOST_TEXTS:
         raise ValueError(f"There may be {MOST_TEXTS} lines, a {name} each; these are {len(lines):,}.")
@@ -158,7 +167,7 @@ class Assistant:
 
 def _sized(picture: Image.Image) -> Image.Image:
     """In the size that it is looked at, which a photograph exceeds and a built-in scene falls short of."""
-    return ImageOps.contain(picture, (SHOWN_SIZE, SHOWN_SIZE))
+    return contain(picture, SHOWN_SIZE)
 
 
 def _panels(picture: Image.Image, titles: Sequence[str], heatmaps: Sequence[torch.Tensor]) -> list[Panel]:

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +231,59 @@ def test_a_picture_that_somebody_has_opened_may_be_broken_too():
     for load in (load_image, load_upright):
         with pytest.raises(BadSampleError, match="image_broken"):
             load(Image.open(io.BytesIO(buffer.getvalue()[:2000])))
+
+
+def with_scans(size: int, scans: int) -> bytes:
+    """A progressive JPEG that repeats its last scan: few bytes, much work."""
+    content = encoded(Image.new("L", (size, size)), "JPEG", progressive=True)
+    start = content.rindex(b"\xff\xc4", 0, content.rindex(b"\xff\xda"))
+    return content[:-2] + content[start:-2] * scans + content[-2:]
+
+
+def test_limits_are_checked_before_an_image_is_decoded(tmp_path, monkeypatch):
+    (tmp_path / "scans.jpg").write_bytes(with_scans(1000, 2000))  # 2 billion pixels in all scans
+    for source in (tmp_path / "scans.jpg", with_scans(1000, 2000), Image.open(tmp_path / "scans.jpg")):
+        with pytest.raises(BadSampleError, match=r"image_too_large: .* a JPEG of 2,006 scans"):
+            load_image(source)
+    assert load_image(with_scans(100, 20)).size == (100, 100)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4999)
+    with pytest.raises(BadSampleError, match="image_too_large: .* it has 9,216 pixels; at most 4,999 are read"):
+        load_image(encoded(noise((96, 96))))
+    assert load_image(noise((96, 96))).size == (96, 96)  # which is decoded already
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert load_image(with_scans(100, 20)).size == (100, 100)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_threads_leave_the_filters_of_warnings_alone(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)  # which 96 x 96 exceed, but not twice
+    before, large, small = list(warnings.filters), encoded(noise((96, 96))), encoded(noise((30, 30)))
+
+    def read(number: int) -> str:
+        try:
+            return str(load_upright(large if number % 2 else small).size)
+        except BadSampleError as error:
+            return error.issue.name
+
+    with ThreadPoolExecutor(8) as pool:
+        found = Counter(pool.map(read, range(200)))
+    assert found == {"(30, 30)": 100, "IMAGE_TOO_LARGE": 100} and list(warnings.filters) == before
+
+
+def test_what_is_no_regular_file_is_missing_and_postscript_is_not_run(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):  # reading them would never end
+        with pytest.raises(BadSampleError, match="image_missing"):
+            load_image(path)
+    with pytest.raises(BadSampleError, match="image_broken: .* PostScript"):
+        load_image(encoded(noise(), "EPS"))
+
+
+def test_16_bit_gray_may_have_a_transparent_level():
+    levels = np.full((8, 8), 257 * 9, np.uint16)
+    levels[3, 4] = 257 * 7
+    content = encoded(Image.fromarray(levels), "PNG", transparency=257 * 7)
+    assert np.asarray(load_image(content))[3, 3:5].tolist() == [[9, 9, 9], [255, 255, 255]]
 
 
 def test_shards_of_all_of_it_hold_what_can_be_used(run, everything, script, processor, tmp_path):  # noqa: F811

@@ -45,9 +45,9 @@ def picture(color: str = "red", size: tuple[int, int] = (40, 30)) -> Image.Image
     return Image.new("RGB", size, color)
 
 
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **settings: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind)
+    image.save(buffer, kind, **settings)
     return buffer.getvalue()
 
 

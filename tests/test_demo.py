@@ -9,7 +9,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,13 @@ def test_pictures_that_are_none_are_refused(tmp_path, picture):
         (tmp_path / "broken.png").write_bytes(content)
         with pytest.raises(ValueError, match="cannot be read as a picture"):
             work.read_picture(str(tmp_path / "broken.png"))
+    Image.new("1", (5200, 5000)).save(tmp_path / "large.png")  # 26 megapixels in 16 kB
+    with pytest.raises(ValueError, match="too large: it has 26,000,000 pixels; at most 25,000,000 are read"):
+        work.read_picture(str(tmp_path / "large.png"))
+    picture.save(tmp_path / "other.ico")
+    with pytest.raises(ValueError, match="cannot be read as a picture"):
+        work.read_picture(str(tmp_path / "other.ico"))
+    assert work.read_picture(str(tmp_path / "whole.png")).size == (90, 60)
     turned = picture.getexif()
     turned[274] = 6  # a camera held upright
     picture.save(tmp_path / "turned.jpg", exif=turned)
@@ -239,7 +248,8 @@ def test_the_space_arrives_whole(space):
 
 
 @pytest.fixture
-def app():
+def app(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # where uploads are
     pytest.importorskip("gradio", reason='pip install -e ".[demo]"')
     import app
 
@@ -335,6 +345,70 @@ def test_what_is_found_can_be_taken_into_the_hand(app, found, tmp_path):
     panels, again = found.search_similar({"path": str(tmp_path / "photographs" / "05.png")})
     (gone,) = [below for _, below in panels if work.UNREADABLE in below]
     assert len(panels) == len(again[1]) >= 11 and re.fullmatch(r"not readable any more, ITC [+-]\d\.\d\d", gone)
+
+
+@pytest.fixture
+def visit(found, app, monkeypatch) -> Iterator[Callable]:
+    """Calls an endpoint of the running page as a client does, and returns what it answers."""
+    monkeypatch.setattr(app, "JOB_SECONDS", 20)
+    blocks = found.build()
+    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, server_name="127.0.0.1")
+
+    def ask(path: str, body: dict | None = None) -> str:
+        content = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(address + path, content, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.read().decode()
+
+    def call(name: str, *data: Any) -> str:
+        event = json.loads(ask(f"gradio_api/call/{name}", {"data": data}))["event_id"]
+        return ask(f"gradio_api/call/{name}/{event}")
+
+    call.endpoints = json.loads(ask("gradio_api/info"))["named_endpoints"]
+    yield call
+    blocks.close(verbose=False)
+
+
+def test_no_endpoint_reads_what_nobody_has_uploaded(visit, tmp_path, tmp_path_factory, upload):
+    outside = tmp_path_factory.mktemp("private")
+    Image.new("RGB", (30, 20), (12, 200, 34)).save(outside / "private.png")
+    (tmp_path / "link.png").symlink_to(outside / "private.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    paths = [str(outside / "private.png"), f"{tmp_path}/../{outside.name}/private.png", str(tmp_path / "link.png")]
+    paths += ["/dev/ptmx", "/dev/zero", "/etc/passwd", "/root", "/no/such", "a\0b", str(tmp_path / "pipe.png"), "demo"]
+    others = {"score": ["a ball"], "look": ["a ball"], "ask": ["what?", "yes\nno"], "search_similar": []}
+    assert others.keys() | {"search"} <= {name.strip("/") for name in visit.endpoints}
+    for name, more in others.items():
+        for path in [*paths, 7, None, ["a"]]:
+            for file in ({"path": path}, {"path": path, "meta": {"_type": "gradio.FileData"}}):
+                if path in paths or "meta" not in file:
+                    answer = visit(name, file, *more)
+                    assert "event: error" in answer and "event: complete" not in answer, (name, file, answer)
+        for file in ("text", 7, [], {"url": "http://127.0.0.1/"}):
+            assert "event: error" in visit(name, file, *more)
+        assert "event: complete" in visit(name, upload, *more), "the next visitor waits in vain"
+    for name, more in others.items():
+        for wrong in (None, 7, ["a"]):
+            answer = visit(name, upload, *[wrong] * len(more))
+            assert not more or "event: error" in answer
+    assert "event: error" in visit("search", {"path": "/etc/passwd"})
+    for found in (None, 7, ["a", [["b"]]], ["a", ["/etc/passwd"]], [7, ["00.png"]]):
+        assert "event: error" in visit("take", found)
+
+
+def test_a_job_that_hangs_stops_nobody_else(page, app, upload, monkeypatch):
+    hanging, score = threading.Event(), page.assistant.score
+    monkeypatch.setattr(app, "JOB_SECONDS", 0.2)
+    page.assistant.score = lambda *arguments: hanging.wait(60)
+    for said in [*["took more than 0.2 seconds"] * app.LATE_JOBS, "The page is busy"]:
+        with pytest.raises(app.gr.Error, match=said):
+            page.score(upload, "a dog")
+    hanging.set()
+    page.assistant.score = score
+    monkeypatch.setattr(app, "JOB_SECONDS", 60)
+    for thread in page.late_jobs:
+        thread.join()
+    assert "a dog" in page.score(upload, "a dog")
 
 
 def test_how_many_are_matched_is_said(app, found):

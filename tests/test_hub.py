@@ -181,7 +181,7 @@ def test_an_encoder_a_configuration_and_a_processor_bring_theirs(config, process
         "compatibility_albef.py",
         "configuration_albef.py",
     }
-    assert code_of(files["processor"]).keys() == {"processing_albef.py"}
+    assert code_of(files["processor"]).keys() == {"images_albef.py", "processing_albef.py"}
     assert json.loads(files["config"]["config.json"])["auto_map"] == {"AutoConfig": "configuration_albef.AlbefConfig"}
     assert json.loads(files["model"]["config.json"])["auto_map"] == {
         "AutoConfig": "configuration_albef.AlbefVisionConfig",

@@ -36,6 +36,7 @@ from albef_hf import (
     pipeline_albef,
     ranking,
 )
+from albef_hf.data import load_image
 from albef_hf.explain import contrastive_heatmaps, matching_heatmaps, overlay, score_boxes
 
 TEXTS = ["a red ball", "two dogs in the snow, running", "nothing"]
@@ -222,6 +223,20 @@ def test_pictures_are_read_from_paths_addresses_and_base64(aligned, processor, p
     assert [result["image"] for result in found] == [sources[result["index"]] for result in found]
     ours = find("a red ball", candidate_images=pictures[:2])
     assert [result["score"] for result in found] == pytest.approx([result["score"] for result in ours], abs=1e-6)
+
+
+def test_pictures_are_converted_as_in_training(aligned, processor, folder):
+    levels = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
+    transparent = Image.merge("LA", [Image.fromarray(levels), Image.fromarray(levels.T.copy().reshape(30, 40))])
+    Image.fromarray(levels.astype(np.uint16) * 257).save("deep.png")
+    transparent.save("transparent.png")
+    match = pipeline("image-text-matching", model=aligned, processor=processor)
+    for name in ("deep.png", "transparent.png"):
+        encoded = base64.b64encode(Path(name).read_bytes()).decode()
+        expected = match(load_image(name), "a red ball")
+        for image in (name, Image.open(name), encoded, f"data:image/png;base64,{encoded}"):
+            assert close(match(image, "a red ball"), expected)
+    assert close(match("deep.png", "a red ball"), match(Image.fromarray(levels), "a red ball"))
 
 
 @pytest.mark.parametrize("wrong", ["missing.png", "words.txt", "empty.png", "/nothing/there", 7, None, b"\x89PNG"])
@@ -715,7 +730,7 @@ answer = pipeline("visual-question-answering", model="you/albef-vqa", trust_remo
 assert type(answer.model).__module__.startswith("transformers_modules.")
 ground = pipeline("visual-grounding", model="you/albef", trust_remote_code=True)
 print(json.dumps({
-    "retrieval": retrieve("picture.png", candidate_texts=["a red ball", "snow"]),
+    "retrieval": retrieve("deep.png", candidate_texts=["a red ball", "snow"]),
     "vqa": answer("picture.png", "what is it?", candidate_answers=["yes", "no"], top_k=2),
     "grounding": ground("picture.png", "a ball", boxes=[[0, 0, 20, 15], [5, 5, 20, 15]])["boxes"],
 }))
@@ -726,8 +741,10 @@ def test_the_code_that_a_pipeline_saves_runs_without_the_package(folder):
     retrieve = pipeline("image-text-retrieval", model="you/albef")
     answer = pipeline("visual-question-answering", model="you/albef-vqa")
     ground = pipeline("visual-grounding", model="you/albef")
+    gray = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
+    Image.fromarray(gray.astype(np.uint16) * 257).save("deep.png")
     expected = {
-        "retrieval": retrieve("picture.png", candidate_texts=["a red ball", "snow"]),
+        "retrieval": retrieve(Image.fromarray(gray), candidate_texts=["a red ball", "snow"]),
         "vqa": answer("picture.png", "what is it?", candidate_answers=["yes", "no"], top_k=2),
         "grounding": ground("picture.png", "a ball", boxes=[[0, 0, 20, 15], [5, 5, 20, 15]])["boxes"],
     }

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoTokenizer, BlipImageProcessorPil
 
 from albef_hf import AlbefProcessor, clean_caption
-from albef_hf.data import PretrainingCollator, embedded_tokenizer
+from albef_hf.data import PretrainingCollator, embedded_tokenizer, load_image
 from albef_hf.finetuning import TextLimit
 from albef_hf.metrics.vqa_accuracy.vqa_accuracy import vqa_accuracy
 from albef_hf.processing_albef import without_separator
@@ -92,6 +92,112 @@ def test_bad_input_gets_a_clear_error(processor):
         processor()
     with pytest.raises(ValueError, match="list of strings"):
         processor(text=["fine", None])
+    with pytest.raises(ValueError, match="text is an empty list"):
+        processor(text=[])
+    for nothing in ([], [[]], (), np.zeros((0, 3, 4, 4), np.uint8)):
+        with pytest.raises(ValueError, match="images is an empty list"):
+            processor(images=nothing)
+    for wrong in (7, [None], {"bytes": b""}, "nowhere.png", b"no image"):
+        with pytest.raises(ValueError, match="The image .* cannot be read: .* Give a PIL image"):
+            processor(images=wrong)
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
+RGB, RGBA, GRAY = (Image.fromarray(array) for array in (NOISE[..., :3], NOISE, NOISE[..., 0]))
+DEEP = Image.fromarray(NOISE[..., 0].astype(np.uint16) * 257)  # the same gray with 16 bits
+FLAT = Image.fromarray(NOISE[:3, :, :3])
+EXIF = Image.Exif()
+EXIF[0x0112] = 6  # to be turned by a quarter
+
+
+def pixels_of(processor: AlbefProcessor, images: object, **settings: object) -> torch.Tensor:
+    return processor(images=images, return_tensors="pt", **settings)["pixel_values"]
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "settings"),
+    [
+        ("rgb.png", RGB, {"transparency": (1, 2, 3)}),
+        ("rgba.png", RGBA, {}),
+        ("rgba.webp", RGBA, {"lossless": True}),
+        ("la.png", RGBA.convert("LA"), {}),
+        ("palette.png", RGB.convert("P"), {"transparency": bytes(range(256))}),
+        ("gray.png", GRAY, {"transparency": 7}),
+        ("bits.png", RGB.convert("1"), {}),
+        ("deep.png", DEEP, {}),
+        ("deep.tiff", DEEP, {}),
+        ("deep.pgm", Image.fromarray(NOISE[..., 0].astype(np.int32) * 257), {}),
+        ("cmyk.jpg", RGB.convert("CMYK"), {}),
+        ("animated.gif", RGB, {"save_all": True, "append_images": [RGB.rotate(90)]}),
+        ("turned.jpg", RGB, {"exif": EXIF}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_images_are_those_of_training(processor, tmp_path, name, image, settings):
+    image.save(tmp_path / name, **settings)
+    expected = pixels_of(processor, load_image(tmp_path / name).convert("RGB"))
+    for source in (Image.open(tmp_path / name), str(tmp_path / name), tmp_path / name):
+        assert torch.equal(pixels_of(processor, source), expected)
+    if name.startswith("deep"):
+        assert torch.equal(expected, pixels_of(processor, GRAY))
+
+
+@pytest.mark.parametrize(
+    ("array", "settings", "image"),
+    [
+        (NOISE[..., :3], {}, RGB),
+        (NOISE[..., :3].transpose(2, 0, 1), {}, RGB),
+        (NOISE[None, ..., :3], {}, RGB),
+        (NOISE, {}, RGBA),
+        (NOISE[..., 0], {}, GRAY),
+        (NOISE[..., :1], {}, GRAY),
+        (np.asarray(DEEP), {}, GRAY),
+        (NOISE[..., 0] > 127, {}, GRAY.point(lambda level: 255 * (level > 127))),
+        (NOISE[..., :3].astype(np.int64), {}, RGB),
+        (NOISE[..., :3].astype(np.float32), {}, RGB),
+        (NOISE[..., :3] / 255, {}, RGB),
+        (NOISE[..., :3].transpose(2, 0, 1) / 255, {"do_rescale": False}, RGB),
+        (NOISE[..., :3] / 255, {"images_kwargs": {"do_rescale": False}}, RGB),
+        (NOISE[:3, :, :3], {"input_data_format": "channels_last"}, Image.fromarray(NOISE[:3, :, :3])),
+        (
+            NOISE[:, :3, :3].transpose(2, 0, 1),
+            {"input_data_format": "channels_first"},
+            Image.fromarray(NOISE[:, :3, :3]),
+        ),
+    ],
+)
+def test_arrays_are_read_as_the_images_that_they_are(processor, array, settings, image):
+    expected = pixels_of(processor, image)
+    for same in (array, torch.tensor(array) if array.dtype != np.uint16 else array):
+        assert torch.equal(pixels_of(processor, same, **settings), expected)
+    assert torch.equal(pixels_of(processor, [array, array], **settings), expected.repeat(2, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros(7, np.uint8), "is not an image: give"),
+        (np.zeros((5, 0, 3), np.uint8), "is not an image: give"),
+        (np.zeros((2, 3, 4, 5, 6), np.uint8), "is not an image: give"),
+        (np.zeros((20, 30, 2), np.uint8), "has no axis of 1, 3 or 4 channels"),
+        (np.zeros((3, 30, 3), np.uint8), "the first or the last axis may be the channels: give input_data_format"),
+        (NOISE[..., 0].astype(np.uint16), "may be 8-bit or 16-bit"),
+        (NOISE[..., :3].astype(np.int16) - 9, "which is not a range of pixels"),
+        (NOISE[..., :3] / 2, "which is not a range of pixels"),
+        (NOISE[..., :3] / 255 - 0.5, "which is not a range of pixels"),
+        (np.full((20, 30, 3), np.nan), "which is not a range of pixels"),
+        (np.full((20, 30, 3), "a"), "An array of <U1 is not an image"),
+    ],
+)
+def test_arrays_whose_range_or_layout_is_not_known_are_refused(processor, array, reason):
+    with pytest.raises(ValueError, match=reason):
+        processor(images=array)
+
+
+@pytest.mark.parametrize("image", [Image.new("F", (8, 8)), Image.new("I", (8, 8), 70000), Image.new("I", (8, 8), 200)])
+def test_pixels_whose_range_is_not_known_are_refused(processor, image):
+    with pytest.raises(ValueError, match="cannot be read: its pixels "):
+        processor(images=image)
 
 
 def test_the_tokenizer_that_was_given_keeps_its_separator():

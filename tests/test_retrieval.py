@@ -1,12 +1,15 @@
 """Search of one's own pictures: what is found, what survives, and what is refused."""
 
 import contextlib
+import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -14,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from albef_hf import AlbefForPreTraining
 from albef_hf.ranking import encode_texts, match, match_pictures, score_all
@@ -22,6 +27,7 @@ pytest.importorskip("faiss", reason='searching needs pip install -e ".[search]"'
 
 from albef_hf import feature_store, files, nearest, retrieval
 from albef_hf.nearest import default_factory, find, make_vectors
+from albef_hf.results_page import results_page, word_maps
 from albef_hf.retrieval import PictureIndex, main
 
 TEXTS = ["a red one", "two dogs in the snow", "green", "the sky above a house"]
@@ -620,10 +626,112 @@ def test_a_damaged_index_is_refused_and_mended(index, model, processor, album, t
 
 
 def test_a_damaged_manifest_is_refused(index, model, processor, tmp_path):
-    for content in ("", "[]", "{}", '{"format": 2}', '{"format": 1, "unheard": 3}', "\x00\x01"):
+    for content in ("", "[]", "{}", '{"format": 2}', '{"format": 1, "unheard": 3}', "\x00\x01", "[" * 100_000):
         (tmp_path / "index" / "manifest.json").write_text(content)
         with pytest.raises(ValueError, match=r"manifest.json cannot be read .* Remove .*index, and build the index"):
             PictureIndex.load(tmp_path / "index", model, processor)
+
+
+def rewrite(folder: Path, change: Callable[[dict], None], columns: dict | None = None, keys: object = None) -> None:
+    """Change the manifest of an index and the content of its first shard, as somebody would who knows how."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (name,) = manifest["shards"]
+    with safe_open(folder / name, "pt") as file:
+        tensors = {column: file.get_tensor(column) for column in ("ids", "stamps", "features")}
+        old_keys = json.loads(file.metadata()["keys"])
+    save_file(tensors | (columns or {}), folder / name, {"keys": json.dumps(old_keys if keys is None else keys)})
+    manifest["files"][name] = {"bytes": (folder / name).stat().st_size, "sha256": files.digest(folder / name)}
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["by its root", "by the caller"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_an_index_of_somebody_else_shows_no_private_image(index, model, processor, album, tmp_path, named, elsewhere):
+    noise(5).save(tmp_path / "private.png")
+    noise(6).save(album / "other.png")  # which its owner has not indexed
+    private = [str(tmp_path / "private.png"), "../private.png", f"2019/../../{tmp_path.name}/private.png"]
+    private += ["/etc/passwd", "nul\0", *([] if named else ["other.png"])]
+    keys_of_attacker = [*private, *index.keys[len(private) :]]
+    rewrite(index.store.folder, lambda it: it.update(elsewhere=private[:1] * elsewhere), keys=keys_of_attacker)
+    loaded = PictureIndex.load(index.store.folder, model, processor, album if named else None)
+    for key in private:
+        with pytest.raises(ValueError, match="cannot be read any more: image_(missing|outside_root)"):
+            loaded.picture(key)
+    assert {hit.key for hit in loaded.search("red", k=99)} == {*keys_of_attacker} - {*private}
+    assert not {hit.key for hit in loaded.search("red", k=99, rerank=0)} & {*private} - {"other.png"}
+
+
+def test_an_index_of_somebody_else_lists_no_folder(index, model, processor, album, tmp_path):
+    (tmp_path / "private").mkdir()
+    noise(5).save(tmp_path / "private" / "private.png")
+    for root in ("../private", "..", "/", str(tmp_path / "private")):
+        rewrite(index.store.folder, lambda it, root=root: it.update(root=root))
+        changes = PictureIndex.load(index.store.folder, model, processor).changes()
+        assert not changes.new and len(changes.missing) == 12
+    assert PictureIndex.load(index.store.folder, model, processor, tmp_path / "private").changes().new == [
+        "private.png"
+    ]
+
+
+def test_what_was_indexed_is_read_and_what_has_changed_since_if_it_is_named(model, processor, album, tmp_path):
+    noise(20).save(tmp_path / "elsewhere.png")
+    index = PictureIndex.build(model, processor, album, tmp_path / "index")
+    index.add([tmp_path / "elsewhere.png"])
+    for path in (album / "00.PNG", tmp_path / "elsewhere.png"):  # as a copy or an archive rounds it
+        os.utime(path, ns=(0, path.stat().st_mtime_ns // 10**9 * 10**9))
+    loaded = PictureIndex.load(tmp_path / "index", model, processor)
+    assert len(loaded.search("red", k=99)) == 13 and loaded.picture(str(tmp_path / "elsewhere.png"))
+    noise(30, (50, 50)).save(album / "00.PNG")
+    with pytest.raises(ValueError, match="00.PNG is not the file that was indexed: name its folder"):
+        loaded.picture("00.PNG")
+    assert "00.PNG" not in keys(loaded.search("red", k=99)) and "00.PNG" in loaded.changes().changed
+    assert PictureIndex.load(tmp_path / "index", model, processor, album).picture("00.PNG").size == (50, 50)
+    paths = [album / key for key in ("00.PNG", "02.PNG")]
+    listed = PictureIndex.build(model, processor, paths, tmp_path / "listed")
+    noise(31, (60, 50)).save(paths[0])
+    with pytest.raises(ValueError, match="cannot be read any more"):
+        PictureIndex.load(tmp_path / "listed", model, processor).picture(str(paths[0]))
+    assert PictureIndex.load(tmp_path / "listed", model, processor, paths).picture(listed.keys[0]).size == (60, 50)
+
+
+def test_an_index_that_was_tampered_with_is_refused(index, model, processor, tmp_path):
+    def load(change: Callable[[dict], None], columns: dict | None = None) -> PictureIndex:
+        shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+        rewrite(shutil.copytree(index.store.folder, tmp_path / "copy"), change, columns)
+        return PictureIndex.load(tmp_path / "copy", model, processor)
+
+    for name, value in (
+        ("vectors", "../vectors_000000.faiss"),
+        ("vectors", 5),
+        ("shards", ["/etc/passwd"]),
+        ("shards", "abc"),
+        ("parts", None),
+        ("model", []),
+        ("model", {"name": 3, "revision": None, "weights": ""}),
+        ("root", 5),
+        ("files", []),
+        ("files", {"vectors_000000.faiss": {"bytes": 3}}),
+        ("broken", [["a", "b"]]),
+        ("removed", 5),
+        ("elsewhere", [{}]),
+        ("elsewhere", ["../a.png"]),
+        ("next_id", "x"),
+    ):
+        with pytest.raises(ValueError, match=f"manifest.json cannot be read .its .*{name}.* cannot be right"):
+            load(lambda manifest, name=name, value=value: manifest.update({name: value}))
+    for columns in (
+        {"features": torch.zeros(12, 3)},
+        {"features": torch.full((12, 16), torch.nan)},
+        {"features": torch.zeros(12, 16, dtype=torch.int64)},
+        {"ids": torch.zeros(12)},
+        {"ids": torch.zeros(12, dtype=torch.int64)},
+        {"ids": torch.arange(100, 112)},
+        {"stamps": torch.zeros(12, 1, dtype=torch.int64)},
+    ):
+        with pytest.raises(ValueError, match="The index is damaged: .* Build the index again"):
+            load(lambda manifest: None, columns).search("red")
+    assert load(lambda manifest: None, {}).search("red") == index.search("red")
 
 
 def test_other_weights_are_refused(index, model, processor, album, config, tmp_path):
@@ -678,6 +786,11 @@ def test_what_cannot_be_indexed_is_refused(index, model, processor, album, pictu
         build(tmp_path / "empty2", "index")
     with pytest.raises(ValueError, match="either files or rows"):
         index.add(pictures)
+    for use in (index.add, lambda nothing: PictureIndex.load(tmp_path / "index", model, processor, nothing)):
+        with pytest.raises(ValueError, match="list or dataset is empty"):
+            use([])
+    with pytest.raises(ValueError, match="keys are '00.PNG'; give a list"):
+        index.remove("00.PNG")
     with pytest.raises(ValueError, match="holds no index. Make one: python -m"):
         PictureIndex.load(tmp_path / "texts", model, processor)
     with pytest.raises(ValueError, match="A AlbefModel cannot search: load the model as AlbefForRetrieval"):
@@ -706,6 +819,7 @@ def test_queries_are_checked(index, said):
             index.search("red", itc_weight=weight)
     counted = index.search("red", k=np.int64(3), rerank=torch.tensor(5), itc_weight=np.float32(0.5))
     assert counted == index.search("red", k=3, rerank=5, itc_weight=0.5)
+    index.search("red")  # now all images are encoded, and go in the same batches from here on
     assert not said
     long = "two dogs in the snow " * 500  # more than 10,000 characters
     assert index.search(long) == index.search(" ".join(long.split()[:29]))  # and [CLS]
@@ -876,6 +990,19 @@ def test_what_is_wrong_is_told_before_the_model_is_loaded(command, album, monkey
     ):
         with pytest.raises(SystemExit, match=f"error: .*{reason}"):
             command(*words)
+
+
+def test_the_page_has_a_place_for_images_of_any_shape_and_maps_without_heat(model, processor, monkeypatch):
+    images = [noise(1), Image.new("RGB", (3000, 2), "red"), Image.new("RGB", (1, 3000)), Image.new("L", (1, 1))]
+    results = [(str(number), {}, image) for number, image in enumerate(images)]
+    page = results_page("a red ball", results, "", model, processor)
+    assert page.count("<li>") == 4 and page.count("<img") == 4 * (1 + 3)
+    assert results_page(images[1], results, "", model, processor).count("<img") == 1 + 4
+    heat = torch.zeros(1, 5, 2, 2).index_fill(1, torch.tensor([0]), 1.0)  # [CLS] alone, of whatever image
+    monkeypatch.setattr("albef_hf.results_page.matching_heatmaps", lambda model, input_ids, **others: heat[:, :4])
+    words, maps = word_maps(model, processor, "a red ball", images[0])
+    assert words == ["a", "red", "ball"] and not maps.any()
+    assert results_page("a red ball", results, "", model, processor).count("<img") == 4 * (1 + 3)
 
 
 def test_a_picture_that_cannot_be_read_any_more_has_its_place_on_the_page(command, album):

@@ -29,15 +29,32 @@ def picture_suffixes() -> set[str]:
     return {suffix for suffix, kind in kinds if kind in Image.OPEN and Image.MIME.get(kind, "").startswith("image/")}
 
 
+TIME_TOLERANCE = 2 * 10**9  # nanoseconds, which a copy's time may differ by: archives and FAT round it
+
+
 class Files:
     """Pictures in files.
 
+    Read are those that the caller has named, by their folder or in a list. Of others, which only an index names, those
+    alone that are what the index has recorded of them, so that an index of somebody else shows no private image: it
+    would have to know size and time of that file.
+
     Args:
         root: Folder that keys are relative to. A picture elsewhere has its absolute path as key.
+        root_is_named: Whether the caller has named the folder; otherwise an index has.
+        recorded: Stamps of the pictures in the index.
     """
 
-    def __init__(self, root: str | os.PathLike | None = None):
+    def __init__(
+        self,
+        root: str | os.PathLike | None = None,
+        root_is_named: bool = True,
+        recorded: Mapping[Key, Stamp] | None = None,
+    ):
         self.root = None if root is None else Path(os.path.abspath(root))
+        self.root_is_named = root_is_named
+        self.recorded = recorded or {}
+        self.named: frozenset[Key] = frozenset()  # keys of files that the caller has named
 
     def keys_of(self, pictures: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Key]:
         """Keys of the pictures in a folder and below, in order, or of a list of files, each once.
@@ -48,7 +65,11 @@ class Files:
             ValueError: If there is no such folder, or no picture in it.
         """
         if not isinstance(pictures, (str, os.PathLike)):
-            return list(dict.fromkeys(self._key(Path(path).absolute()) for path in pictures))
+            keys = list(dict.fromkeys(self._key(Path(path).absolute()) for path in pictures))
+            if not keys:
+                raise ValueError("There is no picture: the list is empty.")
+            self.named |= frozenset(keys)
+            return keys
         folder = Path(pictures).absolute()
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder; give one, or a list of pictures.")
@@ -59,12 +80,15 @@ class Files:
                 f"There is no picture in {folder} or below: no name ends in .jpg, .png or another of the "
                 f"{len(suffixes)} endings that Pillow knows."
             )
+        self.named |= frozenset(found)
         return sorted(found)
 
     def listed(self) -> list[Key]:
-        """Keys of what is in the folder now, where there is one."""
+        """Keys of what is in the folder now, where there is one, and it is not an index alone that says so."""
+        if self.root is None or not (self.root_is_named or self._holds_what_is_recorded()):
+            return []
         try:
-            return [] if self.root is None else self.keys_of(self.root)
+            return Files(self.root).keys_of(self.root)
         except ValueError:
             return []
 
@@ -73,12 +97,27 @@ class Files:
         return (self.root or Path()) / str(key)
 
     def stamp(self, key: Key) -> Stamp | None:
-        """Size in bytes and time of change in nanoseconds; None where there is no file."""
-        try:
-            status = self.path(key).stat()
-        except (OSError, ValueError):
-            return None
-        return status.st_size, status.st_mtime_ns
+        """Size in bytes and time of change in nanoseconds; None where there is no file, or none to be read."""
+        stamp = _stamp_of_file(self.path(key))
+        return stamp if self._is_inside(key) or self._may_be_read(key, stamp) else None
+
+    def _is_inside(self, key: Key) -> bool:
+        """Whether a key names something below the folder, as those that are not in `elsewhere` do."""
+        return self.root is not None and Path(os.path.normpath(self.path(key))).is_relative_to(self.root)
+
+    def _may_be_read(self, key: Key, stamp: Stamp | None) -> bool:
+        if key in self.named or (self.root_is_named and self._is_inside(key)):
+            return True
+        recorded = self.recorded.get(key)
+        if stamp is None or recorded is None:
+            return False
+        return stamp[0] == recorded[0] and abs(stamp[1] - recorded[1]) <= TIME_TOLERANCE
+
+    def _holds_what_is_recorded(self) -> bool:
+        """Whether most of the pictures in an index are in the folder, so that it is the one that was indexed."""
+        inside = [key for key in self.recorded if self._is_inside(key)]
+        same = sum(self._may_be_read(key, _stamp_of_file(self.path(key))) for key in inside)
+        return 2 * same > len(inside)
 
     def read(self, key: Key) -> tuple[Stamp, Image.Image]:
         """A picture as RGB, upright, and its stamp.
@@ -89,6 +128,8 @@ class Files:
         stamp = self.stamp(key)
         if stamp is None:
             raise BadSampleError(Issue.IMAGE_MISSING, str(self.path(key)))
+        if not self._may_be_read(key, stamp):
+            raise BadSampleError(Issue.IMAGE_OUTSIDE_ROOT, f"{key} is not the file that was indexed: name its folder")
         return stamp, load_upright(self.path(key))
 
     def _key(self, path: Path) -> str:
@@ -150,6 +191,14 @@ class Rows:
         return value.get("image") if isinstance(value, Mapping) and "image" in value else value
 
 
+def _stamp_of_file(path: str | os.PathLike) -> Stamp | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
 def _walk(folder: Path) -> Iterator[Path]:
     def tell(error: OSError) -> None:
         logger.warning(f"{error.filename} cannot be looked into and is left out: {error.strerror}.")
@@ -182,7 +231,7 @@ def _stamp_of(value: Any) -> Stamp:
     content = value.get("bytes") if isinstance(value, Mapping) else value
     path = value.get("path") if isinstance(value, Mapping) and content is None else value
     if isinstance(path, (str, os.PathLike)):
-        stamp = Files().stamp(os.fspath(path))
+        stamp = _stamp_of_file(os.fspath(path))
         if stamp is None:
             raise BadSampleError(Issue.IMAGE_MISSING, str(path))
         return stamp

@@ -1,18 +1,17 @@
 """Datasets of image-text pairs that survive bad ones: each is skipped, counted by reason and replaced."""
 
-import contextlib
 import enum
 import io
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
+from ..images_albef import ImageTooLargeError, read_image
 from ..processing_albef import clean_caption
 from .augmentation import Augmentation
 from .row_values import (
@@ -89,9 +88,7 @@ def image_file(value: Any, image_root: str | None = None) -> Path | io.BytesIO:
 
 
 def load_image(value: Any, image_root: str | None = None) -> Image.Image:
-    """Read a picture as RGB.
-
-    Transparent pixels become white, 16-bit grey keeps its range, animations give their first frame.
+    """Read a picture as RGB; see `read_image`, which this names the reasons of.
 
     Args:
         value: A path, a Pillow image, an encoded picture as bytes, or the `{"bytes": ..., "path": ...}` of an
@@ -101,56 +98,26 @@ def load_image(value: Any, image_root: str | None = None) -> Image.Image:
     Raises:
         BadSampleError: If the file is missing, outside the root, broken, or larger than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
-    with _opened(value, image_root) as image:
-        return _to_rgb(image)
+    return _read(value, image_root, exif_transpose=False)
 
 
 def load_upright(value: Any, image_root: str | None = None) -> Image.Image:
     """As `load_image`, turned as the camera says in EXIF that it was held; EXIF that makes no sense turns nothing."""
-    with _opened(value, image_root) as image:
-        if is_turned(image):  # before it is RGB, since not every way to that keeps EXIF
-            with contextlib.suppress(Exception):
-                return _to_rgb(ImageOps.exif_transpose(image))
-        return _to_rgb(image)
+    return _read(value, image_root, exif_transpose=True)
 
 
-def is_turned(image: Image.Image) -> bool:
-    """Whether a picture has to be turned or mirrored, by its EXIF, to be upright."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
-    except Exception:  # whatever Pillow makes of garbage
-        return False
-
-
-@contextlib.contextmanager
-def _opened(value: Any, image_root: str | None) -> Iterator[Image.Image]:
-    """A picture as it is in its file; whatever is wrong with it, then or while it is read, is a `BadSampleError`."""
+def _read(value: Any, image_root: str | None, exif_transpose: bool) -> Image.Image:
     named = value.get("path") if isinstance(value, Mapping) else value
     name = "encoded" if isinstance(named, bytes) or named is None else named
-    file = None if isinstance(value, Image.Image) else image_file(value, image_root)
+    source = value if isinstance(value, Image.Image) else image_file(value, image_root)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with contextlib.nullcontext(value) if file is None else Image.open(file) as image:
-                yield image
+        return read_image(source, exif_transpose)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise BadSampleError(Issue.IMAGE_MISSING, str(name)) from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+    except ImageTooLargeError as error:
         raise BadSampleError(Issue.IMAGE_TOO_LARGE, f"{name}: {error}") from error
     except Exception as error:  # a decoder fed with garbage raises whatever it likes
         raise BadSampleError(Issue.IMAGE_BROKEN, f"{name}: {error}") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, of which no range is known")
-    if image.mode.startswith("I;16") or image.mode == "I":  # convert() would clip everything above 255 to white
-        levels = np.asarray(image).astype(np.float64)
-        image = Image.fromarray((levels / 257).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
 
 
 def brief(value: Any) -> str:

@@ -1,0 +1,276 @@
+"""Read images and convert them to RGB, in one way for training, processor, pipelines, search and demo."""
+
+import base64
+import contextlib
+import io
+import os
+import stat
+import urllib.request
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+
+ImageSource = Image.Image | str | os.PathLike | io.BytesIO  # an image, its file, or its file in memory
+SCANS = 20  # of a JPEG with the most pixels; fewer pixels may have more scans, since each scan passes over all of them
+STRIP_PIXELS = 2**20
+DOWNLOAD_BYTES = 100_000_000
+CHANNELS = (1, 3, 4)  # of an array: gray, RGB, RGB with alpha
+TO_8_BITS = (np.arange(2**16) / 257).astype(np.uint8)
+
+
+class ImageTooLargeError(ValueError):
+    """An image that would take too much memory or time to decode."""
+
+
+def read_image(
+    source: ImageSource,
+    exif_transpose: bool = False,
+    max_pixels: int | None = None,
+    formats: Sequence[str] | None = None,
+) -> Image.Image:
+    """Read an image as RGB.
+
+    Transparent pixels become white, 16-bit gray keeps its range, animations give their first frame.
+
+    Args:
+        source: An image, its path, or its file in memory.
+        exif_transpose: Turn the image upright by its EXIF orientation; invalid EXIF is ignored. The original's
+            training does not.
+        max_pixels: Pixels at most, by default `PIL.Image.MAX_IMAGE_PIXELS`; see `open_image`.
+        formats: Pillow's names of the file formats to accept, by default all but PostScript.
+
+    Raises:
+        OSError: If there is no such file, or it cannot be read.
+        ImageTooLargeError: If it has too many pixels or JPEG scans.
+        ValueError: If the path is not a regular file, or the pixels have no known range.
+    """
+    with open_image(source, max_pixels, formats) as image:
+        if exif_transpose and is_turned(image):  # before the conversion, which may drop EXIF
+            with contextlib.suppress(Exception):
+                return to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(image)
+
+
+@contextlib.contextmanager
+def open_image(
+    source: ImageSource, max_pixels: int | None = None, formats: Sequence[str] | None = None
+) -> Iterator[Image.Image]:
+    """Open an image and check its size and its JPEG scans before it is decoded; raises as `read_image` does."""
+    is_path = isinstance(source, (str, os.PathLike))
+    if is_path and not stat.S_ISREG((status := os.stat(source)).st_mode):  # reading a pipe or terminal may never end
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(f"{os.fspath(source)} is a folder")
+        raise FileNotFoundError(f"{os.fspath(source)} is not a regular file")
+    if formats is not None:
+        Image.init()
+        formats = [name for name in formats if name in Image.OPEN]  # AVIF is missing in some builds of Pillow
+    try:
+        is_open = isinstance(source, Image.Image)
+        with contextlib.nullcontext(source) if is_open else Image.open(source, formats=formats) as image:
+            _check_cost(image, Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels)
+            yield image
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ImageTooLargeError(str(error)) from error
+
+
+def _check_cost(image: Image.Image, max_pixels: int | None) -> None:
+    """Refuse an image that is not decoded yet and would be expensive."""
+    file = getattr(image, "fp", None)
+    if file is None:
+        return
+    if image.format == "EPS":
+        raise ValueError("it is PostScript, a program, which is not run; convert it to PNG")
+    pixels = image.width * image.height
+    if max_pixels is not None and pixels > max_pixels:
+        raise ImageTooLargeError(f"it has {pixels:,} pixels; at most {max_pixels:,} are read")
+    if max_pixels is not None and image.format in ("JPEG", "MPO"):
+        scans = _count_scans(file)
+        if scans * pixels > SCANS * max_pixels:
+            raise ImageTooLargeError(f"it is a JPEG of {scans:,} scans, which would take too long to decode")
+
+
+def _count_scans(file: BinaryIO) -> int:
+    """Count the markers that start a scan in a JPEG, those of embedded thumbnails too."""
+    position, scans, last = file.tell(), 0, b""
+    file.seek(0)
+    while block := file.read(2**20):
+        scans += (last + block).count(b"\xff\xda")
+        last = block[-1:]
+    file.seek(position)
+    return scans
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether an image has to be turned or mirrored, by its EXIF, to be upright."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+    except Exception:  # Pillow raises many kinds of errors on invalid EXIF
+        return False
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB, transparent pixels to white.
+
+    Raises:
+        ValueError: If the range of its pixels is not known, or Pillow cannot convert it.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, of which no range is known")
+    if image.mode == "I" or image.mode.startswith("I;16"):  # convert() would clip everything above 255 to white
+        image = _from_16_bits(image)
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow knows no other way from premultiplied gray
+    return _on_white(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Put a transparent image on white, some rows at a time, which takes half the memory."""
+    result, rows = Image.new("RGB", image.size), max(STRIP_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        strip = image.crop(box).convert("RGBA")
+        result.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), box)
+    return result
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    levels = np.asarray(image)
+    lowest, highest = int(levels.min(initial=0)), int(levels.max(initial=0))
+    if lowest < 0 or highest > 65535:
+        raise ValueError(f"its pixels go from {lowest} to {highest}; 16-bit gray goes from 0 to 65535")
+    if image.mode == "I" and 0 < highest <= 255:
+        raise ValueError(f"its pixels are 32-bit integers up to {highest}, which may be 8-bit or 16-bit gray")
+    if isinstance(transparent := image.info.get("transparency"), int):
+        levels = np.where(levels == transparent, 65535, levels)
+    return Image.fromarray(TO_8_BITS[levels])
+
+
+def fetch_image(source: ImageSource, exif_transpose: bool = False, timeout: float | None = None) -> Image.Image:
+    """Read an image as RGB, as `read_image` does, also from an address (http or https) or from base64.
+
+    Args:
+        source: An image, its path, its address, or its file in base64.
+        exif_transpose: As in `read_image`.
+        timeout: Seconds that the address may take.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: As `read_image`, or if the text is neither a file, nor an address, nor base64.
+        TypeError: If it is none of these.
+    """
+    if not isinstance(source, (Image.Image, str, os.PathLike)):
+        raise TypeError(f"it is a {type(source).__name__}")
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        request = urllib.request.Request(source, headers={"User-Agent": "Mozilla/5.0 (compatible; transformers)"})
+        with urllib.request.urlopen(request, **({} if timeout is None else {"timeout": timeout})) as response:
+            content = response.read(DOWNLOAD_BYTES + 1)
+        if len(content) > DOWNLOAD_BYTES:
+            raise ImageTooLargeError(f"it has more than {DOWNLOAD_BYTES:,} bytes")
+        source = io.BytesIO(content)
+    elif isinstance(source, str) and not os.path.exists(source):
+        encoded = source.partition(",")[2] if source.startswith("data:image/") else source
+        try:
+            source = io.BytesIO(base64.b64decode("".join(encoded.split()), validate=True))
+        except ValueError as error:
+            raise FileNotFoundError("there is no such file, and it is not base64") from error
+    return read_image(source, exif_transpose)
+
+
+def array_to_image(array: np.ndarray | torch.Tensor, channels_first: bool | None = None) -> Image.Image:
+    """Convert an array of pixels to an RGB image.
+
+    Args:
+        array: (height, width), (height, width, channels) or (channels, height, width), with 1, 3 or 4 channels.
+            uint8 goes from 0 to 255 and uint16 from 0 to 65535; other integers from 0 to 255; floats from 0 to 1, or
+            from 0 to 255 in whole numbers; truth values are black and white.
+        channels_first: Which axis has the channels, where the shape does not tell.
+
+    Raises:
+        ValueError: If the shape or the range of the values is none of these.
+    """
+    pixels = _to_numpy(array)
+    shape = pixels.shape
+    if pixels.ndim not in (2, 3) or 0 in shape:
+        raise ValueError(f"An array of shape {shape} is not an image: give (height, width, channels).")
+    if pixels.ndim == 3:
+        first, last = shape[0] in CHANNELS, shape[-1] in CHANNELS
+        if channels_first is None and first and last:
+            raise ValueError(
+                f"In an array of shape {shape} the first or the last axis may be the channels: give input_data_format "
+                '"channels_first" or "channels_last".'
+            )
+        channels_first = first if channels_first is None else channels_first
+        if not (first if channels_first else last):
+            raise ValueError(f"An array of shape {shape} has no axis of 1, 3 or 4 channels: convert it to RGB.")
+        pixels = np.moveaxis(pixels, 0, -1) if channels_first else pixels
+        pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    return to_rgb(Image.fromarray(np.ascontiguousarray(_to_8_bits(pixels))))
+
+
+def _to_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = array.float() if array.dtype == torch.bfloat16 else array  # which NumPy does not have
+        return array.numpy()
+    return array
+
+
+def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.uint16:
+        if 0 < pixels.max() <= 255:
+            raise ValueError(f"A uint16 array up to {pixels.max()} may be 8-bit or 16-bit: convert it to uint8.")
+        return TO_8_BITS[pixels]
+    if pixels.dtype == bool:
+        return pixels * np.uint8(255)
+    if pixels.dtype.kind not in "iuf":
+        raise ValueError(f"An array of {pixels.dtype} is not an image: give 8-bit integers.")
+    lowest, highest = pixels.min(), pixels.max()
+    if pixels.dtype.kind == "f" and lowest >= 0 and highest <= 1:
+        return (pixels * 255).round().astype(np.uint8)
+    if lowest >= 0 and highest <= 255 and np.all(pixels == np.floor(pixels)):
+        return pixels.astype(np.uint8)
+    raise ValueError(
+        f"The array goes from {lowest} to {highest}, which is not a range of pixels: give 8-bit integers, from 0 to "
+        "255, or floats from 0 to 1."
+    )
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is an array or a tensor, which may be one image or a batch of them."""
+    return isinstance(value, (np.ndarray, torch.Tensor))
+
+
+def is_unit_range(images: Any) -> bool:
+    """Whether images are arrays of floats from 0 to 1, for which one asks a processor not to rescale."""
+    if isinstance(images, (list, tuple)):
+        return all(is_unit_range(image) for image in images)
+    return is_array(images) and "float" in str(images.dtype) and bool(images.max() <= 1)
+
+
+def list_images(images: Any, channels_first: bool | None = None) -> list[Image.Image]:
+    """Read an image, an array, a batch of them, or a nested list of these as RGB images.
+
+    Images are not turned by their EXIF orientation, as in training.
+
+    Raises:
+        ValueError: If one of them cannot be read.
+    """
+    if isinstance(images, (list, tuple)):
+        return [image for one in images for image in list_images(one, channels_first)]
+    if is_array(images):
+        return [array_to_image(one, channels_first) for one in (images if images.ndim == 4 else [images])]
+    try:
+        return [fetch_image(images)]
+    except Exception as error:  # of the file system, of the network, of Pillow
+        raise ValueError(
+            f"The image {images!r:.100} cannot be read: {error!s:.400}. Give a PIL image, an array, a path, an "
+            "address or base64."
+        ) from error
+
+
+__all__ = ["ImageTooLargeError", "array_to_image", "fetch_image", "list_images", "read_image", "to_rgb"]
