@@ -124,11 +124,20 @@ class ImageEncoder:
         return self.model.get_image_features(**inputs.to(self.model.device))
 
 
+def _require_positive(name: str, number: int) -> None:
+    if number < 1:
+        raise ValueError(f"{name} is {number}: give a number of at least 1.")
+
+
 def best_matches(queries: torch.Tensor, keys: torch.Tensor, k: int, block: int = 1024) -> tuple[torch.Tensor, ...]:
     """Cosines and numbers of the best k keys of each query, each (queries, k), best first.
 
     Never below float32, where ties would abound.
+
+    Raises:
+        ValueError: If k is below 1.
     """
+    _require_positive("k", k)
     with torch.autocast(queries.device.type, enabled=False):
         found = [(rows @ keys.T).topk(min(k, len(keys)), dim=1) for rows in queries.split(block)]
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
@@ -243,7 +252,12 @@ def recall(scores: torch.Tensor, positives: torch.Tensor, ranks: Sequence[int] =
 
     Returns:
         Recall in percent for each k.
+
+    Raises:
+        ValueError: If a rank is below 1, or there is no query.
     """
+    _require_positive("The smallest of ranks", min(ranks))
+    _require_positive("The number of queries", len(scores))
     best_positive = scores.masked_fill(~positives, -torch.inf).max(1, keepdim=True).values
     ahead = (~(scores < best_positive) & ~positives).sum(1)
     found = positives.any(1)
