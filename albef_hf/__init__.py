@@ -4,6 +4,7 @@ import transformers
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from . import pipeline_albef
+from .compatibility_albef import allow_removed_task
 from .configuration_albef import PIPELINES, AlbefConfig, AlbefTextConfig, AlbefVisionConfig
 from .modeling_albef import (
     AUTO_MODELS,
@@ -44,8 +45,7 @@ for _task, (_pipeline, _auto_class, _) in PIPELINES.items():
     PIPELINE_REGISTRY.register_pipeline(
         _task, getattr(pipeline_albef, _pipeline), pt_model=getattr(transformers, _auto_class), type="multimodal"
     )
-# transformers has given some tasks up, and refuses them even where somebody brings a pipeline along.
-getattr(transformers.pipelines, "REMOVED_TASKS", {}).pop("visual-question-answering", None)
+allow_removed_task("visual-question-answering")
 
 __all__ = [
     "AlbefConfig",

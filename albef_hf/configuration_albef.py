@@ -163,9 +163,8 @@ class AlbefConfig(PreTrainedConfig):
     """
 
     model_type = "albef"
-    sub_configs = {"vision_config": AlbefVisionConfig, "text_config": AlbefTextConfig}
-    # transformers 5.23 reads this name, 5.17 the one above.
-    sub_configs_defaults = {"vision_config": AlbefVisionConfig, "text_config": AlbefTextConfig}
+    # transformers reads the first name up to 5.19, and the second since 5.20.
+    sub_configs = sub_configs_defaults = {"vision_config": AlbefVisionConfig, "text_config": AlbefTextConfig}
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None

@@ -32,7 +32,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutput,
     BaseModelOutputWithCrossAttentions,
-    BaseModelOutputWithPastAndCrossAttentions,
     BaseModelOutputWithPooling,
     Seq2SeqLMOutput,
     SequenceClassifierOutput,
@@ -43,6 +42,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .compatibility_albef import CACHE_NAME, PRETRAINED_NAMES, forget_attention_change, single_cache
 from .configuration_albef import (
     ENTAILMENT_CLASSES,
     REASONING_CLASSES,
@@ -68,8 +68,8 @@ Gather = Callable[[torch.Tensor], torch.Tensor]
 IGNORED = -100  # label of what has no target, as in torch's and transformers' losses
 
 NO_LABEL_SMOOTHING = (
-    "Give labels; with the Trainer of transformers, leave label_smoothing_factor at 0, since smoothing takes the labels "
-    "from the batch."
+    "Give labels; with the Trainer of transformers, leave label_smoothing_factor at 0, since smoothing takes the "
+    "labels from the batch."
 )
 
 # ALBEF.forward in the original's models/model_pretrain.py clamps to this range before every step.
@@ -255,8 +255,8 @@ def _refuse_unknown(kwargs: dict) -> None:
     unknown = [name for name, value in kwargs.items() if value is not None and name not in _KEYWORDS]
     if unknown:
         raise ValueError(
-            f"forward takes no {', '.join(unknown)}: check the spelling, or leave it out. The loss is returned wherever "
-            "labels are given."
+            f"forward takes no {', '.join(unknown)}: check the spelling, or leave it out. The loss is returned "
+            "wherever labels are given."
         )
 
 
@@ -481,12 +481,12 @@ class AlbefDecoderLayer(AlbefMultimodalLayer):
         question_key: torch.Tensor,
         question_value: torch.Tensor,
         question_attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         key_values = self.self_attn.project_key_values(hidden_states)
-        if past_key_values is not None:
-            key_values = past_key_values.update(*key_values, self.index)
+        if cache is not None:
+            key_values = cache.update(*key_values, self.index)
         hidden_states = self.attend(hidden_states, attention_mask, key_values, **kwargs)
         return self.feed_forward(
             self.look(hidden_states, (question_key, question_value), question_attention_mask, **kwargs)
@@ -687,8 +687,8 @@ class AlbefPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, *args, **kwargs) -> None:
         """As in transformers; the folder brings this code along and says what each Auto class loads from it.
 
-        It also says whether weights are tied as they are: PEFT takes an output for untied that is tied to the decoder's
-        embeddings, rather than to those of the questions.
+        The folder's configuration says that weights are tied wherever they are. PEFT declares the answers' output
+        untied when it merges, since it is tied to the embeddings of the decoder instead of those of the questions.
         """
         for name, other_name in (self._tied_weights_keys or {}).items():
             if self.get_parameter(name) is self.get_parameter(other_name):
@@ -719,9 +719,12 @@ class AlbefPreTrainedModel(PreTrainedModel):
             missing_keys -= getattr(self, "_copied_weights", set())
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
 
-
     def _copy_what_was_tied(self) -> set[str]:
-        """Fill weights that are not tied from those that they were tied to in the checkpoint, and return their names."""
+        """Fill weights that are no longer tied from those that they were tied to in the checkpoint.
+
+        Returns:
+            Names of the weights that were filled.
+        """
         copied = set()
         for name, other_name in (self._tied_weights_keys or {}).items():
             weight, other = self.get_parameter(name), self.get_parameter(other_name)
@@ -779,7 +782,7 @@ class AlbefVisionModel(AlbefPreTrainedModel):
             `last_hidden_state`: (batch, 1 + patches, width), the `[CLS]` token first.
 
         Raises:
-            ValueError: If there is no picture, or the pictures have another size and `interpolate_pos_encoding` is off.
+            ValueError: If there is none, or they have another size and `interpolate_pos_encoding` is off.
         """
         _refuse_unknown(kwargs)
         if pixel_values.shape[0] == 0:
@@ -1086,9 +1089,9 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
         attention_mask: torch.Tensor | None,
         question_key_values: list[KeyValues],
         question_attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
+    ) -> BaseModelOutputWithCrossAttentions:
         """Read answers as far as they go.
 
         Args:
@@ -1096,19 +1099,19 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
             attention_mask: (groups * questions, past and present tokens), 1 for tokens and 0 for padding.
             question_key_values: What `project_questions` made of the questions.
             question_attention_mask: (questions, question tokens), 1 for tokens and 0 for padding.
-            past_key_values: Keys and values of earlier tokens, to which those of the present ones are added.
+            cache: Keys and values of earlier tokens, to which those of the present ones are added.
 
         Returns:
             `last_hidden_state`: (groups * questions, tokens, width).
         """
         _refuse_unknown(kwargs)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past = 0 if cache is None else cache.get_seq_length()
         hidden_states = self.embeddings(input_ids, past)
         attention_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden_states,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            **{CACHE_NAME: cache},
         )
         question_keys = question_key_values[0][0][:, 0]  # (questions, question tokens, head width)
         question_attention_mask = create_bidirectional_mask(
@@ -1124,12 +1127,10 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
                 key,
                 value,
                 question_attention_mask,
-                past_key_values=past_key_values,
+                cache=cache,
                 **kwargs,
             )
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=hidden_states, past_key_values=past_key_values
-        )
+        return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
 
 
 def _recorded(outputs: ModelOutput) -> dict[str, tuple[torch.Tensor, ...] | None]:
@@ -1293,7 +1294,7 @@ def distilled_cross_entropy(
         ValueError: If alpha is not between 0 and 1.
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}: give the teacher's share of the target, between 0 and 1 (0.4 in the paper).")
+        raise ValueError(f"alpha is {alpha}: give the teacher's share of the target, between 0 and 1.")
     logits = _at_least_float32(logits)
     losses = F.cross_entropy(logits, targets, reduction="none")
     if teacher_logits is None or alpha == 0:
@@ -1328,8 +1329,8 @@ def sample_hard_negatives(
     """
     if candidates.shape[1] < 2:
         raise ValueError(
-            "A batch of one pair holds no negative, so image-text matching cannot be learned from it: use a batch size "
-            "of at least 2 per process, and drop the last incomplete batch, also in evaluation (the Trainer of "
+            "A batch of one pair holds no negative, so image-text matching cannot be learned from it: use a batch "
+            "size of at least 2 per process, and drop the last incomplete batch, also in evaluation (the Trainer of "
             "transformers does so with dataloader_drop_last=True)."
         )
     if not 0 <= hardness < torch.inf:
@@ -1868,9 +1869,8 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def set_attn_implementation(self, *args, **kwargs) -> None:
-        """As in transformers, of which 5.17 marks the decoder's configuration and passes over it the next time."""
-        if hasattr(self.decoder.config, "_attn_was_changed"):
-            del self.decoder.config._attn_was_changed
+        """As in transformers, also for a decoder whose implementation was set before."""
+        forget_attention_change(self.decoder.config)
         super().set_attn_implementation(*args, **kwargs)
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
@@ -1924,6 +1924,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: ModelOutput | None = None,
+        cache: EncoderDecoderCache | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
@@ -1942,7 +1943,8 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             decoder_input_ids: Answers so far, (questions, tokens); `[CLS]` by default.
             decoder_attention_mask: 1 for their tokens and 0 for padding.
             encoder_outputs: What `get_encoder()` made of question and image.
-            past_key_values: Keys and values of answer tokens read before, and of the question.
+            cache: Keys and values of answer tokens read before, and of the question.
+            past_key_values: The same; the name of `cache` up to transformers 5.23.
 
         Returns:
             `loss`: with `labels`, the negative log-likelihood of an answer, times its weight, summed over the answers
@@ -1956,11 +1958,12 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         if self.training and labels is None and decoder_input_ids is None:
             raise ValueError(f"Question answering learns from labels, which are missing. {NO_LABEL_SMOOTHING}")
         _refuse_unknown(kwargs)
+        cache = single_cache(cache, past_key_values)
         if encoder_outputs is None:
             encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
         if labels is None:
             return self._next_tokens(
-                encoder_outputs, attention_mask, decoder_input_ids, decoder_attention_mask, past_key_values, **kwargs
+                encoder_outputs, attention_mask, decoder_input_ids, decoder_attention_mask, cache, **kwargs
             )
         questions = encoder_outputs.last_hidden_state
         question_of = _question_of_answers(
@@ -2021,7 +2024,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         )
         return Seq2SeqLMOutput(
             logits=self.mlm_head(outputs.last_hidden_state),
-            past_key_values=cache,
+            **{CACHE_NAME: cache},
             decoder_hidden_states=outputs.hidden_states,
             decoder_attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
@@ -2345,6 +2348,8 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
     """
 
     def __init__(self, config: AlbefConfig):
+        if config.classes_asked_for and config.num_labels != 3:
+            raise ValueError(f"Text assignment has three classes (first, second, neither), not {config.num_labels}.")
         super().__init__(config)
         self.albef = AlbefPairModel(config)
         # Under the name that it has in a pretraining checkpoint, from which it comes.
@@ -2377,6 +2382,7 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         labels: torch.Tensor | None = None,
         teacher_outputs: AlbefTeacherOutput | None = None,
         alpha: float = 0.0,
+        interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefClassifierOutput:
         """Show each text two pictures of the batch.
@@ -2390,6 +2396,7 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
             labels: Where the text's own picture is: 0 first, 1 second, 2 neither, (batch,).
             teacher_outputs: What a `MomentumTeacher` made of the same pairs.
             alpha: Share of the teacher in the targets.
+            interpolate_pos_encoding: Resample the learned image positions to pictures of another size.
 
         Returns:
             `logits`, (batch, 3), and with `labels`, given or drawn, the `loss`.
@@ -2400,7 +2407,7 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         """
         if image_pairs is None and not (labels is None and teacher_outputs is None):
             raise ValueError("labels and teacher_outputs belong to pairs of pictures: give image_pairs with them.")
-        images = self.albef.vision_model(pixel_values, **kwargs).last_hidden_state
+        images = self.albef.vision_model(pixel_values, interpolate_pos_encoding, **kwargs).last_hidden_state
         if image_pairs is None:
             image_pairs, labels = sample_image_pairs(self._image_similarities(images))
         texts = self.albef.text_model(input_ids, attention_mask, **kwargs).last_hidden_state
@@ -2482,27 +2489,6 @@ for _name, _models in [*AUTO_MODELS.items(), ("AutoModel", (AlbefVisionModel, Al
 # Pretrained ViT, DeiT and BERT
 # ---------------------------------------------------------------------------------------------------------------------
 
-# Names of transformers' ViT, DeiT and BERT, old and new (they moved between 5.17 and 5.23), to those of this file.
-# Order matters: attention first, so that what is left of `output` belongs to the feed-forward part.
-_PRETRAINED_NAMES = [
-    (r"^(?:vit|deit|bert)\.", ""),
-    (r"^(?:encoder\.)?layers?\.", "layers."),
-    (r"^embeddings\.patch_embeddings\.projection\.", "embeddings.patch_embedding."),
-    (r"\.attention\.(?:self\.|attention\.)?(?:query|q_proj)\.", ".self_attn.q_proj."),
-    (r"\.attention\.(?:self\.|attention\.)?(?:key|k_proj)\.", ".self_attn.k_proj."),
-    (r"\.attention\.(?:self\.|attention\.)?(?:value|v_proj)\.", ".self_attn.v_proj."),
-    (r"\.attention\.(?:output\.dense|o_proj)\.", ".self_attn.out_proj."),
-    (r"\.(?:attention\.output\.LayerNorm|layernorm_before)\.", ".self_attn_norm."),
-    (r"\.(?:intermediate\.dense|mlp\.fc1)\.", ".mlp.fc1."),
-    (r"\.(?:output\.dense|mlp\.fc2)\.", ".mlp.fc2."),
-    (r"\.(?:output\.LayerNorm|layernorm_after)\.", ".mlp_norm."),
-    (r"^embeddings\.LayerNorm\.", "embeddings.norm."),
-    (r"^layernorm\.", "norm."),
-    (r"^cls\.predictions\.transform\.dense\.", "mlm_head.dense."),
-    (r"^cls\.predictions\.transform\.LayerNorm\.", "mlm_head.norm."),
-    (r"^cls\.predictions\.bias$", "mlm_head.out_proj.bias"),
-]
-
 _SHARED_SETTINGS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
 _VISION_SETTINGS = (*_SHARED_SETTINGS, "image_size", "patch_size", "num_channels", "layer_norm_eps")
 _TEXT_SETTINGS = (
@@ -2518,7 +2504,7 @@ _TEXT_SETTINGS = (
 def _rename(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     renamed = {}
     for name, weight in state_dict.items():
-        for pattern, replacement in _PRETRAINED_NAMES:
+        for pattern, replacement in PRETRAINED_NAMES:
             name = re.sub(pattern, replacement, name)
         renamed[name] = weight
     return renamed

@@ -72,8 +72,7 @@ def _unwrap(student: nn.Module) -> PreTrainedModel:
                 return module
             break
     raise ValueError(
-        f"{type(student).__name__} cannot be taught by a momentum teacher: give a head with `get_teacher_outputs`, such "
-        "as AlbefForPreTraining."
+        f"{type(student).__name__} has no get_teacher_outputs: give a model with a head, such as AlbefForPreTraining."
     )
 
 

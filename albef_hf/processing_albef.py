@@ -72,7 +72,7 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
 
 
 class AlbefProcessorKwargs(ProcessingKwargs, total=False):
-    """Settings of a call; transformers 5.17 reads the defaults here, 5.23 on the processor."""
+    """Settings of a call; transformers reads their defaults here up to 5.22, and on the processor since 5.23."""
 
     _defaults = {"text_kwargs": {"padding": True, "truncation": True, "max_length": 30}}
 

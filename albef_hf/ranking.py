@@ -21,6 +21,11 @@ MAX_TOKENS = 30  # of a text, as in the original's evaluation
 KEPT_VALUES = 2**28  # of pictures' hidden states, a gigabyte in float32; other pictures are encoded once more
 
 
+def _require_positive(name: str, number: int) -> None:
+    if number < 1:
+        raise ValueError(f"{name} is {number}: give a number of at least 1.")
+
+
 @dataclass
 class TextFeatures:
     """What a model makes of a set of texts as long as there is no picture.
@@ -53,7 +58,13 @@ def read_texts(model: AlbefAlignedModel, input_ids: torch.Tensor, attention_mask
 def encode_texts(
     model: AlbefAlignedModel, processor: AlbefProcessor, texts: Sequence[str], batch_size: int = 64
 ) -> TextFeatures:
-    """Read texts, in evaluation mode; those of about the same length go together."""
+    """Read texts, in evaluation mode; those of about the same length go together.
+
+    Raises:
+        ValueError: If there is no text, or the batch size is below 1.
+    """
+    _require_positive("The number of texts", len(texts))
+    _require_positive("batch_size", batch_size)
     model.eval()
     longest = min(MAX_TOKENS, model.config.text_config.max_position_embeddings)
     tokens = processor(text=list(texts), max_length=longest, return_tensors="pt")
@@ -88,6 +99,7 @@ class ImageEncoder:
         numbers: Sequence[int],
         batch_size: int = 64,
     ):
+        _require_positive("batch_size", batch_size)
         self.model, self.processor, self.images, self.numbers = model.eval(), processor, images, numbers
         self.batch_size = batch_size
         self.kept: dict[int, torch.Tensor] = {}
@@ -122,11 +134,6 @@ class ImageEncoder:
     def _encode(self, batch: Sequence[int]) -> BaseModelOutputWithPooling:
         inputs = self.processor(images=[self.images[number] for number in batch], return_tensors="pt")
         return self.model.get_image_features(**inputs.to(self.model.device))
-
-
-def _require_positive(name: str, number: int) -> None:
-    if number < 1:
-        raise ValueError(f"{name} is {number}: give a number of at least 1.")
 
 
 def best_matches(queries: torch.Tensor, keys: torch.Tensor, k: int, block: int = 1024) -> tuple[torch.Tensor, ...]:
@@ -174,8 +181,7 @@ def match(
         wanted, longest = numbers[places.to(numbers.device)].to(texts.mask.device), int(lengths[places].max())
         states, mask = texts.prepared[wanted, :longest].to(device), texts.mask[wanted, :longest].to(device)
         cls = multimodal.summarize_prepared(states, mask, key_values)
-        with torch.autocast(cls.device.type, enabled=False):
-            logits.append(model.itm_head(cls.to(model.itm_head.weight.dtype)))
+        logits.append(_matching_logits(model, cls))
     return torch.cat(logits)[order.argsort().to(device)]
 
 
@@ -198,9 +204,13 @@ def match_pictures(model: AlbefAlignedModel, image_hidden_states: torch.Tensor, 
         only = torch.tensor([0])
         return torch.cat([match(model, states, text, only) for states in image_hidden_states.split(1)])
     prepared = text.prepared[:, : int(text.mask.sum())].to(model.device)
-    cls = multimodal.summarize_images(prepared, image_hidden_states)
+    return _matching_logits(model, multimodal.summarize_images(prepared, image_hidden_states))
+
+
+def _matching_logits(model: AlbefAlignedModel, cls: torch.Tensor) -> torch.Tensor:
+    weight = model.itm_head.weight  # of a dynamically quantized layer, a method
     with torch.autocast(cls.device.type, enabled=False):
-        return model.itm_head(cls.to(model.itm_head.weight.dtype))
+        return model.itm_head(cls.to(weight.dtype if isinstance(weight, torch.Tensor) else torch.float32))
 
 
 def rerank(
@@ -340,7 +350,11 @@ def score_all(
         batch_size: Pictures and texts encoded at a time.
         share: Number of this process and of all processes; each encodes and reranks its share of the images.
         reduce: Sums a tensor over all processes.
+
+    Raises:
+        ValueError: If there are no captions, or k or the batch size is below 1.
     """
+    _require_positive("k", k)
     was_training = model.training
     encoder = ImageEncoder(model, processor, images, range(share[0], len(images), share[1]), batch_size)
     texts = encode_texts(model, processor, [text for several in captions for text in several], batch_size)

@@ -30,6 +30,7 @@ from .checkpoint import (
     save_state,
     steps_of,
 )
+from .compatibility_albef import enable_activation_checkpointing
 from .data.pairs import Issue
 from .data.sources import SourceOptions
 from .distributed import gather_with_gradient, share_keys
@@ -421,9 +422,7 @@ class MomentumTraining:
         self.eval_every = options.eval_every or epoch_steps
         self.alpha_ramp_steps = epoch_steps if options.alpha_ramp_steps < 0 else options.alpha_ramp_steps
         if options.gradient_checkpointing:
-            # transformers 5.23 has renamed it
-            enable = getattr(student, "activation_checkpointing_enable", student.gradient_checkpointing_enable)
-            enable()
+            enable_activation_checkpointing(student)
         student.train()
         optimizer = make_optimizer(student, options, accelerator.device)
         self.model, self.optimizer = accelerator.prepare(student, optimizer)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from original import assert_close
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.utils import logging
 
 from albef_hf import (
@@ -19,6 +19,7 @@ from albef_hf import (
     MomentumTeacher,
     modeling_albef,
 )
+from albef_hf.compatibility_albef import CACHE_NAME, enable_activation_checkpointing
 from albef_hf.modeling_albef import IGNORED, sample_image_pairs
 
 HEADS = [
@@ -109,7 +110,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind, config, batch):
             part.dropout = 0
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            enable_activation_checkpointing(model)
         model.zero_grad()
         torch.manual_seed(0)
         model(**inputs_of(batch, kind)).loss.backward()
@@ -295,6 +296,21 @@ def test_the_scores_of_long_beams_are_those_of_the_answers_read_anew(question_mo
     anew = logits.gather(2, beams.sequences[:, 1:, None]).sum((1, 2))
     assert torch.allclose(beams.sequences_scores, anew, rtol=1e-4)
     assert len({tuple(row) for row in beams.sequences.tolist()}) == 12
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_tokens_follow_a_cache_under_either_of_its_names(question_model, batch, name):
+    inputs = inputs_of(batch, AlbefForQuestionAnswering)
+    answers = inputs.pop("labels")[:, :3]
+    whole = question_model(**inputs, decoder_input_ids=answers).logits
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    first = question_model(**inputs, decoder_input_ids=answers[:, :2], **{name: cache})
+    assert first.past_key_values is cache  # transformers answers to the old name too
+    last = question_model(**inputs, decoder_input_ids=answers[:, 2:], **{name: first[CACHE_NAME]})
+    assert torch.allclose(torch.cat([first.logits, last.logits], dim=1), whole, atol=1e-6)
+    with pytest.raises(ValueError, match="two names of one argument"):
+        question_model(**inputs, cache=cache, past_key_values=cache)
 
 
 @torch.no_grad()

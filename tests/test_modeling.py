@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel, DeiTConfig, DeiTModel, ViTConfig, ViTModel
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefModel, MomentumTeacher
+from albef_hf.compatibility_albef import enable_activation_checkpointing
 from albef_hf.convert import MODELS
 from albef_hf.modeling_albef import distilled_cross_entropy, interpolate_position_embeddings, sample_hard_negatives
 from albef_hf.run_log import MATCHING_PRIOR
@@ -150,7 +151,7 @@ def test_gradient_checkpointing_changes_no_gradient(model, batch, monkeypatch):
     for checkpointing in (False, True):
         model.train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            enable_activation_checkpointing(model)
         model.zero_grad()
         torch.manual_seed(0)
         model(**batch).loss.backward()
