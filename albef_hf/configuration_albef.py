@@ -181,6 +181,8 @@ class AlbefConfig(PreTrainedConfig):
         self.text_config.encoder_hidden_size = self.vision_config.hidden_size
         if self.id2label is None and self.label2id is not None:
             self.id2label = _invert(self.label2id)
+        # transformers looks for the class to load in here, also where nothing was saved.
+        self.architectures = self.architectures or []
         # Classes in a saved configuration, which names its architecture, are those of the model that was saved.
         asked_for = kwargs.get("num_labels") is not None or (self.id2label is not None and not self.architectures)
         # The question answering head says so itself; a head that starts from its checkpoint is none.
@@ -201,6 +203,8 @@ class AlbefConfig(PreTrainedConfig):
         """As in transformers; of `id2label` and `label2id`, either is enough."""
         if kwargs.get("label2id") is not None:
             kwargs = {"id2label": _invert(kwargs["label2id"])} | kwargs
+        if kwargs.get("id2label") is not None:
+            kwargs["id2label"] = {int(index): name for index, name in kwargs["id2label"].items()}
         return super().from_dict(config_dict, **kwargs)
 
     def with_classes(self, names: Sequence[str], architectures: Collection[str]) -> "AlbefConfig":
@@ -229,6 +233,7 @@ class AlbefConfig(PreTrainedConfig):
     def to_dict(self) -> dict:
         """As in transformers, and the pipelines that a head is for, which who has no package finds by their names."""
         settings = super().to_dict()
+        settings["architectures"] = settings["architectures"] or None
         if not settings.pop("classes_asked_for") and tuple(self.id2label.values()) == _UNNAMED_CLASSES:
             del settings["id2label"], settings["label2id"]
         pipelines = {

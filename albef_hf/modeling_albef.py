@@ -247,7 +247,9 @@ def eager_attention_forward(
     return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
 
 
-_KEYWORDS = {*TransformersKwargs.__annotations__, "return_dict", "use_cache"}
+# `generate` hands all of a batch to the encoder, as Seq2SeqTrainer does to `generate`.
+_OF_A_BATCH = ("labels", "answer_counts", "answer_weights")
+_KEYWORDS = {*TransformersKwargs.__annotations__, "return_dict", "use_cache", *_OF_A_BATCH} - {"position_ids"}
 
 
 def _refuse_unknown(kwargs: dict) -> None:
