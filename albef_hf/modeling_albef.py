@@ -675,7 +675,7 @@ class AlbefPreTrainedModel(PreTrainedModel):
     def initialize_weights(self) -> None:
         """Initialise what no checkpoint has filled; copies come last, when what they copy is there."""
         super().initialize_weights()
-        self._copied_weights = self._copy_what_was_tied()
+        self._copied_weights: set[str] = set()
         for prefix, model in self.named_modules():
             for name, other_name in getattr(model, "_copied_modules", {}).items():
                 other = dict(model.get_submodule(other_name).named_parameters())
@@ -685,6 +685,7 @@ class AlbefPreTrainedModel(PreTrainedModel):
                 self._copied_weights |= {f"{prefix}.{name}.{key}".removeprefix(".") for key in copied}
                 if copied:
                     logger.warning(f"The checkpoint has no {name}: what fits of {other_name} is copied there.")
+        self._copied_weights |= self._copy_what_was_tied()
 
     def save_pretrained(self, *args, **kwargs) -> None:
         """As in transformers; the folder brings this code along and says what each Auto class loads from it.
@@ -730,9 +731,8 @@ class AlbefPreTrainedModel(PreTrainedModel):
         copied = set()
         for name, other_name in (self._tied_weights_keys or {}).items():
             weight, other = self.get_parameter(name), self.get_parameter(other_name)
-            if self.config.tie_word_embeddings:
-                continue
-            if getattr(other, "_is_hf_initialized", False) and not getattr(weight, "_is_hf_initialized", False):
+            known = getattr(other, "_is_hf_initialized", False) or other_name in self._copied_weights
+            if known and not (self.config.tie_word_embeddings or getattr(weight, "_is_hf_initialized", False)):
                 init.copy_(weight, other)
                 copied.add(name)
         return copied
@@ -788,7 +788,7 @@ class AlbefVisionModel(AlbefPreTrainedModel):
         """
         _refuse_unknown(kwargs)
         if pixel_values.shape[0] == 0:
-            raise ValueError("There is no picture: give at least one, (batch, channels, height, width).")
+            raise ValueError("There is no image: give at least one, (batch, channels, height, width).")
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
@@ -1928,6 +1928,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         encoder_outputs: ModelOutput | None = None,
         cache: EncoderDecoderCache | None = None,
         past_key_values: EncoderDecoderCache | None = None,
+        interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """The loss of given answers, or logits of the next token.
@@ -1947,6 +1948,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             encoder_outputs: What `get_encoder()` made of question and image.
             cache: Keys and values of answer tokens read before, and of the question.
             past_key_values: The same; the name of `cache` up to transformers 5.23.
+            interpolate_pos_encoding: Resample the learned image positions to pictures of another size.
 
         Returns:
             `loss`: with `labels`, the negative log-likelihood of an answer, times its weight, summed over the answers
@@ -1962,7 +1964,8 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         _refuse_unknown(kwargs)
         cache = single_cache(cache, past_key_values)
         if encoder_outputs is None:
-            encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
+            read = {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True, **kwargs}
+            encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, **read)
         if labels is None:
             return self._next_tokens(
                 encoder_outputs, attention_mask, decoder_input_ids, decoder_attention_mask, cache, **kwargs
@@ -2234,7 +2237,7 @@ def classification_loss(
     if single:
         labels = labels.flatten().long()
         losses, known = distilled_cross_entropy(logits, labels, teacher_logits, alpha), labels != IGNORED
-        return losses.masked_fill(~known, 0).mean() * (len(known) / known.sum().clamp(min=1))
+        return losses.masked_fill(~known, 0).mean() * (len(known) / known.sum().clamp(min=1).to(losses.dtype))
     if teacher_logits is not None and alpha != 0:
         raise ValueError(f"{problem_type} cannot be distilled: leave teacher_outputs out, or set alpha to 0.")
     logits = _at_least_float32(logits)

@@ -171,7 +171,11 @@ def match(
 
     Returns:
         Logits of (no match, match), (wanted, 2).
+
+    Raises:
+        ValueError: If no text is to be scored.
     """
+    _require_positive("The number of texts", len(numbers))
     multimodal, device = model.albef.multimodal_model, model.device
     key_values = multimodal.project_images(image_hidden_states)
     lengths = texts.mask.sum(1)[numbers.to(texts.mask.device)]
@@ -264,8 +268,10 @@ def recall(scores: torch.Tensor, positives: torch.Tensor, ranks: Sequence[int] =
         Recall in percent for each k.
 
     Raises:
-        ValueError: If a rank is below 1, or there is no query.
+        ValueError: If a rank is below 1, there is no query, or the shapes differ.
     """
+    if scores.shape != positives.shape:
+        raise ValueError(f"scores are {tuple(scores.shape)} and positives {tuple(positives.shape)}: give one for each.")
     _require_positive("The smallest of ranks", min(ranks))
     _require_positive("The number of queries", len(scores))
     best_positive = scores.masked_fill(~positives, -torch.inf).max(1, keepdim=True).values
@@ -352,9 +358,11 @@ def score_all(
         reduce: Sums a tensor over all processes.
 
     Raises:
-        ValueError: If there are no captions, or k or the batch size is below 1.
+        ValueError: If there is no caption, or not a list of them for each image, or k or the batch size is below 1.
     """
     _require_positive("k", k)
+    if len(captions) != len(images):
+        raise ValueError(f"There are {len(images)} images and captions of {len(captions)}: give a list of each image.")
     was_training = model.training
     encoder = ImageEncoder(model, processor, images, range(share[0], len(images), share[1]), batch_size)
     texts = encode_texts(model, processor, [text for several in captions for text in several], batch_size)
