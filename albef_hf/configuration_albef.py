@@ -68,6 +68,12 @@ class AlbefVisionConfig(PreTrainedConfig):
     attention_probs_dropout_prob: float | int = 0.0
     initializer_range: float | int = 0.02
 
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        _check_ranges(self)
+        self.validate_patches()
+        self.validate_heads()
+
     def validate_patches(self) -> None:
         """Check that patches tile the picture."""
         if self.image_size % self.patch_size:
@@ -125,6 +131,12 @@ class AlbefTextConfig(PreTrainedConfig):
     bos_token_id: int | None = 101
     eos_token_id: int | None = 102
     initializer_range: float | int = 0.02
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        _check_ranges(self)
+        self.validate_padding()
+        self.validate_heads()
 
     def validate_heads(self) -> None:
         """Check that the heads share the width evenly."""
@@ -192,6 +204,7 @@ class AlbefConfig(PreTrainedConfig):
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         self.classes_asked_for = asked_for
+        _check_ranges(self)
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
@@ -265,6 +278,36 @@ class AlbefConfig(PreTrainedConfig):
 
 def _invert(names: dict) -> dict:
     return {value: key for key, value in names.items()}
+
+
+_LEAST = {
+    "hidden_size": 1,
+    "num_hidden_layers": 0,
+    "num_multimodal_layers": 1,
+    "num_attention_heads": 1,
+    "intermediate_size": 1,
+    "image_size": 1,
+    "patch_size": 1,
+    "num_channels": 1,
+    "vocab_size": 1,
+    "max_position_embeddings": 1,
+    "type_vocab_size": 1,
+    "projection_dim": 1,
+    "initial_temperature": 1e-6,
+    "layer_norm_eps": 0,
+    "initializer_range": 0,
+    "hidden_dropout_prob": 0,
+    "attention_probs_dropout_prob": 0,
+}
+
+
+def _check_ranges(config: PreTrainedConfig) -> None:
+    """Refuse sizes and shares that no model can have; while loading, too, as a `ValueError`."""
+    for name, least in _LEAST.items():
+        value = getattr(config, name, least)
+        most = 1 if name.endswith("_prob") else float("inf")
+        if not least <= value <= most:
+            raise ValueError(f"{name} is {value}: it has to be between {least} and {most}.")
 
 
 def _check_heads(config: AlbefVisionConfig | AlbefTextConfig) -> None:

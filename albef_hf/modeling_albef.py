@@ -544,7 +544,13 @@ class AlbefTextEmbeddings(nn.Module):
                 "(truncation=True, max_length=...)."
             )
         positions = torch.arange(start, tokens, device=input_ids.device)
-        embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings(input_ids.new_zeros(1))
+        try:
+            embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings(input_ids.new_zeros(1))
+        except IndexError as error:
+            raise ValueError(
+                f"input_ids have to be below the size of the vocabulary, {self.word_embeddings.num_embeddings}: after "
+                "adding tokens to the tokenizer, call model.resize_token_embeddings(len(tokenizer))."
+            ) from error
         return self.dropout(self.norm(embeddings + self.position_embeddings(positions)))
 
 
@@ -1293,12 +1299,15 @@ def distilled_cross_entropy(
         The loss of each row, (rows,).
 
     Raises:
-        ValueError: If alpha is not between 0 and 1.
+        ValueError: If alpha is not between 0 and 1, or (on a CPU) a target is not one of the classes.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}: give the teacher's share of the target, between 0 and 1.")
     logits = _at_least_float32(logits)
-    losses = F.cross_entropy(logits, targets, reduction="none")
+    try:
+        losses = F.cross_entropy(logits, targets, reduction="none")
+    except IndexError as error:
+        raise ValueError(f"{error} Labels have to be between 0 and {logits.shape[-1] - 1}, or -100.") from error
     if teacher_logits is None or alpha == 0:
         return losses
     soft_targets = _at_least_float32(teacher_logits.detach()).softmax(-1)

@@ -271,7 +271,9 @@ def recall(scores: torch.Tensor, positives: torch.Tensor, ranks: Sequence[int] =
         ValueError: If a rank is below 1, there is no query, or the shapes differ.
     """
     if scores.shape != positives.shape:
-        raise ValueError(f"scores are {tuple(scores.shape)} and positives {tuple(positives.shape)}: give one for each.")
+        raise ValueError(
+            f"scores are {tuple(scores.shape)} and positives {tuple(positives.shape)}: give one for each."
+        )
     _require_positive("The smallest of ranks", min(ranks))
     _require_positive("The number of queries", len(scores))
     best_positive = scores.masked_fill(~positives, -torch.inf).max(1, keepdim=True).values
