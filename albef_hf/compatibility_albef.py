@@ -1,16 +1,18 @@
-"""Everything that depends on the installed version of transformers, each with its reason.
+"""Everything that depends on the installed versions of transformers and safetensors, each with its reason.
 
 Folders on the Hub carry a copy of this file, while the library of whoever loads them moves on. So what the installed
 version offers is looked up where that is possible; a version number is never compared.
 
-Two class attributes cannot be here, since transformers reads them on its subclasses, under an old and a new name:
-`sub_configs` and `sub_configs_defaults` of `AlbefConfig`, the defaults of a call of `AlbefProcessor`.
+One thing cannot be here: `AlbefProcessor` declares the defaults of its call under an old and a new name.
 """
 
 import inspect
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
-import transformers
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel, configuration_utils, pipelines
 from transformers.masking_utils import create_causal_mask
 
 # The oldest and the newest release with which all tests passed; model cards state them.
@@ -42,6 +44,15 @@ PRETRAINED_NAMES = [
 ]
 
 
+def sub_config_specs(classes: dict[str, type[PreTrainedConfig]]) -> dict[str, Any]:
+    """Return `sub_configs_defaults` for `sub_configs`: transformers reads the new name since 5.20.
+
+    In 5.20 alone it does not accept plain classes there; up to 5.19 it ignores the name.
+    """
+    spec = getattr(configuration_utils, "SubConfigSpec", None)
+    return {name: spec(config_class) if spec else config_class for name, config_class in classes.items()}
+
+
 def single_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
     """Return the cache under whichever of its two names it was passed; see `CACHE_NAME`.
 
@@ -67,6 +78,15 @@ def forget_attention_change(config: PreTrainedConfig) -> None:
         del config._attn_was_changed
 
 
+def follow_umask(files: Iterable[Path]) -> None:
+    """Let colleagues load saved weights: since 0.8 safetensors writes files that only their owner can read."""
+    for file in files:
+        probe = file.with_name(f".{file.name}.mode")  # the umask itself cannot be read without changing it
+        probe.touch()
+        file.chmod(stat.S_IMODE(probe.stat().st_mode))
+        probe.unlink()
+
+
 def allow_removed_task(task: str) -> None:
     """Let a pipeline be registered for a task that transformers removed; since 5.19 it refuses these names."""
-    getattr(transformers.pipelines, "REMOVED_TASKS", {}).pop(task, None)
+    getattr(pipelines, "REMOVED_TASKS", {}).pop(task, None)

@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .compatibility_albef import sub_config_specs
+
 _ALIGNED = ("AlbefForPreTraining", "AlbefForRetrieval")
 # The tasks of transformers' `pipeline`: the class in `pipeline_albef.py`, what loads the model, the heads it is for.
 PIPELINES = {
@@ -175,8 +177,8 @@ class AlbefConfig(PreTrainedConfig):
     """
 
     model_type = "albef"
-    # transformers reads the first name up to 5.19, and the second since 5.20.
-    sub_configs = sub_configs_defaults = {"vision_config": AlbefVisionConfig, "text_config": AlbefTextConfig}
+    sub_configs = {"vision_config": AlbefVisionConfig, "text_config": AlbefTextConfig}
+    sub_configs_defaults = sub_config_specs(sub_configs)
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None

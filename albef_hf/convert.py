@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
 from transformers import BlipImageProcessorPil, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from .compatibility_albef import follow_umask
 from .configuration_albef import AlbefConfig
 from .data import embedded_tokenizer
 from .model_card import CONVERSION_FILE, model_card
@@ -41,6 +41,7 @@ from .modeling_albef import (
 )
 from .momentum import MOMENTUM_FILE
 from .processing_albef import AlbefProcessor, without_separator
+from .progress import Progress, log_library_progress, progress
 
 logger = logging.get_logger(__name__)
 
@@ -520,7 +521,7 @@ def convert_checkpoint(
     dropped |= _account(state, task, names, teacher_names, queue_names)
     kept = {name: state[name] for name in DROPPED.get(task, {}) if name in state}
 
-    with tqdm(total=len(names) + len(teacher_names.keys() & state.keys()), desc="convert", unit="key") as bar:
+    with progress(total=len(names) + len(teacher_names.keys() & state.keys()), desc="convert", unit="key") as bar:
         weights = _to_ours(state, names, bar)
         momentum = _to_ours(state, teacher_names, bar) | _queues_to_ours(state, queue_names)
     model = _fill(MODELS[task], config, weights)
@@ -605,7 +606,7 @@ def _check_momentum(momentum: Weights, model: PreTrainedModel) -> None:
             )
 
 
-def _to_ours(state: Weights, names: Names, bar: tqdm) -> Weights:
+def _to_ours(state: Weights, names: Names, bar: Progress) -> Weights:
     """Rename, and split what the original fuses; names that the original ties have to hold the same."""
     weights = {}
     for name, ours in names.items():
@@ -662,6 +663,7 @@ def _write(folder: Path, model: PreTrainedModel, momentum: Weights, dropped: Wei
         save_file(momentum, folder / MOMENTUM_FILE, metadata={"format": "pt"})
     if dropped:
         save_file(dropped, folder / DROPPED_FILE, metadata={"format": "pt"})
+    follow_umask(folder.glob("*.safetensors"))
     size, tokenizer = summary["image_size"], embedded_tokenizer()
     if len(tokenizer) == model.config.text_config.vocab_size:
         images = BlipImageProcessorPil(size={"height": size, "width": size})
@@ -727,7 +729,7 @@ def revert_checkpoint(folder: str | os.PathLike, checkpoint: str | os.PathLike) 
 
 def _to_theirs(weights: Weights, names: Names) -> Weights:
     state, tied = {}, {}
-    for name, ours in tqdm(names.items(), desc="revert", unit="key"):
+    for name, ours in progress(names.items(), desc="revert", unit="key"):
         missing = [our for our in ours if our not in weights]
         if missing:
             raise ValueError(f"{missing[0]} is missing: {MOMENTUM_FILE} may belong to another model; remove it.")
@@ -770,6 +772,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     if not options.reverse and options.task is None:
         parser.error("--task is needed, one of " + ", ".join(MODELS))
+    log_library_progress()
     try:
         if options.reverse:
             revert_checkpoint(options.source, options.output)

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from .compatibility_albef import follow_umask
+
 
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
@@ -36,6 +38,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     """
     aside = path.with_name(f".{path.name}.unfinished")
     yield aside
+    follow_umask([aside])
     flush(aside)
     aside.replace(path)
     flush(path.parent)

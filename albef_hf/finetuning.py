@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .configuration_albef import AlbefConfig
@@ -35,6 +34,7 @@ from .data.scene_tasks import SceneRows
 from .from_scratch import make_processor, read_model_config, with_special_tokens
 from .options import option, with_defaults
 from .processing_albef import AlbefProcessor, clean_caption
+from .progress import progress
 from .text_baseline import text_only_answers
 from .training import DataOptions
 
@@ -255,7 +255,7 @@ class Task(ABC):
     def readable(self, rows: Rows, numbers: Sequence[int]) -> Iterator[list[dict[str, Any]]]:
         """Batches of rows as `look` reads them; bad ones are left out, and noted with the reason."""
         good: list[dict[str, Any]] = []
-        for number in tqdm(numbers, f"evaluate {self.name}", leave=False):
+        for number in progress(numbers, f"evaluate {self.name}", leave=False):
             issues: list[Issue] = []
             try:
                 good.append({"row": number, **self.look(rows[number], issues)})

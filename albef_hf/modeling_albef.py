@@ -4,9 +4,11 @@ Align before Fuse, Li et al. 2021, arXiv 2107.07651; the original code is github
 """
 
 import copy
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,7 +44,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .compatibility_albef import CACHE_NAME, PRETRAINED_NAMES, forget_attention_change, single_cache
+from .compatibility_albef import CACHE_NAME, PRETRAINED_NAMES, follow_umask, forget_attention_change, single_cache
 from .configuration_albef import (
     ENTAILMENT_CLASSES,
     REASONING_CLASSES,
@@ -693,17 +695,19 @@ class AlbefPreTrainedModel(PreTrainedModel):
                     logger.warning(f"The checkpoint has no {name}: what fits of {other_name} is copied there.")
         self._copied_weights |= self._copy_what_was_tied()
 
-    def save_pretrained(self, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """As in transformers; the folder brings this code along and says what each Auto class loads from it.
 
         The folder's configuration says that weights are tied wherever they are. PEFT declares the answers' output
         untied when it merges, since it is tied to the embeddings of the decoder instead of those of the questions.
         """
+        weights = dict(self.named_parameters(remove_duplicate=False))
         for name, other_name in (self._tied_weights_keys or {}).items():
-            if self.get_parameter(name) is self.get_parameter(other_name):
+            if name in weights and weights[name] is weights.get(other_name):
                 self.config.tie_word_embeddings = True
         self.config.auto_map = dict(AUTO_MAP) if self.config.model_type == AlbefConfig.model_type else {}
-        super().save_pretrained(*args, **kwargs)  # which enters the class that is being saved
+        super().save_pretrained(save_directory, *args, **kwargs)  # which enters the class that is being saved
+        follow_umask(Path(save_directory).glob("*.safetensors"))
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
         """As in transformers; where the repository's card says nothing, it is told how to load the model."""

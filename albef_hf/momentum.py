@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from .compatibility_albef import follow_umask
 from .modeling_albef import IGNORED, AlbefAlignedModel, AlbefTeacherOutput
 
 MOMENTUM_FILE = "momentum.safetensors"
@@ -144,6 +145,7 @@ class MomentumTeacher(nn.Module):
         """Write weights, queues and pointer to `momentum.safetensors`, beside the student's `model.safetensors`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_model(self, str(Path(folder) / MOMENTUM_FILE), metadata={"format": "pt"})
+        follow_umask([Path(folder) / MOMENTUM_FILE])
 
     @classmethod
     def from_pretrained(

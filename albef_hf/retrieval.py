@@ -32,7 +32,6 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
-from tqdm.auto import tqdm
 from transformers import pipeline
 from transformers.utils import logging
 
@@ -50,6 +49,7 @@ from .nearest import (
     write_vectors,
 )
 from .processing_albef import AlbefProcessor, clean_caption, encodable
+from .progress import log_library_progress, progress
 from .ranking import KEPT_VALUES, MAX_TOKENS, TextFeatures, encode_texts, match_pictures
 from .results_page import results_page
 
@@ -459,7 +459,7 @@ class PictureIndex:
         left_out = set(self.store.manifest.removed)
         new = [key for key in keys if key not in left_out]
         new = [key for key in new if key not in seen or seen[key] != self.source.stamp(key)]
-        with tqdm(total=len(new), desc="encode pictures", unit="picture", disable=not new) as bar:
+        with progress(total=len(new), desc="encode pictures", unit="picture", disable=not new) as bar:
             for batch in self._read(new, batch_size):
                 pixels = [reading[1] for _, reading in batch if not isinstance(reading, BadSampleError)]
                 features = self._encode(torch.cat(pixels))[1] if pixels else None
@@ -831,7 +831,7 @@ def _require_place(path: Path) -> None:
 
 def _page(index: PictureIndex, query: str | Image.Image, hits: Sequence[Hit], itc_weight: float) -> str:
     def results() -> Iterator[tuple[str, dict[str, str], Image.Image | None]]:
-        for hit in tqdm(hits, "draw heat maps", leave=False):
+        for hit in progress(hits, "draw heat maps", leave=False):
             picture = None
             try:
                 picture = index.picture(hit.key)
@@ -911,6 +911,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     options = _parser().parse_args(arguments)
+    log_library_progress()
     try:
         options.do(options)
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What a training leaves behind for people to look at: a progress bar, JSON lines, TensorBoard, and a picture."""
+"""What a training leaves behind for people to look at: progress, JSON lines, TensorBoard, and a picture."""
 
 import json
 import math
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from tqdm.auto import tqdm
+
+from .progress import progress
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 LOG_FILE = "log.jsonl"
@@ -37,14 +38,21 @@ class RunLog:
         accelerator: Its trackers get every number too.
         folder: Where `log.jsonl` goes.
         total_steps: Length of the progress bar.
+        log_every: Steps between two lines where stderr is no terminal.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, total_steps: int):
+    def __init__(self, accelerator: Accelerator, folder: Path, total_steps: int, log_every: int):
         self.accelerator = accelerator
         self.path = folder / LOG_FILE
         self.start = time.monotonic()
         self.records = 0
-        self.bar = tqdm(total=total_steps, unit="step", disable=not accelerator.is_main_process, dynamic_ncols=True)
+        self.bar = progress(
+            total=total_steps,
+            unit="step",
+            every=log_every,
+            disable=not accelerator.is_main_process,
+            dynamic_ncols=True,
+        )
         if accelerator.is_main_process:
             self.path.touch()
 

@@ -30,7 +30,7 @@ from .checkpoint import (
     save_state,
     steps_of,
 )
-from .compatibility_albef import enable_activation_checkpointing
+from .compatibility_albef import enable_activation_checkpointing, follow_umask
 from .data.pairs import Issue
 from .data.sources import SourceOptions
 from .distributed import gather_with_gradient, share_keys
@@ -471,10 +471,10 @@ class MomentumTraining:
 
     def _end_of_step(self) -> dict[str, float]:
         """Record, save, stop and evaluate, as far as the step calls for it; returns new metrics."""
-        self.log.advance()
         is_last, asked = self.step == self.total_steps, chosen(self.votes)
         if self.step % self.options.log_every == 0 or is_last:
             self._record()
+        self.log.advance()
         save_every = self.options.save_every or self.eval_every
         saved = False
         if asked or save_every > 0 and (self.step % save_every == 0 or is_last):
@@ -508,6 +508,7 @@ class MomentumTraining:
         save_model(self.student, str(folder / "student.safetensors"))
         if self.plain_teacher is not None:
             save_model(self.plain_teacher, str(folder / "teacher.safetensors"))
+        follow_umask(folder.glob("*.safetensors"))
         state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
         save_state(state | ({"scaler": scaler.state_dict()} if scaler else {}), folder / "optimizer.pt")
         progress = {

@@ -89,7 +89,7 @@ def one_step(folder: Path, head: str, batches: int, *names: str) -> dict:
     with torch.no_grad():  # a teacher of its own mind
         for weight in teacher.model.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.02)
-    log = RunLog(accelerator, folder, 1)
+    log = RunLog(accelerator, folder, 1, log_every=1)
     training = MomentumTraining(accelerator, options, student, teacher, None, None, log, lambda step: {})
     result = {"processes": accelerator.num_processes}
     step = training._optimizer_step

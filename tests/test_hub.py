@@ -177,7 +177,10 @@ def test_an_encoder_a_configuration_and_a_processor_bring_theirs(config, process
         part.save_pretrained(tmp_path / name)
     files = {name: files_of(tmp_path / name) for name in parts}
     assert code_of(files["model"]) == CODE
-    assert code_of(files["config"]).keys() == {"configuration_albef.py"}
+    assert code_of(files["config"]).keys() == {
+        "compatibility_albef.py",
+        "configuration_albef.py",
+    }
     assert code_of(files["processor"]).keys() == {"processing_albef.py"}
     assert json.loads(files["config"]["config.json"])["auto_map"] == {"AutoConfig": "configuration_albef.AlbefConfig"}
     assert json.loads(files["model"]["config.json"])["auto_map"] == {

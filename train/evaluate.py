@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from albef_hf.finetuning import LATER_RESULTS, FineTuningOptions, Task, load_trained_model, write_results
 from albef_hf.options import parse_options, with_defaults
+from albef_hf.progress import log_library_progress
 from albef_hf.tasks import find_task, task_names
 from albef_hf.training import make_accelerator
 
@@ -29,6 +30,7 @@ def main(arguments: list[str]) -> None:
     kind = find_task(chosen.task or task_names()[0])
     options_class = with_defaults(kind.options_class, output_dir="")
     options = parse_options(options_class, f"{__doc__}\nThese are the options of {kind.name}.", rest)
+    log_library_progress()
     try:
         evaluate(kind, options)
     except (ValueError, RuntimeError, OSError, StrictDataclassError) as error:

@@ -30,6 +30,7 @@ from albef_hf.model_card import Evaluation
 from albef_hf.modeling_albef import AlbefAlignedModel
 from albef_hf.momentum import MOMENTUM_FILE
 from albef_hf.options import parse_options, save_options
+from albef_hf.progress import log_library_progress
 from albef_hf.run_log import RunLog
 from albef_hf.stopping import leave_signals_to_the_training
 from albef_hf.tasks import find_task, task_names
@@ -55,6 +56,7 @@ def main(arguments: list[str]) -> None:
     kind = find_task(chosen.task or task_names()[0])
     description = f"{__doc__}\nTasks: {', '.join(task_names())}. These are the options of {kind.name}."
     options = parse_options(kind.options_class, description, rest)
+    log_library_progress()
     accelerator = make_accelerator(options)
     try:
         finetune(kind, options, accelerator)
@@ -79,7 +81,7 @@ def finetune(kind: type[Task], options: FineTuningOptions, accelerator: Accelera
     loader = make_loader(task, rows, accelerator)
     steps_per_epoch = max(1, len(loader) // options.gradient_accumulation_steps)
     start_trackers(options, accelerator)
-    log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch))
+    log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch), options.log_every)
     task.check(validation)
     baselines = task.baselines(rows, validation) if accelerator.is_main_process else {}
     log.say(

@@ -43,6 +43,7 @@ from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation
 from albef_hf.momentum import MOMENTUM_FILE
 from albef_hf.options import option, parse_options, save_options
+from albef_hf.progress import log_library_progress
 from albef_hf.ranking import score_all
 from albef_hf.run_log import RunLog
 from albef_hf.stopping import leave_signals_to_the_training
@@ -108,6 +109,7 @@ class PretrainingOptions(DataOptions):
 def main(arguments: list[str]) -> None:
     """Read the options, build everything, train, save."""
     options = parse_options(PretrainingOptions, __doc__, arguments)
+    log_library_progress()
     accelerator = make_accelerator(options)
     try:
         pretrain(options, accelerator)
@@ -134,7 +136,7 @@ def pretrain(
     held_out = Pictures(validation_rows, options.image_root, most=options.validation_size)
     check_words_are_known(processor, held_out.captions)
     start_trackers(options, accelerator)
-    log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch))
+    log = RunLog(accelerator, folder, total_steps(options, steps_per_epoch), options.log_every)
 
     def save_and_score(step: int) -> dict[str, float]:
         if push:

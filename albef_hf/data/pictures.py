@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
-from tqdm.auto import tqdm
 
+from ..progress import progress
 from .pairs import BadSampleError, load_image, usable_captions
 
 
@@ -62,7 +62,7 @@ class Pictures(Sequence):
         self.bad_rows: dict[int, BadSampleError] = {}
         self.numbers: list[int] = []  # of the row that each picture is read from
         position: dict[Any, int] = {}
-        for number, row in enumerate(tqdm(range(len(rows)) if stored else rows, "read pictures", leave=False)):
+        for number, row in enumerate(progress(range(len(rows)) if stored else rows, "read pictures", leave=False)):
             try:
                 row = rows[number] if stored else row
                 named = picture_of(row)

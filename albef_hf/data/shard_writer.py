@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..files import written_aside
 from ..processing_albef import encodable
+from ..progress import progress
 from .pairs import BadSampleError, image_file, is_turned, load_image, load_upright, usable_captions
 from .shards import results_of
 
@@ -133,7 +133,7 @@ class ShardWriter(torch.utils.data.Dataset):
         Args:
             workers: Processes that write; 0 writes in this one.
         """
-        with tqdm(total=len(self.rows), desc="shards", unit="row") as bar:
+        with progress(total=len(self.rows), desc="shards", unit="row") as bar:
             for rows in results_of(self, workers):
                 bar.update(rows)
         parts = sorted(self.folder.glob(f"*.{DROPPED}"))

@@ -20,9 +20,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..files import digest, written_aside
+from ..progress import progress
 from .pairs import BadSampleError, Issue
 
 INDEX = "index.json"  # the shards, with their sizes and SHA-256
@@ -223,7 +223,7 @@ def index_folder(folder: Path, workers: int = 0, **more: Any) -> dict[str, Any]:
     paths = sorted(folder.glob("*.tar"))
     read = results_of(_Indexing(paths), workers)
     tables, shards, left_out = [], [], Counter()
-    for path, (table, shard, not_paired) in zip(paths, tqdm(read, "index", len(paths), unit="shard"), strict=True):
+    for path, (table, shard, not_paired) in zip(paths, progress(read, "index", len(paths), unit="shard"), strict=True):
         tables.append(table)
         shards.append({"file": path.name, **shard})
         left_out.update(not_paired)
@@ -248,7 +248,7 @@ def check_folder(folder: Path, workers: int = 0) -> list[str]:
     """
     index, _ = _read_index(folder)
     listed = [(folder / shard["file"], shard["bytes"], shard["sha256"]) for shard in index["shards"]]
-    faults = tqdm(results_of(_Checking(listed), workers), "check", len(listed), unit="shard")
+    faults = progress(results_of(_Checking(listed), workers), "check", len(listed), unit="shard")
     return [fault for fault in faults if fault]
 
 
