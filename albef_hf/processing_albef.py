@@ -121,8 +121,8 @@ class AlbefProcessor(ProcessorMixin):
 
         Args:
             images: A picture or a list of them.
-            text: A caption or a list of them; an empty one is valid and becomes `[CLS]` alone. Special tokens that were
-                added to the tokenizer stay whole; one of BERT's is text like any other.
+            text: A caption or a list of them; an empty one is valid and becomes `[CLS]` alone. Tokens that were added
+                to the tokenizer stay whole; BERT's special tokens are text like any other.
             kwargs: Settings of the tokenizer and image processor, such as `return_tensors="pt"`.
 
         Returns:
