@@ -15,8 +15,12 @@ from typing import Any
 from transformers import Cache, PreTrainedConfig, PreTrainedModel, configuration_utils, pipelines
 from transformers.masking_utils import create_causal_mask
 
-# The oldest and the newest release with which all tests passed; model cards state them.
+# The oldest and the newest release of transformers with which all tests passed.
 TESTED_VERSIONS = ("5.17.0", "5.24.0")
+# What model cards say of them.
+VERSIONS = f"""The code in this repository was tested with transformers {TESTED_VERSIONS[0]} to {TESTED_VERSIONS[1]}.
+If it fails on a later release, install one of these (`pip install "transformers<={TESTED_VERSIONS[1]}"`), or ask
+the owner to run `python -m albef_hf.code_renewal` of a later albef_hf: it renews the code and keeps the weights."""
 
 # transformers 5.24 renamed the argument of masks and the field of outputs; 5.40 drops the old name.
 CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .compatibility_albef import VERSIONS
+
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CONVERSION_FILE = "conversion.json"  # which albef_hf.convert leaves
 KNOWN_FILE = "card.json"  # which every card leaves
@@ -175,6 +177,7 @@ def model_card(
         evaluation=evaluation,
         conversion=conversion,
         emissions=emissions,
+        versions=VERSIONS,
         teacher=(folder / MOMENTUM_FILE).exists() and not any(fnmatch(MOMENTUM_FILE, name) for name in left_out),
     )
 

@@ -44,7 +44,14 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .compatibility_albef import CACHE_NAME, PRETRAINED_NAMES, follow_umask, forget_attention_change, single_cache
+from .compatibility_albef import (
+    CACHE_NAME,
+    PRETRAINED_NAMES,
+    VERSIONS,
+    follow_umask,
+    forget_attention_change,
+    single_cache,
+)
 from .configuration_albef import (
     ENTAILMENT_CLASSES,
     REASONING_CLASSES,
@@ -633,6 +640,10 @@ processor = AutoProcessor.from_pretrained("{repo}", trust_remote_code=True)
 ```
 
 What it was trained on and how good it is, who pushed it has not written down here.
+
+## Versions
+
+{versions}
 """
 
 
@@ -705,9 +716,13 @@ class AlbefPreTrainedModel(PreTrainedModel):
         for name, other_name in (self._tied_weights_keys or {}).items():
             if name in weights and weights[name] is weights.get(other_name):
                 self.config.tie_word_embeddings = True
-        self.config.auto_map = dict(AUTO_MAP) if self.config.model_type == AlbefConfig.model_type else {}
+        self.config.auto_map = self._auto_map()
         super().save_pretrained(save_directory, *args, **kwargs)  # which enters the class that is being saved
         follow_umask(Path(save_directory).glob("*.safetensors"))
+
+    def _auto_map(self) -> dict[str, str]:
+        """Return what each Auto class loads from the folder; transformers adds the class that is saved."""
+        return dict(AUTO_MAP) if self.config.model_type == AlbefConfig.model_type else {}
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
         """As in transformers; where the repository's card says nothing, it is told how to load the model."""
@@ -722,7 +737,8 @@ class AlbefPreTrainedModel(PreTrainedModel):
         if not known:
             kind = type(self)
             auto_class = next((name for name, models in AUTO_MODELS.items() if kind in models), "AutoModel")
-            card = SHORT_CARD.format(name=repo_id.split("/")[-1], kind=kind.__name__, auto=auto_class, repo=repo_id)
+            name = repo_id.split("/")[-1]
+            card = SHORT_CARD.format(name=name, kind=kind.__name__, auto=auto_class, repo=repo_id, versions=VERSIONS)
             upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=repo_id, token=token)
         return super().push_to_hub(repo_id, **kwargs)
 
