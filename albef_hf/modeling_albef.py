@@ -1936,9 +1936,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         Takes the batch that `forward` takes.
         """
         questions = self.albef(input_ids, pixel_values, attention_mask, return_dict=True).last_hidden_state
-        question_of = _question_of_answers(
-            labels, answer_counts, answer_weights, len(questions), self.config.text_config
-        )
+        question_of = _question_of_answers(labels, answer_counts, answer_weights, len(questions), self.config)
         return AlbefTeacherOutput(logits=self._answer_logits(labels, questions, attention_mask, question_of))
 
     @can_return_tuple
@@ -2000,9 +1998,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
                 encoder_outputs, attention_mask, decoder_input_ids, decoder_attention_mask, cache, **kwargs
             )
         questions = encoder_outputs.last_hidden_state
-        question_of = _question_of_answers(
-            labels, answer_counts, answer_weights, len(questions), self.config.text_config
-        )
+        question_of = _question_of_answers(labels, answer_counts, answer_weights, len(questions), self.config)
         logits = self._answer_logits(labels, questions, attention_mask, question_of)
         answer_of, token = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         losses = distilled_cross_entropy(logits, labels[answer_of, token + 1], _teacher_logits(teacher_outputs), alpha)
@@ -2199,14 +2195,14 @@ def _question_of_answers(
     answer_counts: torch.Tensor | None,
     answer_weights: torch.Tensor | None,
     questions: int,
-    config: AlbefTextConfig,
+    config: AlbefConfig,
 ) -> torch.Tensor:
     """Number of the question that each answer belongs to, (answers,), after a check of the answers."""
     counts = torch.ones(questions, dtype=torch.long) if answer_counts is None else torch.as_tensor(answer_counts)
     counts = counts.to(labels.device)
     # Read from the device together, which costs one wait.
-    total, encoded = torch.stack([counts.sum(), _are_encoded_answers(labels, config)]).tolist()
-    _require_encoded_answers(encoded, config)
+    total, encoded = torch.stack([counts.sum(), _are_encoded_answers(labels, config.text_config)]).tolist()
+    _require_encoded_answers(encoded, config.text_config)
     if len(counts) != questions or total != len(labels):
         raise ValueError(
             f"{len(labels)} answers for {questions} questions do not fit answer_counts {counts.tolist()}: give the "
