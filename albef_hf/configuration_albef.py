@@ -1,6 +1,7 @@
 """Configuration of ALBEF models: architecture only, training settings live with the training loop."""
 
 import copy
+from collections.abc import Collection, Sequence
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -29,6 +30,11 @@ PIPELINES = {
         ("AlbefForVisualReasoning",),
     ),
 }
+
+REASONING_CLASSES = ("False", "True")
+ENTAILMENT_CLASSES = ("contradiction", "neutral", "entailment")
+_UNNAMED_CLASSES = ("LABEL_0", "LABEL_1")  # those of a configuration that says nothing about classes
+_DEFAULT_CLASSES = (_UNNAMED_CLASSES, REASONING_CLASSES, ENTAILMENT_CLASSES)
 
 
 @strict
@@ -63,6 +69,12 @@ class AlbefVisionConfig(PreTrainedConfig):
     layer_norm_eps: float | int = 1e-6
     attention_probs_dropout_prob: float | int = 0.0
     initializer_range: float | int = 0.02
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        _check_ranges(self)
+        self.validate_patches()
+        self.validate_heads()
 
     def validate_patches(self) -> None:
         """Check that patches tile the picture."""
@@ -122,6 +134,12 @@ class AlbefTextConfig(PreTrainedConfig):
     eos_token_id: int | None = 102
     initializer_range: float | int = 0.02
 
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        _check_ranges(self)
+        self.validate_padding()
+        self.validate_heads()
+
     def validate_heads(self) -> None:
         """Check that the heads share the width evenly."""
         _check_heads(self)
@@ -146,6 +164,8 @@ class AlbefConfig(PreTrainedConfig):
         initial_temperature: Starting value of the learned temperature of the contrastive loss.
         tie_word_embeddings: Whether the masked-language head shares the word embeddings, as in BERT.
         initializer_range: Standard deviation of freshly initialised heads.
+        kwargs: Settings of every `PreTrainedConfig`. A classifier has the classes that `num_labels`, `id2label` or
+            `label2id` ask for; if none does, its own.
 
     Example:
         ```python
@@ -173,22 +193,77 @@ class AlbefConfig(PreTrainedConfig):
         if not isinstance(self.text_config, PreTrainedConfig):
             self.text_config = AlbefTextConfig(**(self.text_config or {}))
         self.text_config.encoder_hidden_size = self.vision_config.hidden_size
+        if self.id2label is None and self.label2id is not None:
+            self.id2label = _invert(self.label2id)
+        # transformers looks for the class to load in here, also where nothing was saved.
+        self.architectures = self.architectures or []
+        # Classes in a saved configuration, which names its architecture, are those of the model that was saved.
+        asked_for = kwargs.get("num_labels") is not None or (self.id2label is not None and not self.architectures)
         # The question answering head says so itself; a head that starts from its checkpoint is none.
         self.is_encoder_decoder = False
         # The package has its pipelines registered; transformers would insist on the code that lies beside the weights.
         if not __name__.startswith("transformers_modules."):
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+        self.classes_asked_for = asked_for
+        _check_ranges(self)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name in ("num_labels", "id2label"):
+            super().__setattr__("classes_asked_for", True)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "AlbefConfig":
+        """As in transformers; of `id2label` and `label2id`, either is enough."""
+        if kwargs.get("label2id") is not None:
+            kwargs = {"id2label": _invert(kwargs["label2id"])} | kwargs
+        if kwargs.get("id2label") is not None:
+            kwargs["id2label"] = {int(index): name for index, name in kwargs["id2label"].items()}
+        return super().from_dict(config_dict, **kwargs)
+
+    def with_classes(self, names: Sequence[str], architectures: Collection[str]) -> "AlbefConfig":
+        """Return a copy that names the classes of a head, unless others were asked for or saved.
+
+        Args:
+            names: The head's own classes.
+            architectures: Names of the head's class and of its parents.
+
+        Raises:
+            ValueError: If `id2label` does not number the classes from 0.
+        """
+        config = copy.deepcopy(self)
+        saved_by_this_head = bool(set(architectures) & set(self.architectures or ()))
+        if not (self.classes_asked_for or saved_by_this_head) and tuple(self.id2label.values()) in _DEFAULT_CLASSES:
+            config.id2label = dict(enumerate(names))
+            config.classes_asked_for = False
+        if sorted(config.id2label) != list(range(len(config.id2label))) or not config.id2label:
+            raise ValueError(
+                f"id2label is {config.id2label}: number the classes from 0, such as {dict(enumerate(names))}."
+            )
+        if set(config.label2id or ()) != set(config.id2label.values()):
+            config.label2id = _invert(config.id2label)
+        return config
 
     def to_dict(self) -> dict:
         """As in transformers, and the pipelines that a head is for, which who has no package finds by their names."""
         settings = super().to_dict()
+        settings["architectures"] = settings["architectures"] or None
+        if not settings.pop("classes_asked_for") and tuple(self.id2label.values()) == _UNNAMED_CLASSES:
+            del settings["id2label"], settings["label2id"]
         pipelines = {
             task: {"impl": f"pipeline_albef.{pipeline}", "pt": [auto_class]}
             for task, (pipeline, auto_class, heads) in PIPELINES.items()
             if set(heads) & set(self.architectures or ())
         }
         return settings | ({"custom_pipelines": pipelines} if pipelines else {})
+
+    def to_diff_dict(self) -> dict:
+        """As in transformers, which leaves out two classes without names, also where they were asked for."""
+        settings = super().to_diff_dict()
+        if self.classes_asked_for:
+            settings |= {"id2label": self.id2label, "label2id": self.label2id}
+        return settings
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The text side; with `decoder`, where there is one, a copy that describes the decoder of answers.
@@ -201,6 +276,40 @@ class AlbefConfig(PreTrainedConfig):
         config.num_hidden_layers = config.num_multimodal_layers
         config.encoder_hidden_size = config.hidden_size
         return config
+
+
+def _invert(names: dict) -> dict:
+    return {value: key for key, value in names.items()}
+
+
+_LEAST = {
+    "hidden_size": 1,
+    "num_hidden_layers": 0,
+    "num_multimodal_layers": 1,
+    "num_attention_heads": 1,
+    "intermediate_size": 1,
+    "image_size": 1,
+    "patch_size": 1,
+    "num_channels": 1,
+    "vocab_size": 1,
+    "max_position_embeddings": 1,
+    "type_vocab_size": 1,
+    "projection_dim": 1,
+    "initial_temperature": 1e-6,
+    "layer_norm_eps": 0,
+    "initializer_range": 0,
+    "hidden_dropout_prob": 0,
+    "attention_probs_dropout_prob": 0,
+}
+
+
+def _check_ranges(config: PreTrainedConfig) -> None:
+    """Refuse sizes and shares that no model can have; while loading, too, as a `ValueError`."""
+    for name, least in _LEAST.items():
+        value = getattr(config, name, least)
+        most = 1 if name.endswith("_prob") else float("inf")
+        if not least <= value <= most:
+            raise ValueError(f"{name} is {value}: it has to be between {least} and {most}.")
 
 
 def _check_heads(config: AlbefVisionConfig | AlbefTextConfig) -> None:

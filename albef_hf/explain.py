@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .modeling_albef import AlbefAlignedModel, AlbefForQuestionAnswering
 
-logger = logging.get_logger(__name__)
+logger = logging.get_logger(f"transformers.{__name__}")
 
 Box = Sequence[float]  # left, top, width and height in pixels, as in COCO
 HeadReduction = Callable[[torch.Tensor], torch.Tensor]  # (batch, heads, ...) to (batch, ...)

@@ -52,7 +52,13 @@ from .compatibility_albef import (
     forget_attention_change,
     single_cache,
 )
-from .configuration_albef import AlbefConfig, AlbefTextConfig, AlbefVisionConfig
+from .configuration_albef import (
+    ENTAILMENT_CLASSES,
+    REASONING_CLASSES,
+    AlbefConfig,
+    AlbefTextConfig,
+    AlbefVisionConfig,
+)
 
 if TYPE_CHECKING:  # never run: transformers reads here which files a saved model takes along, beside those above
     from .explain import overlay  # noqa: F401
@@ -70,6 +76,11 @@ KeyValues = tuple[torch.Tensor, torch.Tensor]  # each (batch, heads, tokens, hea
 Gather = Callable[[torch.Tensor], torch.Tensor]
 
 IGNORED = -100  # label of what has no target, as in torch's and transformers' losses
+
+NO_LABEL_SMOOTHING = (
+    "Give labels; with the Trainer of transformers, leave label_smoothing_factor at 0, since smoothing takes the "
+    "labels from the batch."
+)
 
 # ALBEF.forward in the original's models/model_pretrain.py clamps to this range before every step.
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -201,6 +212,12 @@ class AlbefForRetrievalOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
 
+    def __getitem__(self, key: str | int | slice) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """As in transformers, whose label smoothing asks for `logits`, of which retrieval has two kinds."""
+        if key == "logits":
+            raise ValueError(f"Retrieval has no `logits` to smooth labels of. {NO_LABEL_SMOOTHING}")
+        return super().__getitem__(key)
+
 
 @dataclass
 class AlbefClassifierOutput(SequenceClassifierOutput):
@@ -240,12 +257,28 @@ def eager_attention_forward(
     return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
 
 
+# `generate` hands all of a batch to the encoder, as Seq2SeqTrainer does to `generate`.
+_OF_A_BATCH = ("labels", "answer_counts", "answer_weights")
+_KEYWORDS = {*TransformersKwargs.__annotations__, "return_dict", "use_cache", *_OF_A_BATCH} - {"position_ids"}
+
+
+def _refuse_unknown(kwargs: dict) -> None:
+    """Refuse keywords that would change nothing, such as misspelt ones."""
+    unknown = [name for name, value in kwargs.items() if value is not None and name not in _KEYWORDS]
+    if unknown:
+        raise ValueError(
+            f"forward takes no {', '.join(unknown)}: check the spelling, or leave it out. The loss is returned "
+            "wherever labels are given."
+        )
+
+
 def _beside(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
     """States on the device of a weight, where a call does not go through the `forward` to which they are brought.
 
-    A weight that accelerate keeps on a disk says meta, and is fetched to where the states are.
+    A weight that accelerate keeps on a disk says meta, and is fetched to where the states are. A dynamically quantized
+    layer has a method of that name, and no device but the CPU.
     """
-    return states if weight.is_meta else states.to(weight.device)
+    return states.to(weight.device) if isinstance(weight, torch.Tensor) and not weight.is_meta else states
 
 
 class AlbefAttention(nn.Module):
@@ -521,7 +554,13 @@ class AlbefTextEmbeddings(nn.Module):
                 "(truncation=True, max_length=...)."
             )
         positions = torch.arange(start, tokens, device=input_ids.device)
-        embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings(input_ids.new_zeros(1))
+        try:
+            embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings(input_ids.new_zeros(1))
+        except IndexError as error:
+            raise ValueError(
+                f"input_ids have to be below the size of the vocabulary, {self.word_embeddings.num_embeddings}: after "
+                "adding tokens to the tokenizer, call model.resize_token_embeddings(len(tokenizer))."
+            ) from error
         return self.dropout(self.norm(embeddings + self.position_embeddings(positions)))
 
 
@@ -666,9 +705,18 @@ class AlbefPreTrainedModel(PreTrainedModel):
                 self._copied_weights |= {f"{prefix}.{name}.{key}".removeprefix(".") for key in copied}
                 if copied:
                     logger.warning_once(f"The checkpoint has no {name}: what fits of {other_name} is copied there.")
+        self._copied_weights |= self._copy_what_was_tied()
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As in transformers; the folder brings this code along and says what each Auto class loads from it."""
+        """As in transformers; the folder brings this code along and says what each Auto class loads from it.
+
+        The folder's configuration says that weights are tied wherever they are. PEFT declares the answers' output
+        untied when it merges, since it is tied to the embeddings of the decoder instead of those of the questions.
+        """
+        weights = dict(self.named_parameters(remove_duplicate=False))
+        for name, other_name in (self._tied_weights_keys or {}).items():
+            if name in weights and weights[name] is weights.get(other_name):
+                self.config.tie_word_embeddings = True
         self.config.auto_map = self._auto_map()
         super().save_pretrained(save_directory, *args, **kwargs)  # which enters the class that is being saved
         follow_umask(Path(save_directory).glob("*.safetensors"))
@@ -700,6 +748,21 @@ class AlbefPreTrainedModel(PreTrainedModel):
         if missing_keys is not None:
             missing_keys -= getattr(self, "_copied_weights", set())
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
+
+    def _copy_what_was_tied(self) -> set[str]:
+        """Fill weights that are no longer tied from those that they were tied to in the checkpoint.
+
+        Returns:
+            Names of the weights that were filled.
+        """
+        copied = set()
+        for name, other_name in (self._tied_weights_keys or {}).items():
+            weight, other = self.get_parameter(name), self.get_parameter(other_name)
+            known = getattr(other, "_is_hf_initialized", False) or other_name in self._copied_weights
+            if known and not (self.config.tie_word_embeddings or getattr(weight, "_is_hf_initialized", False)):
+                init.copy_(weight, other)
+                copied.add(name)
+        return copied
 
 
 def _copy_if_fresh(module: nn.Module, others: dict[str, torch.Tensor]) -> list[str]:
@@ -748,8 +811,11 @@ class AlbefVisionModel(AlbefPreTrainedModel):
             `last_hidden_state`: (batch, 1 + patches, width), the `[CLS]` token first.
 
         Raises:
-            ValueError: If the pictures have another size and `interpolate_pos_encoding` is off.
+            ValueError: If there is none, or they have another size and `interpolate_pos_encoding` is off.
         """
+        _refuse_unknown(kwargs)
+        if pixel_values.shape[0] == 0:
+            raise ValueError("There is no image: give at least one, (batch, channels, height, width).")
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
@@ -789,8 +855,13 @@ class AlbefTextModel(AlbefPreTrainedModel):
             `last_hidden_state`: (batch, tokens, width).
 
         Raises:
-            ValueError: If a text is longer than the model has positions.
+            ValueError: If there is no text, or a text is longer than the model has positions.
         """
+        _refuse_unknown(kwargs)
+        if 0 in input_ids.shape:
+            raise ValueError(
+                f"input_ids are {tuple(input_ids.shape)}: give at least one text, of at least one token, [CLS]."
+            )
         hidden_states = self.embeddings(input_ids)
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
@@ -1062,6 +1133,7 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
         Returns:
             `last_hidden_state`: (groups * questions, tokens, width).
         """
+        _refuse_unknown(kwargs)
         past = 0 if cache is None else cache.get_seq_length()
         hidden_states = self.embeddings(input_ids, past)
         attention_mask = create_causal_mask(
@@ -1254,9 +1326,17 @@ def distilled_cross_entropy(
 
     Returns:
         The loss of each row, (rows,).
+
+    Raises:
+        ValueError: If alpha is not between 0 and 1, or (on a CPU) a target is not one of the classes.
     """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}: give the teacher's share of the target, between 0 and 1.")
     logits = _at_least_float32(logits)
-    losses = F.cross_entropy(logits, targets, reduction="none")
+    try:
+        losses = F.cross_entropy(logits, targets, reduction="none")
+    except IndexError as error:
+        raise ValueError(f"{error} Labels have to be between 0 and {logits.shape[-1] - 1}, or -100.") from error
     if teacher_logits is None or alpha == 0:
         return losses
     soft_targets = _at_least_float32(teacher_logits.detach()).softmax(-1)
@@ -1285,12 +1365,18 @@ def sample_hard_negatives(
         which `matching_loss` leaves out.
 
     Raises:
-        ValueError: If the batch holds a single pair.
+        ValueError: If the batch holds a single pair, or the hardness is negative or not finite.
     """
     if candidates.shape[1] < 2:
         raise ValueError(
-            "A batch of one pair holds no negative, so image-text matching cannot be learned from it: "
-            "use a batch size of at least 2 per process, and drop the last incomplete batch of an epoch."
+            "A batch of one pair holds no negative, so image-text matching cannot be learned from it: use a batch "
+            "size of at least 2 per process, and drop the last incomplete batch, also in evaluation (the Trainer of "
+            "transformers does so with dataloader_drop_last=True)."
+        )
+    if not 0 <= hardness < torch.inf:
+        raise ValueError(
+            f"negative_hardness is {hardness}: give a number of at least 0, where 0 draws any wrong pair alike and 1 "
+            "draws as in the paper."
         )
 
     def draw(logits: torch.Tensor) -> torch.Tensor:
@@ -1556,8 +1642,10 @@ class AlbefForPreTraining(AlbefAlignedModel):
                 wrong pair alike.
 
         Raises:
-            ValueError: If `labels` come without `mlm_input_ids`, or with a batch of one pair.
+            ValueError: If only one of `labels` and `mlm_input_ids` is given, or labels come with a batch of one pair.
         """
+        if labels is None and mlm_input_ids is not None:
+            raise ValueError(f"mlm_input_ids came without labels. {NO_LABEL_SMOOTHING}")
         if labels is None:
             return self._predict(input_ids, pixel_values, attention_mask, **kwargs)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -1743,7 +1831,8 @@ class AlbefForRetrieval(AlbefAlignedModel):
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         images = self.get_image_features(pixel_values, return_dict=True, **kwargs)
         texts = self.get_text_features(input_ids, attention_mask, return_dict=True)
-        targets, embeds = _shared_targets(labels, teacher_outputs), (images.pooler_output, texts.pooler_output)
+        embeds = images.pooler_output, texts.pooler_output
+        targets = _shared_targets(labels, teacher_outputs, embeds[0].dtype)
         loss_itc, info_nce, logits = self.contrastive_head.loss(*embeds, targets, teacher_outputs, alpha, gather)
         others_pairs = labels[:, None] != (labels if gather is None else gather(labels))
         image_key_values = self.albef.multimodal_model.project_images(images.last_hidden_state)
@@ -1788,10 +1877,12 @@ class AlbefForRetrieval(AlbefAlignedModel):
         )
 
 
-def _shared_targets(labels: torch.Tensor, teacher_outputs: AlbefTeacherOutput | None) -> torch.Tensor:
+def _shared_targets(
+    labels: torch.Tensor, teacher_outputs: AlbefTeacherOutput | None, dtype: torch.dtype
+) -> torch.Tensor:
     """The right keys of each row, in equal shares, (batch, batch + queue): all that belong to the same picture."""
     keys = labels if teacher_outputs is None else torch.cat([labels, teacher_outputs.queue_ids])
-    same = ((labels[:, None] == keys) & (keys != IGNORED)).float().fill_diagonal_(1)  # unknown: its own pair alone
+    same = ((labels[:, None] == keys) & (keys != IGNORED)).to(dtype).fill_diagonal_(1)  # unknown: its own pair alone
     return same / same.sum(1, keepdim=True)
 
 
@@ -1854,7 +1945,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         Takes the batch that `forward` takes.
         """
         questions = self.albef(input_ids, pixel_values, attention_mask, return_dict=True).last_hidden_state
-        question_of = _question_of_answers(labels, answer_counts, answer_weights, len(questions))
+        question_of = _question_of_answers(labels, answer_counts, answer_weights, len(questions), self.config)
         return AlbefTeacherOutput(logits=self._answer_logits(labels, questions, attention_mask, question_of))
 
     @can_return_tuple
@@ -1873,6 +1964,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         encoder_outputs: ModelOutput | None = None,
         cache: EncoderDecoderCache | None = None,
         past_key_values: EncoderDecoderCache | None = None,
+        interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """The loss of given answers, or logits of the next token.
@@ -1892,6 +1984,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             encoder_outputs: What `get_encoder()` made of question and image.
             cache: Keys and values of answer tokens read before, and of the question.
             past_key_values: The same; the name of `cache` up to transformers 5.23.
+            interpolate_pos_encoding: Resample the learned image positions to pictures of another size.
 
         Returns:
             `loss`: with `labels`, the negative log-likelihood of an answer, times its weight, summed over the answers
@@ -1899,22 +1992,28 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             `logits`: with `labels` of their tokens, (answer tokens, vocabulary); else (questions, tokens, vocabulary).
 
         Raises:
-            ValueError: If there are not as many answers as `answer_counts` says.
+            ValueError: If there are not as many answers as `answer_counts` says, or if the labels are not encoded as
+                `AlbefProcessor.encode_answers` does; in training, without labels and `decoder_input_ids`.
         """
+        if self.training and labels is None and decoder_input_ids is None:
+            raise ValueError(f"Question answering learns from labels, which are missing. {NO_LABEL_SMOOTHING}")
+        _refuse_unknown(kwargs)
         cache = single_cache(cache, past_key_values)
         if encoder_outputs is None:
-            encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
+            read = {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True, **kwargs}
+            encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, **read)
         if labels is None:
             return self._next_tokens(
                 encoder_outputs, attention_mask, decoder_input_ids, decoder_attention_mask, cache, **kwargs
             )
         questions = encoder_outputs.last_hidden_state
-        question_of = _question_of_answers(labels, answer_counts, answer_weights, len(questions))
+        question_of = _question_of_answers(labels, answer_counts, answer_weights, len(questions), self.config)
         logits = self._answer_logits(labels, questions, attention_mask, question_of)
         answer_of, token = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         losses = distilled_cross_entropy(logits, labels[answer_of, token + 1], _teacher_logits(teacher_outputs), alpha)
         if answer_weights is None:
-            answer_weights = 1 / torch.bincount(question_of, minlength=len(questions))[question_of]
+            shared_by = torch.bincount(question_of, minlength=len(questions))[question_of]
+            answer_weights = 1 / shared_by.to(losses.dtype)
         loss = (answer_weights.to(losses.dtype)[answer_of] * losses).sum() / len(questions)
         return Seq2SeqLMOutput(loss=loss, logits=logits, encoder_last_hidden_state=questions)
 
@@ -2013,7 +2112,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             Row of `answer_ids`, and probability among the k, each (questions, k), the likeliest first.
 
         Raises:
-            ValueError: If the list is empty, or k is not positive.
+            ValueError: If the list is empty or not encoded as `AlbefProcessor.encode_answers` does, or k is below 1.
         """
         if len(answer_ids) == 0:
             raise ValueError("The list of answers is empty: give at least one, or call generate() for open answers.")
@@ -2025,6 +2124,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         if answer_attention_mask is None:
             answer_attention_mask = answer_ids != padding
         answers = answer_ids.masked_fill(answer_attention_mask == 0, IGNORED)
+        _require_encoded_answers(int(_are_encoded_answers(answers, self.config.text_config)), self.config.text_config)
         encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True)
         questions = len(encoder_outputs.last_hidden_state)
         start = EncoderDecoderCache(DynamicCache(), DynamicCache())  # of [CLS], with which all answers begin
@@ -2074,13 +2174,45 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         return found.new_zeros(len(answers)).index_add(0, answer_of, found)
 
 
+def _are_encoded_answers(labels: torch.Tensor, config: AlbefTextConfig) -> torch.Tensor:
+    """Whether (answers, tokens) labels begin, end and are padded as the decoder reads them, 1 or 0, a scalar."""
+    if labels.ndim != 2:
+        return labels.new_zeros((), dtype=torch.long)
+    known = labels != IGNORED
+    last = (known * torch.arange(labels.shape[1], device=labels.device)).argmax(1, keepdim=True)
+    right = torch.ones_like(known)
+    if config.bos_token_id is not None:
+        right &= labels[:, :1] == config.bos_token_id
+    if config.eos_token_id is not None:
+        right &= labels.gather(1, last) == config.eos_token_id
+    if config.pad_token_id not in (None, config.eos_token_id):
+        right &= labels != config.pad_token_id
+    return (right | ~known).all().long()
+
+
+def _require_encoded_answers(encoded: int, config: AlbefTextConfig) -> None:
+    if not encoded:
+        raise ValueError(
+            "Answers have to be (answers, tokens) ids that begin with [CLS] and end with [SEP] (the configuration's "
+            f"bos_token_id {config.bos_token_id} and eos_token_id {config.eos_token_id}), with -100 as the label of "
+            'padding: make them by processor.encode_answers(answers)["labels"].'
+        )
+
+
 def _question_of_answers(
-    labels: torch.Tensor, answer_counts: torch.Tensor | None, answer_weights: torch.Tensor | None, questions: int
+    labels: torch.Tensor,
+    answer_counts: torch.Tensor | None,
+    answer_weights: torch.Tensor | None,
+    questions: int,
+    config: AlbefConfig,
 ) -> torch.Tensor:
-    """Number of the question that each answer belongs to, (answers,)."""
+    """Number of the question that each answer belongs to, (answers,), after a check of the answers."""
     counts = torch.ones(questions, dtype=torch.long) if answer_counts is None else torch.as_tensor(answer_counts)
     counts = counts.to(labels.device)
-    if len(counts) != questions or counts.sum() != len(labels):
+    # Read from the device together, which costs one wait.
+    total, encoded = torch.stack([counts.sum(), _are_encoded_answers(labels, config.text_config)]).tolist()
+    _require_encoded_answers(encoded, config.text_config)
+    if len(counts) != questions or total != len(labels):
         raise ValueError(
             f"{len(labels)} answers for {questions} questions do not fit answer_counts {counts.tolist()}: give the "
             "number of answers of each question."
@@ -2103,11 +2235,59 @@ class AlbefClassificationHead(nn.Module):
         return self.out_proj(F.relu(self.dense(hidden_states[:, 0])))
 
 
+def classification_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    config: AlbefConfig,
+    teacher_logits: torch.Tensor | None = None,
+    alpha: float = 0.0,
+) -> torch.Tensor:
+    """Compute the loss that `config.problem_type` asks for, as transformers' sequence classification heads do.
+
+    Args:
+        logits: (batch, classes).
+        labels: Class indices, (batch,), where -100 is no label; for regression and several labels numbers, (batch,
+            classes).
+        config: Without a `problem_type`, it is inferred from the number of classes and the type of the labels.
+        teacher_logits: (batch, classes), to distill single labels from.
+        alpha: Share of the teacher in the target.
+
+    Returns:
+        The mean loss, a scalar.
+
+    Raises:
+        ValueError: If the labels do not fit the problem type, or it is one that cannot be distilled.
+    """
+    indices = labels.dtype in (torch.long, torch.int)
+    inferred = "single_label_classification" if indices else "multi_label_classification"
+    problem_type = config.problem_type or ("regression" if config.num_labels == 1 else inferred)
+    single = problem_type == "single_label_classification"
+    if labels.numel() != (len(logits) if single else logits.numel()) or (single and not indices):
+        raise ValueError(
+            f"labels of {labels.dtype}, {tuple(labels.shape)}, do not fit {problem_type} with logits "
+            f"{tuple(logits.shape)}: give integer class indices, (batch,), or set config.problem_type to "
+            '"multi_label_classification" or "regression" and give a number for each logit.'
+        )
+    if single:
+        labels = labels.flatten().long()
+        losses, known = distilled_cross_entropy(logits, labels, teacher_logits, alpha), labels != IGNORED
+        return losses.masked_fill(~known, 0).mean() * (len(known) / known.sum().clamp(min=1).to(losses.dtype))
+    if teacher_logits is not None and alpha != 0:
+        raise ValueError(f"{problem_type} cannot be distilled: leave teacher_outputs out, or set alpha to 0.")
+    logits = _at_least_float32(logits)
+    loss = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
+    return loss(logits, labels.view_as(logits).to(logits.dtype))
+
+
 class AlbefClassifier(AlbefPreTrainedModel):
     """What visual reasoning and visual entailment have in common: a class for a text and what it is said of."""
 
     albef: AlbefPreTrainedModel
     classifier: AlbefClassificationHead
+    own_classes: tuple[str, ...]
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__(config.with_classes(self.own_classes, [kind.__name__ for kind in type(self).__mro__]))
 
     @torch.no_grad()
     def get_teacher_outputs(
@@ -2138,43 +2318,35 @@ class AlbefClassifier(AlbefPreTrainedModel):
             pixel_values: The picture of each text, (batch, channels, height, width); for visual reasoning both of
                 them, (batch, 2, channels, height, width).
             attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
-            labels: Class of each text, (batch,).
+            labels: Class of each text, (batch,); for regression and several labels numbers, (batch, classes), as
+                `config.problem_type` says, or else their type and the number of classes.
             teacher_outputs: What a `MomentumTeacher` made of the same batch.
             alpha: Share of the teacher in the targets; the paper's is 0.4.
 
         Returns:
             `logits`, (batch, classes), in the order of `config.id2label`, and with `labels` the `loss`.
+
+        Raises:
+            ValueError: If the labels do not fit the problem type, or it is one that cannot be distilled.
         """
         outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
         logits = self.classifier(outputs.last_hidden_state)
         loss = None
         if labels is not None:
-            loss = distilled_cross_entropy(logits, labels, _teacher_logits(teacher_outputs), alpha).mean()
+            loss = classification_loss(logits, labels, self.config, _teacher_logits(teacher_outputs), alpha)
         return AlbefClassifierOutput(loss=loss, logits=logits, **_recorded(outputs))
-
-
-REASONING_CLASSES = ("False", "True")
-ENTAILMENT_CLASSES = ("contradiction", "neutral", "entailment")
-
-
-def _name_classes(config: AlbefConfig, names: tuple[str, ...]) -> AlbefConfig:
-    """A copy of the configuration that names the classes, unless it has names of its own."""
-    config = copy.deepcopy(config)
-    # Not its own are transformers' default and those of another head, from whose checkpoint it may come.
-    if tuple(config.id2label.values()) in (("LABEL_0", "LABEL_1"), REASONING_CLASSES, ENTAILMENT_CLASSES):
-        config.id2label = dict(enumerate(names))
-        config.label2id = {name: index for index, name in enumerate(names)}
-    return config
 
 
 class AlbefForVisualReasoning(AlbefClassifier):
     """ALBEF for NLVR2: is a statement true of a pair of images (the original's `models/model_nlvr.py`)?
 
-    Classes are named False and True; a configuration with an `id2label` of its own has others.
+    Classes are named False and True, unless `num_labels` or `id2label` asks for others.
     """
 
+    own_classes = REASONING_CLASSES
+
     def __init__(self, config: AlbefConfig):
-        super().__init__(_name_classes(config, REASONING_CLASSES))
+        super().__init__(config)
         self.albef = AlbefPairModel(self.config)
         self.classifier = AlbefClassificationHead(self.config)
         self.post_init()
@@ -2183,11 +2355,13 @@ class AlbefForVisualReasoning(AlbefClassifier):
 class AlbefForVisualEntailment(AlbefClassifier):
     """ALBEF for SNLI-VE: does an image entail a sentence (the original's `models/model_ve.py`)?
 
-    Classes are named contradiction, neutral and entailment; a configuration with an `id2label` of its own has others.
+    Classes are named contradiction, neutral and entailment, unless `num_labels` or `id2label` asks for others.
     """
 
+    own_classes = ENTAILMENT_CLASSES
+
     def __init__(self, config: AlbefConfig):
-        super().__init__(_name_classes(config, ENTAILMENT_CLASSES))
+        super().__init__(config)
         self.albef = AlbefModel(self.config)
         self.classifier = AlbefClassificationHead(self.config)
         self.post_init()
@@ -2213,6 +2387,8 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
     """
 
     def __init__(self, config: AlbefConfig):
+        if config.classes_asked_for and config.num_labels != 3:
+            raise ValueError(f"Text assignment has three classes (first, second, neither), not {config.num_labels}.")
         super().__init__(config)
         self.albef = AlbefPairModel(config)
         # Under the name that it has in a pretraining checkpoint, from which it comes.
@@ -2245,6 +2421,7 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         labels: torch.Tensor | None = None,
         teacher_outputs: AlbefTeacherOutput | None = None,
         alpha: float = 0.0,
+        interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefClassifierOutput:
         """Show each text two pictures of the batch.
@@ -2258,6 +2435,7 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
             labels: Where the text's own picture is: 0 first, 1 second, 2 neither, (batch,).
             teacher_outputs: What a `MomentumTeacher` made of the same pairs.
             alpha: Share of the teacher in the targets.
+            interpolate_pos_encoding: Resample the learned image positions to pictures of another size.
 
         Returns:
             `logits`, (batch, 3), and with `labels`, given or drawn, the `loss`.
@@ -2268,7 +2446,7 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         """
         if image_pairs is None and not (labels is None and teacher_outputs is None):
             raise ValueError("labels and teacher_outputs belong to pairs of pictures: give image_pairs with them.")
-        images = self.albef.vision_model(pixel_values, **kwargs).last_hidden_state
+        images = self.albef.vision_model(pixel_values, interpolate_pos_encoding, **kwargs).last_hidden_state
         if image_pairs is None:
             image_pairs, labels = sample_image_pairs(self._image_similarities(images))
         texts = self.albef.text_model(input_ids, attention_mask, **kwargs).last_hidden_state
@@ -2315,7 +2493,8 @@ def sample_image_pairs(similarities: torch.Tensor) -> tuple[torch.Tensor, torch.
     if batch < 3:
         raise ValueError(
             f"A batch of {batch} has no two wrong pictures for a text: use a batch size of at least 3 per process, "
-            "and drop the last incomplete batch of an epoch."
+            "and drop the last incomplete batch, also in evaluation (the Trainer of transformers does so with "
+            "dataloader_drop_last=True)."
         )
     weights = (similarities / ASSIGNMENT_TEMPERATURE).softmax(1).nan_to_num(0).clamp_min(1e-30)
     pairs = torch.multinomial(weights.fill_diagonal_(0), 2)  # without replacement: two different wrong pictures

@@ -31,10 +31,15 @@ class FeatureQueue(nn.Module):
     Args:
         size: Number of pairs kept; 0 keeps none.
         dim: Width of a feature.
+
+    Raises:
+        ValueError: If the size is negative.
     """
 
     def __init__(self, size: int, dim: int):
         super().__init__()
+        if size < 0:
+            raise ValueError(f"queue_size is {size}: give the number of pairs to keep, or 0 for no queue.")
         self.register_buffer("image_features", F.normalize(torch.randn(size, dim), dim=-1))
         self.register_buffer("text_features", F.normalize(torch.randn(size, dim), dim=-1))
         self.register_buffer("ids", torch.full((size,), IGNORED))
@@ -63,6 +68,18 @@ class FeatureQueue(nn.Module):
         self.pointer.copy_((self.pointer + len(rows)) % size)
 
 
+def _unwrap(student: nn.Module) -> PreTrainedModel:
+    """Return the head inside wrappers such as `torch.compile`, `DistributedDataParallel` and PEFT."""
+    for module in student.modules():  # from the outside in
+        if isinstance(module, PreTrainedModel):
+            if hasattr(module, "get_teacher_outputs"):
+                return module
+            break
+    raise ValueError(
+        f"{type(student).__name__} has no get_teacher_outputs: give a model with a head, such as AlbefForPreTraining."
+    )
+
+
 class MomentumTeacher(nn.Module):
     """A slow copy of a student that softens its targets and fills the queues of its contrastive loss.
 
@@ -70,8 +87,8 @@ class MomentumTeacher(nn.Module):
     that off. Call it with the student's batch, and after every optimizer step call `enqueue` and `update`.
 
     Args:
-        student: A head with `get_teacher_outputs`; it is copied in float32, since an average with momentum 0.995 would
-            never move in bfloat16.
+        student: A head with `get_teacher_outputs`, also inside `torch.compile`, `DistributedDataParallel` or PEFT; it
+            is copied in float32, since an average with momentum 0.995 would never move in bfloat16.
         momentum: Share of itself that the teacher keeps at an update; the paper's 0.995.
         queue_size: Pairs in the queue; the paper's 65,536. A head without a contrastive loss has no queue.
 
@@ -93,10 +110,12 @@ class MomentumTeacher(nn.Module):
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum is a share between 0 and 1, not {momentum}; the paper's is 0.995.")
         self.momentum = momentum
+        student = _unwrap(student)
         self.model = copy.deepcopy(student).to(torch.promote_types(student.dtype, torch.float32))
         self.model.requires_grad_(False).train()
-        contrasts = isinstance(student, AlbefAlignedModel)
-        self.queue = FeatureQueue(queue_size if contrasts else 0, student.config.projection_dim)
+        if not isinstance(student, AlbefAlignedModel):
+            queue_size = min(queue_size, 0)  # a negative one is still refused
+        self.queue = FeatureQueue(queue_size, student.config.projection_dim).to(self.model.dtype)
 
     @torch.no_grad()
     def forward(self, **batch: torch.Tensor) -> AlbefTeacherOutput:
@@ -121,7 +140,7 @@ class MomentumTeacher(nn.Module):
         """Move towards the student: teacher = momentum * teacher + (1 - momentum) * student (section 3.4)."""
         teacher_weights = list(self.model.parameters())
         student_weights = [
-            weight.to(own.dtype) for weight, own in zip(student.parameters(), teacher_weights, strict=True)
+            weight.to(own.dtype) for weight, own in zip(_unwrap(student).parameters(), teacher_weights, strict=True)
         ]
         torch._foreach_lerp_(teacher_weights, student_weights, 1 - self.momentum)
 
@@ -156,7 +175,7 @@ class MomentumTeacher(nn.Module):
             raise ValueError(f"{path} holds no weights: start a new teacher with MomentumTeacher(student).")
         queue = {key.removeprefix("queue."): weights.pop(key) for key in list(weights) if key.startswith("queue.")}
         weights = {key.removeprefix("model."): weight for key, weight in weights.items()}
-        rows = len(queue.get("image_features", ()))
+        rows, student = len(queue.get("image_features", ())), _unwrap(student)
         teacher = cls(student, momentum, rows or queue_size)
         try:
             if weights:  # a converted checkpoint may have lost its momentum model, but not its queues

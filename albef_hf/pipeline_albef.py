@@ -610,9 +610,14 @@ class VisualEntailmentPipeline(ImageAndTextPipeline):
         return {"logits": self.model(**inputs).logits}
 
     def postprocess(self, outputs: dict[str, torch.Tensor], top_k: int | None = None) -> list[Result]:
-        """The classes by probability."""
-        scores, classes = outputs["logits"][0].float().softmax(-1).sort(descending=True, stable=True)
-        names = [self.model.config.id2label[number] for number in classes.tolist()]
+        """The classes by probability; by value for regression, as transformers' text classification does."""
+        config, scores = self.model.config, outputs["logits"][0].float()
+        if config.problem_type == "multi_label_classification":
+            scores = scores.sigmoid()
+        elif config.problem_type != "regression" and config.num_labels > 1:
+            scores = scores.softmax(-1)
+        scores, classes = scores.sort(descending=True, stable=True)
+        names = [config.id2label[number] for number in classes.tolist()]
         return [{"score": score, "label": name} for score, name in zip(scores.tolist(), names, strict=True)][:top_k]
 
 

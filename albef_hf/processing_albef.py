@@ -12,10 +12,11 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import ProcessingKwargs, Unpack
+from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
 
 from .images_albef import is_unit_range, list_images
 
+BERT_TOKENS = ("cls_token", "sep_token", "pad_token", "mask_token", "unk_token")
 DELETED_CHARACTERS = re.compile(r"""[,.'!?"()*#:;~]""")
 
 
@@ -132,9 +133,16 @@ def forget_call_settings(backend: Tokenizer) -> None:
     backend.no_padding()
 
 
+class AlbefTextKwargs(TextKwargs, total=False):
+    """Settings of the tokenizer in a call."""
+
+    split_special_tokens: bool
+
+
 class AlbefProcessorKwargs(ProcessingKwargs, total=False):
     """Settings of a call; transformers reads their defaults here up to 5.22, and on the processor since 5.23."""
 
+    text_kwargs: AlbefTextKwargs
     _defaults = {"text_kwargs": {"padding": True, "truncation": True, "max_length": 30}}
 
 
@@ -175,7 +183,8 @@ class AlbefProcessor(ProcessorMixin):
         Args:
             images: A picture or a list of them, also a path, an address, base64 or an array (see `array_to_image`).
                 Each is converted to RGB as in training, and as there EXIF does not turn it.
-            text: A caption or a list of them; an empty one is valid and becomes `[CLS]` alone.
+            text: A caption or a list of them; an empty one is valid and becomes `[CLS]` alone. Tokens that were added
+                to the tokenizer stay whole; BERT's special tokens are text like any other.
             kwargs: Settings of the tokenizer and image processor, such as `return_tensors="pt"`.
 
         Returns:
@@ -188,6 +197,7 @@ class AlbefProcessor(ProcessorMixin):
             raise ValueError("Nothing to process: give images, text, or both.")
         if text is not None:
             text = self._clean(text)
+            kwargs = self._special_tokens_settings() | kwargs
         if images is not None:
             images, kwargs = _read_images(images, kwargs)
         if text is None:
@@ -218,8 +228,13 @@ class AlbefProcessor(ProcessorMixin):
         answers = [answers] if isinstance(answers, str) else list(answers)
         if not answers or not all(isinstance(answer, str) for answer in answers):
             raise ValueError("answers must be strings, and there must be at least one.")
+        texts = [encodable(answer) for answer in answers]
+        if settings := self._special_tokens_settings():
+            for name in BERT_TOKENS:
+                token = getattr(self.tokenizer, name)
+                texts = [text.replace(token, token.lower()) for text in texts]  # which is text
         with _TOKENIZER_LOCK:
-            ids = self.tokenizer([encodable(answer) for answer in answers])["input_ids"]
+            ids = self.tokenizer(texts, **settings)["input_ids"]
         empty = [answer for answer, tokens in zip(answers, ids, strict=True) if not self.has_words(tokens)]
         if empty:
             raise ValueError(
@@ -241,7 +256,8 @@ class AlbefProcessor(ProcessorMixin):
         the vocabulary lacks is not restored: accents, upper case, and unknown words, each of which is an `[UNK]`.
         """
         answer_ids = answer_ids.tolist() if hasattr(answer_ids, "tolist") else [*answer_ids]
-        unwritten = {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}
+        special = {getattr(self.tokenizer, f"{name}_id") for name in BERT_TOKENS}  # those that were added are words
+        unwritten = special - {self.tokenizer.unk_token_id}
         answers = []
         for ids in [answer_ids] if answer_ids and isinstance(answer_ids[0], int) else answer_ids:
             ids = [int(number) for number in ids if int(number) not in unwritten]
@@ -251,13 +267,32 @@ class AlbefProcessor(ProcessorMixin):
         return answers
 
     def _clean(self, text: str | list[str]) -> str | list[str]:
+        added = self._added_tokens()
         if isinstance(text, str):
-            return clean_caption(text, self.max_words)
+            return self._clean_around(added, text)
         if not isinstance(text, (list, tuple)) or not all(isinstance(caption, str) for caption in text):
             raise ValueError("text must be a string or a list of strings, one caption each.")
         if not text:
             raise ValueError("text is an empty list: give at least one caption, or no text.")
-        return [clean_caption(caption, self.max_words) for caption in text]
+        return [self._clean_around(added, caption) for caption in text]
+
+    def _clean_around(self, tokens: list[str], caption: str) -> str:
+        """Clean a caption, of which some tokens stay as they are."""
+        if not tokens:
+            return clean_caption(caption, self.max_words)
+        parts = re.split(f"({'|'.join(map(re.escape, tokens))})", caption)
+        cleaned = (part if part in tokens else clean_caption(part, self.max_words) for part in parts)
+        return " ".join(" ".join(part for part in cleaned if part).split(" ")[: self.max_words])
+
+    def _added_tokens(self) -> list[str]:
+        """Tokens that were added to the tokenizer beyond BERT's, the longest first."""
+        known = {getattr(self.tokenizer, name) for name in BERT_TOKENS}
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()} - known
+        return sorted(added, key=len, reverse=True)
+
+    def _special_tokens_settings(self) -> dict[str, bool]:
+        """Settings of the tokenizer under which it knows added special tokens, if there are any."""
+        return {"split_special_tokens": False} if self._added_tokens() else {}
 
     @property
     def model_input_names(self) -> list[str]:

@@ -35,6 +35,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             part.training = True
 
 
+def _require_positive(name: str, number: int) -> None:
+    if number < 1:
+        raise ValueError(f"{name} is {number}: give a number of at least 1.")
+
+
 @dataclass
 class TextFeatures:
     """What a model makes of a set of texts as long as there is no picture.
@@ -67,7 +72,13 @@ def read_texts(model: AlbefAlignedModel, input_ids: torch.Tensor, attention_mask
 def encode_texts(
     model: AlbefAlignedModel, processor: AlbefProcessor, texts: Sequence[str], batch_size: int = 64
 ) -> TextFeatures:
-    """Read texts, in evaluation mode; those of about the same length go together."""
+    """Read texts, in evaluation mode; those of about the same length go together.
+
+    Raises:
+        ValueError: If there is no text, or the batch size is below 1.
+    """
+    _require_positive("The number of texts", len(texts))
+    _require_positive("batch_size", batch_size)
     with evaluation_mode(model):
         longest = min(MAX_TOKENS, model.config.text_config.max_position_embeddings)
         tokens = processor(text=list(texts), max_length=longest, return_tensors="pt")
@@ -102,6 +113,7 @@ class ImageEncoder:
         numbers: Sequence[int],
         batch_size: int = 64,
     ):
+        _require_positive("batch_size", batch_size)
         self.model, self.processor, self.images, self.numbers = model.eval(), processor, images, numbers
         self.batch_size = batch_size
         self.kept: dict[int, torch.Tensor] = {}
@@ -142,7 +154,11 @@ def best_matches(queries: torch.Tensor, keys: torch.Tensor, k: int, block: int =
     """Cosines and numbers of the best k keys of each query, each (queries, k), best first.
 
     Never below float32, where ties would abound.
+
+    Raises:
+        ValueError: If k is below 1.
     """
+    _require_positive("k", k)
     with torch.autocast(queries.device.type, enabled=False):
         found = [(rows @ keys.T).topk(min(k, len(keys)), dim=1) for rows in queries.split(block)]
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
@@ -169,7 +185,11 @@ def match(
 
     Returns:
         Logits of (no match, match), (wanted, 2).
+
+    Raises:
+        ValueError: If no text is to be scored.
     """
+    _require_positive("The number of texts", len(numbers))
     multimodal, device = model.albef.multimodal_model, model.device
     key_values = multimodal.project_images(image_hidden_states)
     lengths = texts.mask.sum(1)[numbers.to(texts.mask.device)]
@@ -179,8 +199,7 @@ def match(
         wanted, longest = numbers[places.to(numbers.device)].to(texts.mask.device), int(lengths[places].max())
         states, mask = texts.prepared[wanted, :longest].to(device), texts.mask[wanted, :longest].to(device)
         cls = multimodal.summarize_prepared(states, mask, key_values)
-        with torch.autocast(cls.device.type, enabled=False):
-            logits.append(model.itm_head(cls.to(model.itm_head.weight.dtype)))
+        logits.append(_matching_logits(model, cls))
     return torch.cat(logits)[order.argsort().to(device)]
 
 
@@ -203,9 +222,13 @@ def match_pictures(model: AlbefAlignedModel, image_hidden_states: torch.Tensor, 
         only = torch.tensor([0])
         return torch.cat([match(model, states, text, only) for states in image_hidden_states.split(1)])
     prepared = text.prepared[:, : int(text.mask.sum())].to(model.device)
-    cls = multimodal.summarize_images(prepared, image_hidden_states)
+    return _matching_logits(model, multimodal.summarize_images(prepared, image_hidden_states))
+
+
+def _matching_logits(model: AlbefAlignedModel, cls: torch.Tensor) -> torch.Tensor:
+    weight = model.itm_head.weight  # of a dynamically quantized layer, a method
     with torch.autocast(cls.device.type, enabled=False):
-        return model.itm_head(cls.to(model.itm_head.weight.dtype))
+        return model.itm_head(cls.to(weight.dtype if isinstance(weight, torch.Tensor) else torch.float32))
 
 
 def rerank(
@@ -257,7 +280,16 @@ def recall(scores: torch.Tensor, positives: torch.Tensor, ranks: Sequence[int] =
 
     Returns:
         Recall in percent for each k.
+
+    Raises:
+        ValueError: If a rank is below 1, there is no query, or the shapes differ.
     """
+    if scores.shape != positives.shape:
+        raise ValueError(
+            f"scores are {tuple(scores.shape)} and positives {tuple(positives.shape)}: give one for each."
+        )
+    _require_positive("The smallest of ranks", min(ranks))
+    _require_positive("The number of queries", len(scores))
     best_positive = scores.masked_fill(~positives, -torch.inf).max(1, keepdim=True).values
     ahead = (~(scores < best_positive) & ~positives).sum(1)
     found = positives.any(1)
@@ -340,7 +372,13 @@ def score_all(
         batch_size: Pictures and texts encoded at a time.
         share: Number of this process and of all processes; each encodes and reranks its share of the images.
         reduce: Sums a tensor over all processes.
+
+    Raises:
+        ValueError: If there is no caption, or not a list of them for each image, or k or the batch size is below 1.
     """
+    _require_positive("k", k)
+    if len(captions) != len(images):
+        raise ValueError(f"There are {len(images)} images and captions of {len(captions)}: give a list of each image.")
     with evaluation_mode(model):
         encoder = ImageEncoder(model, processor, images, range(share[0], len(images), share[1]), batch_size)
         texts = encode_texts(model, processor, [text for several in captions for text in several], batch_size)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from original import assert_close
 from safetensors.torch import load_file, save_file
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.utils import logging
 
 from albef_hf import (
@@ -20,7 +21,7 @@ from albef_hf import (
     modeling_albef,
 )
 from albef_hf.compatibility_albef import CACHE_NAME, enable_activation_checkpointing
-from albef_hf.modeling_albef import IGNORED, sample_image_pairs
+from albef_hf.modeling_albef import ENTAILMENT_CLASSES, IGNORED, sample_image_pairs
 
 HEADS = [
     AlbefForRetrieval,
@@ -181,6 +182,29 @@ def test_unknown_images_are_not_taken_for_the_same(config, batch):
     assert torch.equal(loss, known)
 
 
+@pytest.mark.parametrize("with_teacher", [False, True])
+@torch.no_grad()
+def test_three_right_answers_share_a_float64_target_exactly(with_teacher, config, batch):
+    """Thirds are not representable: shares in float32 would move the loss by 1e-8."""
+    model = AlbefForRetrieval(config).double().eval()
+    inputs = inputs_of(batch, AlbefForRetrieval) | {"labels": torch.tensor([7, 7, 7, 5])}
+    teacher = MomentumTeacher(model, queue_size=6).eval()
+    teacher.queue.ids[:2] = torch.tensor([5, 5])
+    targets = teacher(**inputs) if with_teacher else None
+    outputs = model(**inputs, teacher_outputs=targets)
+    keys = inputs["labels"] if targets is None else torch.cat([inputs["labels"], targets.queue_ids])
+    shares = (inputs["labels"][:, None] == keys).double()
+    shares /= shares.sum(1, keepdim=True)
+    images, texts = outputs.image_embeds, outputs.text_embeds
+    if targets is not None:
+        images, texts = (
+            torch.cat([targets[f"{kind}_embeds"], targets[f"{kind}_queue"]]) for kind in ("image", "text")
+        )
+    logits = [outputs.image_embeds @ texts.T, outputs.text_embeds @ images.T]
+    losses = [-(shares * (one / model.contrastive_head.temperature).log_softmax(1)).sum(1).mean() for one in logits]
+    assert outputs.loss_itc.item() == pytest.approx(sum(losses).item() / 2, rel=1e-12)
+
+
 def test_a_batch_of_one_image_learns_from_its_pairs_alone(config, batch):
     model = AlbefForRetrieval(config).eval()
     inputs = inputs_of(batch, AlbefForRetrieval) | {"labels": torch.full((4,), 7)}
@@ -223,6 +247,45 @@ def test_the_loss_weighs_answers_and_averages_questions(question_model, batch, a
             likelihood = logits.log_softmax(-1)[0].gather(1, words[0, 1:, None]).sum()
             expected -= likelihood * torch.stack([weights[answer], 1 / counts[question]])
     assert torch.allclose(torch.stack([loss, shared]), expected / 4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_three_answers_share_a_float64_question_exactly(question_model, batch, answers):
+    model, inputs = question_model.double(), inputs_of(batch, AlbefForQuestionAnswering) | {"labels": answers}
+    counts = torch.tensor([1, 3, 0, 2])
+    weights = torch.tensor([1, 1 / 3, 1 / 3, 1 / 3, 0.5, 0.5], dtype=torch.float64)
+    shared = model(**inputs, answer_counts=counts).loss.item()
+    assert shared == pytest.approx(
+        model(**inputs, answer_counts=counts, answer_weights=weights).loss.item(), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda labels: labels.masked_fill(labels == 102, IGNORED),  # no end
+        lambda labels: labels.masked_fill(labels == IGNORED, 0),  # padding as a label
+        lambda labels: labels[:, 1:],  # no beginning
+        lambda labels: labels.masked_fill((labels == 102) & (torch.arange(6) == 4)[:, None], IGNORED),  # one alone
+        lambda labels: labels[:, 1],  # one token each, as classes have
+    ],
+)
+def test_answers_that_are_not_encoded_as_such_are_refused(spoil, question_model, batch, answers):
+    inputs = inputs_of(batch, AlbefForQuestionAnswering) | {"labels": spoil(answers), "answer_counts": [1, 3, 0, 2]}
+    teacher = MomentumTeacher(question_model)
+    for model in (question_model, teacher):
+        with pytest.raises(ValueError, match="processor.encode_answers"):
+            model(**inputs)
+    assert torch.isfinite(question_model(**inputs | {"labels": answers}).loss)
+
+
+def test_candidates_without_an_end_are_refused(question_model, batch, answers):
+    inputs = inputs_of(batch, AlbefForQuestionAnswering)
+    del inputs["labels"]
+    with pytest.raises(ValueError, match="processor.encode_answers"):
+        question_model.rank_answers(
+            **inputs, answer_ids=answers.masked_fill((answers == IGNORED) | (answers == 102), 0)
+        )
 
 
 def test_answers_that_do_not_fit_their_questions_are_refused(question_model, batch, answers):
@@ -453,6 +516,98 @@ def test_classes_have_names_and_may_be_others(config, batch):
     assert AlbefForVisualEntailment(config)(**inputs).logits.shape == (4, 2)
 
 
+ASKED_FOR = [
+    ({"num_labels": 2}, ["LABEL_0", "LABEL_1"]),
+    ({"num_labels": 4}, ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"]),
+    ({"id2label": {0: "False", 1: "True"}}, ["False", "True"]),
+    ({"id2label": {"0": "no", "1": "yes"}}, ["no", "yes"]),
+    ({"label2id": {"no": 0, "yes": 1}}, ["no", "yes"]),
+    ({"id2label": dict(enumerate(ENTAILMENT_CLASSES))}, [*ENTAILMENT_CLASSES]),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "names"),
+    [(AlbefForVisualEntailment, *case) for case in ASKED_FOR]
+    + [(AlbefForVisualReasoning, *case) for case in (ASKED_FOR[0], ASKED_FOR[-1])],
+)
+def test_classes_are_those_that_were_asked_for(kind, settings, names, config, tmp_path):
+    AlbefForPreTraining(config).save_pretrained(tmp_path / "pretrained")
+    kind(config).save_pretrained(tmp_path / "default")
+    models = [
+        kind(AlbefConfig.from_dict(config.to_dict(), **settings)),
+        kind.from_pretrained(tmp_path / "pretrained", **settings),
+        kind.from_pretrained(tmp_path / "default", ignore_mismatched_sizes=True, **settings),
+    ]
+    # With as many classes as there were, transformers keeps their names.
+    expected = [names, names, list(kind.own_classes) if settings == {"num_labels": len(kind.own_classes)} else names]
+    models[1].save_pretrained(tmp_path / "asked")
+    models += [kind.from_pretrained(tmp_path / "asked"), kind(AlbefConfig.from_dict(models[1].config.to_dict()))]
+    for model, classes in zip(models, [*expected, names, names], strict=True):
+        assert model.classifier.out_proj.out_features == len(classes)
+        assert model.config.id2label == dict(enumerate(classes))
+        assert model.config.label2id == {name: index for index, name in enumerate(classes)}
+
+
+def test_auto_classes_give_the_classes_that_were_asked_for(config, tmp_path):
+    for kind, folder in ((AlbefForPreTraining, "pretrained"), (AlbefForVisualEntailment, "three")):
+        kind(config).save_pretrained(tmp_path / folder)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            tmp_path / folder, num_labels=2, ignore_mismatched_sizes=True
+        )
+        assert type(model) is AlbefForVisualEntailment and model.classifier.out_proj.out_features == 2
+    config.num_labels = 2  # which it has anyway, but now it has been asked for
+    assert AutoModelForSequenceClassification.from_config(config).classifier.out_proj.out_features == 2
+
+
+def test_classes_that_a_head_cannot_have_are_refused(config):
+    with pytest.raises(ValueError, match="number the classes from 0, such as {0: 'contradiction'"):
+        AlbefForVisualEntailment(AlbefConfig.from_dict(config.to_dict(), id2label={1: "a", 2: "b"}))
+    config.num_labels = 4
+    with pytest.raises(ValueError, match="has three classes .*, not 4"):
+        AlbefForTextAssignment(config)
+
+
+@pytest.mark.parametrize(
+    ("classes", "problem_type", "labels", "loss"),
+    [
+        (3, None, torch.tensor([0, 2, 1, 1]), F.cross_entropy),
+        (3, None, torch.tensor([0, -100, 1, -100]), F.cross_entropy),
+        (3, None, torch.tensor([[0], [2], [1], [1]]), lambda logits, labels: F.cross_entropy(logits, labels[:, 0])),
+        (3, None, torch.tensor([[1.0, 0, 1]] * 4), F.binary_cross_entropy_with_logits),
+        (3, "multi_label_classification", torch.tensor([[1, 0, 1]] * 4), F.binary_cross_entropy_with_logits),
+        (1, None, torch.tensor([0.1, 0.2, 0.9, 0.4]), lambda logits, labels: F.mse_loss(logits[:, 0], labels)),
+        (1, None, torch.tensor([[3], [1], [2], [4]]), F.mse_loss),
+        (2, "regression", torch.tensor([[0.1, 2.0]] * 4), F.mse_loss),
+    ],
+)
+@pytest.mark.parametrize("kind", [AlbefForVisualEntailment, AlbefForVisualReasoning])
+def test_the_loss_is_that_of_the_problem_type(kind, classes, problem_type, labels, loss, config, batch):
+    config.num_labels, config.problem_type = classes, problem_type
+    model = kind(config).double().eval()
+    outputs = model(**inputs_of(batch, kind) | {"labels": labels})
+    labels = labels if loss is F.cross_entropy or labels.shape[1:] == (1,) and classes == 3 else labels.double()
+    assert outputs.loss.item() == pytest.approx(loss(outputs.logits, labels).item(), rel=1e-12)
+    outputs.loss.backward()
+    assert model.classifier.out_proj.weight.grad.abs().sum() > 0
+
+
+def test_labels_that_do_not_fit_the_problem_type_are_refused(config, batch):
+    model = AlbefForVisualEntailment(config)
+    for labels in (torch.ones(4, 3, dtype=torch.long), torch.tensor([0.0, 1, 2, 1]), torch.ones(3, dtype=torch.long)):
+        with pytest.raises(ValueError, match="do not fit .* set config.problem_type"):
+            model(**inputs_of(batch, AlbefForVisualEntailment) | {"labels": labels})
+
+
+def test_only_single_labels_are_distilled(config, batch):
+    model = AlbefForVisualEntailment(config).eval()
+    inputs = inputs_of(batch, AlbefForVisualEntailment) | {"labels": torch.tensor([[1.0, 0, 1]] * 4)}
+    targets = MomentumTeacher(model)(**inputs)
+    with pytest.raises(ValueError, match="multi_label_classification cannot be distilled"):
+        model(**inputs, teacher_outputs=targets, alpha=0.4)
+    assert torch.equal(model(**inputs, teacher_outputs=targets).loss, model(**inputs).loss)
+
+
 def test_distillation_of_classes_by_hand(config, batch):
     model = AlbefForVisualEntailment(config).eval()
     inputs = inputs_of(batch, AlbefForVisualEntailment)
@@ -544,6 +699,39 @@ def test_a_head_that_is_not_in_the_checkpoint_is_new(three_deep, tmp_path):
         "mlm_head.out_proj",
     }
     assert "mlm_head.out_proj.weight" not in report["missing_keys"], "it is tied to a copy"
+
+
+@pytest.mark.parametrize("kind", [AlbefForPreTraining, AlbefForQuestionAnswering])
+@torch.no_grad()
+def test_tied_weights_are_saved_as_tied_whatever_the_configuration_says(kind, three_deep, batch, tmp_path):
+    """PEFT's `merge_and_unload` declares them untied, where the output is not tied to the input embeddings."""
+    model = kind(three_deep).eval()
+    model.config.tie_word_embeddings = False
+    model.save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path)
+    assert torch.equal(loaded.mlm_head.out_proj.weight, model.mlm_head.out_proj.weight)
+    assert loaded.config.tie_word_embeddings
+    inputs = inputs_of(batch, AlbefForQuestionAnswering)
+    del inputs["labels"]
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("start", [AlbefForPreTraining, AlbefForQuestionAnswering])
+@pytest.mark.parametrize("kind", [AlbefForPreTraining, AlbefForQuestionAnswering])
+def test_an_untied_output_starts_as_what_it_was_tied_to(start, kind, three_deep, tmp_path):
+    source = start(three_deep)
+    source.save_pretrained(tmp_path)
+    model, report = kind.from_pretrained(tmp_path, tie_word_embeddings=False, output_loading_info=True)
+    assert "mlm_head.out_proj.weight" not in report["missing_keys"]
+    output = model.mlm_head.out_proj.weight
+    other = model.get_parameter(kind._tied_weights_keys["mlm_head.out_proj.weight"])
+    assert output is not other and torch.equal(output, other)
+    with torch.no_grad():
+        output.add_(1)
+    model.save_pretrained(tmp_path / "untied")
+    loaded = kind.from_pretrained(tmp_path / "untied")
+    assert not loaded.config.tie_word_embeddings
+    assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in model.state_dict().items())
 
 
 def test_a_part_of_a_copy_that_is_missing_is_reported_and_not_copied(three_deep, tmp_path):

@@ -51,6 +51,28 @@ def test_a_config_that_cannot_work_names_the_remedy():
         AlbefConfig(text_config={"vocab_size": 60, "pad_token_id": 60})
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"projection_dim": 0},
+        {"initial_temperature": 0.0},
+        {"initial_temperature": float("nan")},
+        {"vision_config": {"patch_size": 0}},
+        {"vision_config": {"num_hidden_layers": -1}},
+        {"vision_config": {"attention_probs_dropout_prob": 1.5}},
+        {"text_config": {"hidden_dropout_prob": -0.1}},
+        {"text_config": {"num_attention_heads": 0}},
+        {"text_config": {"num_multimodal_layers": 0}},
+        {"text_config": {"vocab_size": 0}},
+    ],
+)
+def test_sizes_and_shares_that_no_model_has_are_refused(settings):
+    (name, value), *_ = settings.items()
+    (name, value), *_ = value.items() if isinstance(value, dict) else [(name, value)]
+    with pytest.raises(ValueError, match=f"{name} is {value}: it has to be between"):
+        AlbefConfig(**settings)
+
+
 def test_save_and_load_give_the_same_numbers(model, batch, tmp_path):
     with torch.no_grad():
         model.contrastive_head.temperature.fill_(0.03)
@@ -270,11 +292,30 @@ def test_bad_input_gets_an_error_that_names_the_remedy(model, batch):
         model(**{name: tensor[:1] for name, tensor in batch.items()})
     with pytest.raises(ValueError, match="PretrainingCollator"):
         model(**pairs_of(batch), labels=batch["labels"])
+    with pytest.raises(ValueError, match="leave label_smoothing_factor at 0"):
+        model(**{name: value for name, value in batch.items() if name != "labels"})
+    with pytest.raises(ValueError, match=r"model.resize_token_embeddings\(len\(tokenizer\)\)"):
+        model.get_text_features(torch.full((1, 4), 30522))
+    with pytest.raises(ValueError, match="between 0 and 30521, or -100"):
+        model(**batch | {"labels": batch["labels"].clamp(max=0) + 30522})
     with pytest.raises(ValueError, match="interpolate_pos_encoding=True"):
         model.get_image_features(torch.zeros(1, 3, 48, 48))
     with pytest.raises(ValueError, match="truncation=True"):
         model.get_text_features(torch.full((1, 41), 101))
     assert model.get_image_features(torch.zeros(1, 3, 48, 64), True).last_hidden_state.shape == (1, 13, 32)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan])
+def test_an_alpha_that_is_no_share_is_refused(alpha, model, batch):
+    for targets in (None, MomentumTeacher(model, queue_size=4)(**batch)):
+        with pytest.raises(ValueError, match=f"alpha is {alpha}"):
+            model(**batch, teacher_outputs=targets, alpha=alpha)
+
+
+@pytest.mark.parametrize("hardness", [-1.0, math.inf, math.nan])
+def test_a_hardness_that_is_no_power_is_refused(hardness, model, batch):
+    with pytest.raises(ValueError, match=f"negative_hardness is {hardness}"):
+        model(**batch, negative_hardness=hardness)
 
 
 def test_features_have_unit_length_and_are_those_of_the_forward(model, batch):

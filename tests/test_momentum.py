@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from albef_hf import AlbefForPreTraining, FeatureQueue, MomentumTeacher
+from albef_hf import AlbefForPreTraining, AlbefForQuestionAnswering, FeatureQueue, MomentumTeacher
 
 
 def numbered(start: int, count: int) -> torch.Tensor:
@@ -99,11 +99,6 @@ def test_a_saved_queue_stays_and_where_there_is_none_the_option_counts(model, tm
         assert len(teacher.queue.image_features) == len(teacher.queue.ids) == there
 
 
-def test_a_momentum_that_is_no_share_is_refused(model):
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        MomentumTeacher(model, momentum=1.5)
-
-
 TEXT = "contrastive_head.text_projection.weight"
 
 
@@ -130,3 +125,54 @@ def test_what_does_not_fit_is_named(model, tmp_path, damage, message):
         file.write_bytes(weights or b"")
     with pytest.raises(ValueError, match=message):
         MomentumTeacher.from_pretrained(tmp_path, model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"momentum": 1.5}, "between 0 and 1"),
+        ({"momentum": float("nan")}, "between 0 and 1"),
+        ({"queue_size": -1}, "queue_size is -1: give"),
+    ],
+)
+def test_a_momentum_that_is_no_share_and_a_queue_below_nothing_are_refused(settings, message, model):
+    with pytest.raises(ValueError, match=message):
+        MomentumTeacher(model, **settings)
+
+
+def test_a_queue_below_nothing_is_refused_where_there_is_none(config):
+    with pytest.raises(ValueError, match="queue_size is -1"):
+        MomentumTeacher(AlbefForQuestionAnswering(config), queue_size=-1)
+
+
+class Wrapper(torch.nn.Module):
+    """As `DistributedDataParallel` and PEFT hold a model: named attributes of it are passed on or are not there."""
+
+    def __init__(self, module: torch.nn.Module):
+        super().__init__()
+        self.module = module
+
+
+@pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), Wrapper, torch.nn.DataParallel])
+def test_a_student_is_taken_out_of_its_wrapper(wrap, model, batch, tmp_path):
+    teacher = MomentumTeacher(wrap(model), momentum=0.75, queue_size=24)
+    assert len(teacher.queue.image_features) == 24 and type(teacher.model) is AlbefForPreTraining
+    assert teacher(**batch).image_embeds.shape == (4, 16)
+    with torch.no_grad():
+        model.itm_head.weight.fill_(2.0)
+        teacher.model.itm_head.weight.fill_(1.0)
+    teacher.update(wrap(model))
+    assert torch.allclose(teacher.model.itm_head.weight, torch.tensor(1.25))
+    teacher.save_pretrained(tmp_path)
+    loaded = MomentumTeacher.from_pretrained(tmp_path, wrap(model)).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in teacher.state_dict().items())
+
+
+def test_what_has_no_teacher_is_refused(model):
+    with pytest.raises(ValueError, match="AlbefModel has no get_teacher_outputs: give a model with a head"):
+        MomentumTeacher(model.albef)
+
+
+def test_the_queue_of_a_float64_student_is_float64(model):
+    queue = MomentumTeacher(model.double(), queue_size=4).queue
+    assert queue.image_features.dtype == queue.text_features.dtype == torch.float64 and queue.ids.dtype == torch.int64

@@ -384,6 +384,25 @@ def test_entailment_names_its_classes_by_probability(config, processor, pictures
     assert close(judge(pictures[0], TEXTS[0], top_k=1), results[0][:1])
 
 
+@pytest.mark.parametrize(
+    ("classes", "problem_type", "scores_of"),
+    [
+        (3, "multi_label_classification", torch.sigmoid),
+        (2, "regression", torch.clone),
+        (1, None, torch.clone),
+        (2, None, lambda logits: logits.softmax(-1)),
+    ],
+)
+def test_scores_are_those_of_the_problem_type(classes, problem_type, scores_of, config, processor, pictures):
+    config.num_labels, config.problem_type = classes, problem_type
+    model = make(AlbefForVisualEntailment, config)
+    results = pipeline("visual-entailment", model=model, processor=processor)(pictures[0], TEXTS[0])
+    with torch.no_grad():
+        logits = model(**processor(images=pictures[0], text=TEXTS[:1], return_tensors="pt")).logits[0]
+    expected = scores_of(logits).sort(descending=True).values.tolist()
+    assert [one["score"] for one in results] == pytest.approx(expected, abs=1e-5)
+
+
 def test_reasoning_reads_pairs_of_pictures(config, processor, pictures):
     model = make(AlbefForVisualReasoning, config)
     judge = pipeline("visual-reasoning", model=model, processor=processor)

@@ -232,6 +232,19 @@ def test_what_somebody_writes_in_an_answer_stays_text(processor):
             processor.encode_answers(wrong)
 
 
+def test_added_special_tokens_stay_whole_and_those_of_bert_stay_text(processor, tmp_path):
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": ["[obj]", "<Loc-3>"]})
+    processor.save_pretrained(tmp_path)
+    for one in (processor, AlbefProcessor.from_pretrained(tmp_path)):
+        ids = one(text=["A <Loc-3>, [obj] [SEP]!", "a dog"])["input_ids"]
+        words = [
+            one.tokenizer.convert_ids_to_tokens(row) for row in (*ids, one.encode_answers("[obj] [SEP]")["labels"][0])
+        ]
+        assert words[0] == ["[CLS]", "a", "<Loc-3>", "[obj]", "[", "sep", "]"]
+        assert words[1][:3] == ["[CLS]", "a", "dog"]
+        assert words[2] == ["[CLS]", "[obj]", "[", "sep", "]", "[SEP]"]
+
+
 def test_half_a_character_in_an_answer_is_a_question_mark(processor):
     """JSON allows lone surrogates, and nothing else does."""
     ids = [processor.encode_answers(answer)["input_ids"].tolist() for answer in ("\ud800 red", "? red")]

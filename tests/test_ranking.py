@@ -150,6 +150,29 @@ def test_metrics_have_every_recall(model, processor, pictures):
     assert metrics["itc_text_r10"] == 100
 
 
+def test_what_cannot_be_ranked_is_refused(model, processor, pictures):
+    scores, right = torch.zeros(3, 3), torch.eye(3, dtype=torch.bool)
+    for k in (0, -1):
+        with pytest.raises(ValueError, match=f"k is {k}: give a number of at least 1"):
+            best_matches(scores, scores, k)
+        with pytest.raises(ValueError, match=f"k is {k}"):
+            score_all(model, processor, pictures, CAPTIONS, k=k)
+        with pytest.raises(ValueError, match=f"ranks is {k}"):
+            recall(scores, right, (1, k))
+    with pytest.raises(ValueError, match="number of queries is 0"):
+        recall(scores[:0], right[:0])
+    with pytest.raises(ValueError, match=r"scores are \(3, 3\) and positives \(1, 3\)"):  # which would be broadcast
+        recall(scores, right[:1])
+    with pytest.raises(ValueError, match="number of texts is 0"):
+        encode_texts(model, processor, [])
+    with pytest.raises(ValueError, match="number of texts is 0"):
+        score_all(model, processor, pictures, [[], [], []])
+    with pytest.raises(ValueError, match="3 images and captions of 2"):
+        score_all(model, processor, pictures, CAPTIONS[:2])
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        score_all(model, processor, pictures, CAPTIONS, batch_size=0)
+
+
 def test_training_mode_is_left_as_it_was(model, processor, pictures):
     """That of each part, also after an error; in between, texts are read without dropout."""
     model.train().albef.vision_model.eval()

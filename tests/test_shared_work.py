@@ -69,7 +69,8 @@ def test_ranked_answers(still):
     mask = (torch.arange(7) < torch.tensor([[4], [7], [5]])).long()
     answers = torch.randint(1000, 2000, (20, 5))
     answers[:, 0] = 101
-    answers = answers.masked_fill(torch.arange(5) >= torch.randint(3, 6, (20, 1)), 0)
+    lengths = torch.randint(3, 6, (20, 1))
+    answers = answers.scatter(1, lengths - 1, 102).masked_fill(torch.arange(5) >= lengths, 0)
     pictures = torch.randn(3, 3, size, size)
     rows, probabilities = plain_ranking(model, questions, mask, pictures, answers, k=6)
     ours, our_probabilities = model.rank_answers(questions, pictures, answers, mask, k=6)

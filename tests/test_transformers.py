@@ -42,6 +42,7 @@ from albef_hf import (
 )
 from albef_hf.data import embedded_tokenizer
 from albef_hf.modeling_albef import IGNORED, AlbefAttention
+from albef_hf.ranking import match, match_pictures, read_texts
 
 KINDS = [AlbefModel, AlbefForPreTraining, *HEADS]
 
@@ -156,7 +157,74 @@ def test_trainer_evaluates_and_predicts(sharp, batch, tmp_path):
     assert torch.equal(torch.tensor(predicted)[:, :5], written) and not predicted[:, 5:].any()
 
 
+@pytest.mark.parametrize("kind", [AlbefForPreTraining, AlbefForRetrieval, AlbefForQuestionAnswering])
+def test_label_smoothing_is_refused_where_it_would_take_the_labels_away(kind, config, batch, tmp_path):
+    inputs = batch if kind is AlbefForPreTraining else inputs_of(batch, kind)
+    arguments = TrainingArguments(**arguments_of(tmp_path, label_smoothing_factor=0.1, max_steps=1))
+    with pytest.raises(ValueError, match="leave label_smoothing_factor at 0"):
+        Trainer(kind(config), arguments, train_dataset=rows_of(inputs)).train()
+
+
+def test_label_smoothing_of_classes_is_that_of_torch(sharp, batch, tmp_path):
+    model, inputs = AlbefForVisualEntailment(sharp).eval(), inputs_of(batch, AlbefForVisualEntailment)
+    arguments = TrainingArguments(**arguments_of(tmp_path, label_smoothing_factor=0.1))
+    loss = Trainer(model, arguments, eval_dataset=rows_of(inputs)).evaluate()["eval_loss"]
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    expected = torch.nn.functional.cross_entropy(logits, inputs["labels"], label_smoothing=0.1)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_last_pair_alone_is_refused_with_the_remedy_of_trainer(config, batch, tmp_path):
+    inputs = inputs_of(batch, AlbefForRetrieval)
+    rows = rows_of(inputs) + rows_of(inputs)[:1]
+    model = AlbefForRetrieval(config)
+    with pytest.raises(ValueError, match="dataloader_drop_last=True"):
+        Trainer(model, TrainingArguments(**arguments_of(tmp_path)), eval_dataset=rows).evaluate()
+    arguments = TrainingArguments(**arguments_of(tmp_path, dataloader_drop_last=True, max_steps=2))
+    Trainer(model, arguments, train_dataset=rows, eval_dataset=rows).train()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_keywords_that_change_nothing_are_refused(kind, config, batch):
+    model = kind(config).eval()
+    inputs = inputs_of(batch, kind) if kind in HEADS else questions_of(batch, kind)
+    for wrong in ("return_loss", "label", "attention_masks", "token_type_ids", "position_ids"):
+        with pytest.raises(ValueError, match=f"forward takes no {wrong}: check the spelling"):
+            model(**questions_of(batch, kind), **{wrong: torch.ones(4)})
+    if kind is not AlbefForTextAssignment:
+        model(**inputs, output_hidden_states=False, interpolate_pos_encoding=True, inputs_embeds=None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch_is_refused(kind, config, batch):
+    model, inputs = kind(config).eval(), questions_of(batch, kind)
+    for empty in (("pixel_values",), ("input_ids", "attention_mask")):
+        with pytest.raises(ValueError, match="give at least one"):
+            model(**inputs | {name: inputs[name][:0] for name in empty})
+
+
 # Precision
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_dynamically_quantized_model_is_close(kind, config, batch):
+    model, inputs = kind(config).eval(), questions_of(batch, kind)
+    small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    for name, value in model(**inputs).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.allclose(small(**inputs)[name], value, atol=0.2), name
+    if kind is AlbefForQuestionAnswering:
+        assert small.generate(**inputs, max_new_tokens=2).shape == (4, 3)
+    if kind is AlbefForRetrieval:
+        texts = read_texts(small, inputs["input_ids"], inputs["attention_mask"])
+        states = small.get_image_features(inputs["pixel_values"]).last_hidden_state
+        expected = small(**inputs).itm_logits
+        for row in range(4):
+            found = match(small, states[row : row + 1], texts, torch.tensor([row]))
+            assert torch.allclose(found, expected[row], atol=0.02)
+        assert match_pictures(small, states, texts.one(0)).shape == (4, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
