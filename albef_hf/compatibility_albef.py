@@ -85,7 +85,8 @@ def forget_attention_change(config: PreTrainedConfig) -> None:
 def follow_umask(files: Iterable[Path]) -> None:
     """Let colleagues load saved weights: since 0.8 safetensors writes files that only their owner can read."""
     for file in files:
-        probe = file.with_name(f".{file.name}.mode")  # the umask itself cannot be read without changing it
+        # The umask cannot be read without changing it for other threads; a new file shows it.
+        probe = file.with_name(f".{file.name}.mode.unfinished")
         probe.touch()
         file.chmod(stat.S_IMODE(probe.stat().st_mode))
         probe.unlink()

@@ -307,9 +307,10 @@ def _check_ranges(config: PreTrainedConfig) -> None:
     """Refuse sizes and shares that no model can have; while loading, too, as a `ValueError`."""
     for name, least in _LEAST.items():
         value = getattr(config, name, least)
-        most = 1 if name.endswith("_prob") else float("inf")
-        if not least <= value <= most:
-            raise ValueError(f"{name} is {value}: it has to be between {least} and {most}.")
+        if not least <= value:
+            raise ValueError(f"{name} is {value}: it has to be at least {least}.")
+        if name.endswith("_prob") and value > 1:
+            raise ValueError(f"{name} is {value}: it has to be at most 1.")
 
 
 def _check_heads(config: AlbefVisionConfig | AlbefTextConfig) -> None:

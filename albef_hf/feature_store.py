@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .compatibility_albef import follow_umask
 from .data.albums import Key, Stamp
 from .files import digest, written_aside
 
@@ -262,7 +263,12 @@ class FeatureStore:
         """Write a shard, which counts as soon as the manifest names it; returns its name."""
         tensors = {"ids": shard.ids, "stamps": shard.stamps, "features": shard.features}
         keys = {"keys": json.dumps(shard.keys)}
-        return self.write("features", "safetensors", lambda path: save_file(tensors, path, keys))
+
+        def save(path: Path) -> None:
+            save_file(tensors, path, keys)
+            follow_umask([path])
+
+        return self.write("features", "safetensors", save)
 
     def write(self, kind: str, suffix: str, write: Callable[[Path], None]) -> str:
         """Write a file under a new name; returns the name."""

@@ -20,8 +20,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-from .compatibility_albef import follow_umask
-
 try:
     import fcntl
 except ImportError:  # Windows
@@ -62,7 +60,6 @@ def written_aside(path: Path, process: int | None = None) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}{'' if process is None else f'.{process}'}.unfinished")
     try:
         yield aside
-        follow_umask([aside])
         flush(aside)
         aside.replace(path)
     finally:
@@ -104,7 +101,6 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
     try:
         yield aside
         files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
-        follow_umask(files)
         for path in files:
             flush(path)
         for path in files:

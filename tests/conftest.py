@@ -89,6 +89,13 @@ def pretrained(model, processor, tmp_path) -> Path:
     return tmp_path / "pretrained"
 
 
+def assert_colleagues_can_read(folder: Path) -> None:
+    """All files have the mode that the umask gives to a new file."""
+    (folder / "new").touch()
+    assert {path.stat().st_mode for path in folder.rglob("*") if path.is_file()} == {(folder / "new").stat().st_mode}
+    (folder / "new").unlink()
+
+
 @pytest.fixture
 def photographs(tmp_path) -> Path:
     for name, color in (("a", "red"), ("b", "blue"), ("c", "green"), ("d", "black")):

@@ -51,7 +51,7 @@ ALLOWED = {
     "distributed": {"modeling_albef"},
     "model_card": {"compatibility_albef", "files"},
     "code_renewal": {"compatibility_albef", "files", "model_card", "modeling_albef", "processing_albef"},
-    "files": {"compatibility_albef"},
+    "files": set(),
     "checkpoint": {"files"},
     "stopping": set(),
     "training": {
@@ -69,7 +69,7 @@ ALLOWED = {
         "run_log",
         "stopping",
     },
-    "feature_store": {"data", "files"},
+    "feature_store": {"compatibility_albef", "data", "files"},
     "nearest": set(),
     "results_page": {"explain", "modeling_albef", "processing_albef"},
     "retrieval": {

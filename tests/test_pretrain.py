@@ -14,6 +14,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from conftest import assert_colleagues_can_read
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -95,6 +96,7 @@ def photographs(tmp_path) -> Path:
 
 def test_what_a_run_leaves_behind(train):
     folder = train("--eval_every", "2")
+    assert_colleagues_can_read(folder)
     names = {path.name for path in folder.iterdir()}
     assert {
         "config.json",

@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import assert_colleagues_can_read
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -114,6 +115,7 @@ def test_it_finds_what_the_evaluation_finds(model, processor, pictures, tmp_path
         expected = scores.scores(weight)[number].sort(descending=True).values
         assert torch.allclose(torch.tensor([hit.score for hit in found]), expected, atol=1e-5)
     assert len({hit.key for text in TEXTS for hit in index.search(text, k=1)}) > 1
+    assert_colleagues_can_read(tmp_path / "index")
 
 
 def test_the_probability_is_that_of_the_model(model, processor, index):

@@ -136,7 +136,7 @@ def test_curves_have_a_panel_for_whatever_a_run_has_logged(tmp_path, monkeypatch
     assert Image.open(tmp_path / "curves.png").size[0] > 800
     drawn = []
     with monkeypatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+        patch.setattr(Figure, "savefig", lambda figure, path, **_: [path.touch(), drawn.extend(figure.axes)])
         plot_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
     priors = [axes.get_title() for axes in drawn for line in axes.lines if line.get_ydata()[0] == MATCHING_PRIOR]
     assert priors == ["ITM: loss"]

@@ -2,6 +2,7 @@
 
 import copy
 import logging as standard_logging
+import os
 
 import accelerate
 import pytest
@@ -39,6 +40,7 @@ from albef_hf import (
     AlbefTextModel,
     AlbefVisionConfig,
     AlbefVisionModel,
+    MomentumTeacher,
 )
 from albef_hf.data import embedded_tokenizer
 from albef_hf.modeling_albef import IGNORED, AlbefAttention
@@ -514,3 +516,20 @@ def test_a_compiled_model_is_one_graph(sharp, batch):
     compiled = torch.compile(model, fullgraph=True, backend="eager")(**inputs)
     for name in expected:
         assert torch.allclose(compiled[name], expected[name], atol=1e-5), name
+
+
+# Files
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_saved_weights_follow_the_umask(config, tmp_path, umask, mode):
+    model = AlbefForPreTraining(config)
+    before = os.umask(umask)
+    try:
+        model.save_pretrained(tmp_path, max_shard_size="100KB")
+        MomentumTeacher(model, queue_size=4).save_pretrained(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert len([name for name in modes if name.endswith(".safetensors")]) > 2
+    assert set(modes.values()) == {mode}, modes
