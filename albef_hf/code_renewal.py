@@ -164,7 +164,7 @@ def _model_without_weights(folder: Path) -> PreTrainedModel:
     """Build the model that a folder describes on the meta device; its class decides about code and entries."""
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder.name} has no config.json: name a folder or repository with a saved model.")
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     head = (config.architectures or ["nothing"])[0]
     if head not in MODELS:
         raise ValueError(f"{folder.name} holds {head}, which is no model of this package; its code cannot be renewed.")
