@@ -6,7 +6,9 @@ version offers is looked up where that is possible; a version number is never co
 One thing cannot be here: `AlbefProcessor` declares the defaults of its call under an old and a new name.
 """
 
+import contextlib
 import inspect
+import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,10 +19,12 @@ from transformers.masking_utils import create_causal_mask
 
 # The oldest and the newest release of transformers with which all tests passed.
 TESTED_VERSIONS = ("5.17.0", "5.24.0")
-# What model cards say of them.
-VERSIONS = f"""The code in this repository was tested with transformers {TESTED_VERSIONS[0]} to {TESTED_VERSIONS[1]}.
-If it fails on a later release, install one of these (`pip install "transformers<={TESTED_VERSIONS[1]}"`), or ask
-the owner to run `python -m albef_hf.code_renewal` of a later albef_hf: it renews the code and keeps the weights."""
+# The section of model cards about them.
+VERSIONS = """The code in this repository was tested with transformers {} to {}. If it fails on a later release,
+install one of these (`pip install "transformers>={},<={}"`), or ask the owner to run
+`python -m albef_hf.code_renewal` of a later albef_hf: it renews the code and keeps the weights.""".format(
+    *TESTED_VERSIONS, *TESTED_VERSIONS
+)
 
 # transformers 5.24 renamed the argument of masks and the field of outputs; 5.40 drops the old name.
 CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
@@ -83,13 +87,18 @@ def forget_attention_change(config: PreTrainedConfig) -> None:
 
 
 def follow_umask(files: Iterable[Path]) -> None:
-    """Let colleagues load saved weights: since 0.8 safetensors writes files that only their owner can read."""
+    """Let colleagues load weights that were just saved: safetensors 0.8 makes them readable by their owner alone.
+
+    Links are skipped, and so are files of others, which this process has not written.
+    """
     for file in files:
         # The umask cannot be read without changing it for other threads; a new file shows it.
-        probe = file.with_name(f".{file.name}.mode.unfinished")
-        probe.touch()
-        file.chmod(stat.S_IMODE(probe.stat().st_mode))
-        probe.unlink()
+        probe = file.with_name(f".{file.name}.{os.getpid()}.unfinished")
+        with contextlib.suppress(OSError):
+            if not file.is_symlink():
+                probe.touch()
+                file.chmod(stat.S_IMODE(probe.stat().st_mode))
+        probe.unlink(missing_ok=True)
 
 
 def allow_removed_task(task: str) -> None:

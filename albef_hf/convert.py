@@ -21,6 +21,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from tqdm.auto import tqdm
 from transformers import BlipImageProcessorPil, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
@@ -42,7 +43,7 @@ from .modeling_albef import (
 )
 from .momentum import MOMENTUM_FILE, mismatches
 from .processing_albef import AlbefProcessor, without_separator
-from .progress import Progress, log_library_progress, progress
+from .progress import log_library_progress, progress
 
 logger = logging.get_logger(f"transformers.{__name__}")
 
@@ -646,7 +647,7 @@ def _check_momentum(momentum: Weights, model: PreTrainedModel, names: Names) -> 
             )
 
 
-def _to_ours(state: Weights, names: Names, bar: Progress) -> Weights:
+def _to_ours(state: Weights, names: Names, bar: tqdm) -> Weights:
     """Rename, and split what the original fuses; names that the original ties have to hold the same."""
     weights = {}
     for name, ours in names.items():
@@ -702,7 +703,7 @@ def _write(folder: Path, model: PreTrainedModel, momentum: Weights, dropped: Wei
         save_file(momentum, folder / MOMENTUM_FILE, metadata={"format": "pt"})
     if dropped:
         save_file(dropped, folder / DROPPED_FILE, metadata={"format": "pt"})
-    follow_umask(folder.glob("*.safetensors"))
+    follow_umask(folder / name for name in (MOMENTUM_FILE, DROPPED_FILE) if (folder / name).exists())
     size, tokenizer = summary["image_size"], embedded_tokenizer()
     if len(tokenizer) == model.config.text_config.vocab_size:
         images = BlipImageProcessorPil(size={"height": size, "width": size})

@@ -20,11 +20,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 
 def digest(path: Path) -> str:
     """SHA-256 of a file."""

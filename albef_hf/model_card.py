@@ -12,7 +12,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -193,17 +193,26 @@ def _remember(
     path: Path, training: Training | None, evaluation: Evaluation | None
 ) -> tuple[Training | None, Evaluation | None]:
     """Keep what is known in a file, and take from there what is not given."""
+    is_news = training is not None or evaluation is not None
     known = _json(path) or {}
     if training is None and known.get("training"):
-        training = Training(**known["training"])
+        training = _from_facts(Training, known["training"])
     if evaluation is None and known.get("evaluation"):
-        evaluation = Evaluation(**known["evaluation"])
+        evaluation = _from_facts(Evaluation, known["evaluation"])
     given = {"training": training, "evaluation": evaluation}
     facts = {name: asdict(part) for name, part in given.items() if part}
-    if facts:
+    if is_news:
         with written_aside(path) as aside:
             aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return training, evaluation
+
+
+def _from_facts(kind: type[Training] | type[Evaluation], facts: dict[str, Any]) -> Training | Evaluation | None:
+    """Read what a card left, of another release maybe: unknown fields are dropped, and facts that lack one of ours."""
+    try:
+        return kind(**{part.name: facts[part.name] for part in fields(kind) if part.name in facts})
+    except TypeError:
+        return None
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -719,7 +719,7 @@ class AlbefPreTrainedModel(PreTrainedModel):
                 self.config.tie_word_embeddings = True
         self.config.auto_map = self._auto_map()
         super().save_pretrained(save_directory, *args, **kwargs)  # which enters the class that is being saved
-        follow_umask(Path(save_directory).glob("*.safetensors"))
+        follow_umask(Path(save_directory).glob("model*.safetensors"))
 
     def _auto_map(self) -> dict[str, str]:
         """Return what each Auto class loads from the folder; transformers adds the class that is saved."""

@@ -2,10 +2,12 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
+import huggingface_hub.utils
 import transformers
+from tqdm import tqdm as terminal_tqdm
 from tqdm.auto import tqdm
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -17,34 +19,30 @@ def progress(
     iterable: Iterable[Any] | None = None,
     desc: str | None = None,
     total: int | None = None,
-    unit: str = "it",
     every: int | None = None,
-    disable: bool = False,
-    **bar_options: Any,
-) -> "Progress":
-    """Return a tqdm bar, or its substitute where stderr is no terminal.
+    **options: Any,
+) -> "tqdm | ProgressLines":
+    """Return a tqdm bar where stderr is a terminal, and `ProgressLines` elsewhere.
 
     Args:
-        iterable: What to iterate over, if not `update` is called instead.
-        desc: What the work is.
+        iterable: Items to loop over; without them, call `update`.
+        desc: Name of the work.
         total: Number of items; by default the length of the iterable.
-        unit: Name of an item.
-        every: Items between two lines; by default there is one each 30 seconds. A last line comes at the end.
-        disable: Show nothing.
-        bar_options: What tqdm takes beyond that, for the bar alone.
+        every: Items between two lines; by default a line is written every 30 seconds. A last one comes at the end.
+        options: Other arguments of tqdm.
     """
-    if disable or shows_bars():
-        return tqdm(iterable, desc, total, unit=unit, disable=disable, **bar_options)
-    return ProgressLines(iterable, desc, total, unit, every)
+    if shows_bars():
+        return tqdm(iterable, desc, total, **options)
+    return ProgressLines(iterable, f"{desc}: " if desc else None, total, every=every, **options)
 
 
 def shows_bars() -> bool:
-    """Return whether progress is shown by a bar: a notebook has one, and so has a terminal."""
+    """Return True in a notebook, and where stderr is a terminal."""
     return any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__) or sys.stderr.isatty()
 
 
 def log_library_progress() -> None:
-    """Keep bars of other libraries out of log files: transformers' become lines, those of datasets are disabled.
+    """Keep the bars of other libraries out of log files: transformers' become lines, all others are disabled.
 
     Commands call this first. It changes nothing in a terminal.
     """
@@ -55,79 +53,47 @@ def log_library_progress() -> None:
     if shows_bars():
         return
     transformers.logging.set_tqdm_hook(show)
+    huggingface_hub.utils.disable_progress_bars()
     if "datasets" in sys.modules:  # an optional dependency, which is slow to import
         sys.modules["datasets"].disable_progress_bars()
 
 
-class ProgressLines:
-    """Part of tqdm's interface that writes lines to stderr; for the arguments see `progress`."""
+class ProgressLines(terminal_tqdm):
+    """A tqdm whose every state is a line of its own; for `every` see `progress`."""
 
-    def __init__(
-        self,
-        iterable: Iterable[Any] | None = None,
-        desc: str | None = None,
-        total: int | None = None,
-        unit: str = "it",
-        every: int | None = None,
-    ):
-        self.iterable = iterable
-        self.desc = desc
-        self.total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
-        self.unit = unit
+    def __init__(self, *arguments: Any, every: int | None = None, **options: Any):
+        # Without a minimum interval, loops call update() for each item; without smoothing, the rate is an average.
+        super().__init__(*arguments, **options | {"leave": False, "mininterval": 0, "miniters": 1, "smoothing": 0})
+        self.bar_format = LINE if self.total else LINE_WITHOUT_TOTAL
         self.every = every
-        self.initial = self.n = self.shown = 0
-        self.postfix = ""
-        self.start = self.shown_at = time.monotonic()
+        self.written_n = 0
+        self.written_at = time.monotonic()
 
-    def __iter__(self) -> Iterator[Any]:
-        for item in self.iterable:
-            yield item
-            self.update()
-        self.close()
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Redraw nothing: lines are written by `update` and `close`."""
 
-    def __enter__(self) -> "ProgressLines":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def clear(self, nolock: bool = False) -> None:
+        """Leave the lines above."""
 
     def update(self, n: int = 1) -> None:
-        """Count items, and write a line if it is time for one."""
-        self.n += n
-        if self.every is not None:
-            due = self.n // self.every > max(self.shown, self.initial) // self.every
-        else:
-            due = time.monotonic() - self.shown_at >= SECONDS_BETWEEN_LINES
-        if due:
+        """Count items, and write a line if one is due."""
+        super().update(n)
+        if not self.disable and self._is_due():
             self._write_line()
-
-    def set_postfix(self, values: dict[str, Any]) -> None:
-        """Set what the next line ends with."""
-        self.postfix = ", ".join(f"{name}={value}" for name, value in values.items())
-
-    def write(self, text: str) -> None:
-        """Write a text of its own to stdout, as tqdm does."""
-        print(text, flush=True)
 
     def close(self) -> None:
-        """Write the last line, unless it is there or nothing was done."""
-        if self.n > max(self.shown, self.initial):
+        """Write the last line, unless it was written or nothing was done."""
+        if not self.disable and self.n > max(self.written_n, self.initial):
             self._write_line()
+        super().close()
+
+    def _is_due(self) -> bool:
+        if self.every is None:
+            return time.monotonic() - self.written_at >= SECONDS_BETWEEN_LINES
+        return self.n // self.every > max(self.written_n, self.initial) // self.every
 
     def _write_line(self) -> None:
-        self.shown = self.n
-        self.shown_at = time.monotonic()
-        line = tqdm.format_meter(
-            self.n,
-            self.total,
-            self.shown_at - self.start,
-            prefix=f"{self.desc}: " if self.desc else "",
-            unit=self.unit,
-            postfix=self.postfix,
-            initial=self.initial,
-            bar_format=LINE if self.total else LINE_WITHOUT_TOTAL,
-        )
-        print(line, file=sys.stderr, flush=True)
-
-
-Progress = tqdm | ProgressLines
+        self.written_n = self.n
+        self.written_at = time.monotonic()
+        self.fp.write(f"{self}\n")
+        self.fp.flush()

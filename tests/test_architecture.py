@@ -50,7 +50,7 @@ ALLOWED = {
     "meters": {"data"},
     "distributed": {"modeling_albef"},
     "model_card": {"compatibility_albef", "files"},
-    "code_renewal": {"compatibility_albef", "files", "model_card", "modeling_albef", "processing_albef"},
+    "code_renewal": {"compatibility_albef", "files", "model_card", "modeling_albef", "processing_albef", "progress"},
     "files": set(),
     "checkpoint": {"files"},
     "stopping": set(),

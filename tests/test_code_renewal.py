@@ -11,8 +11,8 @@ from hub_server import HubServer
 from test_hub import AUTO_MAP, CODE, files_of
 
 from albef_hf import AlbefForQuestionAnswering, AlbefForRetrieval, AlbefModel
-from albef_hf.code_renewal import renew_code
-from albef_hf.compatibility_albef import CACHE_NAME, TESTED_VERSIONS
+from albef_hf.code_renewal import SHIPPED_CODE, renew_code
+from albef_hf.compatibility_albef import CACHE_NAME, TESTED_VERSIONS, VERSIONS
 
 REPOSITORY = Path(__file__).parents[1]
 FIRST_CODE = Path(__file__).parent / "fixtures" / "first_hub_code.tar.xz"
@@ -28,7 +28,10 @@ print(model.generate(**inputs, max_new_tokens=3).shape[0])
 """
 RENEW = """
 from albef_hf.code_renewal import main
-for name in ("owner/old", "owner/old", "owner/absent"):
+for name in ("owner/old", "owner/old", "owner/absent", "off"):
+    if name == "off":
+        import huggingface_hub
+        huggingface_hub.constants.ENDPOINT = "http://127.0.0.1:9"
     try:
         main([name])
         print("---")
@@ -87,9 +90,12 @@ def test_a_repository_with_the_first_code_is_renewed(old, tmp_path):
             assert before.returncode and "multiple values for argument 'cache'" in before.stderr
         renewed = run("owner", "-c", RENEW)
         assert renewed.returncode == 0, renewed.stderr[-3000:]
-        first, again, absent = renewed.stdout.split("---\n")
+        first, again, errors = renewed.stdout.split("---\n")
+        absent, unreachable = errors.splitlines()
         assert "updated  modeling_albef.py" in first and "added    pipeline_albef.py" in first
-        assert "nothing changed" in again and absent.startswith("error: owner/absent cannot be renewed")
+        assert "nothing changed" in again and not renewed.stderr
+        assert absent.startswith("error: owner/absent cannot be renewed")
+        assert unreachable.startswith("error: off cannot be renewed on the Hub")
         (tag,) = hub.repositories["models", "owner/old"].tags
         assert f"The former files are in {tag}." in first
         assert hub.files("owner/old", tag) == files_of(old)
@@ -105,24 +111,48 @@ def test_a_repository_with_the_first_code_is_renewed(old, tmp_path):
     assert settings.pop("auto_map") == AUTO_MAP and former.pop("auto_map")
     assert settings.pop("custom_pipelines").keys() == {"visual-question-answering"}
     assert settings == former
+    assert CODE.keys() <= SHIPPED_CODE
     card = files["README.md"].decode()
     assert "The owner wrote this." in card and "## My results\n\n42 %" in card and "old=True" not in card
     assert f"tested with transformers {TESTED_VERSIONS[0]} to {TESTED_VERSIONS[1]}." in card
 
 
-def test_a_folder_keeps_what_it_had_aside(old):
+def test_the_former_files_of_a_folder_lie_beside_it(old, monkeypatch):
     before = files_of(old)
-    (old / "gone_albef.py").write_text("of another release")
+    (old / "gone").mkdir()
+    monkeypatch.setattr("albef_hf.code_renewal.SHIPPED_CODE", {*SHIPPED_CODE, "former_albef.py"})
+    (old / "former_albef.py").write_text("of another release")
+    (old / "own_albef.py").write_text("of the owner")
     renewal = renew_code(old)
-    assert renewal.files["gone_albef.py"] == "removed" and renewal.files["README.md"] == "updated"
-    assert renewal.backup == str(old / "before_renewal")
-    backup = files_of(old / "before_renewal")
-    assert backup.pop("gone_albef.py") == b"of another release"
+    assert renewal.files["former_albef.py"] == "removed" and renewal.files["README.md"] == "updated"
+    assert renewal.backup == str(old.with_name("old.before_renewal"))
+    backup = files_of(Path(renewal.backup))
+    assert backup.pop("former_albef.py") == b"of another release"
     assert backup == {name: before[name] for name in renewal.files.keys() & before.keys()}
-    assert not (old / "gone_albef.py").exists()
+    assert not (old / "former_albef.py").exists() and (old / "own_albef.py").read_text() == "of the owner"
     assert renew_code(old).files == {}
     (old / "modeling_albef.py").write_text("edited")
-    assert renew_code(old).backup == str(old / "before_renewal_2")
+    assert renew_code(old).backup == str(old.with_name("old.before_renewal_2"))
+
+
+def test_what_the_owner_wrote_stays(old):
+    settings = json.loads((old / "config.json").read_text())
+    settings["auto_map"]["AutoModelForSeq2SeqLM"] = "my_code.Mine"
+    (old / "config.json").write_text(json.dumps(settings))
+    card = "intro\n\n## Results\n1\n\n```bash\n## Use\n```\n## Results\n    2\n## Versions\nold\n## Last\n3"
+    (old / "README.md").write_bytes(card.replace("\n", "\r\n").encode())
+    facts = json.dumps({"notes": "mine", "evaluation": {"metrics": {"accuracy": 1.0}, "of_another_release": 2}})
+    (old / "card.json").write_text(facts)
+    renew_code(old)
+    assert json.loads((old / "config.json").read_text())["auto_map"] == AUTO_MAP | {
+        "AutoModelForSeq2SeqLM": "my_code.Mine"
+    }
+    renewed = card.replace("## Versions\nold\n", f"## Versions\n\n{VERSIONS}\n\n")
+    assert (old / "README.md").read_bytes().decode() == renewed.replace("\n", "\r\n")
+    assert (old / "card.json").read_text() == facts
+    (old / "README.md").write_bytes("é".encode("latin-1"))
+    with pytest.raises(ValueError, match="README.md of old is not UTF-8"):
+        renew_code(old)
 
 
 @pytest.mark.parametrize("part", ["AlbefForRetrieval", "AlbefModel", "vision_model"])

@@ -17,6 +17,7 @@ from albef_hf.data.shards import INDEX, check_folder, index_folder
 from albef_hf.data.sources import SourceOptions, load_hub_rows, read_annotations
 from albef_hf.files import digest, locked, written_aside
 from albef_hf.options import option, parse_options, redact
+from albef_hf.progress import log_library_progress
 
 LOCK = ".preparation.lock"
 SETTINGS = "preparation.json"  # what the shards of a folder are made of, and how
@@ -49,6 +50,7 @@ class ShardOptions(SourceOptions):
 def main(arguments: list[str]) -> None:
     """Read the options and do what they say."""
     options = parse_options(ShardOptions, __doc__, arguments)
+    log_library_progress()
     try:
         if options.check:
             check(options)
