@@ -36,7 +36,7 @@ from .data.scene_tasks import SceneRows
 from .exchanged_images import ExchangedRows, exchange, fingerprints
 from .from_scratch import check_vocabulary, make_processor, read_model_config, with_special_tokens
 from .options import option, with_defaults
-from .processing_albef import AlbefProcessor, clean_caption
+from .processing_albef import AlbefProcessor, added_tokens, clean_caption, tokenize
 from .progress import progress
 from .ranking import evaluation_mode
 from .text_baseline import text_only_answers
@@ -109,7 +109,7 @@ class Task(ABC):
 
     def __init__(self, options: FineTuningOptions, processor: AlbefProcessor):
         self.options, self.processor = options, processor
-        self.tokenizer = copy.deepcopy(processor.tokenizer)  # its truncation is set, and would be saved otherwise
+        self.tokenizer = processor.tokenizer
         self.findings = Findings()  # of the last evaluation
         self.images: dict[int, frozenset[bytes]] = {}  # of the rows of the last evaluation, to exchange them
         images = processor.image_processor
@@ -250,7 +250,7 @@ class Task(ABC):
         if not texts:
             raise ValueError("There is no row to make a batch of.")
         settings = {"padding": True, "truncation": True, "max_length": limit.tokens}
-        tokens = self.tokenizer(texts, return_tensors="pt", **settings)
+        tokens = tokenize(self.tokenizer, texts, return_tensors="pt", **settings)
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
 
     def clean(self, text: Any, issues: list[Issue], limit: TextLimit) -> str:
@@ -260,9 +260,10 @@ class Task(ABC):
             BadSampleError: If there is no text.
         """
         text = usable_text(text)
-        kept = clean_caption(text, limit.words)
-        tokens = self.tokenizer(kept, verbose=False)["input_ids"]
-        if len(tokens) > limit.tokens or len(kept) < len(clean_caption(text, max_words=10**9)):
+        added = added_tokens(self.tokenizer)
+        kept = clean_caption(text, limit.words, added)
+        tokens = tokenize(self.tokenizer, kept, verbose=False)["input_ids"]
+        if len(tokens) > limit.tokens or len(kept) < len(clean_caption(text, 10**9, added)):
             issues.append(Issue.CAPTION_CUT)
         return kept
 

@@ -1,10 +1,12 @@
 """Processor of ALBEF: pictures to pixels, captions to tokens, cleaned and tokenized as the original does."""
 
+import contextlib
 import copy
+import os
 import re
 import threading
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
@@ -25,12 +27,13 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
-def clean_caption(caption: str, max_words: int = 30) -> str:
+def clean_caption(caption: str, max_words: int = 30, kept_tokens: Sequence[str] = ()) -> str:
     """Lower-case a caption, strip its punctuation and cut it (`pre_caption` in the original's `dataset/utils.py`).
 
     Args:
         caption: Any text; characters that cannot be encoded (lone surrogates) become question marks and go too.
         max_words: Words kept.
+        kept_tokens: Tokens that stay as they are, as `added_tokens` returns them.
 
     Example:
         ```python
@@ -39,13 +42,57 @@ def clean_caption(caption: str, max_words: int = 30) -> str:
 
         ```
     """
+    if kept_tokens:
+        parts = re.split(f"({'|'.join(map(re.escape, kept_tokens))})", caption)
+        cleaned = (part if part in kept_tokens else clean_caption(part, max_words) for part in parts)
+        return " ".join(" ".join(part for part in cleaned if part).split(" ")[:max_words])
     caption = DELETED_CHARACTERS.sub("", encodable(caption).lower()).replace("-", " ").replace("/", " ")
     caption = re.sub(r"\s{2,}", " ", caption.replace("<person>", "person"))
     return " ".join(caption.rstrip("\n").strip(" ").split(" ")[:max_words])
 
 
-# A tokenizer keeps the truncation and padding of its last call, so threads that share one have to take turns.
+# A call sets truncation and padding in the tokenizer, so threads that share one have to take turns. No process starts
+# as the copy of one in which another thread is in the middle of a call, since that thread is not copied.
 _TOKENIZER_LOCK = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_TOKENIZER_LOCK.acquire,
+        after_in_parent=_TOKENIZER_LOCK.release,
+        after_in_child=_TOKENIZER_LOCK.release,
+    )
+
+
+@contextlib.contextmanager
+def _turn(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Wait for calls of other threads, and leave no setting of this call in the tokenizer."""
+    with _TOKENIZER_LOCK:
+        try:
+            yield
+        finally:
+            forget_call_settings(tokenizer.backend_tokenizer)
+
+
+def added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the tokens that were added to a tokenizer beyond BERT's, the longest first."""
+    known = {getattr(tokenizer, name) for name in BERT_TOKENS}
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()} - known
+    return sorted(added, key=len, reverse=True)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: str | list[str], **settings) -> BatchEncoding:
+    """Tokenize texts in the one way of processor, training and evaluation; threads may share the tokenizer.
+
+    Args:
+        tokenizer: The processor's.
+        texts: A text or a list of them, cleaned by `clean_caption` with the `added_tokens`.
+        settings: Of the call, such as `truncation=True`. They do not stay in the tokenizer.
+
+    Returns:
+        What the tokenizer returns. Added tokens are whole; without any, BERT's special tokens are text.
+    """
+    with _turn(tokenizer):
+        return tokenizer(texts, **{"split_special_tokens": not added_tokens(tokenizer), **settings})
+
 
 _CHINESE_JAPANESE = "[\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]"
 # Tokens do not tell whether there was a space beside a mark: these are the usual ways of writing, in this order.
@@ -108,7 +155,7 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
     missing = [name for name in ("cls", "sep", "pad", "mask") if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
         raise ValueError(f"The tokenizer has no {', '.join(missing)} token; ALBEF needs a BERT tokenizer.")
-    if not settings and tokenizer("") == {"input_ids": [tokenizer.cls_token_id], "attention_mask": [1]}:
+    if not settings and tokenize(tokenizer, "") == {"input_ids": [tokenizer.cls_token_id], "attention_mask": [1]}:
         tokenizer.split_special_tokens = True  # which a folder of an earlier version does not say
         return tokenizer  # with the settings that it has
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
@@ -196,19 +243,28 @@ class AlbefProcessor(ProcessorMixin):
         if images is None and text is None:
             raise ValueError("Nothing to process: give images, text, or both.")
         if text is not None:
-            text = self._clean(text)
-            kwargs = self._special_tokens_settings() | kwargs
+            added = added_tokens(self.tokenizer)
+            text = self._clean(text, added)
+            kwargs = {"split_special_tokens": not added, **kwargs}
         if images is not None:
             images, kwargs = _read_images(images, kwargs)
         if text is None:
             return super().__call__(images=images, **kwargs)
-        with _TOKENIZER_LOCK:
+        with _turn(self.tokenizer):
             return super().__call__(images=images, text=text, **kwargs)
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Return the token ids of a text that is cleaned as in a call, but not cut."""
+        cleaned = clean_caption(text, len(text), added_tokens(self.tokenizer))
+        return tokenize(self.tokenizer, cleaned, truncation=False, verbose=False)["input_ids"]
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Save the processor as it was made: what the last call truncated or padded to is not saved."""
-        forget_call_settings(self.tokenizer.backend_tokenizer)
-        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        saved = copy.copy(self)
+        with _turn(self.tokenizer):
+            saved.tokenizer = copy.deepcopy(self.tokenizer)
+        forget_call_settings(saved.tokenizer.backend_tokenizer)
+        return super(AlbefProcessor, saved).save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def encode_answers(self, answers: str | list[str]) -> BatchEncoding:
         """Tokenize answers for question answering: `[CLS] answer [SEP]`, as they are but for upper case and accents.
@@ -229,12 +285,11 @@ class AlbefProcessor(ProcessorMixin):
         if not answers or not all(isinstance(answer, str) for answer in answers):
             raise ValueError("answers must be strings, and there must be at least one.")
         texts = [encodable(answer) for answer in answers]
-        if settings := self._special_tokens_settings():
+        if added_tokens(self.tokenizer):
             for name in BERT_TOKENS:
                 token = getattr(self.tokenizer, name)
                 texts = [text.replace(token, token.lower()) for text in texts]  # which is text
-        with _TOKENIZER_LOCK:
-            ids = self.tokenizer(texts, **settings)["input_ids"]
+        ids = tokenize(self.tokenizer, texts)["input_ids"]
         empty = [answer for answer, tokens in zip(answers, ids, strict=True) if not self.has_words(tokens)]
         if empty:
             raise ValueError(
@@ -266,33 +321,14 @@ class AlbefProcessor(ProcessorMixin):
             answers.append(unicodedata.normalize("NFC", join_words(words)))  # Korean is in parts of its letters
         return answers
 
-    def _clean(self, text: str | list[str]) -> str | list[str]:
-        added = self._added_tokens()
+    def _clean(self, text: str | list[str], added: list[str]) -> str | list[str]:
         if isinstance(text, str):
-            return self._clean_around(added, text)
+            return clean_caption(text, self.max_words, added)
         if not isinstance(text, (list, tuple)) or not all(isinstance(caption, str) for caption in text):
             raise ValueError("text must be a string or a list of strings, one caption each.")
         if not text:
             raise ValueError("text is an empty list: give at least one caption, or no text.")
-        return [self._clean_around(added, caption) for caption in text]
-
-    def _clean_around(self, tokens: list[str], caption: str) -> str:
-        """Clean a caption, of which some tokens stay as they are."""
-        if not tokens:
-            return clean_caption(caption, self.max_words)
-        parts = re.split(f"({'|'.join(map(re.escape, tokens))})", caption)
-        cleaned = (part if part in tokens else clean_caption(part, self.max_words) for part in parts)
-        return " ".join(" ".join(part for part in cleaned if part).split(" ")[: self.max_words])
-
-    def _added_tokens(self) -> list[str]:
-        """Tokens that were added to the tokenizer beyond BERT's, the longest first."""
-        known = {getattr(self.tokenizer, name) for name in BERT_TOKENS}
-        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()} - known
-        return sorted(added, key=len, reverse=True)
-
-    def _special_tokens_settings(self) -> dict[str, bool]:
-        """Settings of the tokenizer under which it knows added special tokens, if there are any."""
-        return {"split_special_tokens": False} if self._added_tokens() else {}
+        return [clean_caption(caption, self.max_words, added) for caption in text]
 
     @property
     def model_input_names(self) -> list[str]:

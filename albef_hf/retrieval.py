@@ -48,7 +48,7 @@ from .nearest import (
     read_vectors,
     write_vectors,
 )
-from .processing_albef import AlbefProcessor, clean_caption, encodable
+from .processing_albef import AlbefProcessor, encodable
 from .progress import log_library_progress, progress
 from .ranking import KEPT_VALUES, MAX_TOKENS, TextFeatures, encode_texts, match_pictures
 from .results_page import results_page
@@ -440,8 +440,7 @@ class PictureIndex:
                 self.encoded.popitem(last=False)
 
     def _tell_of_cut(self, query: str) -> None:
-        whole = clean_caption(query, max_words=len(query))
-        tokens = len(self.processor.tokenizer(whole, truncation=False, verbose=False)["input_ids"])
+        tokens = len(self.processor.encode_whole(query))
         longest = min(MAX_TOKENS, self.model.config.text_config.max_position_embeddings)
         if tokens > longest:
             logger.warning_once(f"Of the {tokens} tokens of the query the first {longest} are read.")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from albef_hf import AlbefProcessor, ImageTextRetrievalPipeline, VisualQuestionAnsweringPipeline, clean_caption
+from albef_hf import AlbefProcessor, ImageTextRetrievalPipeline, VisualQuestionAnsweringPipeline
 from albef_hf.data import says_something
 from albef_hf.explain import answer_heatmaps, matching_heatmaps, overlay
 from albef_hf.images_albef import ImageTooLargeError, read_image
@@ -79,7 +79,7 @@ def read_lines(text: str, name: str) -> list[str]:
 
 def unread(processor: AlbefProcessor, text: str) -> str:
     """The end of a text that is longer than a model reads, as its tokenizer spells it."""
-    tokens = processor.tokenizer(clean_caption(text, max_words=len(text)), truncation=False)["input_ids"]
+    tokens = processor.encode_whole(text)
     return processor.tokenizer.decode(tokens[len(processor(text=[text])["input_ids"][0]) :])
 
 

@@ -12,10 +12,10 @@ from PIL import Image
 from transformers import AutoTokenizer, BlipImageProcessorPil
 
 from albef_hf import AlbefProcessor, clean_caption
-from albef_hf.data import PretrainingCollator, embedded_tokenizer, load_image
+from albef_hf.data import Augmentation, PairReader, PretrainingCollator, embedded_tokenizer, load_image
 from albef_hf.finetuning import TextLimit
 from albef_hf.metrics.vqa_accuracy.vqa_accuracy import vqa_accuracy
-from albef_hf.processing_albef import without_separator
+from albef_hf.processing_albef import added_tokens, without_separator
 from albef_hf.tasks import find_task
 
 PIXELS = torch.zeros(3, 4, 4)
@@ -245,6 +245,26 @@ def test_added_special_tokens_stay_whole_and_those_of_bert_stay_text(processor, 
         assert words[2] == ["[CLS]", "[obj]", "[", "sep", "]", "[SEP]"]
 
 
+def test_training_and_evaluation_tokenize_as_the_processor_does(processor):
+    """Also special tokens, and those in upper case or of punctuation, which cleaning would change."""
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<Loc#3>"]})
+    processor.tokenizer.add_tokens(["\u2603"])
+    text, kept = "A <Loc#3>, \u2603!", added_tokens(processor.tokenizer)
+    right = processor.tokenizer.convert_tokens_to_ids(["[CLS]", "a", "<Loc#3>", "\u2603"])
+    assert processor(text=text)["input_ids"] == processor.encode_whole(text) == right
+
+    augmentation = Augmentation(4, (0.5,) * 3, (0.5,) * 3)
+    row = {"image": Image.new("RGB", (8, 8)), "caption": text}
+    sample = PairReader(augmentation, kept_tokens=kept)(row, np.random.default_rng(0))
+    batch = PretrainingCollator(processor.tokenizer)([sample])
+    assert batch["input_ids"].tolist() == [right] and batch["issues"].sum() == 0
+
+    task = find_task("vqa")(find_task("vqa").options_class(model="m"), processor)
+    cleaned = task.clean(text, [], task.training_limit)
+    assert task.tokenize([cleaned], task.training_limit)["input_ids"].tolist() == [right]
+    assert task.answers({"answer": ["\u2603", "<Loc#3>"]}) == ["\u2603", "<Loc#3>"]
+
+
 def test_half_a_character_in_an_answer_is_a_question_mark(processor):
     """JSON allows lone surrogates, and nothing else does."""
     ids = [processor.encode_answers(answer)["input_ids"].tolist() for answer in ("\ud800 red", "? red")]
@@ -289,11 +309,15 @@ def test_a_processor_may_keep_longer_texts(processor, tmp_path):
     assert len(longer(text=[text], text_kwargs={"max_length": 7})["input_ids"][0]) == 7
 
 
-def test_threads_share_a_processor(processor):
-    """Questions are cut and padded, answers are not."""
+def test_threads_share_a_processor(processor, tmp_path):
+    """Questions are cut and padded, answers and tokens that are counted are not; nothing of this is saved."""
     long, interval = "word " * 50, sys.getswitchinterval()
 
     def lengths(number: int) -> list[int]:
+        if number % 4 == 2:
+            return [len(processor.encode_whole(long))]
+        if number == 8:
+            processor.save_pretrained(tmp_path)
         ids = processor(text=[long, "a"])["input_ids"] if number % 2 else processor.encode_answers([long])["input_ids"]
         return [len(one) for one in ids]
 
@@ -303,7 +327,11 @@ def test_threads_share_a_processor(processor):
             found = [*pool.map(lengths, range(400))]
     finally:
         sys.setswitchinterval(interval)
-    assert found == [[52], [30, 30]] * 200
+    assert found == [[52], [30, 30], [51], [30, 30]] * 100
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert saved["truncation"] is None and saved["padding"] is None
+    processor.tokenizer.save_pretrained(tmp_path / "alone")
+    assert json.loads((tmp_path / "alone" / "tokenizer.json").read_text())["truncation"] is None
 
 
 WRITTEN = """t-shirt|10:30|10:30 p.m.|2.5|.5|$1,000.50|50%|5$|£5|1,000 people|october 12, 2010|u.s.|washington d.c.

@@ -45,6 +45,7 @@ from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation
 from albef_hf.momentum import MOMENTUM_FILE
 from albef_hf.options import option, parse_options, redact
+from albef_hf.processing_albef import added_tokens
 from albef_hf.progress import log_library_progress
 from albef_hf.ranking import score_all
 from albef_hf.run_log import MODEL, RunLog
@@ -294,7 +295,7 @@ def make_loader(options: PretrainingOptions, rows, processor: AlbefProcessor, ac
         options.min_crop_scale,
         options.randaugment_operations,
     )
-    reader = PairReader(augmentation, options.image_root, options.max_words)
+    reader = PairReader(augmentation, options.image_root, options.max_words, added_tokens(processor.tokenizer))
     loading = {
         "batch_size": options.batch_size,
         "collate_fn": PretrainingCollator(processor.tokenizer, options.max_tokens, options.mlm_probability),

@@ -1,12 +1,12 @@
 """Batches for pretraining: captions to tokens, some of them masked."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
+from ..processing_albef import tokenize
 from .pairs import Issue
 
 
@@ -61,8 +61,7 @@ class PretrainingCollator:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 25, mlm_probability: float = 0.15):
-        self.tokenizer = copy.deepcopy(tokenizer)  # its truncation is set below, and would be saved with the processor
-        self.max_length, self.mlm_probability = max_length, mlm_probability
+        self.tokenizer, self.max_length, self.mlm_probability = tokenizer, max_length, mlm_probability
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate samples of a `PairReader`.
@@ -76,12 +75,12 @@ class PretrainingCollator:
         """
         if not samples:
             raise ValueError("There is no sample to make a batch of.")
-        tokens = self.tokenizer(
+        tokens = tokenize(
+            self.tokenizer,
             [sample["caption"] for sample in samples],
             padding=True,
             truncation=True,
             max_length=self.max_length,
-            split_special_tokens=True,
             return_tensors="pt",
         )
         generator = torch.Generator().manual_seed(samples[0]["seed"])

@@ -170,10 +170,18 @@ class PairReader:
         augmentation: Makes pixels of a picture.
         image_root: Folder that paths are relative to.
         max_words: Words of a caption that are kept.
+        kept_tokens: Tokens that cleaning leaves as they are; see `albef_hf.processing_albef.added_tokens`.
     """
 
-    def __init__(self, augmentation: Augmentation, image_root: str | None = None, max_words: int = 30):
-        self.augmentation, self.image_root, self.max_words = augmentation, image_root, max_words
+    def __init__(
+        self,
+        augmentation: Augmentation,
+        image_root: str | None = None,
+        max_words: int = 30,
+        kept_tokens: Sequence[str] = (),
+    ):
+        self.augmentation, self.image_root = augmentation, image_root
+        self.max_words, self.kept_tokens = max_words, kept_tokens
 
     def __call__(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Read one row.
@@ -189,8 +197,8 @@ class PairReader:
         pixel_values, flipped = self.augmentation(load_image(row["image"], self.image_root), rng)
         if flipped and row.get("mirrored_caption") is not None:
             captions = usable_captions(row["mirrored_caption"])
-        whole = clean_caption(captions[choice], max_words=10**9)
-        caption = clean_caption(captions[choice], self.max_words)
+        whole = clean_caption(captions[choice], 10**9, self.kept_tokens)
+        caption = clean_caption(captions[choice], self.max_words, self.kept_tokens)
         issues = [Issue.CAPTION_CUT] if len(caption) < len(whole) else []
         return {"pixel_values": pixel_values, "caption": caption, "seed": int(rng.integers(2**62)), "issues": issues}
 

@@ -27,7 +27,7 @@ from ..finetuning import (
 from ..metrics.vqa_accuracy.vqa_accuracy import vqa_accuracy
 from ..modeling_albef import AlbefForQuestionAnswering
 from ..options import option, with_defaults
-from ..processing_albef import AlbefProcessor, encodable
+from ..processing_albef import AlbefProcessor, encodable, tokenize
 
 TEST_WORDS = 50  # of a question in the evaluation, where the original cuts no tokens
 VISUAL_GENOME_WEIGHT = 0.5  # of its answers, which a single annotator has given
@@ -109,7 +109,7 @@ class VisualQuestionAnswering(LabelTask):
             BadSampleError: If there is none.
         """
         given = given_answers(row)
-        tokens = self.tokenizer(given)["input_ids"] if given else []
+        tokens = tokenize(self.tokenizer, given)["input_ids"] if given else []
         writable = [answer for answer, ids in zip(given, tokens, strict=True) if self.processor.has_words(ids)]
         if not writable:
             told = brief(row.get("answer"))
