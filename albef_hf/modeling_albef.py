@@ -1313,6 +1313,11 @@ def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def _require_share(alpha: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}: give the teacher's share of the target, between 0 and 1.")
+
+
 def distilled_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, teacher_logits: torch.Tensor | None, alpha: float
 ) -> torch.Tensor:
@@ -1330,8 +1335,7 @@ def distilled_cross_entropy(
     Raises:
         ValueError: If alpha is not between 0 and 1, or (on a CPU) a target is not one of the classes.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}: give the teacher's share of the target, between 0 and 1.")
+    _require_share(alpha)
     logits = _at_least_float32(logits)
     try:
         losses = F.cross_entropy(logits, targets, reduction="none")
@@ -2247,7 +2251,7 @@ def classification_loss(
     Args:
         logits: (batch, classes).
         labels: Class indices, (batch,), where -100 is no label; for regression and several labels numbers, (batch,
-            classes).
+            classes), or (batch,) of one class.
         config: Without a `problem_type`, it is inferred from the number of classes and the type of the labels.
         teacher_logits: (batch, classes), to distill single labels from.
         alpha: Share of the teacher in the target.
@@ -2256,13 +2260,18 @@ def classification_loss(
         The mean loss, a scalar.
 
     Raises:
-        ValueError: If the labels do not fit the problem type, or it is one that cannot be distilled.
+        ValueError: If the labels do not fit the problem type, or it is one that cannot be distilled, or alpha is not
+            between 0 and 1.
     """
+    _require_share(alpha)
     indices = labels.dtype in (torch.long, torch.int)
     inferred = "single_label_classification" if indices else "multi_label_classification"
     problem_type = config.problem_type or ("regression" if config.num_labels == 1 else inferred)
     single = problem_type == "single_label_classification"
-    if labels.numel() != (len(logits) if single else logits.numel()) or (single and not indices):
+    fits = indices and labels.numel() == len(logits)
+    if not single:
+        fits = labels.shape == logits.shape or (labels.shape == logits.shape[:1] and logits.shape[1] == 1)
+    if not fits:
         raise ValueError(
             f"labels of {labels.dtype}, {tuple(labels.shape)}, do not fit {problem_type} with logits "
             f"{tuple(logits.shape)}: give integer class indices, (batch,), or set config.problem_type to "

@@ -599,6 +599,17 @@ def test_labels_that_do_not_fit_the_problem_type_are_refused(config, batch):
             model(**inputs_of(batch, AlbefForVisualEntailment) | {"labels": labels})
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (12,), (1, 4, 3)])
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_labels_of_another_shape_than_the_logits_are_refused(problem_type, shape, config, batch):
+    config.num_labels, config.problem_type = 3, problem_type
+    model, inputs = AlbefForVisualEntailment(config), inputs_of(batch, AlbefForVisualEntailment)
+    with pytest.raises(ValueError, match=f"do not fit {problem_type}"):
+        model(**inputs | {"labels": torch.ones(shape)})
+    with pytest.raises(ValueError, match="alpha is 2.0"):
+        model(**inputs | {"labels": torch.ones(4, 3)}, alpha=2.0)
+
+
 def test_only_single_labels_are_distilled(config, batch):
     model = AlbefForVisualEntailment(config).eval()
     inputs = inputs_of(batch, AlbefForVisualEntailment) | {"labels": torch.tensor([[1.0, 0, 1]] * 4)}
