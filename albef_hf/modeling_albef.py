@@ -2398,6 +2398,11 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
     def __init__(self, config: AlbefConfig):
         if config.classes_asked_for and config.num_labels != 3:
             raise ValueError(f"Text assignment has three classes (first, second, neither), not {config.num_labels}.")
+        if config.problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"Text assignment is no {config.problem_type}: leave config.problem_type out, or set it to "
+                '"single_label_classification".'
+            )
         super().__init__(config)
         self.albef = AlbefPairModel(config)
         # Under the name that it has in a pretraining checkpoint, from which it comes.
@@ -2451,7 +2456,7 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
 
         Raises:
             ValueError: If there are fewer than three pictures to draw from, or labels or a teacher's outputs without
-                the pairs that they belong to.
+                the pairs that they belong to, or the labels are not one integer for each text.
         """
         if image_pairs is None and not (labels is None and teacher_outputs is None):
             raise ValueError("labels and teacher_outputs belong to pairs of pictures: give image_pairs with them.")
@@ -2465,7 +2470,12 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         logits = self.assignment_head(fused.last_hidden_state[:, 0])
         loss = None
         if labels is not None:
-            loss = distilled_cross_entropy(logits, labels, _teacher_logits(teacher_outputs), alpha).mean()
+            if labels.shape != logits.shape[:1] or labels.dtype not in (torch.long, torch.int):
+                raise ValueError(
+                    f"labels are {labels.dtype}, {tuple(labels.shape)}: give 0, 1 or 2 as an integer for each of the "
+                    f"{len(logits)} texts."
+                )
+            loss = distilled_cross_entropy(logits, labels.long(), _teacher_logits(teacher_outputs), alpha).mean()
         return AlbefClassifierOutput(loss=loss, logits=logits, **_recorded(fused))
 
     @torch.no_grad()

@@ -568,6 +568,20 @@ def test_classes_that_a_head_cannot_have_are_refused(config):
         AlbefForTextAssignment(config)
 
 
+def test_text_assignment_takes_one_of_three_classes(config, batch):
+    pairs = torch.tensor([[0, 1], [2, 1], [2, 3], [0, 1]])
+    model, inputs = AlbefForTextAssignment(config).eval(), inputs_of(batch, AlbefForTextAssignment)
+    inputs["image_pairs"] = pairs
+    losses = [model(**inputs | {"labels": torch.tensor([0, 1, 2, 0], dtype=kind)}).loss for kind in (int, torch.int)]
+    assert losses[0] == losses[1]
+    for labels in (torch.eye(4, 3), torch.zeros(4), torch.zeros(3, dtype=int), torch.zeros(4, 1, dtype=int)):
+        with pytest.raises(ValueError, match="as an integer for each of the 4 texts"):
+            model(**inputs | {"labels": labels})
+    config.problem_type = "multi_label_classification"
+    with pytest.raises(ValueError, match="is no multi_label_classification: leave config.problem_type out"):
+        AlbefForTextAssignment(config)
+
+
 @pytest.mark.parametrize(
     ("classes", "problem_type", "labels", "loss"),
     [
