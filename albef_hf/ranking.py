@@ -5,6 +5,7 @@ with their product, and the hidden states of pictures are held only as far as `K
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,16 +24,31 @@ MAX_TOKENS = 30  # of a text, as in the original's evaluation
 KEPT_VALUES = 2**28  # of pictures' hidden states, a gigabyte in float32; other pictures are encoded once more
 
 
+# Models in evaluation mode for a while: how many evaluations there are, and which parts were in training mode before.
+_EVALUATED: dict[nn.Module, tuple[int, list[nn.Module]]] = {}
+_EVALUATION_LOCK = threading.Lock()
+
+
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and each of its parts back into training mode at the end or after an error."""
-    training = [part for part in model.modules() if part.training]
-    model.eval()
+    """Put a model into evaluation mode, and each of its parts back into training mode at the end or after an error.
+
+    Of several threads that evaluate one model, the last one to end puts it back.
+    """
+    with _EVALUATION_LOCK:
+        users, training = _EVALUATED.get(model, (0, [part for part in model.modules() if part.training]))
+        _EVALUATED[model] = users + 1, training
+        model.eval()
     try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        with _EVALUATION_LOCK:
+            users, training = _EVALUATED.pop(model)
+            if users > 1:
+                _EVALUATED[model] = users - 1, training
+            else:
+                for part in training:
+                    part.training = True
 
 
 def _require_positive(name: str, number: int) -> None:
@@ -97,6 +113,8 @@ def encode_texts(
 class ImageEncoder:
     """Encodes pictures for the contrast, and again for the matching, as far as they could not be kept in between.
 
+    The model is in evaluation mode while it encodes.
+
     Args:
         model: Has the image encoder and the joint space.
         processor: Makes pixels.
@@ -114,7 +132,7 @@ class ImageEncoder:
         batch_size: int = 64,
     ):
         _require_positive("batch_size", batch_size)
-        self.model, self.processor, self.images, self.numbers = model.eval(), processor, images, numbers
+        self.model, self.processor, self.images, self.numbers = model, processor, images, numbers
         self.batch_size = batch_size
         self.kept: dict[int, torch.Tensor] = {}
 
@@ -147,7 +165,8 @@ class ImageEncoder:
 
     def _encode(self, batch: Sequence[int]) -> BaseModelOutputWithPooling:
         inputs = self.processor(images=[self.images[number] for number in batch], return_tensors="pt")
-        return self.model.get_image_features(**inputs.to(self.model.device))
+        with evaluation_mode(self.model):
+            return self.model.get_image_features(**inputs.to(self.model.device))
 
 
 def best_matches(queries: torch.Tensor, keys: torch.Tensor, k: int, block: int = 1024) -> tuple[torch.Tensor, ...]:

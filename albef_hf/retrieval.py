@@ -50,7 +50,7 @@ from .nearest import (
 )
 from .processing_albef import AlbefProcessor, encodable
 from .progress import log_library_progress, progress
-from .ranking import KEPT_VALUES, MAX_TOKENS, TextFeatures, encode_texts, match_pictures
+from .ranking import KEPT_VALUES, MAX_TOKENS, TextFeatures, encode_texts, evaluation_mode, match_pictures
 from .results_page import results_page
 
 logger = logging.get_logger(f"transformers.{__name__}")
@@ -130,7 +130,7 @@ class PictureIndex:
     """
 
     def __init__(self, model: AlbefAlignedModel, processor: AlbefProcessor, store: FeatureStore, source: Files | Rows):
-        self.model, self.processor, self.store, self.source = model.eval(), processor, store, source
+        self.model, self.processor, self.store, self.source = model, processor, store, source
         # Candidates of late, each as it was when it was encoded; the latest ones last.
         self.encoded: OrderedDict[int, tuple[Stamp, torch.Tensor]] = OrderedDict()
         self.lock = threading.Lock()
@@ -401,7 +401,8 @@ class PictureIndex:
         """Log-odds and probability of a match, of those candidates that can be read."""
         scores: dict[int, tuple[float, float]] = {}
         for some, states in self._hidden_states(places):
-            log_odds = match_pictures(self.model, states, text).float().diff(dim=1).squeeze(1)
+            with evaluation_mode(self.model):
+                log_odds = match_pictures(self.model, states, text).float().diff(dim=1).squeeze(1)
             both = zip(log_odds.tolist(), log_odds.sigmoid().tolist(), strict=True)
             scores |= zip(some, both, strict=True)
         return scores
@@ -451,7 +452,8 @@ class PictureIndex:
     @torch.no_grad()
     def _encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states, (pictures, patches + 1, width), and unit features, (pictures, projection), of pixels."""
-        outputs = self.model.get_image_features(pixel_values.to(self.model.device), return_dict=True)
+        with evaluation_mode(self.model):
+            outputs = self.model.get_image_features(pixel_values.to(self.model.device), return_dict=True)
         return outputs.last_hidden_state, outputs.pooler_output.float().cpu()
 
     def _read(self, keys: Sequence[Key], batch_size: int) -> Iterator[list[tuple[Key, Reading]]]:

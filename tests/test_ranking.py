@@ -5,7 +5,17 @@ import torch
 from PIL import Image
 
 from albef_hf import AlbefForPreTraining, ranking
-from albef_hf.ranking import ImageEncoder, Ranking, best_matches, encode_texts, match, recall, rerank, score_all
+from albef_hf.ranking import (
+    ImageEncoder,
+    Ranking,
+    best_matches,
+    encode_texts,
+    evaluation_mode,
+    match,
+    recall,
+    rerank,
+    score_all,
+)
 
 CAPTIONS = [["red", "a red one"], ["green"], ["blue", "sky", "a blue one"]]
 
@@ -182,6 +192,21 @@ def test_training_mode_is_left_as_it_was(model, processor, pictures):
         score_all(model, processor, pictures, [["a"], ["b"], [3]], k=2)
     texts = [encode_texts(model, processor, ["a dog"]) for _ in range(2)]
     assert torch.equal(texts[0].prepared, texts[1].prepared)
+    encoder = ImageEncoder(model, processor, pictures, range(3))
+    assert torch.equal(encoder.embeds(), encoder.embeds())
+    assert [part.training for part in model.modules()] == before
+
+
+def test_the_last_of_several_evaluations_puts_the_model_back(model):
+    """As of threads that share it, whichever ends first."""
+    model.train().albef.vision_model.eval()
+    before = [part.training for part in model.modules()]
+    first, second = evaluation_mode(model), evaluation_mode(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not any(part.training for part in model.modules())
+    second.__exit__(None, None, None)
     assert [part.training for part in model.modules()] == before
 
 
