@@ -452,6 +452,13 @@ def test_other_json_gets_a_clear_error(tmp_path, content, message):
         read_annotations([str(tmp_path / "bad.json")])
 
 
+def test_an_odd_row_of_many_is_left_to_the_reader(tmp_path):
+    odd = [{"image": "https://a.b/c.jpg", "caption": "b"}, {"image": "a", "caption": {"en": "b"}}]
+    (tmp_path / "a.json").write_text(f"[{', '.join(3 * [PAIR])}, {json.dumps(odd)[1:-1]}]")
+    rows = read_annotations([str(tmp_path / "a.json")])
+    assert rows["image"] == 3 * ["a"] + ["https://a.b/c.jpg", "a"] and rows["caption"][-2:] == [["b"], []]
+
+
 def test_json_with_a_byte_order_mark_or_nested_captions_is_read(tmp_path):
     rows = [{"image": {"path": "b.png"}, "caption": [{"raw": "two"}, {"raw": "three"}]}]
     rows.append({"image": "c.png", "caption": "['four', 'five']"})

@@ -102,6 +102,9 @@ def test_answers_that_cannot_be_used_are_counted_and_end_nothing(processor, conf
         ("['yes' 'no']", ["yes", "no"]),
         ("[{'answer': 'yes', 'answer_confidence': 'maybe'}]", ["yes"]),
         ("[yes]", ["[yes]"]),
+        ("{}", ["{}"]),
+        ("{'a': 1}", ["{'a': 1}"]),
+        ("['{}', 'yes']", ["{}", "yes"]),
         (float("inf"), []),
     ],
 )
@@ -170,6 +173,21 @@ def test_texts_and_images_in_unknown_forms_are_refused_before_training(name, pro
         for read in (task.train_rows, task.validation_rows):
             with pytest.raises(ValueError, match=message):
                 read()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_odd_row_is_skipped_with_the_reason(name, processor, photographs, tmp_path):
+    column, image = TEXT_COLUMNS.get(name, "sentence"), "images" if name == "nlvr2" else "image"
+    links = ["https://a.b/c.jpg"] * 2 if name == "nlvr2" else "https://a.b/c.jpg"
+    odd = [FILES[name][0] | {image: links}, FILES[name][0] | {column: {"en": "a dog"}}]
+    file = str(write(tmp_path, "rows.json", [*FILES[name] * 3, *odd]))
+    task = make_task(name, processor, train_files=[file], validation_files=[file], image_root=str(photographs))
+    rows = task.validation_rows()
+    for row, reason in zip(
+        [*rows][-2:], ("image_missing: an address", "caption_empty: an object with en"), strict=True
+    ):
+        with pytest.raises(BadSampleError, match=reason):
+            task.look(row, [])
 
 
 def test_boxes_and_pairs_of_images_may_be_written_as_text():

@@ -6,7 +6,7 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -25,6 +25,7 @@ BASE64_IMAGE = re.compile(
     r"[/_]9j[/_]|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|Qk[0-3]"
 )  # JPEG, PNG, GIF, WebP, TIFF, BMP
 SHORTEST_BASE64 = 64  # characters; no image is smaller, and few names of files are that long and without a dot
+REFUSED_SHARE = 0.5  # of the rows in a form that no reader knows: it is the form of the file, and not that of odd rows
 DEEPEST = 8  # lists and objects around a text
 CONTAINERS = {"[": "]", "(": ")", "{": "}"}
 BEGINS_LIKE_LIST = re.compile(r"""\[\s*(['"]|\{\s*['"])""")
@@ -47,6 +48,8 @@ def flatten_texts(value: Any, keys: Sequence[str] = TEXT_KEYS, levels: int = DEE
     inner = value
     if isinstance(value, str):
         inner = parse_written_list(value)
+        if keys == ANSWER_KEYS and isinstance(inner, Mapping) and not {*keys} & {*inner}:
+            inner = value  # an answer of braces is an answer
     elif isinstance(value, Mapping):
         inner = next((value[key] for key in keys if key in value), value)
     if isinstance(inner, (list, tuple)) and levels:
@@ -116,11 +119,11 @@ def decode_base64_image(value: str | bytes) -> bytes | None:
         return None
 
 
-def require_readable(rows: Sequence[Mapping[str, Any]], source: str, numbers: Iterable[int] | None = None) -> None:
-    """Refuse rows whose texts or images are in a form that no row reader knows.
+def require_readable(rows: Sequence[Mapping[str, Any]], source: str, numbers: Sequence[int] | None = None) -> None:
+    """Refuse rows if the texts or images of half of them are in a form that no row reader knows.
 
-    Rows that are merely bad, such as an empty caption or a missing file, are left to the row readers, which skip and
-    count them.
+    Fewer of them, and rows that are merely bad, such as an empty caption or a missing file, are left to the row
+    readers, which skip and count them.
 
     Args:
         rows: Rows of any task.
@@ -128,13 +131,23 @@ def require_readable(rows: Sequence[Mapping[str, Any]], source: str, numbers: It
         numbers: Which of the rows to check; default: all of them.
 
     Raises:
-        ValueError: If an object has none of the known keys, or an image is an address.
+        ValueError: If an object has none of the known keys, or an image is an address, in half of the rows.
     """
-    for number in range(len(rows)) if numbers is None else numbers:
-        for name, value in rows[number].items():
-            problem = _image_problem(value) if name in IMAGE_COLUMNS else _text_problem(value, KEYS.get(name))
-            if problem:
-                raise ValueError(f"{redact(source)}: {name!r} of row {number} is {problem}.")
+    numbers = range(len(rows)) if numbers is None else numbers
+    problems = {number: problem for number in numbers if (problem := _row_problem(rows[number]))}
+    if problems and len(problems) >= REFUSED_SHARE * len(numbers):
+        number, problem = next(iter(problems.items()))
+        count = f" ({len(problems)} of {len(numbers)} rows cannot be read)" if len(problems) > 1 else ""
+        raise ValueError(f"{redact(source)}: {problem[0]!r} of row {number} is {problem[1]}.{count}")
+
+
+def _row_problem(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the first column in an unknown form, and what is wrong with it."""
+    for name, value in row.items():
+        problem = _image_problem(value) if name in IMAGE_COLUMNS else _text_problem(value, KEYS.get(name))
+        if problem:
+            return name, problem
+    return None
 
 
 def _text_problem(value: Any, keys: Sequence[str] | None) -> str | None:
