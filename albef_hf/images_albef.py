@@ -18,6 +18,7 @@ SCANS = 20  # of a JPEG with the most pixels; fewer pixels may have more scans, 
 STRIP_PIXELS = 2**20
 DOWNLOAD_BYTES = 100_000_000
 CHANNELS = (1, 3, 4)  # of an array: gray, RGB, RGB with alpha
+BRIGHTEST_NORMALIZED = 16  # of a float; beyond, pixels go to 255, since no mean and deviation take one there
 TO_8_BITS = (np.arange(2**16) / 257).astype(np.uint8)
 
 
@@ -185,18 +186,20 @@ def array_to_image(array: np.ndarray | torch.Tensor, channels_first: bool | None
     Args:
         array: (height, width), (height, width, channels) or (channels, height, width), with 1, 3 or 4 channels.
             uint8 goes from 0 to 255 and uint16 from 0 to 65535; other integers from 0 to 255; floats from 0 to 1, or
-            from 0 to 255 in whole numbers; truth values are black and white.
+            from 0 to 255, of which some are above 16 or all are whole; truth values are black and white.
         channels_first: Which axis has the channels, where the shape does not tell.
 
     Raises:
         ValueError: If the shape or the range of the values is none of these.
     """
-    pixels = _to_numpy(array)
+    pixels, is_numpy = _to_numpy(array), isinstance(array, np.ndarray)
     shape = pixels.shape
     if pixels.ndim not in (2, 3) or 0 in shape:
         raise ValueError(f"An array of shape {shape} is not an image: give (height, width, channels).")
     if pixels.ndim == 3:
         first, last = shape[0] in CHANNELS, shape[-1] in CHANNELS
+        if channels_first is None and last and pixels.dtype == np.uint8 and is_numpy and shape[0] == shape[1]:
+            channels_first = False  # a small square, as Pillow gives it
         if channels_first is None and first and last:
             raise ValueError(
                 f"In an array of shape {shape} the first or the last axis may be the channels: give input_data_format "
@@ -234,15 +237,25 @@ def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
         return (pixels * 255).round().astype(np.uint8)
     if lowest >= 0 and highest <= 255 and np.all(pixels == np.floor(pixels)):
         return pixels.astype(np.uint8)
+    if lowest >= 0 and BRIGHTEST_NORMALIZED < highest <= 255:
+        return pixels.round().astype(np.uint8)
     raise ValueError(
         f"The array goes from {lowest} to {highest}, which is not a range of pixels: give 8-bit integers, from 0 to "
-        "255, or floats from 0 to 1."
+        "255, or floats from 0 to 1. Pixels that are prepared already pass with do_resize=False, do_rescale=False and "
+        "do_normalize=False."
     )
 
 
 def is_array(value: Any) -> bool:
     """Whether a value is an array or a tensor, which may be one image or a batch of them."""
     return isinstance(value, (np.ndarray, torch.Tensor))
+
+
+def is_prepared(images: Any) -> bool:
+    """Return whether images are arrays of floats, (channels, height, width) or a batch of these."""
+    if isinstance(images, (list, tuple)):
+        return bool(images) and all(is_prepared(image) for image in images)
+    return is_array(images) and "float" in str(images.dtype) and images.ndim in (3, 4) and images.shape[-3] in CHANNELS
 
 
 def is_unit_range(images: Any) -> bool:

@@ -16,7 +16,7 @@ from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase, P
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
 
-from .images_albef import is_unit_range, list_images
+from .images_albef import is_prepared, is_unit_range, list_images
 
 BERT_TOKENS = ("cls_token", "sep_token", "pad_token", "mask_token", "unk_token")
 DELETED_CHARACTERS = re.compile(r"""[,.'!?"()*#:;~]""")
@@ -229,7 +229,8 @@ class AlbefProcessor(ProcessorMixin):
 
         Args:
             images: A picture or a list of them, also a path, an address, base64 or an array (see `array_to_image`).
-                Each is converted to RGB as in training, and as there EXIF does not turn it.
+                Each is converted to RGB as in training, and as there EXIF does not turn it. With `do_resize`,
+                `do_rescale` and `do_normalize` off, floats (channels, height, width) pass as they are.
             text: A caption or a list of them; an empty one is valid and becomes `[CLS]` alone. Tokens that were added
                 to the tokenizer stay whole; BERT's special tokens are text like any other.
             kwargs: Settings of the tokenizer and image processor, such as `return_tensors="pt"`.
@@ -246,12 +247,19 @@ class AlbefProcessor(ProcessorMixin):
             added = added_tokens(self.tokenizer)
             text = self._clean(text, added)
             kwargs = {"split_special_tokens": not added, **kwargs}
-        if images is not None:
+        if images is not None and not self._are_prepared(images, kwargs):
             images, kwargs = _read_images(images, kwargs)
         if text is None:
             return super().__call__(images=images, **kwargs)
         with _turn(self.tokenizer):
             return super().__call__(images=images, text=text, **kwargs)
+
+    def _are_prepared(self, images: ImageInput, kwargs: dict[str, Any]) -> bool:
+        """Return whether images are pixel values already, of which a call changes nothing."""
+        settings = {**kwargs, **(kwargs.get("images_kwargs") or {})}
+        steps = ("do_resize", "do_rescale", "do_normalize")
+        is_on = (settings.get(step, getattr(self.image_processor, step, True)) for step in steps)
+        return is_prepared(images) and not any(is_on)
 
     def encode_whole(self, text: str) -> list[int]:
         """Return the token ids of a text that is cleaned as in a call, but not cut."""

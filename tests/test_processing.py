@@ -158,6 +158,7 @@ def test_images_are_those_of_training(processor, tmp_path, name, image, settings
         (NOISE[..., :3] / 255, {}, RGB),
         (NOISE[..., :3].transpose(2, 0, 1) / 255, {"do_rescale": False}, RGB),
         (NOISE[..., :3] / 255, {"images_kwargs": {"do_rescale": False}}, RGB),
+        (NOISE[..., :3] * 0.999, {}, Image.fromarray((NOISE[..., :3] * 0.999).round().astype(np.uint8))),
         (NOISE[:3, :, :3], {"input_data_format": "channels_last"}, Image.fromarray(NOISE[:3, :, :3])),
         (
             NOISE[:, :3, :3].transpose(2, 0, 1),
@@ -173,6 +174,26 @@ def test_arrays_are_read_as_the_images_that_they_are(processor, array, settings,
     assert torch.equal(pixels_of(processor, [array, array], **settings), expected.repeat(2, 1, 1, 1))
 
 
+@pytest.mark.parametrize("shape", [(3, 3, 3), (1, 1, 3)])
+def test_small_squares_are_those_of_pillow(processor, shape):
+    pixels = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    assert torch.equal(pixels_of(processor, pixels), pixels_of(processor, Image.fromarray(pixels)))
+    with pytest.raises(ValueError, match="may be the channels"):
+        processor(images=torch.tensor(pixels))
+
+
+def test_pixels_that_are_prepared_pass_as_they_are(processor):
+    off = {"do_resize": False, "do_rescale": False, "do_normalize": False}
+    pixels = pixels_of(processor, RGB)
+    for given in (pixels, pixels[0], pixels.numpy(), [pixels[0]]):
+        for settings in (off, {"images_kwargs": off}):
+            assert torch.equal(pixels_of(processor, given, **settings), pixels)
+    unit = torch.rand(2, 3, 8, 8)
+    assert torch.equal(pixels_of(processor, unit, **off), unit)
+    with pytest.raises(ValueError, match="not a range of pixels: .* pass with do_resize=False"):
+        processor(images=pixels, do_rescale=False, do_normalize=False)
+
+
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
@@ -183,7 +204,7 @@ def test_arrays_are_read_as_the_images_that_they_are(processor, array, settings,
         (np.zeros((3, 30, 3), np.uint8), "the first or the last axis may be the channels: give input_data_format"),
         (NOISE[..., 0].astype(np.uint16), "may be 8-bit or 16-bit"),
         (NOISE[..., :3].astype(np.int16) - 9, "which is not a range of pixels"),
-        (NOISE[..., :3] / 2, "which is not a range of pixels"),
+        (NOISE[..., :3] / 100, "which is not a range of pixels"),
         (NOISE[..., :3] / 255 - 0.5, "which is not a range of pixels"),
         (np.full((20, 30, 3), np.nan), "which is not a range of pixels"),
         (np.full((20, 30, 3), "a"), "An array of <U1 is not an image"),
