@@ -230,6 +230,24 @@ class AlbefClassifierOutput(SequenceClassifierOutput):
     cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
+@dataclass
+class AlbefFirstTokenOutput(Seq2SeqLMOutput):
+    """Logits of the first token of an answer, for questions without labels and without an answer so far."""
+
+    def __getitem__(self, key: str | int | slice) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """As in transformers, whose label smoothing asks for `logits` of labels that it has taken away."""
+        if key == "logits":
+            raise ValueError(
+                "These are logits of the first token of an answer, which do not fit labels. "
+                f"{NO_LABEL_SMOOTHING} To read them, use outputs.logits."
+            )
+        return super().__getitem__(key)
+
+    def to_tuple(self) -> tuple:
+        """Convert to a tuple, of which the logits are a part."""
+        return tuple(self.values())
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Layers
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2053,6 +2071,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
     ) -> Seq2SeqLMOutput:
         """Logits of what follows each token of answers so far, (questions, tokens, vocabulary)."""
         questions = encoder_outputs.last_hidden_state
+        kind = AlbefFirstTokenOutput if answer_ids is None else Seq2SeqLMOutput
         if answer_ids is None:
             answer_ids = questions.new_full(
                 (questions.shape[0], 1), self.config.text_config.bos_token_id, dtype=torch.long
@@ -2065,7 +2084,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             None if cache is None else cache.self_attention_cache,
             **kwargs,
         )
-        return Seq2SeqLMOutput(
+        return kind(
             logits=self.mlm_head(outputs.last_hidden_state),
             **{CACHE_NAME: cache},
             decoder_hidden_states=outputs.hidden_states,

@@ -165,6 +165,20 @@ def test_label_smoothing_is_refused_where_it_would_take_the_labels_away(kind, co
     arguments = TrainingArguments(**arguments_of(tmp_path, label_smoothing_factor=0.1, max_steps=1))
     with pytest.raises(ValueError, match="leave label_smoothing_factor at 0"):
         Trainer(kind(config), arguments, train_dataset=rows_of(inputs)).train()
+    with pytest.raises(ValueError, match="leave label_smoothing_factor at 0"):
+        Trainer(kind(config), arguments, eval_dataset=rows_of(inputs)).evaluate()
+
+
+def test_logits_of_the_first_token_are_read_without_labels(config, batch):
+    """As an attribute, from a tuple, and by name where there are labels or a beginning of an answer."""
+    model, inputs = AlbefForQuestionAnswering(config).eval(), inputs_of(batch, AlbefForQuestionAnswering)
+    labels = inputs.pop("labels")
+    outputs = model(**inputs)
+    assert outputs.logits.shape == (4, 1, config.text_config.vocab_size)
+    assert torch.equal(outputs[0], outputs.logits)
+    assert torch.equal(model(**inputs, return_dict=False)[0], outputs.logits)
+    assert torch.equal(model(**inputs, decoder_input_ids=labels[:, :1])["logits"], outputs.logits)
+    assert model(**inputs, labels=labels)["logits"].ndim == 2
 
 
 def test_label_smoothing_of_classes_is_that_of_torch(sharp, batch, tmp_path):
