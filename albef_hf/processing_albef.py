@@ -317,13 +317,22 @@ class AlbefProcessor(ProcessorMixin):
 
         It is written as people write it, "10:30" and "t-shirt", though tokens do not tell where spaces were. What
         the vocabulary lacks is not restored: accents, upper case, and unknown words, each of which is an `[UNK]`.
+        Labels of -100 are padding.
+
+        Raises:
+            ValueError: If an id is not in the vocabulary.
         """
         answer_ids = answer_ids.tolist() if hasattr(answer_ids, "tolist") else [*answer_ids]
         special = {getattr(self.tokenizer, f"{name}_id") for name in BERT_TOKENS}  # those that were added are words
         unwritten = special - {self.tokenizer.unk_token_id}
         answers = []
         for ids in [answer_ids] if answer_ids and isinstance(answer_ids[0], int) else answer_ids:
-            ids = [int(number) for number in ids if int(number) not in unwritten]
+            ids = [int(number) for number in ids if int(number) >= 0 and int(number) not in unwritten]
+            if ids and max(ids) >= len(self.tokenizer):
+                raise ValueError(
+                    f"The answers have the token id {max(ids)}, but the tokenizer has {len(self.tokenizer)} tokens: use "
+                    "the processor that the model was trained with."
+                )
             tokens = self.tokenizer.convert_ids_to_tokens(ids)
             words = " ".join(tokens).replace(" ##", "").removeprefix("##").split(" ")
             answers.append(unicodedata.normalize("NFC", join_words(words)))  # Korean is in parts of its letters

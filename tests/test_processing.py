@@ -366,6 +366,10 @@ def test_answers_come_back_as_people_write_them(processor):
     written = processor.decode_answers(processor.encode_answers(answers)["input_ids"])
     assert written == answers
     assert processor.decode_answers(processor.encode_answers("t-shirt")["input_ids"][0]) == ["t-shirt"]
+    labels = processor.encode_answers(["t-shirt", "no"])["labels"]
+    assert labels.min() == -100 and processor.decode_answers(labels) == ["t-shirt", "no"]
+    with pytest.raises(ValueError, match="token id 30522, but the tokenizer has 30522 tokens"):
+        processor.decode_answers([[101, 30522, 102]])
     people = [[answer] * 9 + ["something else"] for answer in answers]
     assert vqa_accuracy(written, people)["accuracy"] == pytest.approx(100)
 
