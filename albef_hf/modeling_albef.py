@@ -1620,13 +1620,20 @@ class AlbefForPreTraining(AlbefAlignedModel):
         attention_mask: torch.Tensor | None = None,
         mlm_input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
     ) -> AlbefTeacherOutput:
         """What this model, as a teacher, has to say of a batch: features, and logits of the masked tokens.
 
         Takes the batch that `forward` takes; the queues are the `MomentumTeacher`'s to add.
         """
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        images, texts, masked_texts = self._encode(input_ids, pixel_values, attention_mask, mlm_input_ids)
+        images, texts, masked_texts = self._encode(
+            input_ids,
+            pixel_values,
+            attention_mask,
+            mlm_input_ids,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+        )
         image_key_values = self.albef.multimodal_model.project_images(images)
         return AlbefTeacherOutput(
             image_embeds=self.contrastive_head.project_image(images),
@@ -1809,10 +1816,13 @@ class AlbefForRetrieval(AlbefAlignedModel):
         pixel_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
     ) -> AlbefTeacherOutput:
         """What this model, as a teacher, has to say of a batch: features. Takes the batch that `forward` takes."""
         return AlbefTeacherOutput(
-            image_embeds=self.get_image_features(pixel_values, return_dict=True).pooler_output,
+            image_embeds=self.get_image_features(
+                pixel_values, interpolate_pos_encoding, return_dict=True
+            ).pooler_output,
             text_embeds=self.get_text_features(input_ids, attention_mask, return_dict=True).pooler_output,
             ids=labels,
         )
@@ -1961,12 +1971,14 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         answer_counts: torch.Tensor | None = None,
         answer_weights: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
     ) -> AlbefTeacherOutput:
         """What this model, as a teacher, has to say of a batch: logits of the answers' tokens.
 
         Takes the batch that `forward` takes.
         """
-        questions = self.albef(input_ids, pixel_values, attention_mask, return_dict=True).last_hidden_state
+        read = {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
+        questions = self.albef(input_ids, pixel_values, attention_mask, **read).last_hidden_state
         question_of = _question_of_answers(labels, answer_counts, answer_weights, len(questions), self.config)
         return AlbefTeacherOutput(logits=self._answer_logits(labels, questions, attention_mask, question_of))
 
@@ -2115,6 +2127,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         answer_attention_mask: torch.Tensor | None = None,
         k: int = 128,
         batch_size: int = 1024,
+        interpolate_pos_encoding: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Choose from a list of answers (`rank_answer` in the original's `models/model_vqa.py`).
 
@@ -2130,6 +2143,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             answer_attention_mask: (answers, tokens); the same of the answers.
             k: Answers that are scored whole; the paper's is 128.
             batch_size: Answers scored at a time, of all questions together; at least one of each.
+            interpolate_pos_encoding: Resample the learned image positions to images of another size.
 
         Returns:
             Row of `answer_ids`, and probability among the k, each (questions, k), the likeliest first.
@@ -2148,7 +2162,8 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             answer_attention_mask = answer_ids != padding
         answers = answer_ids.masked_fill(answer_attention_mask == 0, IGNORED)
         _require_encoded_answers(int(_are_encoded_answers(answers, self.config.text_config)), self.config.text_config)
-        encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True)
+        read = {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
+        encoder_outputs = self.albef(input_ids, pixel_values, attention_mask, **read)
         questions = len(encoder_outputs.last_hidden_state)
         start = EncoderDecoderCache(DynamicCache(), DynamicCache())  # of [CLS], with which all answers begin
         first = self._next_tokens(encoder_outputs, attention_mask, cache=start).logits[:, 0]
@@ -2324,9 +2339,11 @@ class AlbefClassifier(AlbefPreTrainedModel):
         pixel_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
     ) -> AlbefTeacherOutput:
         """What this model, as a teacher, has to say of a batch: logits. Takes the batch that `forward` takes."""
-        return AlbefTeacherOutput(logits=self(input_ids, pixel_values, attention_mask, return_dict=True).logits)
+        read = {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
+        return AlbefTeacherOutput(logits=self(input_ids, pixel_values, attention_mask, **read).logits)
 
     @can_return_tuple
     def forward(
@@ -2439,9 +2456,11 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         image_pairs: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
     ) -> AlbefTeacherOutput:
         """What this model, as a teacher, has to say of given pairs of pictures: logits."""
-        outputs = self(input_ids, pixel_values, attention_mask, image_pairs, return_dict=True)
+        read = {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
+        outputs = self(input_ids, pixel_values, attention_mask, image_pairs, **read)
         return AlbefTeacherOutput(logits=outputs.logits)
 
     @can_return_tuple
@@ -2498,9 +2517,12 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         return AlbefClassifierOutput(loss=loss, logits=logits, **_recorded(fused))
 
     @torch.no_grad()
-    def draw_image_pairs(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw_image_pairs(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Pairs of pictures to show with each text, and their labels, as `sample_image_pairs` draws them."""
-        return sample_image_pairs(self._image_similarities(self.albef.vision_model(pixel_values).last_hidden_state))
+        images = self.albef.vision_model(pixel_values, interpolate_pos_encoding).last_hidden_state
+        return sample_image_pairs(self._image_similarities(images))
 
     @torch.no_grad()
     def _image_similarities(self, images: torch.Tensor) -> torch.Tensor:

@@ -330,8 +330,8 @@ class AlbefProcessor(ProcessorMixin):
             ids = [int(number) for number in ids if int(number) >= 0 and int(number) not in unwritten]
             if ids and max(ids) >= len(self.tokenizer):
                 raise ValueError(
-                    f"The answers have the token id {max(ids)}, but the tokenizer has {len(self.tokenizer)} tokens: use "
-                    "the processor that the model was trained with."
+                    f"The answers have the token id {max(ids)}, but the tokenizer has {len(self.tokenizer)} tokens: "
+                    "use the processor that the model was trained with."
                 )
             tokens = self.tokenizer.convert_ids_to_tokens(ids)
             words = " ".join(tokens).replace(" ##", "").removeprefix("##").split(" ")

@@ -860,6 +860,32 @@ def test_positions_are_interpolated_to_the_resolution_of_the_configuration(kind,
     assert torch.equal(loaded.albef.vision_model.embeddings.position_embeddings, positions)
 
 
+@pytest.mark.parametrize("kind", [AlbefForPreTraining, *HEADS])
+def test_teachers_and_ranked_answers_interpolate_positions(kind, config, batch, tmp_path):
+    """As a model does that has been resampled to the larger images."""
+    kind(config).save_pretrained(tmp_path)
+    config = AlbefConfig.from_pretrained(tmp_path)
+    config.vision_config.image_size = 64
+    inputs = batch if kind is AlbefForPreTraining else inputs_of(batch, kind)
+    inputs = inputs | {"pixel_values": F.interpolate(inputs["pixel_values"].flatten(0, -4), 64)}
+    if kind is AlbefForVisualReasoning:
+        inputs["pixel_values"] = inputs["pixel_values"].unflatten(0, (4, 2))
+    if kind is AlbefForTextAssignment:
+        inputs["image_pairs"] = torch.tensor([[0, 1], [2, 1], [2, 3], [0, 1]])
+    model, larger = kind.from_pretrained(tmp_path), kind.from_pretrained(tmp_path, config=config)
+    found = MomentumTeacher(model, queue_size=0).eval()(**inputs, interpolate_pos_encoding=True)
+    expected = MomentumTeacher(larger, queue_size=0).eval()(**inputs)
+    for name in ("image_embeds", "logits"):
+        if expected.get(name) is not None:
+            assert torch.equal(found[name], expected[name])
+    if kind is AlbefForQuestionAnswering:
+        inputs["answer_ids"] = inputs.pop("labels")
+        ranked = model.rank_answers(**inputs, interpolate_pos_encoding=True)[1], larger.rank_answers(**inputs)[1]
+        assert torch.equal(*ranked)
+    if kind is AlbefForTextAssignment:
+        model.draw_image_pairs(inputs["pixel_values"], interpolate_pos_encoding=True)
+
+
 @pytest.mark.parametrize("kind", [AlbefForRetrieval, AlbefForQuestionAnswering, AlbefForVisualReasoning])
 def test_the_teacher_goes_along_to_another_head(kind, pretrained, tmp_path):
     config = AlbefConfig.from_pretrained(tmp_path)
