@@ -230,24 +230,6 @@ class AlbefClassifierOutput(SequenceClassifierOutput):
     cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
-@dataclass
-class AlbefFirstTokenOutput(Seq2SeqLMOutput):
-    """Logits of the first token of an answer, for questions without labels and without an answer so far."""
-
-    def __getitem__(self, key: str | int | slice) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """As in transformers, whose label smoothing asks for `logits` of labels that it has taken away."""
-        if key == "logits":
-            raise ValueError(
-                "These are logits of the first token of an answer, which do not fit labels. "
-                f"{NO_LABEL_SMOOTHING} To read them, use outputs.logits."
-            )
-        return super().__getitem__(key)
-
-    def to_tuple(self) -> tuple:
-        """Convert to a tuple, of which the logits are a part."""
-        return tuple(self.values())
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Layers
 # ---------------------------------------------------------------------------------------------------------------------
@@ -275,14 +257,21 @@ def eager_attention_forward(
     return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
 
 
-# `generate` hands all of a batch to the encoder, as Seq2SeqTrainer does to `generate`.
-_OF_A_BATCH = ("labels", "answer_counts", "answer_weights")
-_KEYWORDS = {*TransformersKwargs.__annotations__, "return_dict", "use_cache", *_OF_A_BATCH} - {"position_ids"}
+_KEYWORDS = {*TransformersKwargs.__annotations__, "return_dict", "use_cache"} - {"position_ids"}
 
 
 def _refuse_unknown(kwargs: dict) -> None:
-    """Refuse keywords that would change nothing, such as misspelt ones."""
+    """Refuse keywords that would change nothing, such as misspelt ones.
+
+    `return_loss=False` and token types of zero, which some tokenizers and pipelines give, ask for nothing else.
+    """
     unknown = [name for name, value in kwargs.items() if value is not None and name not in _KEYWORDS]
+    if "return_loss" in unknown and kwargs["return_loss"] is False:
+        unknown.remove("return_loss")
+    if "token_type_ids" in unknown:
+        unknown.remove("token_type_ids")
+        if (kwargs["token_type_ids"] != 0).any():
+            raise ValueError("ALBEF adds token type 0 to all texts by itself: leave token_type_ids out.")
     if unknown:
         raise ValueError(
             f"forward takes no {', '.join(unknown)}: check the spelling, or leave it out. The loss is returned "
@@ -832,6 +821,8 @@ class AlbefVisionModel(AlbefPreTrainedModel):
             ValueError: If there is none, or they have another size and `interpolate_pos_encoding` is off.
         """
         _refuse_unknown(kwargs)
+        if pixel_values is None:
+            raise ValueError("pixel_values is None: give at least one image, (batch, channels, height, width).")
         if pixel_values.shape[0] == 0:
             raise ValueError("There is no image: give at least one, (batch, channels, height, width).")
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
@@ -876,6 +867,8 @@ class AlbefTextModel(AlbefPreTrainedModel):
             ValueError: If there is no text, or a text is longer than the model has positions.
         """
         _refuse_unknown(kwargs)
+        if input_ids is None:
+            raise ValueError("input_ids is None: give at least one text, (batch, tokens).")
         if 0 in input_ids.shape:
             raise ValueError(
                 f"input_ids are {tuple(input_ids.shape)}: give at least one text, of at least one token, [CLS]."
@@ -937,6 +930,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         Raises:
             ValueError: If the images do not go evenly into the texts.
         """
+        _refuse_unknown(kwargs)
         hidden_states = self._run(self.layers, hidden_states, attention_mask, image_key_values, **kwargs)
         return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
 
@@ -1075,6 +1069,7 @@ class AlbefPairMultimodalModel(AlbefMultimodalModel):
         Returns:
             `last_hidden_state`: (batch, tokens, width). Recorded states and attentions alternate between the images.
         """
+        _refuse_unknown(kwargs)
         attention_mask = self._mask(hidden_states, attention_mask)
         for layer, first, second_layer, second in zip(
             self.layers, first_key_values, self.second_layers, second_key_values, strict=True
@@ -1301,9 +1296,10 @@ class AlbefPairModel(AlbefUnimodalModels):
         Raises:
             ValueError: If `pixel_values` are not pairs.
         """
-        if pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
+        if pixel_values is None or pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
+            given = None if pixel_values is None else tuple(pixel_values.shape)
             raise ValueError(
-                f"pixel_values are {tuple(pixel_values.shape)}; a text about two images needs both of them, "
+                f"pixel_values are {given}; a text about two images needs both of them, "
                 "(batch, 2, channels, height, width): torch.stack([first, second], dim=1)."
             )
         images = self.vision_model(
@@ -2083,7 +2079,6 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
     ) -> Seq2SeqLMOutput:
         """Logits of what follows each token of answers so far, (questions, tokens, vocabulary)."""
         questions = encoder_outputs.last_hidden_state
-        kind = AlbefFirstTokenOutput if answer_ids is None else Seq2SeqLMOutput
         if answer_ids is None:
             answer_ids = questions.new_full(
                 (questions.shape[0], 1), self.config.text_config.bos_token_id, dtype=torch.long
@@ -2096,7 +2091,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             None if cache is None else cache.self_attention_cache,
             **kwargs,
         )
-        return kind(
+        return Seq2SeqLMOutput(
             logits=self.mlm_head(outputs.last_hidden_state),
             **{CACHE_NAME: cache},
             decoder_hidden_states=outputs.hidden_states,
@@ -2116,6 +2111,17 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
                 cache.cross_attention_cache.update(key, value, index)
                 cache.is_updated[index] = True
         return [(layer.keys, layer.values) for layer in cache.cross_attention_cache.layers]
+
+    def generate(
+        self,
+        *args,
+        labels: torch.Tensor | None = None,
+        answer_counts: torch.Tensor | None = None,
+        answer_weights: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor | ModelOutput:
+        """As in transformers; of a batch with answers, which `Seq2SeqTrainer` gives, the answers are not read."""
+        return super().generate(*args, **kwargs)
 
     @torch.no_grad()
     def rank_answers(

@@ -165,20 +165,6 @@ def test_label_smoothing_is_refused_where_it_would_take_the_labels_away(kind, co
     arguments = TrainingArguments(**arguments_of(tmp_path, label_smoothing_factor=0.1, max_steps=1))
     with pytest.raises(ValueError, match="leave label_smoothing_factor at 0"):
         Trainer(kind(config), arguments, train_dataset=rows_of(inputs)).train()
-    with pytest.raises(ValueError, match="leave label_smoothing_factor at 0"):
-        Trainer(kind(config), arguments, eval_dataset=rows_of(inputs)).evaluate()
-
-
-def test_logits_of_the_first_token_are_read_without_labels(config, batch):
-    """As an attribute, from a tuple, and by name where there are labels or a beginning of an answer."""
-    model, inputs = AlbefForQuestionAnswering(config).eval(), inputs_of(batch, AlbefForQuestionAnswering)
-    labels = inputs.pop("labels")
-    outputs = model(**inputs)
-    assert outputs.logits.shape == (4, 1, config.text_config.vocab_size)
-    assert torch.equal(outputs[0], outputs.logits)
-    assert torch.equal(model(**inputs, return_dict=False)[0], outputs.logits)
-    assert torch.equal(model(**inputs, decoder_input_ids=labels[:, :1])["logits"], outputs.logits)
-    assert model(**inputs, labels=labels)["logits"].ndim == 2
 
 
 def test_label_smoothing_of_classes_is_that_of_torch(sharp, batch, tmp_path):
@@ -205,11 +191,32 @@ def test_a_last_pair_alone_is_refused_with_the_remedy_of_trainer(config, batch, 
 def test_keywords_that_change_nothing_are_refused(kind, config, batch):
     model = kind(config).eval()
     inputs = inputs_of(batch, kind) if kind in HEADS else questions_of(batch, kind)
-    for wrong in ("return_loss", "label", "attention_masks", "token_type_ids", "position_ids"):
+    others = () if kind is AlbefForQuestionAnswering else ("answer_counts", "answer_weights")
+    others += ("labels",) if kind is AlbefModel else ()
+    for wrong in ("return_loss", "label", "attention_masks", "position_ids", *others):
         with pytest.raises(ValueError, match=f"forward takes no {wrong}: check the spelling"):
             model(**questions_of(batch, kind), **{wrong: torch.ones(4)})
     if kind is not AlbefForTextAssignment:
         model(**inputs, output_hidden_states=False, interpolate_pos_encoding=True, inputs_embeds=None)
+        model(**inputs, return_loss=False, token_type_ids=torch.zeros_like(inputs["input_ids"]))
+    with pytest.raises(ValueError, match="adds token type 0 .*: leave token_type_ids out"):
+        model(**inputs, token_type_ids=torch.ones_like(inputs["input_ids"]))
+    if kind in (AlbefModel, AlbefForVisualReasoning):
+        states, multimodal = torch.zeros(4, 3, 32), getattr(model, "albef", model).multimodal_model
+        images = [multimodal.project_images(states)] * (1 if kind is AlbefModel else 2)
+        with pytest.raises(ValueError, match="forward takes no misspelt"):
+            multimodal(states, None, *images, misspelt=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_that_are_none_are_asked_for(kind, config, batch):
+    model, inputs = kind(config).eval(), questions_of(batch, kind)
+    with pytest.raises(ValueError, match="pixel_values"):
+        model(**inputs | {"pixel_values": None})
+    encoders = getattr(model, "albef", model)
+    for encoder in (encoders.vision_model, encoders.text_model):
+        with pytest.raises(ValueError, match="is None: give"):
+            encoder(None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
