@@ -53,8 +53,10 @@ def matching_heatmaps(
         of the sentence.
 
     Raises:
-        ValueError: If there is no such layer.
+        ValueError: If there is no such layer, or the model has no matching head or is dynamically quantized.
     """
+
+    _require_part(model, "itm_head", "AlbefForRetrieval or AlbefForPreTraining")
 
     def score(model: PreTrainedModel, attended: torch.Tensor) -> torch.Tensor:
         return model.itm_head(attended[:, 0])[:, 1]
@@ -87,6 +89,8 @@ def answer_heatmaps(
         (questions, tokens, rows, columns), as `matching_heatmaps`.
     """
 
+    _require_part(model, "decoder", "AlbefForQuestionAnswering")
+
     def score(model: PreTrainedModel, attended: torch.Tensor) -> torch.Tensor:
         labels = answer_ids.masked_fill(answer_ids == model.config.text_config.pad_token_id, -100)
         return model._log_likelihood(labels, model.decoder.project_questions(attended), attention_mask)
@@ -115,6 +119,7 @@ def contrastive_heatmaps(
     Returns:
         (batch, rows, columns) of patches, not negative.
     """
+    _require_part(model, "get_image_features", "AlbefForRetrieval or AlbefForPreTraining")
     with _gradients():
         model, pixel_values = _eager_copy(model), pixel_values.detach().clone().requires_grad_()
         images = model.get_image_features(pixel_values, interpolate_pos_encoding=True, output_attentions=True)
@@ -156,16 +161,28 @@ def _gradients() -> Iterator[None]:
 
 
 def _eager_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """Copy modules and configurations, but share the weights; without dropout, and with attention that is returned.
+    """Copy modules and configurations, but share weights and hooks; without dropout, and with attention returned.
 
     The model itself stays as it is, since other threads may be using it.
     """
+    parts = list(model.modules())
+    if any(callable(getattr(part, "weight", None)) for part in parts):
+        raise ValueError(
+            "The model is dynamically quantized, and no gradient passes its layers: give the model that it was made of."
+        )
     tensors = itertools.chain(model.parameters(), model.buffers())
-    private = copy.deepcopy(model, {id(tensor): _differentiable(tensor) for tensor in tensors}).eval()
+    tables = (table for part in parts for name, table in vars(part).items() if name.endswith("_hooks") and table)
+    shared = {id(hook): hook for table in tables if isinstance(table, dict) for hook in table.values()}
+    private = copy.deepcopy(model, shared | {id(tensor): _differentiable(tensor) for tensor in tensors}).eval()
     for part in private.modules():  # one by one: `set_attn_implementation` of transformers 5.17 may skip a decoder
         if isinstance(part, PreTrainedModel):
             part.config._attn_implementation = "eager"
     return private
+
+
+def _require_part(model: PreTrainedModel, name: str, remedy: str) -> None:
+    if not hasattr(model, name):
+        raise ValueError(f"{type(model).__name__} has no {name}: give {remedy}.")
 
 
 def _differentiable(tensor: torch.Tensor) -> torch.Tensor:

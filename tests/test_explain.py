@@ -1,6 +1,7 @@
 """Heat maps are those of the original, and show what is there."""
 
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -24,6 +25,16 @@ from albef_hf.explain import (
 def retrieval(config) -> AlbefForRetrieval:
     torch.manual_seed(0)
     return AlbefForRetrieval(config)
+
+
+class LockedHook:
+    """A hook that cannot be copied."""
+
+    def __init__(self):
+        self.lock, self.calls = threading.Lock(), 0
+
+    def __call__(self, *_):
+        self.calls += 1
 
 
 @pytest.fixture
@@ -85,6 +96,25 @@ def test_the_model_is_left_as_it_was(retrieval, inputs, mode):
         with pytest.raises(ValueError, match="layer is 9"):
             contrastive_heatmaps(retrieval, **inputs, layer=9)
     assert state_of(retrieval) == before
+
+
+def test_hooks_that_cannot_be_copied_are_shared(retrieval, inputs):
+    expected, hook = matching_heatmaps(retrieval, **inputs), LockedHook()
+    retrieval.itm_head.register_forward_hook(hook)
+    assert torch.equal(matching_heatmaps(retrieval, **inputs), expected) and hook.calls == 1
+
+
+def test_models_without_the_score_or_its_gradient_are_refused(retrieval, config, inputs):
+    for heatmaps, arguments, kind in (
+        (matching_heatmaps, {}, AlbefForQuestionAnswering),
+        (contrastive_heatmaps, {}, AlbefForQuestionAnswering),
+        (answer_heatmaps, {"answer_ids": inputs["input_ids"]}, AlbefForRetrieval),
+    ):
+        with pytest.raises(ValueError, match=f"{kind.__name__} has no .*: give AlbefFor"):
+            heatmaps(kind(config), **inputs, **arguments)
+    small = torch.ao.quantization.quantize_dynamic(retrieval, {torch.nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(ValueError, match="dynamically quantized, .*: give the model that it was made of"):
+        matching_heatmaps(small, **inputs)
 
 
 def test_threads_share_a_model(config, inputs):
