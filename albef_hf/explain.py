@@ -168,7 +168,8 @@ def _eager_copy(model: PreTrainedModel) -> PreTrainedModel:
     parts = list(model.modules())
     if any(callable(getattr(part, "weight", None)) for part in parts):
         raise ValueError(
-            "The model is dynamically quantized, and no gradient passes its layers: give the model that it was made of."
+            "The model is dynamically quantized, and no gradient passes its layers: give the model that it was made "
+            "of."
         )
     tensors = itertools.chain(model.parameters(), model.buffers())
     tables = (table for part in parts for name, table in vars(part).items() if name.endswith("_hooks") and table)

@@ -116,8 +116,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to RGB, transparent pixels to white.
 
     Raises:
-        ValueError: If the range of its pixels is not known, or Pillow cannot convert it.
+        ValueError: If it has no pixels, their range is not known, or Pillow cannot convert it.
     """
+    if 0 in image.size:
+        raise ValueError(f"it is {image.width} by {image.height} pixels, and so has none")
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, of which no range is known")
     if image.mode == "I" or image.mode.startswith("I;16"):  # convert() would clip everything above 255 to white

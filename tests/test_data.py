@@ -223,6 +223,8 @@ def test_captions_that_say_something_are_kept():
         ('[{"raw": "a dog"}]', ["a dog"]),
         ("('a dog', 'a cat')", ["a dog", "a cat"]),
         ("['a dog', 'a c]", []),
+        ("['n' out]", ["['n' out]"]),
+        ("['a' 'b' ... 'c']", []),
         ("[a dog]", ["[a dog]"]),
         ("[UNK] (a dog)", ["[UNK] (a dog)"]),
         ("(1, 2)", ["(1, 2)"]),
@@ -311,6 +313,12 @@ def test_captions_of_too_many_tokens_are_counted_once(processor):
 def test_nothing_makes_no_batch(processor):
     with pytest.raises(ValueError, match="no sample to make a batch of"):
         PretrainingCollator(processor.tokenizer)([])
+    for wrong, message in (
+        ({"max_length": 0}, "max_length is 0"),
+        ({"mlm_probability": 2.0}, "mlm_probability is 2.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PretrainingCollator(processor.tokenizer, **wrong)
     for shape in ((0, 5), (2, 0)):
         assert mask_tokens(torch.zeros(shape, dtype=torch.long), processor.tokenizer)[1].shape == shape
     with pytest.raises(ValueError, match="no file to read"):

@@ -215,6 +215,12 @@ def test_arrays_whose_range_or_layout_is_not_known_are_refused(processor, array,
         processor(images=array)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_an_image_without_pixels_is_refused(processor, mode):
+    with pytest.raises(ValueError, match="cannot be read: it is 0 by 5 pixels"):
+        processor(images=Image.new(mode, (0, 5)))
+
+
 @pytest.mark.parametrize("image", [Image.new("F", (8, 8)), Image.new("I", (8, 8), 70000), Image.new("I", (8, 8), 200)])
 def test_pixels_whose_range_is_not_known_are_refused(processor, image):
     with pytest.raises(ValueError, match="cannot be read: its pixels "):

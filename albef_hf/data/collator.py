@@ -58,9 +58,16 @@ class PretrainingCollator:
         tokenizer: The processor's.
         max_length: Tokens of a caption that are kept; the original's 25.
         mlm_probability: Chance of a token to be masked; the paper's 15 %.
+
+    Raises:
+        ValueError: If no token is to be kept, or the chance is not between 0 and 1.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 25, mlm_probability: float = 0.15):
+        if max_length < 1:
+            raise ValueError(f"max_length is {max_length}: give at least 1 token, [CLS].")
+        if not 0 <= mlm_probability <= 1:
+            raise ValueError(f"mlm_probability is {mlm_probability}: give a chance between 0 and 1.")
         self.tokenizer, self.max_length, self.mlm_probability = tokenizer, max_length, mlm_probability
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

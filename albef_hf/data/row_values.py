@@ -29,6 +29,7 @@ REFUSED_SHARE = 0.5  # of the rows in a form that no reader knows: it is the for
 DEEPEST = 8  # lists and objects around a text
 CONTAINERS = {"[": "]", "(": ")", "{": "}"}
 BEGINS_LIKE_LIST = re.compile(r"""\[\s*(['"]|\{\s*['"])""")
+QUOTED_WORD = re.compile(r"""\[\s*(['"])[^'"]*\1\s+\w[^'"]*\]""")  # ['n' out], which begins like a list and is a text
 QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(\s*(?=['"]))?""", re.DOTALL)
 
 
@@ -70,7 +71,7 @@ def parse_written_list(text: str) -> Any:
         if isinstance(value, (list, Mapping)):
             return value
         return list(value) if isinstance(value, tuple) and all(isinstance(item, str) for item in value) else text
-    return [] if BEGINS_LIKE_LIST.match(stripped) else text
+    return [] if BEGINS_LIKE_LIST.match(stripped) and not QUOTED_WORD.fullmatch(stripped) else text
 
 
 def answer_text(answer: Any) -> str | None:
