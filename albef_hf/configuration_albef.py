@@ -195,6 +195,8 @@ class AlbefConfig(PreTrainedConfig):
         self.text_config.encoder_hidden_size = self.vision_config.hidden_size
         if self.id2label is None and self.label2id is not None:
             self.id2label = _invert(self.label2id)
+        if not self.architectures:  # of a saved configuration, num_labels replaces the names
+            _check_class_count(kwargs.get("num_labels"), self.id2label)
         # transformers looks for the class to load in here, also where nothing was saved.
         self.architectures = self.architectures or []
         # Classes in a saved configuration, which names its architecture, are those of the model that was saved.
@@ -220,6 +222,7 @@ class AlbefConfig(PreTrainedConfig):
             kwargs = {"id2label": _invert(kwargs["label2id"])} | kwargs
         if kwargs.get("id2label") is not None:
             kwargs["id2label"] = {int(index): name for index, name in kwargs["id2label"].items()}
+        _check_class_count(kwargs.get("num_labels"), kwargs.get("id2label"))
         return super().from_dict(config_dict, **kwargs)
 
     def with_classes(self, names: Sequence[str], architectures: Collection[str]) -> "AlbefConfig":
@@ -276,6 +279,14 @@ class AlbefConfig(PreTrainedConfig):
         config.num_hidden_layers = config.num_multimodal_layers
         config.encoder_hidden_size = config.hidden_size
         return config
+
+
+def _check_class_count(num_labels: int | None, id2label: dict | None) -> None:
+    """Refuse a number of classes that is not the number of their names."""
+    if num_labels is not None and id2label is not None and num_labels != len(id2label):
+        raise ValueError(
+            f"num_labels is {num_labels}, but id2label or label2id names {len(id2label)}: give one of them."
+        )
 
 
 def _invert(names: dict) -> dict:

@@ -1,5 +1,7 @@
 """The heads beyond pretraining: what they return, what they learn from, and how one starts from another."""
 
+from functools import partial
+
 import pytest
 import torch
 from original import assert_close
@@ -563,6 +565,11 @@ def test_auto_classes_give_the_classes_that_were_asked_for(config, tmp_path):
 def test_classes_that_a_head_cannot_have_are_refused(config):
     with pytest.raises(ValueError, match="number the classes from 0, such as {0: 'contradiction'"):
         AlbefForVisualEntailment(AlbefConfig.from_dict(config.to_dict(), id2label={1: "a", 2: "b"}))
+    for both in ({"id2label": {0: "a", 1: "b"}}, {"label2id": {"a": 0, "b": 1}}):
+        for make in (AlbefConfig, partial(AlbefConfig.from_dict, config.to_dict())):
+            with pytest.raises(ValueError, match="num_labels is 4, but id2label or label2id names 2"):
+                make(num_labels=4, **both)
+            assert make(num_labels=2, **both).num_labels == 2
     config.num_labels = 4
     with pytest.raises(ValueError, match="has three classes .*, not 4"):
         AlbefForTextAssignment(config)
