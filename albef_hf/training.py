@@ -326,7 +326,8 @@ def save_model_folder(
         what: Name of the model in reports.
 
     Returns:
-        Whether the model is written.
+        Whether the model is written. Only the main process knows; the others return True. Broadcast it before all of
+        them act on it. This function does not, since it is also called after an error on one process.
     """
     if not log.accelerator.is_main_process:
         return True

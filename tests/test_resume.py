@@ -8,15 +8,18 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from task_rows import load_script, results_of, small
 from test_pretrain import photographs, records_of, script, small_run, train  # noqa: F401 (fixtures)
@@ -418,6 +421,38 @@ def test_the_best_is_what_is_on_the_disk(run, pretrained, tmp_path, monkeypatch,
     files = ("model.safetensors", "checkpoints/step_2/student.safetensors")
     best, second = (load_file(tmp_path / "out" / file)["classifier.dense.bias"] for file in files)
     assert torch.equal(best, second)
+
+
+def test_all_processes_agree_on_the_best_where_it_cannot_be_written(tmp_path):
+    """Or one of them would skip an evaluation that the others wait in, for ever."""
+    forks, port = multiprocessing.get_context("fork"), socket.create_server(("127.0.0.1", 0)).getsockname()[1]
+
+    def evaluate(rank: int, end) -> None:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(cpu=True)
+        assert accelerator.num_processes == 2
+        options = TrainingOptions(output_dir=str(tmp_path))
+        task = Mock(metric="accuracy", options=options, findings="")
+        task.evaluate.return_value = {"accuracy": 60.0}, []
+        task.evaluate_exchanged.return_value = {}
+        task.processor.save_pretrained.side_effect = OSError(errno.ENOSPC, "full")
+        student, log = Mock(), RunLog(accelerator, tmp_path, 1, 1)
+        keeper = load_script("finetune").Keeper(task, [], {}, student, None, accelerator, log, None)
+        student.save_pretrained.side_effect = OSError(errno.ENOSPC, "full")
+        keeper.evaluate(1)
+        end.send(keeper.best)
+        os._exit(0)
+
+    ends = []
+    for rank in range(2):
+        pipe, other_end = forks.Pipe(duplex=False)
+        forks.Process(target=evaluate, args=(rank, other_end), daemon=True).start()
+        other_end.close()
+        ends.append(pipe)
+    assert all(pipe.poll(30) for pipe in ends)
+    assert [pipe.recv() for pipe in ends] == [{}, {}]
 
 
 def test_without_room_for_all_files_together_the_model_is_written_first(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent.resolve()]
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -166,7 +166,8 @@ class Keeper:
         for name, value in exchanged.items():
             self.log.say(f"    {name} {value:.2f}")
         best = metrics | exchanged | {"step": step}
-        if not self.save(self.folder, lambda folder: write_results(folder, best | self.baselines, predictions)):
+        saved = self.save(self.folder, lambda folder: write_results(folder, best | self.baselines, predictions))
+        if not broadcast_object_list([saved])[0]:  # `best` decides what all processes do together
             return metrics
         self.best = best
         if self.accelerator.is_main_process:
@@ -213,8 +214,9 @@ class Keeper:
         self.log.report_failed_writes()
         if self.push:
             self.push.finish("End of training")
-        best = f"{self.task.metric} {self.best[self.task.metric]:.2f} at step {self.best['step']}"
-        self.log.say(f"best: {best}; it is in {self.folder}")
+        if self.best:  # empty only where no model could be written, which has ended the main process
+            best = f"{self.task.metric} {self.best[self.task.metric]:.2f} at step {self.best['step']}"
+            self.log.say(f"best: {best}; it is in {self.folder}")
 
 
 def make_teacher(options: FineTuningOptions, student) -> MomentumTeacher | None:
