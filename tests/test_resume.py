@@ -546,7 +546,7 @@ def test_a_process_hears_of_the_end_of_its_launcher(monkeypatch, launcher):
     pipe, other_end = forks.Pipe(duplex=False)
 
     def rank() -> None:
-        end_with_launcher()
+        end_with_launcher(os.getppid())
         with StopRequest() as stop:
             other_end.send(os.getpid())
             deadline = time.monotonic() + (10 if launcher else 1)
@@ -564,6 +564,24 @@ def test_a_process_hears_of_the_end_of_its_launcher(monkeypatch, launcher):
     started.kill()
     assert pipe.recv() == ([1, 0] if launcher else [0, 0])
     started.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's end")
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_a_process_ends_whose_launcher_has_ended_during_its_imports(monkeypatch, name):
+    script = load_script(name)
+
+    def start() -> None:
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        with pytest.raises(SystemExit) as stopped:
+            script.main(["--help"])
+        os._exit(stopped.value.code)
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    process = multiprocessing.get_context("fork").Process(target=start, daemon=True)
+    process.start()  # as the signal that a parent's end sends is set for good
+    process.join(10)
+    assert process.exitcode == 143
 
 
 @pytest.mark.parametrize("name", ["write_manifest", "flush"])

@@ -4,8 +4,11 @@ Without data options it trains on what the built-in scenes pose. The defaults ar
 recipe such as train/configs/vqa/scenes.yaml changes them. Give --task first: --task NAME --help lists its options.
 """
 
-import argparse
 import os
+
+LAUNCHER = os.getppid()  # before the imports, during which it may end
+
+import argparse
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -54,7 +57,7 @@ LAST = "last"  # folder of the last state, in that of the best
 
 def main(arguments: list[str]) -> None:
     """Read the options, build everything, train, save."""
-    end_with_launcher()
+    end_with_launcher(LAUNCHER)
     chooser = argparse.ArgumentParser(add_help=False)
     chooser.add_argument("--task", choices=task_names(), required=not {"-h", "--help"} & {*arguments})
     chosen, rest = chooser.parse_known_args(arguments)
