@@ -51,6 +51,8 @@ from .options import option, redact, save_options
 from .run_log import MATCHING_PRIOR, MODEL, TRACKERS, RunLog, installed_trackers
 from .stopping import Stopped, StopRequest, chosen, start_undisturbed
 
+logger = logging.get_logger(f"transformers.{__name__}")
+
 RUN_ID = "run_id"  # file in the folder of a run
 LOCK = "training.lock"  # file there, locked by the process that trains
 
@@ -236,8 +238,11 @@ def start_trackers(options: TrainingOptions, accelerator: Accelerator) -> None:
     goes_on = options.resume and note.exists()
     run_id = note.read_text(encoding="utf-8") if goes_on else uuid.uuid4().hex
     if accelerator.is_main_process and not goes_on:
-        with written_aside(note) as aside:
-            aside.write_text(run_id, encoding="utf-8")
+        try:
+            with written_aside(note) as aside:
+                aside.write_text(run_id, encoding="utf-8")
+        except OSError as error:
+            logger.warning(f"{note} could not be written ({error}): to wandb, a resumed run will be another one.")
     named = {
         "wandb": {"name": folder.name, "dir": str(folder), "id": run_id, "resume": "allow"},
         "trackio": {"name": folder.name, "resume": "allow" if goes_on else "never"},

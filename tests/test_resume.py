@@ -20,18 +20,20 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from task_rows import load_script, results_of, small
 from test_pretrain import photographs, records_of, script, small_run, train  # noqa: F401 (fixtures)
 from tqdm import tqdm
 
 from albef_hf import checkpoint
 from albef_hf.checkpoint import Checkpoints, fault_of, random_state, restore_random_state, steps_of
-from albef_hf.files import UnfailingStream, locked
+from albef_hf.files import UnfailingStream, is_write_error, locked, write_errors_named
+from albef_hf.finetuning import write_results
+from albef_hf.options import redact
 from albef_hf.run_log import RunLog
 from albef_hf.stopping import EXIT_CODES, Stopped, StopRequest, chosen, end_with_launcher, start_undisturbed
 from albef_hf.tasks import find_task
-from albef_hf.training import LOCK, MomentumTraining, TrainingOptions, save_model_folder
+from albef_hf.training import LOCK, MomentumTraining, TrainingOptions, save_model_folder, start_trackers
 
 TIMES = ("seconds", "pairs_per_second", "data_wait_share", "tflops_per_second")
 
@@ -502,6 +504,39 @@ def test_records_wait_for_room_in_the_log(tmp_path, capsys):
     assert [record["loss"] for record in records_of(tmp_path)] == [1, 2]
 
 
+def test_a_lock_and_results_do_without_room_on_the_disk(tmp_path):
+    write_results(tmp_path, {"accuracy": 50.0}, [{"row": 1}])
+    with files_up_to(0):
+        with locked(tmp_path / LOCK):
+            pass
+        start_trackers(TrainingOptions(output_dir=str(tmp_path), report_to=["none"]), Accelerator(cpu=True))
+        with pytest.raises(OSError, match="could not be written: .*I/O error"), write_errors_named(tmp_path / "a"):
+            save_file({"a": torch.zeros(9)}, tmp_path / "a")
+    with files_up_to(100), pytest.raises(OSError):
+        write_results(tmp_path, {"accuracy": 60.0}, [{"row": 1}] * 99)
+    assert results_of(tmp_path) == ({"accuracy": 50.0}, [{"row": 1}])
+
+
+def test_an_error_of_the_device_is_no_full_disk():
+    assert is_write_error(RuntimeError("[enforce fail at inline_container.cc:858] . unexpected pos 64 vs 0"))
+    assert not is_write_error(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("me/hf_photographs2", "me/hf_photographs2"),
+        ("https://h/a?monkey=1&keywords=cat", "https://h/a?monkey=1&keywords=cat"),
+        ("https://h:80/a@b", "https://h:80/a@b"),
+        ("https://u:p/w@h/x", "https://***@h/x"),
+        ("https://h/x?access_token=abc&x=1", "https://h/x?access_token=***&x=1"),
+        (f"hf_{'a' * 34}", "hf_***"),
+    ],
+)
+def test_secrets_are_hidden_and_ordinary_names_are_not(text, shown):
+    assert redact(text) == shown
+
+
 def test_output_that_cannot_be_written_is_dropped():
     full = open("/dev/full", "w")  # noqa: SIM115 (it cannot be closed without an error)
     stream = UnfailingStream(full)
@@ -569,12 +604,12 @@ def test_a_process_hears_of_the_end_of_its_launcher(monkeypatch, launcher):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's end")
 @pytest.mark.parametrize("name", ["pretrain", "finetune"])
 def test_a_process_ends_whose_launcher_has_ended_during_its_imports(monkeypatch, name):
-    script = load_script(name)
+    loaded = load_script(name)
 
     def start() -> None:
         monkeypatch.setattr(os, "getppid", lambda: 1)
         with pytest.raises(SystemExit) as stopped:
-            script.main(["--help"])
+            loaded.main(["--help"])
         os._exit(stopped.value.code)
 
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
@@ -610,8 +645,6 @@ def test_the_old_one_stays_until_the_new_one_is_whole(checkpoints, monkeypatch, 
 
 @pytest.mark.parametrize("writer", ["torch", "safetensors"])
 def test_what_the_libraries_raise_when_a_file_cannot_grow(checkpoints, writer):
-    from safetensors.torch import save_file
-
     large = {"large": torch.zeros(100_000)}
     write_large = {
         "torch": lambda folder: checkpoint.save_state(large, folder / "large.pt"),

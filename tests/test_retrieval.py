@@ -695,7 +695,9 @@ def test_links_are_read_where_they_lead_out_of_the_folder_only_by_whoever_indexe
     loaded = PictureIndex.load(tmp_path / "index", model, processor, tmp_path / "linked")
     assert loaded.picture("link.png") and loaded.picture("00.PNG") and loaded.picture("inside.png")
     noise(6, (50, 50)).save(private)  # no longer what was indexed, as where another one's index names a link
-    with pytest.raises(ValueError, match="link.png is not the file that was indexed: add it, if you want it indexed.$"):
+    with pytest.raises(
+        ValueError, match="link.png is not the file that was indexed: add it, if you want it indexed.$"
+    ):
         loaded.picture("link.png")
     assert "link.png" not in keys(loaded.search("red", k=99))
     assert owner.picture("link.png").size == (50, 50)
@@ -735,9 +737,9 @@ def test_what_was_indexed_is_read_and_what_has_changed_since_if_it_is_named(mode
 
 
 def test_an_index_that_was_tampered_with_is_refused(index, model, processor, tmp_path):
-    def load(change: Callable[[dict], None], columns: dict | None = None) -> PictureIndex:
+    def load(change: Callable[[dict], None], columns: dict | None = None, keys: object = None) -> PictureIndex:
         shutil.rmtree(tmp_path / "copy", ignore_errors=True)
-        rewrite(shutil.copytree(index.store.folder, tmp_path / "copy"), change, columns)
+        rewrite(shutil.copytree(index.store.folder, tmp_path / "copy"), change, columns, keys)
         return PictureIndex.load(tmp_path / "copy", model, processor)
 
     for name, value in (
@@ -756,6 +758,10 @@ def test_an_index_that_was_tampered_with_is_refused(index, model, processor, tmp
         ("elsewhere", [{}]),
         ("elsewhere", ["../a.png"]),
         ("next_id", "x"),
+        ("next_id", 10**30),
+        ("files", {"vectors_000000.faiss": {"bytes": True, "sha256": ""}}),
+        ("broken", [["a", "b", None], ["a", "b", None]]),
+        ("removed", ["a", 5]),
     ):
         with pytest.raises(ValueError, match=f"manifest.json cannot be read .its .*{name}.* cannot be right"):
             load(lambda manifest, name=name, value=value: manifest.update({name: value}))
@@ -770,6 +776,9 @@ def test_an_index_that_was_tampered_with_is_refused(index, model, processor, tmp
     ):
         with pytest.raises(ValueError, match="The index is damaged: .* Build the index again"):
             load(lambda manifest: None, columns).search("red")
+    for wrong in (5, index.keys[1]):  # of another type, and twice
+        with pytest.raises(ValueError, match="The index is damaged: .* Build the index again"):
+            load(lambda manifest: None, None, [wrong, *index.keys[1:]])
     assert load(lambda manifest: None, {}).search("red") == index.search("red")
 
 
