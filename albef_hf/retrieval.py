@@ -148,10 +148,10 @@ class PictureIndex:
         """Index pictures, or bring an index up to date; a build that was interrupted is gone on with.
 
         What is in the index and has not changed is not computed again; what is not among the pictures any more goes.
-        What has been added to a folder's index from elsewhere stays as long as it does not change. If it is missing, it
-        is counted with the broken pictures, and comes back when it does. If it has changed, or the shard that had
-        recorded it is damaged, it is counted there until `add` names it: an index of somebody else could name any file.
-        A folder may have moved, with its pictures.
+        What has been added to a folder's index from elsewhere stays as long as it does not change. If it is missing,
+        it is counted with the broken pictures, and comes back when it does. If it has changed, or the shard that had
+        recorded it is damaged, it is counted there until `add` names it: an index of somebody else could name any
+        file. A folder may have moved, with its pictures.
 
         Args:
             model: With the joint space and the matching head, `AlbefForRetrieval` or `AlbefForPreTraining`.

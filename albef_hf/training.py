@@ -46,7 +46,7 @@ from .hub import HubPush
 from .meters import FlopCounter, Window, peak_of, relative_distance
 from .model_card import Evaluation, Training, model_card, on_the_hub, save_card
 from .modeling_albef import AlbefAlignedModel, AlbefTeacherOutput
-from .momentum import MomentumTeacher
+from .momentum import MOMENTUM_FILE, MomentumTeacher
 from .options import option, redact, save_options
 from .run_log import MATCHING_PRIOR, MODEL, TRACKERS, RunLog, installed_trackers
 from .stopping import Stopped, StopRequest, chosen, start_undisturbed
@@ -354,11 +354,23 @@ def save_model_folder(
         if not is_write_error(error):
             raise
         for name, part in zip(names, parts, strict=True):
-            if not log.writer.attempt(name, partial(write, part)) and part is parts[0]:
+            if log.writer.attempt(name, partial(write, part)):
+                continue
+            if part is parts[0]:
                 return False  # the old teacher belongs to the old model
+            if isinstance(part, MomentumTeacher):
+                _set_teacher_aside(folder, log)
         return True
     log.writer.forget(*names)
     return True
+
+
+def _set_teacher_aside(folder: Path, log: RunLog) -> None:
+    """Rename a teacher of an older step than the model, from which a training would go on with both."""
+    aside = folder / f"older_{MOMENTUM_FILE}"
+    with contextlib.suppress(FileNotFoundError):
+        (folder / MOMENTUM_FILE).replace(aside)
+        log.say(f"the teacher in {folder} is of an older step than the model: it is called {aside.name} now")
 
 
 def end_training(accelerator: Accelerator) -> None:

@@ -25,7 +25,7 @@ from task_rows import load_script, results_of, small
 from test_pretrain import photographs, records_of, script, small_run, train  # noqa: F401 (fixtures)
 from tqdm import tqdm
 
-from albef_hf import checkpoint
+from albef_hf import MomentumTeacher, checkpoint
 from albef_hf.checkpoint import Checkpoints, fault_of, random_state, restore_random_state, steps_of
 from albef_hf.files import UnfailingStream, is_write_error, locked, write_errors_named
 from albef_hf.finetuning import write_results
@@ -487,6 +487,23 @@ def test_without_room_for_all_files_together_the_model_is_written_first(tmp_path
         save_model_folder(*settings, [Part("model", TypeError("a bug"))], log)
     assert save_model_folder(*settings, [Part("model"), Teacher("teacher")], log) and not log.writer.failed
     assert not list(tmp_path.rglob("*.unfinished"))
+
+
+def test_a_teacher_of_an_older_step_is_not_left_as_if_it_belonged_to_the_model(model, tmp_path, monkeypatch):
+    log, teacher = RunLog(Accelerator(cpu=True), tmp_path, 1, 1), MomentumTeacher(model, queue_size=4)
+    settings = (tmp_path, TrainingOptions(), [model, teacher], log)
+    assert save_model_folder(*settings)
+    old = (tmp_path / "momentum.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(teacher, "save_pretrained", full)
+        assert save_model_folder(*settings)
+    assert not (tmp_path / "momentum.safetensors").exists()
+    assert (tmp_path / "older_momentum.safetensors").read_bytes() == old
+    assert save_model_folder(*settings) and (tmp_path / "momentum.safetensors").exists()
 
 
 def test_records_wait_for_room_in_the_log(tmp_path, capsys):

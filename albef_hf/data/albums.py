@@ -37,8 +37,8 @@ class Files:
 
     Read are those that the caller has named, by their folder or in a list. Of others, which only an index names, those
     alone that are what the index has recorded of them, so that an index of somebody else shows no private image: it
-    would have to know size and time of that file. A link in the folder that leads out of it is such another one, unless
-    `keys_of` has listed it, as when the index is built.
+    would have to know size and time of that file. A link in the folder that leads out of it is such another one,
+    unless `keys_of` has listed it, as when the index is built.
 
     Args:
         root: Folder that keys are relative to. A picture elsewhere has its absolute path as key.
