@@ -1,12 +1,14 @@
 # The commands of the README, on a machine that has Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 VENV ?= .venv
-# What constraints.txt pins torch to. Other libraries are pinned to their newest release.
+# The version of torch for `make constraints`, which takes the newest release of everything else.
 TORCH ?= torch==2.13.0
 
 # A process for each core, with one thread: two threads in each would wait for each other.
 PARALLEL ?= --numprocesses logical --maxprocesses 8 --dist loadfile
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
+# What no test is skipped with, but those in a browser.
+EVERYTHING = -e ".[demo-test,common]"
 
 .PHONY: pretrain test test-newest test-oldest constraints common demo-test
 
@@ -19,31 +21,34 @@ test: $(VENV)/installed
 	$(PYTEST) --durations 8 $(PARALLEL)
 
 # The same tests with the newest release of every library. CONTRIBUTING says what to do when they fail.
-test-newest: VENV = .venv-newest
+test-newest: override VENV = .venv-newest
 test-newest:
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet -e ".[test]"
+	$(VENV)/bin/pip install --quiet $(EVERYTHING)
 	$(PYTEST) $(PARALLEL)
 
 # The same tests with the oldest release of every library that setup.cfg allows.
-test-oldest: VENV = .venv-oldest
+test-oldest: override VENV = .venv-oldest
 test-oldest:
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet uv
-	$(VENV)/bin/uv pip install --quiet --python $(VENV) --resolution lowest-direct -e ".[test]"
+	$(VENV)/bin/uv pip install --quiet --python $(VENV) --resolution lowest-direct $(EVERYTHING)
 	$(PYTEST) $(PARALLEL)
 
-# Pins the newest release of every library, after test-newest has passed.
-constraints: VENV = .venv-constraints
+# Pins the newest release of every library, after test-newest has passed; on the oldest Python, which gets the fewest.
+constraints: override VENV = .venv-constraints
 constraints:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11) and 'constraints.txt is made with Python 3.11')"
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --upgrade setuptools
-	$(VENV)/bin/pip install --quiet "$(TORCH)" -e ".[test,style,demo-test,common]"
-	echo "# Exact versions that the tests ran with; written by make constraints." > constraints.txt
-	$(VENV)/bin/pip freeze --all --exclude-editable --exclude pip | sed '/^nvidia-/d; /^triton==/d; s/+cpu$$//' >> constraints.txt
+	$(VENV)/bin/pip install --quiet "$(TORCH)" -e ".[style]" $(EVERYTHING)
+	$(VENV)/bin/pip freeze --all --exclude-editable --exclude pip > $(VENV)/frozen.txt
+	echo "# Exact versions that the tests ran with; written by make constraints." > $(VENV)/constraints.txt
+	sed '/^nvidia-/d; /^triton==/d; s/+cpu$$//' $(VENV)/frozen.txt >> $(VENV)/constraints.txt
+	mv $(VENV)/constraints.txt constraints.txt
 
 # transformers' own tests, of the installed version, and those of the export to ONNX.
 common: $(VENV)/installed
@@ -60,5 +65,5 @@ demo-test: $(VENV)/installed
 $(VENV)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt setuptools
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation -e ".[test,style]"
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation -e ".[test,demo,style]"
 	touch $@

@@ -69,7 +69,7 @@ def test_a_config_that_cannot_work_names_the_remedy():
 def test_sizes_and_shares_that_no_model_has_are_refused(settings):
     (name, value), *_ = settings.items()
     (name, value), *_ = value.items() if isinstance(value, dict) else [(name, value)]
-    with pytest.raises(ValueError, match=f"{name} is {value}: it has to be between"):
+    with pytest.raises(ValueError, match=f"{name} is {value}: it has to be at"):
         AlbefConfig(**settings)
 
 

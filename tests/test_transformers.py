@@ -4,12 +4,10 @@ import copy
 import logging as standard_logging
 import os
 
-import accelerate
 import pytest
 import torch
 from accelerate import infer_auto_device_map
 from accelerate.utils import get_balanced_memory
-from packaging.version import Version
 from safetensors.torch import load_file
 from test_heads import HEADS, inputs_of
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -254,9 +252,7 @@ def test_a_model_runs_from_where_accelerate_puts_it(kind, config, batch, tmp_pat
     model = kind(config).eval()
     model.save_pretrained(tmp_path)
     inputs = questions_of(batch, kind)
-    # Accelerate refuses a model that is on the disk as a whole up to 1.14.
-    maps = ["auto", {"": "disk"}] if Version(accelerate.__version__) >= Version("1.15") else ["auto"]
-    for device_map in maps:
+    for device_map in ("auto", {"": "disk"}):
         placed = kind.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload")
         assert {weight.is_meta for weight in placed.parameters()} == {device_map != "auto"}
         assert torch.equal(placed(**inputs)[0], model(**inputs)[0])
