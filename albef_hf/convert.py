@@ -29,7 +29,7 @@ from transformers.utils.hub import cached_file
 from .compatibility_albef import follow_umask
 from .configuration_albef import AlbefConfig
 from .data import embedded_tokenizer
-from .files import digest, listed, load_weights
+from .files import digest, listed, load_weights, write_errors_named
 from .model_card import CONVERSION_FILE, model_card, save_card
 from .modeling_albef import (
     IGNORED,
@@ -580,7 +580,8 @@ def convert_checkpoint(
         "largest_difference": _largest_difference(model, names, state),
         "resampled": any(_joined(ours, model.state_dict()).shape != state[name].shape for name, ours in names.items()),
     }
-    _write(Path(output_dir), model, momentum, kept, summary)
+    with write_errors_named(Path(output_dir)):
+        _write(Path(output_dir), model, momentum, kept, summary)
     save_card(model_card(Path(output_dir), repo_id or Path(output_dir).name), Path(output_dir))
     return summary
 

@@ -22,13 +22,14 @@ from safetensors.torch import save_file
 
 from .compatibility_albef import follow_umask
 from .data.albums import Key, Stamp
-from .files import digest, written_aside
+from .files import digest, write_errors_named, written_aside
 
 MANIFEST = "manifest.json"
 NUMBER = "[0-9]" * 6
 OUR_FILES = (f"features_{NUMBER}.safetensors", f"vectors_{NUMBER}.faiss")  # beside the manifest
 OUR_FILES += tuple(f".{name}.unfinished" for name in (*OUR_FILES, MANIFEST))
 FORMAT = 1
+MOST = 2**62  # of numbers, which int64 has to hold
 SHARD_ROWS = 2**16  # of a shard at most, but for what is computed between two writes of a build
 ANEW = "Build the index again: what is whole is kept."
 
@@ -100,17 +101,12 @@ class Manifest:
             "root, factory or built": all(text is None or isinstance(text, str) for text in texts),
             "shards or parts": _are_ours(self.shards, OUR_FILES[0]) and _are_ours(self.parts, OUR_FILES[0]),
             "vectors": _are_ours(vectors, OUR_FILES[1]),
-            "files": all(
-                isinstance(entry, dict)
-                and isinstance(entry.get("bytes"), int)
-                and isinstance(entry.get("sha256"), str)
-                for entry in entries
-            ),
-            "broken": _is_list(self.broken, _is_broken),
-            "removed": _is_list(self.removed, _is_key),
+            "files": all(_is_entry(entry) for entry in entries),
+            "broken": _is_list(self.broken, _is_broken) and _are_keys([entry[0] for entry in self.broken]),
+            "removed": _is_list(self.removed, _is_key) and len({type(key) for key in self.removed}) < 2,
             "elsewhere": _is_list(self.elsewhere, lambda key: isinstance(key, str) and os.path.isabs(key)),
             "next_id or next_file": all(
-                type(number) is int and number >= 0 for number in (self.next_id, self.next_file)
+                type(number) is int and 0 <= number < MOST for number in (self.next_id, self.next_file)
             ),
         }
         if wrong := [name for name, is_valid in valid.items() if not is_valid]:
@@ -123,6 +119,11 @@ def _is_list(value: Any, is_valid: Callable[[Any], bool]) -> bool:
 
 def _is_key(value: Any) -> bool:
     return isinstance(value, (str, int)) and not isinstance(value, bool)
+
+
+def _are_keys(values: Any) -> bool:
+    """Return True for paths or numbers of rows, not both, each once."""
+    return _is_list(values, _is_key) and len({type(key) for key in values}) < 2 and len({*values}) == len(values)
 
 
 def _is_entry(value: Any) -> bool:
@@ -140,7 +141,7 @@ def _is_broken(entry: Any) -> bool:
 def _fit(keys: Any, ids: torch.Tensor, stamps: torch.Tensor, features: torch.Tensor) -> bool:
     """Whether they are what a shard holds."""
     kinds = (ids.dtype, stamps.dtype, features.dtype) == (torch.int64, torch.int64, torch.float32)
-    if not (kinds and _is_list(keys, _is_key) and features.ndim == 2):
+    if not (kinds and _are_keys(keys) and features.ndim == 2):
         return False
     return ids.shape == (len(keys),) and stamps.shape == (len(keys), 2) and len(features) == len(keys)
 
@@ -328,7 +329,8 @@ class FeatureStore:
     def _put(path: Path, write: Callable[[Path], None]) -> None:
         with written_aside(path) as aside:
             try:
-                write(aside)
+                with write_errors_named(path):
+                    write(aside)
             except BaseException:
                 aside.unlink(missing_ok=True)
                 raise

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import socket
 import sys
@@ -19,6 +20,9 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+TORCH_WRITE_ERRORS = r"PytorchStreamWriter|inline_container|iostream error|Parent directory .* does not exist"
 
 
 def digest(path: Path) -> str:
@@ -186,8 +190,18 @@ def keep_output_from_failing() -> None:
 
 def is_write_error(error: Exception) -> bool:
     """Return True for what the system and the libraries raise when a file cannot be written."""
-    # torch raises RuntimeError, tokenizers a plain Exception.
-    return isinstance(error, (OSError, RuntimeError, SafetensorError)) or type(error) is Exception
+    if type(error) is RuntimeError:  # of torch.save; CUDA's errors and those of the training are others
+        return re.search(TORCH_WRITE_ERRORS, str(error)) is not None
+    return isinstance(error, (OSError, SafetensorError)) or type(error) is Exception  # which tokenizers raises
+
+
+@contextlib.contextmanager
+def write_errors_named(path: Path) -> Iterator[None]:
+    """Turn the error of safetensors for a file that cannot be written into an `OSError` that names the path."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
 
 
 @contextlib.contextmanager
@@ -212,7 +226,6 @@ def locked(path: Path) -> Iterator[None]:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
         with contextlib.suppress(OSError):  # the name is only for the message, and the disk may be full
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            os.ftruncate(file.fileno(), 0)  # unbuffered, as closing the file would write the rest and fail again
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield

@@ -34,6 +34,7 @@ from .data.pairs import ATTEMPTS
 from .data.row_values import require_readable
 from .data.scene_tasks import SceneRows
 from .exchanged_images import ExchangedRows, exchange, fingerprints
+from .files import written_aside
 from .from_scratch import check_vocabulary, make_processor, read_model_config, with_special_tokens
 from .options import option, with_defaults
 from .processing_albef import AlbefProcessor, added_tokens, clean_caption, tokenize
@@ -452,11 +453,15 @@ def _load(kind: type[Task], options: FineTuningOptions) -> tuple[PreTrainedModel
 
 
 def write_results(folder: Path, metrics: dict[str, float], predictions: list[dict[str, Any]]) -> None:
-    """Write `metrics.json` and `predictions.jsonl`."""
+    """Write `metrics.json` and `predictions.jsonl`; if one of them cannot be written, the old ones stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     lines = [json.dumps(prediction) + "\n" for prediction in predictions]
-    (folder / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
+    with (
+        written_aside(folder / "metrics.json") as new_metrics,
+        written_aside(folder / "predictions.jsonl") as new_rows,
+    ):
+        new_metrics.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        new_rows.write_text("".join(lines), encoding="utf-8")
 
 
 class SentenceTask(LabelTask):

@@ -69,11 +69,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-SECRET_NAMES = "token|key|secret|sig|signature|password|auth|credential"
+SECRET_NAMES = "token|key|apikey|secret|sig|signature|password|auth|credential"
 SECRETS = (  # of addresses, also where a library has normalized them to one slash
-    (re.compile(r"(\w{2,}:/+)[^/\s'\"]+@"), r"\1***@"),
-    (re.compile(rf"([?&;#][^=&;#\s]*(?:{SECRET_NAMES})[^=&;#\s]*=)[^&;#\s'\")]+", re.IGNORECASE), r"\1***"),
-    (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), "hf_***"),
+    (re.compile(r"(\w{2,}:/+)(?:[^/\s'\"]+|[^/:\s'\"]+:(?!\d+/)[^\s'\"?#]+)@"), r"\1***@"),  # but no host:80/path@x
+    (re.compile(rf"([?&;#](?:[^=&;#\s]*[-_.])?(?:{SECRET_NAMES})(?:[-_.][^=&;#\s]*)?=)[^&;#\s'\")]+", re.I), r"\1***"),
+    (re.compile(r"\bhf_[A-Za-z0-9]{30,}"), "hf_***"),
 )
 
 

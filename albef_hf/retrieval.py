@@ -148,8 +148,10 @@ class PictureIndex:
         """Index pictures, or bring an index up to date; a build that was interrupted is gone on with.
 
         What is in the index and has not changed is not computed again; what is not among the pictures any more goes.
-        What has been added to a folder's index from elsewhere is looked after too; what is missing of that is counted
-        with the broken pictures, and comes back when it does. A folder may have moved, with its pictures.
+        What has been added to a folder's index from elsewhere stays as long as it does not change. If it is missing,
+        it is counted with the broken pictures, and comes back when it does. If it has changed, or the shard that had
+        recorded it is damaged, it is counted there until `add` names it: an index of somebody else could name any
+        file. A folder may have moved, with its pictures.
 
         Args:
             model: With the joint space and the matching head, `AlbefForRetrieval` or `AlbefForPreTraining`.
@@ -177,13 +179,17 @@ class PictureIndex:
         with _alone(folder):
             index = cls(model, processor, _open_or_make(folder, model, source), source)
             index._leave_out_damaged()
-            if index.store.manifest.elsewhere:  # which the caller, whose index it is, has named before
-                keys += source.keys_of(index.store.manifest.elsewhere)
+            elsewhere = index.store.manifest.elsewhere
+            if elsewhere:  # not named by the caller: the manifest may be somebody else's
+                source.recorded = index._recorded_stamps()
+                keys += elsewhere
             gone = {*index._stamps_on_disk(), *index.broken} - {*keys}
             index._encode_new(keys, batch_size)
             if not index._stamps_on_disk().keys() - gone - index.broken.keys():
                 raise ValueError(f"None of the {len(keys)} pictures can be read: {index.broken_told()}.")
             index._commit(gone, factory)
+            if elsewhere:
+                source.recorded = _Stamps(index)
         return index
 
     @classmethod
@@ -314,7 +320,8 @@ class PictureIndex:
         try:
             return self.source.read(key)[1]
         except BadSampleError as error:
-            raise ValueError(f"{key!r} cannot be read any more: {error}. {self._remedy()}") from error
+            remedy = "" if error.issue is Issue.IMAGE_OUTSIDE_ROOT else f" {self._remedy()}"
+            raise ValueError(f"{key!r} cannot be read any more: {error}.{remedy}") from error
 
     def search(self, query: str | Image.Image, k: int = 10, rerank: int = 128, itc_weight: float = 0.0) -> list[Hit]:
         """Find pictures.
@@ -383,7 +390,7 @@ class PictureIndex:
         if isinstance(self.source, Rows):
             return places
         stamps = {place: self.source.stamp(self.keys[place]) for place in places}
-        missing = [place for place in places if stamps[place] is None]
+        missing = [place for place in places if stamps[place] is None and not self.source.refuses(self.keys[place])]
         changed = [place for place in places if stamps[place] not in (None, self._stamp(place))]
         for what, found in (("missing, and left out", missing), ("not what they were when indexed", changed)):
             if found:
@@ -490,7 +497,9 @@ class PictureIndex:
 
     def _encoded_batches(self, keys: Sequence[Key], batch_size: int) -> Iterator[Encoded]:
         """What is new or has changed, a batch after the other."""
-        seen = {key: stamp and tuple(stamp) for key, _, stamp in self.store.manifest.broken} | self._stamps_on_disk()
+        missing = Issue.IMAGE_MISSING.name.lower()  # which is read when it is back
+        broken = {key: stamp and tuple(stamp) for key, why, stamp in self.store.manifest.broken if why != missing}
+        seen = broken | self._stamps_on_disk()
         left_out = set(self.store.manifest.removed)
         new = [key for key in keys if key not in left_out]
         new = [key for key in new if key not in seen or seen[key] != self.source.stamp(key)]
@@ -507,13 +516,16 @@ class PictureIndex:
         if not found:
             return
         manifest = self.store.manifest
+        has_bad = any(isinstance(result, BadSampleError) for result in found.values())
+        recorded = self._recorded_stamps() if has_bad else {}
         manifest.broken = [entry for entry in manifest.broken if entry[0] not in found]
         good = []
         for key, result in found.items():
             if not isinstance(result, BadSampleError):
                 good.append((key, result))
-            else:  # one that is missing may be there the next time, with any stamp
-                stamp = None if result.issue is Issue.IMAGE_MISSING else self.source.stamp(key)
+            else:
+                absent = result.issue in (Issue.IMAGE_MISSING, Issue.IMAGE_OUTSIDE_ROOT)  # it may come back as it was
+                stamp = recorded.get(key) if absent else self.source.stamp(key)
                 manifest.broken.append((key, result.issue.name.lower(), stamp))
         if good:
             keys, stamps = zip(*good, strict=True)
@@ -528,6 +540,11 @@ class PictureIndex:
             shard = self.store.read(name)
             stamps.update(zip(shard.keys, map(tuple, shard.stamps.tolist()), strict=True))
         return stamps
+
+    def _recorded_stamps(self) -> dict[Key, Stamp]:
+        """Stamps of all pictures as they were last seen, also of those that cannot be read."""
+        broken = {key: tuple(stamp) for key, _, stamp in self.store.manifest.broken if stamp}
+        return broken | self._stamps_on_disk()
 
     def _leave_out_damaged(self) -> None:
         """Go on without files that are not what they were; what was in them is computed again."""

@@ -17,14 +17,22 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")  # set by torchrun and `accelerate launch`
 
 
-def end_with_launcher() -> None:
+def end_with_launcher(launcher: int) -> None:
     """Have the system send SIGTERM to this process when the launcher that has started it ends, however it ends.
 
     Otherwise the processes of a launcher that was killed live on, beside those of a restart. Only Linux can do that. A
     process that no launcher has started outlives its parent, which may be a shell.
+
+    Args:
+        launcher: `os.getppid()`, called before the imports of the script, which take seconds.
+
+    Raises:
+        Stopped: If the launcher has ended since.
     """
     if sys.platform == "linux" and any(name in os.environ for name in LAUNCHERS):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        if os.getppid() != launcher:
+            raise Stopped(signal.SIGTERM)
 
 
 class Stopped(SystemExit):

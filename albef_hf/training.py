@@ -46,10 +46,12 @@ from .hub import HubPush
 from .meters import FlopCounter, Window, peak_of, relative_distance
 from .model_card import Evaluation, Training, model_card, on_the_hub, save_card
 from .modeling_albef import AlbefAlignedModel, AlbefTeacherOutput
-from .momentum import MomentumTeacher
+from .momentum import MOMENTUM_FILE, MomentumTeacher
 from .options import option, redact, save_options
 from .run_log import MATCHING_PRIOR, MODEL, TRACKERS, RunLog, installed_trackers
 from .stopping import Stopped, StopRequest, chosen, start_undisturbed
+
+logger = logging.get_logger(f"transformers.{__name__}")
 
 RUN_ID = "run_id"  # file in the folder of a run
 LOCK = "training.lock"  # file there, locked by the process that trains
@@ -236,8 +238,11 @@ def start_trackers(options: TrainingOptions, accelerator: Accelerator) -> None:
     goes_on = options.resume and note.exists()
     run_id = note.read_text(encoding="utf-8") if goes_on else uuid.uuid4().hex
     if accelerator.is_main_process and not goes_on:
-        with written_aside(note) as aside:
-            aside.write_text(run_id, encoding="utf-8")
+        try:
+            with written_aside(note) as aside:
+                aside.write_text(run_id, encoding="utf-8")
+        except OSError as error:
+            logger.warning(f"{note} could not be written ({error}): to wandb, a resumed run will be another one.")
     named = {
         "wandb": {"name": folder.name, "dir": str(folder), "id": run_id, "resume": "allow"},
         "trackio": {"name": folder.name, "resume": "allow" if goes_on else "never"},
@@ -326,7 +331,8 @@ def save_model_folder(
         what: Name of the model in reports.
 
     Returns:
-        Whether the model is written.
+        Whether the model is written. Only the main process knows; the others return True. Broadcast it before all of
+        them act on it. This function does not, since it is also called after an error on one process.
     """
     if not log.accelerator.is_main_process:
         return True
@@ -348,11 +354,23 @@ def save_model_folder(
         if not is_write_error(error):
             raise
         for name, part in zip(names, parts, strict=True):
-            if not log.writer.attempt(name, partial(write, part)) and part is parts[0]:
+            if log.writer.attempt(name, partial(write, part)):
+                continue
+            if part is parts[0]:
                 return False  # the old teacher belongs to the old model
+            if isinstance(part, MomentumTeacher):
+                _set_teacher_aside(folder, log)
         return True
     log.writer.forget(*names)
     return True
+
+
+def _set_teacher_aside(folder: Path, log: RunLog) -> None:
+    """Rename a teacher of an older step than the model, from which a training would go on with both."""
+    aside = folder / f"older_{MOMENTUM_FILE}"
+    with contextlib.suppress(FileNotFoundError):
+        (folder / MOMENTUM_FILE).replace(aside)
+        log.say(f"the teacher in {folder} is of an older step than the model: it is called {aside.name} now")
 
 
 def end_training(accelerator: Accelerator) -> None:

@@ -10,6 +10,7 @@ import contextvars
 import functools
 import html
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -190,7 +191,7 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """Lay the page out."""
-        with gr.Blocks(title="ALBEF") as blocks:
+        with gr.Blocks(title="ALBEF", delete_cache=(600, 3600)) as blocks:  # uploads older than an hour
             gr.Markdown("# ALBEF\nPictures and words: which captions fit, where each word is, what the answer is.")
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
@@ -275,7 +276,7 @@ class Page:
 
 
 def _run(events: Sequence[Callable], function: Callable, inputs: Any, outputs: Any) -> None:
-    """One at a time, since a heat map changes for a moment how the model computes attention."""
+    """Run one at a time, so that each has the processors or the GPU for itself."""
     gr.on(events, function, inputs, outputs, preprocess=False, concurrency_id="model", concurrency_limit=1)
 
 
@@ -342,6 +343,7 @@ def main(arguments: list[str]) -> None:
     options = read_options(arguments)
     if options.model == FIRST_MODEL and not Path(FIRST_MODEL).exists():
         sys.exit(f"error: there is no {FIRST_MODEL}, which `make pretrain` writes; or give --model FOLDER_OR_HUB_NAME")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # which removes the uploads
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as uploads:
         os.environ.setdefault("GRADIO_TEMP_DIR", uploads)  # not where other pages keep what was uploaded there
         try:

@@ -70,10 +70,10 @@ def read_lines(text: str, name: str) -> list[str]:
         ValueError: If there is none, there are too many, or one is too long.
     """
     if not isinstance(text, str):
-        raise ValueError(f"The lines have to be a text, a {name} each, not a {type(text).__name__}.")
+        raise ValueError(f"The lines have to be a text, one {name} each, not a {type(text).__name__}.")
     lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if len(lines) > MOST_TEXTS:
-        raise ValueError(f"There may be {MOST_TEXTS} lines, a {name} each; these are {len(lines):,}.")
+        raise ValueError(f"There may be {MOST_TEXTS} lines, one {name} each; these are {len(lines):,}.")
     return [read_text(line, name) for line in lines or [""]]
 
 

@@ -91,6 +91,7 @@ ALLOWED = {
         "configuration_albef",
         "data",
         "exchanged_images",
+        "files",
         "from_scratch",
         "options",
         "processing_albef",

@@ -8,27 +8,32 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
 from task_rows import load_script, results_of, small
 from test_pretrain import photographs, records_of, script, small_run, train  # noqa: F401 (fixtures)
 from tqdm import tqdm
 
-from albef_hf import checkpoint
+from albef_hf import MomentumTeacher, checkpoint
 from albef_hf.checkpoint import Checkpoints, fault_of, random_state, restore_random_state, steps_of
-from albef_hf.files import UnfailingStream, locked
+from albef_hf.files import UnfailingStream, is_write_error, locked, write_errors_named
+from albef_hf.finetuning import write_results
+from albef_hf.options import redact
 from albef_hf.run_log import RunLog
 from albef_hf.stopping import EXIT_CODES, Stopped, StopRequest, chosen, end_with_launcher, start_undisturbed
 from albef_hf.tasks import find_task
-from albef_hf.training import LOCK, MomentumTraining, TrainingOptions, save_model_folder
+from albef_hf.training import LOCK, MomentumTraining, TrainingOptions, save_model_folder, start_trackers
 
 TIMES = ("seconds", "pairs_per_second", "data_wait_share", "tflops_per_second")
 
@@ -420,6 +425,38 @@ def test_the_best_is_what_is_on_the_disk(run, pretrained, tmp_path, monkeypatch,
     assert torch.equal(best, second)
 
 
+def test_all_processes_agree_on_the_best_where_it_cannot_be_written(tmp_path):
+    """Or one of them would skip an evaluation that the others wait in, for ever."""
+    forks, port = multiprocessing.get_context("fork"), socket.create_server(("127.0.0.1", 0)).getsockname()[1]
+
+    def evaluate(rank: int, end) -> None:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(cpu=True)
+        assert accelerator.num_processes == 2
+        options = TrainingOptions(output_dir=str(tmp_path))
+        task = Mock(metric="accuracy", options=options, findings="")
+        task.evaluate.return_value = {"accuracy": 60.0}, []
+        task.evaluate_exchanged.return_value = {}
+        task.processor.save_pretrained.side_effect = OSError(errno.ENOSPC, "full")
+        student, log = Mock(), RunLog(accelerator, tmp_path, 1, 1)
+        keeper = load_script("finetune").Keeper(task, [], {}, student, None, accelerator, log, None)
+        student.save_pretrained.side_effect = OSError(errno.ENOSPC, "full")
+        keeper.evaluate(1)
+        end.send(keeper.best)
+        os._exit(0)
+
+    ends = []
+    for rank in range(2):
+        pipe, other_end = forks.Pipe(duplex=False)
+        forks.Process(target=evaluate, args=(rank, other_end), daemon=True).start()
+        other_end.close()
+        ends.append(pipe)
+    assert all(pipe.poll(30) for pipe in ends)
+    assert [pipe.recv() for pipe in ends] == [{}, {}]
+
+
 def test_without_room_for_all_files_together_the_model_is_written_first(tmp_path):
     class Part:
         def __init__(self, name: str, error: Exception | None = None):
@@ -452,6 +489,23 @@ def test_without_room_for_all_files_together_the_model_is_written_first(tmp_path
     assert not list(tmp_path.rglob("*.unfinished"))
 
 
+def test_a_teacher_of_an_older_step_is_not_left_as_if_it_belonged_to_the_model(model, tmp_path, monkeypatch):
+    log, teacher = RunLog(Accelerator(cpu=True), tmp_path, 1, 1), MomentumTeacher(model, queue_size=4)
+    settings = (tmp_path, TrainingOptions(), [model, teacher], log)
+    assert save_model_folder(*settings)
+    old = (tmp_path / "momentum.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(teacher, "save_pretrained", full)
+        assert save_model_folder(*settings)
+    assert not (tmp_path / "momentum.safetensors").exists()
+    assert (tmp_path / "older_momentum.safetensors").read_bytes() == old
+    assert save_model_folder(*settings) and (tmp_path / "momentum.safetensors").exists()
+
+
 def test_records_wait_for_room_in_the_log(tmp_path, capsys):
     log = RunLog(Accelerator(cpu=True), tmp_path, 3, 1)
     log.begin()
@@ -465,6 +519,39 @@ def test_records_wait_for_room_in_the_log(tmp_path, capsys):
     assert [record["loss"] for record in records_of(tmp_path)] == [1, 2, 3, 4] and not log.writer.failed
     log.begin(records=2)
     assert [record["loss"] for record in records_of(tmp_path)] == [1, 2]
+
+
+def test_a_lock_and_results_do_without_room_on_the_disk(tmp_path):
+    write_results(tmp_path, {"accuracy": 50.0}, [{"row": 1}])
+    with files_up_to(0):
+        with locked(tmp_path / LOCK):
+            pass
+        start_trackers(TrainingOptions(output_dir=str(tmp_path), report_to=["none"]), Accelerator(cpu=True))
+        with pytest.raises(OSError, match="could not be written: .*I/O error"), write_errors_named(tmp_path / "a"):
+            save_file({"a": torch.zeros(9)}, tmp_path / "a")
+    with files_up_to(100), pytest.raises(OSError):
+        write_results(tmp_path, {"accuracy": 60.0}, [{"row": 1}] * 99)
+    assert results_of(tmp_path) == ({"accuracy": 50.0}, [{"row": 1}])
+
+
+def test_an_error_of_the_device_is_no_full_disk():
+    assert is_write_error(RuntimeError("[enforce fail at inline_container.cc:858] . unexpected pos 64 vs 0"))
+    assert not is_write_error(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("me/hf_photographs2", "me/hf_photographs2"),
+        ("https://h/a?monkey=1&keywords=cat", "https://h/a?monkey=1&keywords=cat"),
+        ("https://h:80/a@b", "https://h:80/a@b"),
+        ("https://u:p/w@h/x", "https://***@h/x"),
+        ("https://h/x?access_token=abc&x=1", "https://h/x?access_token=***&x=1"),
+        (f"hf_{'a' * 34}", "hf_***"),
+    ],
+)
+def test_secrets_are_hidden_and_ordinary_names_are_not(text, shown):
+    assert redact(text) == shown
 
 
 def test_output_that_cannot_be_written_is_dropped():
@@ -511,7 +598,7 @@ def test_a_process_hears_of_the_end_of_its_launcher(monkeypatch, launcher):
     pipe, other_end = forks.Pipe(duplex=False)
 
     def rank() -> None:
-        end_with_launcher()
+        end_with_launcher(os.getppid())
         with StopRequest() as stop:
             other_end.send(os.getpid())
             deadline = time.monotonic() + (10 if launcher else 1)
@@ -529,6 +616,24 @@ def test_a_process_hears_of_the_end_of_its_launcher(monkeypatch, launcher):
     started.kill()
     assert pipe.recv() == ([1, 0] if launcher else [0, 0])
     started.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's end")
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_a_process_ends_whose_launcher_has_ended_during_its_imports(monkeypatch, name):
+    loaded = load_script(name)
+
+    def start() -> None:
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        with pytest.raises(SystemExit) as stopped:
+            loaded.main(["--help"])
+        os._exit(stopped.value.code)
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    process = multiprocessing.get_context("fork").Process(target=start, daemon=True)
+    process.start()  # as the signal that a parent's end sends is set for good
+    process.join(10)
+    assert process.exitcode == 143
 
 
 @pytest.mark.parametrize("name", ["write_manifest", "flush"])
@@ -557,8 +662,6 @@ def test_the_old_one_stays_until_the_new_one_is_whole(checkpoints, monkeypatch, 
 
 @pytest.mark.parametrize("writer", ["torch", "safetensors"])
 def test_what_the_libraries_raise_when_a_file_cannot_grow(checkpoints, writer):
-    from safetensors.torch import save_file
-
     large = {"large": torch.zeros(100_000)}
     write_large = {
         "torch": lambda folder: checkpoint.save_state(large, folder / "large.pt"),

@@ -314,23 +314,26 @@ def test_pictures_from_elsewhere_are_brought_up_to_date(index, model, processor,
         noise(20 + number).save(place)
     index.add(places)
     noise(30, (50, 50)).save(places[0])
-    content = places[1].read_bytes()
+    content, time_of_change = places[1].read_bytes(), places[1].stat().st_mtime_ns
     places[1].unlink()
     changes = index.changes()
     assert (changes.changed, changes.missing) == ([str(places[0])], [str(places[1])])
     encoded.clear()
     built = PictureIndex.build(model, processor, album, index.store.folder)
-    assert encoded == [1] and len(built) == 14 and not built.changes()
-    assert built.search(noise(30, (50, 50)), k=1)[0].similarity == pytest.approx(1, abs=1e-5)
-    assert str(places[1]) not in built.keys and built.broken_counts() == {"image_broken": 1, "image_missing": 1}
+    assert encoded == [] and len(built) == 13 and not built.changes()
+    assert built.broken_counts() == {"image_broken": 1, "image_outside_root": 1, "image_missing": 1}
     assert f"image_missing 1 (first {places[1]})" in retrieval._told(built)
+    assert built.add(places[:1]) == 1 and encoded == [1]  # which names it
+    assert built.search(noise(30, (50, 50)), k=1)[0].similarity == pytest.approx(1, abs=1e-5)
     places[1].write_bytes(content)  # as a disk that was not there
+    os.utime(places[1], ns=(0, time_of_change))
     built = PictureIndex.build(model, processor, album, index.store.folder)
     assert len(built) == 15 and built.broken_counts() == {"image_broken": 1}
 
     built.remove([str(places[1])])
     next(built.store.folder.glob("features_*")).unlink()  # whose keys nobody can read any more
     mended = PictureIndex.build(model, processor, album, index.store.folder)
+    mended.add([places[0], places[2]])  # their stamps were in that file
     assert sorted(mended.keys) == sorted(built.keys) and {str(places[0]), str(places[2])} < {*mended.keys}
 
 
@@ -665,6 +668,42 @@ def test_an_index_of_somebody_else_shows_no_private_image(index, model, processo
     assert not {hit.key for hit in loaded.search("red", k=99, rerank=0)} & {*private} - {"other.png"}
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_building_an_index_of_somebody_else_reads_no_private_image(index, model, processor, album, tmp_path, broken):
+    private, root = str(tmp_path / "private.png"), index.store.folder
+    noise(5).save(private)
+    entries = {"elsewhere": [private], "broken": [[private, "image_missing", None]] * broken}
+    rewrite(root, lambda it: it.update(entries), keys=None if broken else [private, *index.keys[1:]])
+    loaded = PictureIndex.load(root, model, processor, album)
+    if not broken:
+        with pytest.raises(ValueError, match="image_outside_root: .*: add it, if you want it indexed.$"):
+            loaded.picture(private)
+    built = PictureIndex.build(model, processor, album, root)
+    assert private not in built.keys and built.broken[private] == "image_outside_root"
+    assert built.add([private]) == 1 and built.picture(private)
+
+
+def test_links_are_read_where_they_lead_out_of_the_folder_only_by_whoever_indexed_them(
+    model, processor, album, tmp_path
+):
+    private, link = tmp_path / "private.png", album / "link.png"
+    noise(5).save(private)
+    link.symlink_to(private)
+    (album / "inside.png").symlink_to(album / "00.PNG")
+    (tmp_path / "linked").symlink_to(album)
+    owner = PictureIndex.build(model, processor, tmp_path / "linked", tmp_path / "index")
+    assert owner.picture("link.png") and PictureIndex.load(tmp_path / "index", model, processor).picture("link.png")
+    loaded = PictureIndex.load(tmp_path / "index", model, processor, tmp_path / "linked")
+    assert loaded.picture("link.png") and loaded.picture("00.PNG") and loaded.picture("inside.png")
+    noise(6, (50, 50)).save(private)  # no longer what was indexed, as where another one's index names a link
+    with pytest.raises(
+        ValueError, match="link.png is not the file that was indexed: add it, if you want it indexed.$"
+    ):
+        loaded.picture("link.png")
+    assert "link.png" not in keys(loaded.search("red", k=99))
+    assert owner.picture("link.png").size == (50, 50)
+
+
 def test_an_index_of_somebody_else_lists_no_folder(index, model, processor, album, tmp_path):
     (tmp_path / "private").mkdir()
     noise(5).save(tmp_path / "private" / "private.png")
@@ -699,9 +738,9 @@ def test_what_was_indexed_is_read_and_what_has_changed_since_if_it_is_named(mode
 
 
 def test_an_index_that_was_tampered_with_is_refused(index, model, processor, tmp_path):
-    def load(change: Callable[[dict], None], columns: dict | None = None) -> PictureIndex:
+    def load(change: Callable[[dict], None], columns: dict | None = None, keys: object = None) -> PictureIndex:
         shutil.rmtree(tmp_path / "copy", ignore_errors=True)
-        rewrite(shutil.copytree(index.store.folder, tmp_path / "copy"), change, columns)
+        rewrite(shutil.copytree(index.store.folder, tmp_path / "copy"), change, columns, keys)
         return PictureIndex.load(tmp_path / "copy", model, processor)
 
     for name, value in (
@@ -720,6 +759,10 @@ def test_an_index_that_was_tampered_with_is_refused(index, model, processor, tmp
         ("elsewhere", [{}]),
         ("elsewhere", ["../a.png"]),
         ("next_id", "x"),
+        ("next_id", 10**30),
+        ("files", {"vectors_000000.faiss": {"bytes": True, "sha256": ""}}),
+        ("broken", [["a", "b", None], ["a", "b", None]]),
+        ("removed", ["a", 5]),
     ):
         with pytest.raises(ValueError, match=f"manifest.json cannot be read .its .*{name}.* cannot be right"):
             load(lambda manifest, name=name, value=value: manifest.update({name: value}))
@@ -734,6 +777,9 @@ def test_an_index_that_was_tampered_with_is_refused(index, model, processor, tmp
     ):
         with pytest.raises(ValueError, match="The index is damaged: .* Build the index again"):
             load(lambda manifest: None, columns).search("red")
+    for wrong in (5, index.keys[1]):  # of another type, and twice
+        with pytest.raises(ValueError, match="The index is damaged: .* Build the index again"):
+            load(lambda manifest: None, None, [wrong, *index.keys[1:]])
     assert load(lambda manifest: None, {}).search("red") == index.search("red")
 
 

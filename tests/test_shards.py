@@ -34,7 +34,7 @@ from albef_hf.data import (
     load_image,
     usable_captions,
 )
-from albef_hf.data.shard_writer import PictureEncoder
+from albef_hf.data.shard_writer import PictureEncoder, ShardWriter
 from albef_hf.data.shards import PLACE, ShardOrder, check_folder, index_folder
 from albef_hf.files import digest
 
@@ -725,3 +725,19 @@ def test_held_out_pictures_are_in_no_training_row(run, shards):
     assert len(training) == 32 and len(held_out) == 2  # a tenth of 17 pictures, each of which is there twice
     assert not set(training.pictures()) & set(held_out.pictures())
     assert Counter(captions_of(held_out)).most_common(1)[0][1] == 2
+
+
+def test_a_worker_whose_preparation_has_ended_names_no_shard(tmp_path, monkeypatch):
+    rows = [{"image": Image.new("RGB", (8, 8)), "caption": "a red ball"}]
+
+    def work() -> None:
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        with pytest.raises(RuntimeError, match="has ended"):
+            ShardWriter(rows, tmp_path, PictureEncoder())[0]
+        os._exit(7)
+
+    process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    process.start()
+    process.join(10)
+    assert process.exitcode == 7 and not list(tmp_path.iterdir())
+    assert ShardWriter(rows, tmp_path, PictureEncoder())[0] == 1

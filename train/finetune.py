@@ -4,8 +4,11 @@ Without data options it trains on what the built-in scenes pose. The defaults ar
 recipe such as train/configs/vqa/scenes.yaml changes them. Give --task first: --task NAME --help lists its options.
 """
 
-import argparse
 import os
+
+LAUNCHER = os.getppid()  # before the imports, during which it may end
+
+import argparse
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -16,7 +19,7 @@ from typing import Any
 sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).parent.resolve()]
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -54,7 +57,7 @@ LAST = "last"  # folder of the last state, in that of the best
 
 def main(arguments: list[str]) -> None:
     """Read the options, build everything, train, save."""
-    end_with_launcher()
+    end_with_launcher(LAUNCHER)
     chooser = argparse.ArgumentParser(add_help=False)
     chooser.add_argument("--task", choices=task_names(), required=not {"-h", "--help"} & {*arguments})
     chosen, rest = chooser.parse_known_args(arguments)
@@ -166,7 +169,8 @@ class Keeper:
         for name, value in exchanged.items():
             self.log.say(f"    {name} {value:.2f}")
         best = metrics | exchanged | {"step": step}
-        if not self.save(self.folder, lambda folder: write_results(folder, best | self.baselines, predictions)):
+        saved = self.save(self.folder, lambda folder: write_results(folder, best | self.baselines, predictions))
+        if not broadcast_object_list([saved])[0]:  # `best` decides what all processes do together
             return metrics
         self.best = best
         if self.accelerator.is_main_process:
@@ -213,8 +217,9 @@ class Keeper:
         self.log.report_failed_writes()
         if self.push:
             self.push.finish("End of training")
-        best = f"{self.task.metric} {self.best[self.task.metric]:.2f} at step {self.best['step']}"
-        self.log.say(f"best: {best}; it is in {self.folder}")
+        if self.best:  # empty only where no model could be written, which has ended the main process
+            best = f"{self.task.metric} {self.best[self.task.metric]:.2f} at step {self.best['step']}"
+            self.log.say(f"best: {best}; it is in {self.folder}")
 
 
 def make_teacher(options: FineTuningOptions, student) -> MomentumTeacher | None:

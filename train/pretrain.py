@@ -4,8 +4,11 @@ Without data options it trains on the built-in scenes. The defaults are the pape
 such as train/configs/scenes.yaml changes them. `AlbefForPreTraining.from_pretrained` loads the folder that comes out.
 """
 
-import json
 import os
+
+LAUNCHER = os.getppid()  # before the imports, during which it may end
+
+import json
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -114,7 +117,7 @@ class PretrainingOptions(DataOptions):
 
 def main(arguments: list[str]) -> None:
     """Read the options, build everything, train, save."""
-    end_with_launcher()
+    end_with_launcher(LAUNCHER)
     options = parse_options(PretrainingOptions, __doc__, arguments)
     log_library_progress()
     accelerator = make_accelerator(options)

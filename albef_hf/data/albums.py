@@ -37,7 +37,8 @@ class Files:
 
     Read are those that the caller has named, by their folder or in a list. Of others, which only an index names, those
     alone that are what the index has recorded of them, so that an index of somebody else shows no private image: it
-    would have to know size and time of that file.
+    would have to know size and time of that file. A link in the folder that leads out of it is such another one,
+    unless `keys_of` has listed it, as when the index is built.
 
     Args:
         root: Folder that keys are relative to. A picture elsewhere has its absolute path as key.
@@ -101,12 +102,23 @@ class Files:
         stamp = _stamp_of_file(self.path(key))
         return stamp if self._is_inside(key) or self._may_be_read(key, stamp) else None
 
+    def refuses(self, key: Key) -> bool:
+        """Return True for a file outside of the folder that is there, but neither named nor what was recorded."""
+        return self.stamp(key) is None and _stamp_of_file(self.path(key)) is not None
+
     def _is_inside(self, key: Key) -> bool:
         """Whether a key names something below the folder, as those that are not in `elsewhere` do."""
         return self.root is not None and Path(os.path.normpath(self.path(key))).is_relative_to(self.root)
 
+    def _leads_inside(self, key: Key) -> bool:
+        """Return True if the file itself is below the folder, after all links."""
+        try:
+            return Path(os.path.realpath(self.path(key))).is_relative_to(os.path.realpath(self.root))
+        except ValueError:  # a null byte
+            return False
+
     def _may_be_read(self, key: Key, stamp: Stamp | None) -> bool:
-        if key in self.named or (self.root_is_named and self._is_inside(key)):
+        if key in self.named or (self.root_is_named and self._is_inside(key) and self._leads_inside(key)):
             return True
         recorded = self.recorded.get(key)
         if stamp is None or recorded is None:
@@ -126,10 +138,13 @@ class Files:
             BadSampleError: If it is missing or broken.
         """
         stamp = self.stamp(key)
+        if self.refuses(key) or stamp is not None and not self._may_be_read(key, stamp):
+            remedy = "add it, if you want it indexed"
+            if not self.root_is_named and self._is_inside(key):
+                remedy = "name its folder"
+            raise BadSampleError(Issue.IMAGE_OUTSIDE_ROOT, f"{key} is not the file that was indexed: {remedy}")
         if stamp is None:
             raise BadSampleError(Issue.IMAGE_MISSING, str(self.path(key)))
-        if not self._may_be_read(key, stamp):
-            raise BadSampleError(Issue.IMAGE_OUTSIDE_ROOT, f"{key} is not the file that was indexed: name its folder")
         return stamp, load_upright(self.path(key))
 
     def _key(self, path: Path) -> str:

@@ -104,6 +104,7 @@ class ShardWriter(torch.utils.data.Dataset):
                         dropped.append({"row": row, "reason": error.issue.name.lower(), "detail": error.detail})
                     else:
                         _add(tar, f"{row:09d}", members)
+            _require_parent()
             note = path.with_suffix(f".{DROPPED}")
             if dropped:
                 with written_aside(note, os.getpid()) as note_aside:
@@ -174,6 +175,13 @@ class ShardWriter(torch.utils.data.Dataset):
         if isinstance(row["image"], str) and decode_base64_image(row["image"]) is None:
             about["image"] = row["image"]
         return {"jpg": image, "json": json.dumps(about).encode(), "txt": captions[0].encode()}
+
+
+def _require_parent() -> None:
+    """Refuse to name a shard in a worker whose preparation has ended: another one may write to the folder by now."""
+    parent = torch.multiprocessing.parent_process()
+    if parent and os.getppid() != parent.pid:
+        raise RuntimeError("the preparation that has started this process has ended")
 
 
 def _add(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> None:
