@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 # A process for each core, with one thread: two threads in each would wait for each other.
 PARALLEL ?= --numprocesses logical --maxprocesses 8 --dist loadfile
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
-# What no test is skipped with, but those in a browser.
+# The package with all extras that tests need.
 EVERYTHING = -e ".[demo-test,common]"
 
 .PHONY: pretrain test test-newest test-oldest constraints common demo-test
