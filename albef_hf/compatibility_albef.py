@@ -22,7 +22,7 @@ TESTED_VERSIONS = ("5.17.0", "5.24.0")
 # The section of model cards about them.
 VERSIONS = """The code in this repository was tested with transformers {} to {}. If it fails on a later release,
 install one of these (`pip install "transformers>={},<={}"`), or ask the owner to run
-`python -m albef_hf.code_renewal` of a later albef_hf: it renews the code and keeps the weights.""".format(
+`python -m albef_hf.conversion.code_renewal` of a later albef_hf: it renews the code and keeps the weights.""".format(
     *TESTED_VERSIONS, *TESTED_VERSIONS
 )
 

@@ -21,10 +21,10 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .compatibility_albef import VERSIONS
-from .files import written_aside
+from .utils.files import written_aside
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-CONVERSION_FILE = "conversion.json"  # which albef_hf.convert leaves
+CONVERSION_FILE = "conversion.json"  # which albef_hf.conversion.convert leaves
 KNOWN_FILE = "card.json"  # which every card leaves
 MOMENTUM_FILE = "momentum.safetensors"  # of albef_hf.momentum, which is not imported here
 EMISSIONS_FILE = "emissions.csv"  # which codecarbon leaves, where somebody has it running

@@ -61,11 +61,11 @@ from .configuration_albef import (
 )
 
 if TYPE_CHECKING:  # never run: transformers reads here which files a saved model takes along, beside those above
-    from .explain import overlay  # noqa: F401
+    from .heatmaps_albef import overlay  # noqa: F401
     from .images_albef import read_image  # noqa: F401
     from .pipeline_albef import AlbefPipeline  # noqa: F401
     from .processing_albef import AlbefProcessor  # noqa: F401
-    from .ranking import match  # noqa: F401
+    from .retrieval_albef import match  # noqa: F401
 
 logger = logging.get_logger(f"transformers.{__name__}")
 
@@ -1662,7 +1662,7 @@ class AlbefForPreTraining(AlbefAlignedModel):
             teacher_outputs: What a `MomentumTeacher` made of the same batch.
             alpha: Share of the teacher in the targets of ITC and MLM; the paper ramps it from 0 to 0.4.
             gather: Brings together what the processes of a distributed training have, such as
-                `albef_hf.distributed.gather_with_gradient`; then hard negatives are drawn from all of them.
+                `albef_hf.training.distributed.gather_with_gradient`; then hard negatives are drawn from all of them.
             negative_hardness: Power of the contrast's distribution that negatives are drawn from; 1: the paper, 0: any
                 wrong pair alike.
 
@@ -1847,7 +1847,7 @@ class AlbefForRetrieval(AlbefAlignedModel):
             teacher_outputs: What a `MomentumTeacher` made of the same batch.
             alpha: Share of the teacher in the targets of ITC; the paper's is 0.4.
             gather: Brings together what the processes of a distributed training have, such as
-                `albef_hf.distributed.gather_with_gradient`; then hard negatives are drawn from all of them.
+                `albef_hf.training.distributed.gather_with_gradient`; then hard negatives are drawn from all of them.
             negative_hardness: Power of the contrast's distribution that negatives are drawn from; 1: the paper, 0: any
                 wrong pair alike.
 

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from .compatibility_albef import follow_umask
-from .files import listed, load_weights
 from .modeling_albef import IGNORED, AlbefAlignedModel, AlbefTeacherOutput
+from .utils.files import listed, load_weights
 
 MOMENTUM_FILE = "momentum.safetensors"
 

@@ -20,10 +20,10 @@ from torch.utils.data import Dataset
 from transformers import BatchEncoding, Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 
 from .configuration_albef import PIPELINES
-from .explain import contrastive_heatmaps, matching_heatmaps, overlay, resize_heatmap, score_boxes
+from .heatmaps_albef import contrastive_heatmaps, matching_heatmaps, overlay, resize_heatmap, score_boxes
 from .images_albef import fetch_image
 from .processing_albef import AlbefProcessor
-from .ranking import ImageEncoder, best_matches, encode_texts, match, match_pictures, read_texts
+from .retrieval_albef import ImageEncoder, best_matches, encode_texts, match, match_pictures, read_texts
 
 Picture = Image.Image | str | os.PathLike  # itself, or a path, an address, or its bytes in base64
 Result = dict[str, Any]

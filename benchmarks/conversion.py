@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, MomentumTeacher
-from albef_hf.convert import revert_checkpoint
+from albef_hf.conversion.convert import revert_checkpoint
 
 
 def make_checkpoint(folder: Path, queue_size: int) -> Path:
@@ -39,7 +39,7 @@ def make_checkpoint(folder: Path, queue_size: int) -> Path:
 def timed(*arguments: str) -> None:
     """Run the converter in its own process; print its time, and the peak memory of all processes so far."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "albef_hf.convert", *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "albef_hf.conversion.convert", *arguments], check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"{time.perf_counter() - start:.1f} s, {peak:.2f} GiB peak resident memory: {' '.join(arguments)}")
 

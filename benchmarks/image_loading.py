@@ -21,7 +21,7 @@ from albef_hf import AlbefConfig
 from albef_hf.data import embedded_tokenizer
 from albef_hf.data.augmentation import Augmentation, random_augment, random_resized_crop
 from albef_hf.data.pairs import PairReader, load_image
-from albef_hf.from_scratch import make_processor
+from albef_hf.training.model_setup import make_processor
 
 SIZES = [(2048, 1536), (640, 480), (512, 384), (256, 256)]  # a camera's, COCO's, shards of short side 384, the model's
 

@@ -7,7 +7,7 @@ Vectors of 256 are clustered as learned features are: 20,000 centres, of which f
 variance of centres and of points around them falls as one over the number of the dimension; all lie to one side of the
 origin, and queries, which stand for texts, lie to another side, as far from the pictures as those of a trained model
 do. Queries come one at a time. `IVF` alone has about four lists for each one in the root of the number of vectors, as
-`albef_hf.nearest` chooses.
+`albef_hf.search.faiss_index` chooses.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import measure
 import numpy as np
 from tqdm.auto import tqdm
 
-from albef_hf.nearest import faiss, find, ivf_lists, make_vectors, read_vectors, write_vectors
+from albef_hf.search.faiss_index import faiss, find, ivf_lists, make_vectors, read_vectors, write_vectors
 
 WIDTH, CENTRES, BLOCK = 256, 20_000, 2**16
 WANTED = 128  # candidates, as they are reranked

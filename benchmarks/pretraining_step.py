@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, MomentumTeacher
 from albef_hf.data.pairs import Issue
-from albef_hf.training import MomentumTraining, TrainingOptions, make_accelerator, parameter_groups
+from albef_hf.training.trainer import MomentumTraining, TrainingOptions, make_accelerator, parameter_groups
 
 ALPHA = 0.4
 VARIANTS = {

@@ -6,8 +6,8 @@
 The first row is the plain computation: each candidate is encoded again and goes through the model with the text, which
 is encoded again for each. Where the pictures are kept, their hidden states are in memory, as those of an index's last
 queries are. The plain one of these reads the text's states and projects keys and values for every picture; the
-package's, `albef_hf.ranking.match_pictures`, computes what the text is before it sees a picture once, and lets its few
-tokens pass the weights of the keys and values instead of the many of each picture.
+package's, `albef_hf.retrieval_albef.match_pictures`, computes what the text is before it sees a picture once, and lets
+its few tokens pass the weights of the keys and values instead of the many of each picture.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from sizes import SIZES, make_config
 from torch import Tensor
 
 from albef_hf import AlbefForRetrieval
-from albef_hf.ranking import match_pictures, read_texts
+from albef_hf.retrieval_albef import match_pictures, read_texts
 
 TOGETHER = 16  # candidates of one pass, as in a search
 

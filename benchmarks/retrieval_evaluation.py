@@ -4,7 +4,7 @@
     python benchmarks/retrieval_evaluation.py --size base --images 16 --k 8 --repetitions 3
 
 The first row is the plain computation: one query after the other, all texts padded to the longest, keys and values
-projected for every pair. The others are `albef_hf.ranking.score_all`. Pictures are ready-made tensors.
+projected for every pair. The others are `albef_hf.retrieval_albef.score_all`. Pictures are ready-made tensors.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from sizes import SIZES, make_config, make_texts
 from transformers import BatchFeature
 
 from albef_hf import AlbefForRetrieval
-from albef_hf.ranking import RetrievalScores, score_all
+from albef_hf.retrieval_albef import RetrievalScores, score_all
 
 CAPTIONS = 5  # of a picture
 LENGTHS = (8, 27)  # of a text in tokens

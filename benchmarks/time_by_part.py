@@ -17,7 +17,7 @@ import torch
 from pretraining_step import ALPHA, VARIANTS, package_training
 from sizes import QUEUES, SIZES, make_config
 
-from albef_hf.training import TrainingOptions
+from albef_hf.training.trainer import TrainingOptions
 
 ENCODERS = {"vision_model": "image encoder", "text_model": "text encoder"}
 

@@ -31,8 +31,8 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from albef_hf.data import Scenes
-from albef_hf.data.albums import picture_suffixes
 from albef_hf.pipeline_albef import AlbefPipeline
+from albef_hf.search.image_sources import picture_suffixes
 
 FIRST_MODEL = "runs/scenes"  # of the first command of the README
 EXAMPLES = 6  # pictures to pick from
@@ -253,7 +253,7 @@ class Page:
         if self.assistant.index is None:
             gr.Markdown(
                 "There is nothing to search here. Give an index: `--index` (of a Space: `ALBEF_INDEX`) is a folder "
-                "that `python -m albef_hf.retrieval build` has written with this model."
+                "that `python -m albef_hf.search.index build` has written with this model."
             )
             return
         query = gr.Textbox(label=f"Find among {len(self.assistant.index):,} pictures", elem_id="query")
@@ -267,7 +267,7 @@ class Page:
         )
         gr.Markdown(
             f"The {RERANKED} pictures of the highest cosine are matched, so that nobody waits for long; "
-            "`python -m albef_hf.retrieval search` matches 128, as the paper does, and may order otherwise."
+            "`python -m albef_hf.search.index search` matches 128, as the paper does, and may order otherwise."
         )
         found = gr.State(("", []))
         _run([by_text.click, query.submit], self.search, query, [gallery, found])
@@ -330,7 +330,7 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
 
     add("model", FIRST_MODEL, "folder or Hub name of a model from pretraining or retrieval")
     add("question_model", None, "the same of a model that answers questions")
-    add("index", None, "folder that `python -m albef_hf.retrieval build` has written with this --model")
+    add("index", None, "folder that `python -m albef_hf.search.index build` has written with this --model")
     add("pictures", None, "folder of the pictures of --index, if they have moved since")
     add("examples", None, "folder of pictures to pick from; else built-in scenes")
     parser.add_argument("--host", help="address to serve; by default this machine alone (or GRADIO_SERVER_NAME)")

@@ -10,13 +10,13 @@ from transformers import pipeline
 
 from albef_hf import AlbefProcessor, ImageTextRetrievalPipeline, VisualQuestionAnsweringPipeline
 from albef_hf.data import says_something
-from albef_hf.explain import answer_heatmaps, matching_heatmaps, overlay
+from albef_hf.heatmaps_albef import answer_heatmaps, matching_heatmaps, overlay
 from albef_hf.images_albef import ImageTooLargeError, read_image
 from albef_hf.processing_albef import encodable
-from albef_hf.results_page import contain, word_maps
+from albef_hf.search.html_report import contain, word_maps
 
 if TYPE_CHECKING:
-    from albef_hf.retrieval import Hit, PictureIndex
+    from albef_hf.search.index import Hit, PictureIndex
 
 MOST_CHARACTERS = 1_000  # of a text
 MOST_PIXELS = 25_000_000  # of a picture: some 300 MB while it is read
@@ -105,7 +105,7 @@ class Assistant:
         retrieve = pipeline("image-text-retrieval", model=model)
         answer = pipeline("visual-question-answering", model=question_model) if question_model else None
         if index:
-            from albef_hf.retrieval import PictureIndex  # which needs faiss
+            from albef_hf.search.index import PictureIndex  # which needs faiss
 
             index = PictureIndex.load(index, retrieve.model, retrieve.processor, pictures)
         return cls(retrieve, answer, index or None)

@@ -1,5 +1,7 @@
 """Small models, processors and data that the tests share."""
 
+import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -7,11 +9,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
+from small_pretraining import SCRIPT, small_run
 from task_rows import load_script
 from transformers import logging as transformers_logging
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor, MomentumTeacher
-from albef_hf.data import embedded_tokenizer
+from albef_hf.data import Scenes, embedded_tokenizer
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -102,3 +105,40 @@ def photographs(tmp_path) -> Path:
         Image.new("RGB", (40, 50), color).save(tmp_path / f"{name}.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def script():
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pretrain"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def train(script, tmp_path, monkeypatch):
+    """Runs the script in this process with small settings and the given ones; returns the folder."""
+    monkeypatch.setenv("ALBEF_TRACEBACK", "1")
+
+    def run(*arguments: str, steps: int = 4) -> Path:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        script.main(small_run(tmp_path / "out", steps) + list(arguments))
+        return tmp_path / "out"
+
+    return run
+
+
+@pytest.fixture
+def scene_images(tmp_path) -> Path:
+    """Twenty pictures and an annotation file of the original's format."""
+    (tmp_path / "photographs").mkdir()
+    rows = []
+    for index in range(20):
+        row = Scenes(20)[index]
+        row["image"].save(tmp_path / "photographs" / f"{index}.png")
+        rows.append({"image": f"{index}.png", "caption": row["caption"]})
+    (tmp_path / "photographs" / "train.json").write_text(json.dumps(rows))
+    return tmp_path / "photographs"

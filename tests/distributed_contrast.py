@@ -8,8 +8,8 @@ from accelerate.state import AcceleratorState, GradientState
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForRetrieval, MomentumTeacher
 from albef_hf.data.pairs import Issue
-from albef_hf.run_log import RunLog
-from albef_hf.training import MomentumTraining, TrainingOptions, make_accelerator
+from albef_hf.training.logging import RunLog
+from albef_hf.training.trainer import MomentumTraining, TrainingOptions, make_accelerator
 
 PAIRS, TOKENS = 16, 9
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

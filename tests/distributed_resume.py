@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from paths import REPOSITORY
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+sys.path.insert(0, str(REPOSITORY / "train"))
 import pretrain  # noqa: E402
 
-from albef_hf.stopping import Stopped  # noqa: E402
+from albef_hf.training.signals import Stopped  # noqa: E402
 
 STOP_AT = 3
 

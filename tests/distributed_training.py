@@ -1,11 +1,11 @@
 """The pretraining script on every process, with a look at what each of them ends with; see test_pretrain.py."""
 
 import sys
-from pathlib import Path
 
 import torch
+from paths import REPOSITORY
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+sys.path.insert(0, str(REPOSITORY / "train"))
 import pretrain  # noqa: E402
 
 

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import FIXTURES
 from transformers import PreTrainedModel
 
 from albef_hf import AlbefConfig, MomentumTeacher
-from albef_hf.convert import MODELS, convert_checkpoint, name_table, split
-
-FIXTURES = Path(__file__).parent / "fixtures"
-SHARED = Path(__file__).parents[2] / "shared"
+from albef_hf.conversion.convert import MODELS, convert_checkpoint, name_table, split
 
 TASKS = {
     "pretrain": "pretraining",

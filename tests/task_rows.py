@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[1]
+from paths import REPOSITORY
 
 
 def load_script(name: str):

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from encoded_images import encoded
 from PIL import Image
 from task_rows import load_script
-from test_data import encoded
-from test_pretrain import script  # noqa: F401 (fixture)
 
 from albef_hf.data import BadSampleError, Issue, load_image, load_upright
 from albef_hf.data.shard_writer import PictureEncoder

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paths import REPOSITORY
 from PIL import Image
 from torch import nn
 from transformers.utils import ModelOutput
@@ -90,7 +91,7 @@ def test_the_snippet_of_the_readme_runs(sharp, processor, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for part in (AlbefForRetrieval(sharp), processor):
         part.save_pretrained("you/albef")
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     (snippet,) = [s for s in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "onnxruntime" in s]
     known = {"picture": Image.new("RGB", (50, 40), "red")}
     exec(snippet, known)  # noqa: S102

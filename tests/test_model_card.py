@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from albef_hf.convert import MODELS
+from albef_hf.conversion.convert import MODELS
 from albef_hf.model_card import Evaluation, Training, main, model_card, on_the_hub
 
 OPTIONS = {

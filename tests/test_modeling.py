@@ -11,10 +11,10 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, DeiTConfig, Dei
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefModel, MomentumTeacher
 from albef_hf.compatibility_albef import enable_activation_checkpointing
-from albef_hf.convert import MODELS
+from albef_hf.conversion.convert import MODELS
 from albef_hf.modeling_albef import distilled_cross_entropy, interpolate_position_embeddings, sample_hard_negatives
-from albef_hf.run_log import MATCHING_PRIOR
-from albef_hf.training import parameter_groups
+from albef_hf.training.logging import MATCHING_PRIOR
+from albef_hf.training.trainer import parameter_groups
 
 
 def pairs_of(batch: dict) -> dict:

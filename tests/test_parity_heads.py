@@ -18,7 +18,7 @@ from original import (
 
 from albef_hf import AlbefForRetrieval, AlbefForTextAssignment
 from albef_hf.modeling_albef import sample_image_pairs
-from albef_hf.ranking import best_matches, read_texts, recall, rerank
+from albef_hf.retrieval_albef import best_matches, read_texts, recall, rerank
 
 RUNS = ["fp64_alpha0", "fp64_alpha0.4", "fp64_alpha0_nodistill"]
 

@@ -34,10 +34,10 @@ from albef_hf import (
     ImageTextRetrievalPipeline,
     VisualQuestionAnsweringPipeline,
     pipeline_albef,
-    ranking,
+    retrieval_albef,
 )
 from albef_hf.data import load_image
-from albef_hf.explain import contrastive_heatmaps, matching_heatmaps, overlay, score_boxes
+from albef_hf.heatmaps_albef import contrastive_heatmaps, matching_heatmaps, overlay, score_boxes
 
 TEXTS = ["a red ball", "two dogs in the snow, running", "nothing"]
 QUESTIONS = ["what is it?", "how many dogs are running in the snow", "is it red"]
@@ -182,7 +182,7 @@ def test_candidates_of_a_pipeline_are_encoded_once(aligned, processor, pictures,
 
 def test_pictures_that_memory_has_no_room_for_are_encoded_again(aligned, processor, pictures, monkeypatch):
     plenty = ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)(TEXTS)
-    monkeypatch.setattr(ranking, "KEPT_VALUES", 0)
+    monkeypatch.setattr(retrieval_albef, "KEPT_VALUES", 0)
     assert close(ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)(TEXTS), plenty)
 
 

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer, BlipImageProcessorPil
 
 from albef_hf import AlbefProcessor, clean_caption
 from albef_hf.data import Augmentation, PairReader, PretrainingCollator, embedded_tokenizer, load_image
-from albef_hf.finetuning import TextLimit
 from albef_hf.metrics.vqa_accuracy.vqa_accuracy import vqa_accuracy
 from albef_hf.processing_albef import added_tokens, without_separator
 from albef_hf.tasks import find_task
+from albef_hf.tasks.base import TextLimit
 
 PIXELS = torch.zeros(3, 4, 4)
 GOLDEN = json.loads((FIXTURES / "misc.json").read_text())

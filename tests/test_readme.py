@@ -3,14 +3,13 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 from hub_server import HubServer
+from paths import REPOSITORY
 
 from albef_hf import MomentumTeacher
 
-REPOSITORY = Path(__file__).parents[1]
 # What a reader has by the time of the training step.
 BATCH = """
 import torch

@@ -42,7 +42,7 @@ from albef_hf import (
 )
 from albef_hf.data import embedded_tokenizer
 from albef_hf.modeling_albef import IGNORED, AlbefAttention
-from albef_hf.ranking import match, match_pictures, read_texts
+from albef_hf.retrieval_albef import match, match_pictures, read_texts
 
 KINDS = [AlbefModel, AlbefForPreTraining, *HEADS]
 

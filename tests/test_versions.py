@@ -1,16 +1,14 @@
 """Versions of other libraries: setup.cfg, constraints.txt and model cards agree."""
 
 import configparser
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from paths import REPOSITORY
 
 from albef_hf.compatibility_albef import TESTED_VERSIONS
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 def requirements() -> dict[str, Requirement]:

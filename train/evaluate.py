@@ -15,11 +15,11 @@ sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(
 
 from huggingface_hub.errors import StrictDataclassError
 
-from albef_hf.finetuning import LATER_RESULTS, FineTuningOptions, Task, load_trained_model, write_results
-from albef_hf.options import parse_options, redact, with_defaults
-from albef_hf.progress import log_library_progress
 from albef_hf.tasks import find_task, task_names
-from albef_hf.training import make_accelerator
+from albef_hf.tasks.base import LATER_RESULTS, FineTuningOptions, Task, load_trained_model, write_results
+from albef_hf.training.trainer import make_accelerator
+from albef_hf.utils.options import parse_options, redact, with_defaults
+from albef_hf.utils.progress import log_library_progress
 
 
 def main(arguments: list[str]) -> None:

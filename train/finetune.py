@@ -27,18 +27,15 @@ from transformers.utils.hub import cached_file
 
 from albef_hf import MomentumTeacher
 from albef_hf.data import ImageTextPairs
-from albef_hf.files import keep_output_from_failing
-from albef_hf.finetuning import EXCHANGED, LATER_RESULTS, FineTuningOptions, Rows, Task, load_model, write_results
-from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation
 from albef_hf.modeling_albef import AlbefAlignedModel
 from albef_hf.momentum import MOMENTUM_FILE
-from albef_hf.options import parse_options, redact
-from albef_hf.progress import log_library_progress
-from albef_hf.run_log import RunLog
-from albef_hf.stopping import end_with_launcher, leave_signals_to_the_training
 from albef_hf.tasks import find_task, task_names
-from albef_hf.training import (
+from albef_hf.tasks.base import EXCHANGED, LATER_RESULTS, FineTuningOptions, Rows, Task, load_model, write_results
+from albef_hf.training.hub_upload import HubPush
+from albef_hf.training.logging import RunLog
+from albef_hf.training.signals import end_with_launcher, leave_signals_to_the_training
+from albef_hf.training.trainer import (
     MomentumTraining,
     check_pairing,
     end_training,
@@ -51,6 +48,9 @@ from albef_hf.training import (
     total_steps,
     write_card,
 )
+from albef_hf.utils.files import keep_output_from_failing
+from albef_hf.utils.options import parse_options, redact
+from albef_hf.utils.progress import log_library_progress
 
 LAST = "last"  # folder of the last state, in that of the best
 

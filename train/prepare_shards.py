@@ -15,9 +15,9 @@ from pathlib import Path
 from albef_hf.data.shard_writer import DROPPED, PictureEncoder, ShardWriter
 from albef_hf.data.shards import INDEX, check_folder, index_folder
 from albef_hf.data.sources import SourceOptions, load_hub_rows, read_annotations
-from albef_hf.files import digest, locked, written_aside
-from albef_hf.options import option, parse_options, redact
-from albef_hf.progress import log_library_progress
+from albef_hf.utils.files import digest, locked, written_aside
+from albef_hf.utils.options import option, parse_options, redact
+from albef_hf.utils.progress import log_library_progress
 
 LOCK = ".preparation.lock"
 SETTINGS = "preparation.json"  # what the shards of a folder are made of, and how

@@ -42,18 +42,15 @@ from albef_hf.data import (
     embedded_tokenizer,
 )
 from albef_hf.data.sources import load_hub_rows, read_annotations
-from albef_hf.files import keep_output_from_failing, written_aside
-from albef_hf.from_scratch import check_vocabulary, make_processor, read_model_config, with_special_tokens
-from albef_hf.hub import HubPush
 from albef_hf.model_card import Evaluation
 from albef_hf.momentum import MOMENTUM_FILE
-from albef_hf.options import option, parse_options, redact
 from albef_hf.processing_albef import added_tokens
-from albef_hf.progress import log_library_progress
-from albef_hf.ranking import score_all
-from albef_hf.run_log import MODEL, RunLog
-from albef_hf.stopping import end_with_launcher, leave_signals_to_the_training
-from albef_hf.training import (
+from albef_hf.retrieval_albef import score_all
+from albef_hf.training.hub_upload import HubPush
+from albef_hf.training.logging import MODEL, RunLog
+from albef_hf.training.model_setup import check_vocabulary, make_processor, read_model_config, with_special_tokens
+from albef_hf.training.signals import end_with_launcher, leave_signals_to_the_training
+from albef_hf.training.trainer import (
     DataOptions,
     MomentumTraining,
     end_training,
@@ -66,6 +63,9 @@ from albef_hf.training import (
     total_steps,
     write_card,
 )
+from albef_hf.utils.files import keep_output_from_failing, written_aside
+from albef_hf.utils.options import option, parse_options, redact
+from albef_hf.utils.progress import log_library_progress
 
 PROTOCOL = (
     "Retrieval without fine-tuning: all pairs are ranked by similarity (itc), and the best {} of each query again by "

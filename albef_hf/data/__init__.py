@@ -5,7 +5,7 @@ What reads datasets by name is in `albef_hf.data.sources`, which needs the datas
 
 from .augmentation import Augmentation
 from .collator import PretrainingCollator, embedded_tokenizer, mask_tokens
-from .findings import Findings
+from .evaluation_images import Pictures, picture_of, pictures_of, without_pictures
 from .pairs import (
     BadSampleError,
     ImageTextPairs,
@@ -18,7 +18,7 @@ from .pairs import (
     usable_captions,
     usable_text,
 )
-from .pictures import Pictures, picture_of, pictures_of, without_pictures
+from .row_errors import Findings
 from .scenes import Scenes
 from .shards import ShardOrder, Shards
 

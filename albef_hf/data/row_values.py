@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..options import redact
+from ..utils.options import redact
 
 TEXT_KEYS = ("caption", "raw", "text", "sentence")  # of an object that holds a text, the first that it has
 ANSWER_KEYS = ("answer", "answers", "text")

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..files import written_aside
 from ..images_albef import is_turned
 from ..processing_albef import encodable
-from ..progress import progress
+from ..utils.files import written_aside
+from ..utils.progress import progress
 from .pairs import BadSampleError, image_file, load_image, load_upright, usable_captions
 from .row_values import decode_base64_image
 from .shards import results_of

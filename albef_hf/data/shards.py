@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..files import digest, written_aside
 from ..processing_albef import encodable
-from ..progress import progress
+from ..utils.files import digest, written_aside
+from ..utils.progress import progress
 from .pairs import BadSampleError, Issue
 from .row_values import flatten_texts
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import datasets
 
-from ..options import option, redact
 from ..processing_albef import encodable
+from ..utils.options import option, redact
 from .annotations import read_json_list
 from .row_values import flatten_texts, require_readable
 

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from ..finetuning import Task
+from .base import Task
 
 
 def task_names() -> list[str]:

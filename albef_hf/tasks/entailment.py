@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from ..data import Issue, load_image
 from ..data.scene_tasks import SceneEntailment
-from ..finetuning import FineTuningOptions, Rows, SentenceTask, flat
 from ..metrics.entailment_accuracy.entailment_accuracy import entailment_accuracy
 from ..modeling_albef import ENTAILMENT_CLASSES, AlbefForVisualEntailment
-from ..options import option, with_defaults
+from ..utils.options import option, with_defaults
+from .base import FineTuningOptions, Rows, SentenceTask, flat
 
 
 @dataclass

@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 from ..data import BadSampleError, Issue, without_pictures
 from ..data.row_values import parse_written_list
 from ..data.scene_tasks import SceneExpressions
-from ..explain import contrastive_heatmaps, matching_heatmaps, resize_heatmap, score_boxes
-from ..finetuning import Rows, RowTask, flat
+from ..heatmaps_albef import contrastive_heatmaps, matching_heatmaps, resize_heatmap, score_boxes
 from ..metrics.grounding_accuracy.grounding_accuracy import grounding_accuracy
-from ..options import option, with_defaults
+from ..utils.options import option, with_defaults
+from .base import Rows, RowTask, flat
 from .retrieval import PairTask, RetrievalOptions
 
 HEATMAPS = ("matching", "contrast")

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from ..data import BadSampleError, Issue, load_image, usable_text
 from ..data.row_values import parse_written_list
 from ..data.scene_tasks import ScenePairs
-from ..finetuning import FineTuningOptions, Rows, SentenceTask
 from ..metrics.nlvr2_accuracy.nlvr2_accuracy import nlvr2_accuracy
 from ..modeling_albef import REASONING_CLASSES, AlbefForVisualReasoning
-from ..options import with_defaults
+from ..utils.options import with_defaults
+from .base import FineTuningOptions, Rows, SentenceTask
 
 PLACES = ("left_image", "right_image")
 

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from ..data import Findings, Issue, Pictures, load_image, pictures_of, usable_captions
 from ..data.scene_tasks import SceneCaptions
-from ..finetuning import FineTuningOptions, Rows, Task, TextLimit, count_issues
 from ..modeling_albef import AlbefForRetrieval
-from ..options import option, with_defaults
-from ..ranking import MAX_TOKENS, RANKS, score_all
+from ..retrieval_albef import MAX_TOKENS, RANKS, score_all
+from ..utils.options import option, with_defaults
+from .base import FineTuningOptions, Rows, Task, TextLimit, count_issues
 
 SHOWN = 10  # best answers of each query that are written down
 

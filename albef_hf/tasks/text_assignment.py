@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from ..data import BadSampleError, Issue
 from ..data.scene_tasks import SceneCaptions
-from ..finetuning import FineTuningOptions, Rows, RowTask
 from ..modeling_albef import AlbefForTextAssignment
-from ..options import with_defaults
+from ..utils.options import with_defaults
+from .base import FineTuningOptions, Rows, RowTask
 from .retrieval import PairTask
 
 PLACES = ("first", "second", "neither")

@@ -16,7 +16,11 @@ from ..data.annotations import read_json_list
 from ..data.pairs import brief
 from ..data.row_values import ANSWER_KEYS, answer_text, flatten_texts, is_absent, unknown_keys
 from ..data.scene_tasks import SceneQuestions
-from ..finetuning import (
+from ..metrics.vqa_accuracy.vqa_accuracy import vqa_accuracy
+from ..modeling_albef import AlbefForQuestionAnswering
+from ..processing_albef import AlbefProcessor, encodable, tokenize
+from ..utils.options import option, with_defaults
+from .base import (
     FineTuningOptions,
     LabelTask,
     Rows,
@@ -24,10 +28,6 @@ from ..finetuning import (
     count_issues,
     flat,
 )
-from ..metrics.vqa_accuracy.vqa_accuracy import vqa_accuracy
-from ..modeling_albef import AlbefForQuestionAnswering
-from ..options import option, with_defaults
-from ..processing_albef import AlbefProcessor, encodable, tokenize
 
 TEST_WORDS = 50  # of a question in the evaluation, where the original cuts no tokens
 VISUAL_GENOME_WEIGHT = 0.5  # of its answers, which a single annotator has given

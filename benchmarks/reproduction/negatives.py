@@ -19,7 +19,7 @@ from albef_hf import AlbefForPreTraining, AlbefProcessor
 from albef_hf.data import Pictures, Scenes
 from albef_hf.data.sources import read_annotations
 from albef_hf.modeling_albef import sample_hard_negatives
-from albef_hf.ranking import ImageEncoder, encode_texts, match
+from albef_hf.retrieval_albef import ImageEncoder, encode_texts, match
 
 BATCH = 64
 SEED = 43  # of pictures that `make pretrain` has not seen

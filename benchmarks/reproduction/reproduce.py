@@ -30,10 +30,10 @@ from tqdm.auto import tqdm
 
 from albef_hf import AlbefForPreTraining, AlbefProcessor
 from albef_hf.data import Pictures
-from albef_hf.options import parse_options
-from albef_hf.ranking import RetrievalScores, score_all
+from albef_hf.retrieval_albef import RetrievalScores, score_all
 from albef_hf.tasks import find_task
-from albef_hf.training import TrainingOptions, make_accelerator
+from albef_hf.training.trainer import TrainingOptions, make_accelerator
+from albef_hf.utils.options import parse_options
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parents[1] / "train"))  # last, since its evaluate.py would hide the library of that name

@@ -1,0 +1,165 @@
+"""Configurations of many GPUs and nodes say what they should, and a job of Slurm goes on by itself.
+
+ALBEF_LONG=1 launches the configurations too, on processors in place of GPUs, and has two tasks in the job of Slurm.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from paths import REPOSITORY
+from small_pretraining import records_of, small_run
+
+from albef_hf.training.trainer import require_known_processes
+
+CONFIGS = REPOSITORY / "train" / "configs" / "accelerate"
+SLURM = REPOSITORY / "train" / "slurm" / "pretrain.sbatch"
+LONG = bool(os.environ.get("ALBEF_LONG"))
+only_long = pytest.mark.skipif(not LONG, reason="takes long: ALBEF_LONG=1 runs it")
+ON_PROCESSORS = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "machines", "processes"),
+    [
+        ("one_gpu", DistributedType.NO, 1, 1),
+        ("eight_gpus", DistributedType.MULTI_GPU, 1, 8),
+        ("nodes", DistributedType.MULTI_GPU, 2, 16),
+    ],
+)
+def test_accelerate_reads_its_configurations(name, kind, machines, processes):
+    config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
+    assert config.distributed_type == kind and config.mixed_precision == "bf16" and not config.use_cpu
+    assert (config.num_machines, config.num_processes) == (machines, processes)
+
+
+@pytest.fixture
+def probe(tmp_path) -> Path:
+    path = tmp_path / "probe.py"
+    path.write_text(
+        "from albef_hf.training.trainer import TrainingOptions, make_accelerator, require_known_processes\n"
+        "accelerator = make_accelerator(TrainingOptions())\n"
+        "require_known_processes(accelerator)\n"
+        "print('seen', accelerator.process_index, accelerator.num_processes, accelerator.mixed_precision)\n"
+    )
+    return path
+
+
+def launch(config: str, *arguments: object, environment: dict[str, str] = ON_PROCESSORS) -> subprocess.Popen:
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--config_file", str(CONFIGS / f"{config}.yaml"), *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment | {"PYTHONPATH": str(REPOSITORY)}, **pipes)
+
+
+@only_long
+def test_processes_of_one_node_know_each_other(probe):
+    assert "seen 0 1 bf16" in launch("one_gpu", probe).communicate(timeout=300)[0]
+    said = launch("eight_gpus", "--num_processes", 2, probe).communicate(timeout=300)[0]
+    assert "seen 0 2 bf16" in said and "seen 1 2 bf16" in said
+
+
+@only_long
+def test_processes_of_two_nodes_know_each_other(probe):
+    """Both on this machine, each with a launcher of its own."""
+    shared = ("--num_processes", 2, "--main_process_ip", "127.0.0.1", "--main_process_port", 29611)
+    nodes = [launch("nodes", *shared, "--machine_rank", rank, probe) for rank in range(2)]
+    for rank, node in enumerate(nodes):
+        assert f"seen {rank} 2 bf16" in node.communicate(timeout=300)[0]
+
+
+@only_long
+def test_copies_that_know_nothing_of_each_other_are_refused(probe):
+    environment = {name: value for name, value in ON_PROCESSORS.items() if name != "ACCELERATE_USE_CPU"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    said = launch("eight_gpus", "--num_processes", 2, probe, environment=environment).communicate(timeout=300)[0]
+    assert "2 processes were started, and each takes itself for one of 1" in said
+
+
+def test_what_would_train_something_else_is_refused(monkeypatch):
+    alone = SimpleNamespace(num_processes=1, distributed_type=DistributedType.NO)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    require_known_processes(alone)
+    with pytest.raises(ValueError, match="the teacher averages whole weights, so use MULTI_GPU"):
+        require_known_processes(SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="each takes itself for one of 1.*set ACCELERATE_USE_CPU=true"):
+        require_known_processes(alone)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Slurm
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Stand-ins: a process for each task, which get the signals of srun, whose exit code is the highest of theirs.
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+for ((task = 0; task < SLURM_NTASKS; task++)); do
+    SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
+    tasks+=($!)
+done
+trap 'kill -USR1 "${tasks[@]}"' USR1
+trap 'kill -TERM "${tasks[@]}"' TERM
+highest=0
+for task in "${tasks[@]}"; do
+    while kill -0 "$task" 2>/dev/null; do wait "$task"; done
+    wait "$task"; code=$?
+    ((code > highest)) && highest=$code
+done
+exit $highest
+"""
+STEPS = 12
+SCONTROL = """#!/bin/bash
+if [[ $1 == show ]]; then echo 127.0.0.1; else echo "$@" >> "$REQUEUED"; fi
+"""
+
+
+def test_the_slurm_script_is_bash():
+    subprocess.run(["bash", "-n", str(SLURM)], check=True)
+    assert "#SBATCH --signal=B:USR1@300" in SLURM.read_text()
+
+
+def test_a_job_whose_time_is_up_queues_again_and_goes_on(tmp_path):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    tasks, requeued = 2 if LONG else 1, tmp_path / "requeued"
+    environment = ON_PROCESSORS | {
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "REQUEUED": str(requeued),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_NTASKS": str(tasks),
+    }
+    arguments = small_run(tmp_path / "out", STEPS) + ["--log_every", "1", "--validation_size", "0", "--scenes", "80"]
+    arguments = [argument for argument in arguments if argument not in ("--overwrite_output_dir", "True")]
+
+    def submit() -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(["bash", str(SLURM), *arguments], cwd=REPOSITORY, env=environment, **pipes)
+
+    job, begun = submit(), time.monotonic()
+    log = tmp_path / "out" / "log.jsonl"
+    while not log.exists() or not log.stat().st_size:
+        assert job.poll() is None and time.monotonic() < begun + 200, job.communicate()[0]
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    said = job.communicate(timeout=200)[0]
+    assert job.returncode == 75, said
+    assert "stopped by SIGUSR1; the checkpoint is written" in said and f"of {tasks} process(es)" in said
+    assert requeued.read_text() == f"requeue {os.getpid()}\n"
+    stopped = len(records_of(tmp_path / "out"))
+    job = submit()
+    said = job.communicate(timeout=200)[0]
+    assert job.returncode == 0 and "goes on from" in said, said
+    assert requeued.read_text().count("\n") == 1 and 0 < stopped < STEPS
+    steps = [record["step"] for record in records_of(tmp_path / "out") if "loss" in record]
+    assert steps == list(range(1, STEPS + 1))
