@@ -1,74 +1,54 @@
-"""ALBEF (Align before Fuse, arXiv 2107.07651) for the Hugging Face ecosystem."""
+"""ALBEF (Align before Fuse, arXiv 2107.07651) for the Hugging Face ecosystem.
 
-import transformers
-from transformers.pipelines import PIPELINE_REGISTRY
+Names are imported when they are used, and ALBEF is registered with transformers when transformers looks for it.
+"""
 
-from . import pipeline_albef
-from .compatibility_albef import allow_removed_task
-from .configuration_albef import PIPELINES, AlbefConfig, AlbefTextConfig, AlbefVisionConfig
-from .modeling_albef import (
-    AUTO_MODELS,
-    AlbefForPreTraining,
-    AlbefForQuestionAnswering,
-    AlbefForRetrieval,
-    AlbefForTextAssignment,
-    AlbefForVisualEntailment,
-    AlbefForVisualReasoning,
-    AlbefModel,
-    AlbefMultimodalModel,
-    AlbefTextModel,
-    AlbefVisionModel,
-)
-from .momentum import FeatureQueue, MomentumTeacher
-from .pipeline_albef import (
-    ImageTextMatchingPipeline,
-    ImageTextRetrievalPipeline,
-    VisualEntailmentPipeline,
-    VisualGroundingPipeline,
-    VisualQuestionAnsweringPipeline,
-    VisualReasoningPipeline,
-)
-from .processing_albef import AlbefProcessor, clean_caption
+import importlib
+from typing import Any
+
+from .registration import register_when_needed
+from .utils import renamed_modules
 
 __version__ = "0.1.0"
 
-# With the package installed, the Auto classes know its models: nothing remote is run, no trust is asked for.
-for _config in (AlbefConfig, AlbefTextConfig, AlbefVisionConfig):
-    transformers.AutoConfig.register(_config.model_type, _config)
-for _name, _models in AUTO_MODELS.items():
-    getattr(transformers, _name).register(AlbefConfig, _models)
-transformers.AutoModel.register(AlbefVisionConfig, AlbefVisionModel)
-transformers.AutoModel.register(AlbefTextConfig, (AlbefTextModel, AlbefMultimodalModel))
-transformers.AutoProcessor.register(AlbefConfig, AlbefProcessor)
+_NAMES = {
+    "configuration_albef": ("AlbefConfig", "AlbefTextConfig", "AlbefVisionConfig"),
+    "encoders_albef": ("AlbefMultimodalModel", "AlbefTextModel", "AlbefVisionModel"),
+    "modeling_albef": (
+        "AlbefForPreTraining",
+        "AlbefForQuestionAnswering",
+        "AlbefForRetrieval",
+        "AlbefForTextAssignment",
+        "AlbefForVisualEntailment",
+        "AlbefForVisualReasoning",
+        "AlbefModel",
+    ),
+    "momentum": ("FeatureQueue", "MomentumTeacher"),
+    "pipeline_albef": (
+        "ImageTextMatchingPipeline",
+        "ImageTextRetrievalPipeline",
+        "VisualEntailmentPipeline",
+        "VisualGroundingPipeline",
+        "VisualQuestionAnsweringPipeline",
+        "VisualReasoningPipeline",
+    ),
+    "processing_albef": ("AlbefProcessor", "clean_caption"),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted(_MODULES)
 
-for _task, (_pipeline, _auto_class, _) in PIPELINES.items():
-    PIPELINE_REGISTRY.register_pipeline(
-        _task, getattr(pipeline_albef, _pipeline), pt_model=getattr(transformers, _auto_class), type="multimodal"
-    )
-allow_removed_task("visual-question-answering")
 
-__all__ = [
-    "AlbefConfig",
-    "AlbefForPreTraining",
-    "AlbefForQuestionAnswering",
-    "AlbefForRetrieval",
-    "AlbefForTextAssignment",
-    "AlbefForVisualEntailment",
-    "AlbefForVisualReasoning",
-    "AlbefModel",
-    "AlbefMultimodalModel",
-    "AlbefProcessor",
-    "AlbefTextConfig",
-    "AlbefTextModel",
-    "AlbefVisionConfig",
-    "AlbefVisionModel",
-    "FeatureQueue",
-    "ImageTextMatchingPipeline",
-    "ImageTextRetrievalPipeline",
-    "MomentumTeacher",
-    "VisualEntailmentPipeline",
-    "VisualGroundingPipeline",
-    "VisualQuestionAnsweringPipeline",
-    "VisualReasoningPipeline",
-    "clean_caption",
-]
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value  # so that it is looked up only once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_when_needed()
+renamed_modules.install()

@@ -1,37 +1,40 @@
-"""Everything that depends on the installed versions of transformers and safetensors, each with its reason.
+"""Compatibility with several versions of transformers and safetensors, and with names of former releases.
 
-Folders on the Hub carry a copy of this file, while the library of whoever loads them moves on. So what the installed
-version offers is looked up where that is possible; a version number is never compared.
+Repositories on the Hub have a copy of this file and are loaded with later versions of the libraries. The code checks
+what the installed version offers, and does not compare version numbers.
 
 One thing cannot be here: `AlbefProcessor` declares the defaults of its call under an old and a new name.
 """
 
 import contextlib
+import functools
 import inspect
 import os
 import stat
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from transformers import Cache, PreTrainedConfig, PreTrainedModel, configuration_utils, pipelines
+from transformers import Cache, PreTrainedConfig, PreTrainedModel, configuration_utils
 from transformers.masking_utils import create_causal_mask
 
-# The oldest and the newest release of transformers with which all tests passed.
-TESTED_VERSIONS = ("5.17.0", "5.24.0")
-# The section of model cards about them.
-VERSIONS = """The code in this repository was tested with transformers {} to {}. If it fails on a later release,
-install one of these (`pip install "transformers>={},<={}"`), or ask the owner to run
-`python -m albef_hf.conversion.code_renewal` of a later albef_hf: it renews the code and keeps the weights.""".format(
-    *TESTED_VERSIONS, *TESTED_VERSIONS
-)
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
-# transformers 5.24 renamed the argument of masks and the field of outputs; 5.40 drops the old name.
+# The oldest and the newest release of transformers that all tests passed with.
+TESTED_VERSIONS = ("5.17.0", "5.24.0")
+# A section of model cards.
+VERSIONS = """The code in this repository was tested with transformers {} to {}. If it fails on a later release,
+install one of these (`pip install "transformers>={},<={}"`), or ask the owner to run `albef renew` of a later
+albef_hf. It renews the code and keeps the weights.""".format(*TESTED_VERSIONS, *TESTED_VERSIONS)
+
+# transformers 5.24 renamed the argument of masks and the field of outputs; 5.40 removes the old name.
 CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
-# Parameter names of transformers' ViT, DeiT and BERT, as (pattern, name in this package). They moved between 5.17 and
-# 5.23, and each pattern matches both. Order matters: attention comes first, so that the remaining `output` belongs to
-# the feed-forward part.
+# Parameter names of transformers' ViT, DeiT and BERT, as (pattern, name in this package). They changed between 5.17
+# and 5.23, and each pattern matches both. Order matters: attention comes first, so that the remaining `output` belongs
+# to the feed-forward part.
 PRETRAINED_NAMES = [
     (r"^(?:vit|deit|bert)\.", ""),
     (r"^(?:encoder\.)?layers?\.", "layers."),
@@ -62,18 +65,18 @@ def sub_config_specs(classes: dict[str, type[PreTrainedConfig]]) -> dict[str, An
 
 
 def single_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """Return the cache under whichever of its two names it was passed; see `CACHE_NAME`.
+    """Return the cache that was passed under one of its two names; see `CACHE_NAME`.
 
     Raises:
-        ValueError: If it was passed under both.
+        ValueError: If it was passed under both names.
     """
     if cache is not None and past_key_values is not None:
-        raise ValueError("cache and past_key_values are two names of one argument: pass cache alone.")
+        raise ValueError("cache and past_key_values are names of the same argument: pass only cache.")
     return past_key_values if cache is None else cache
 
 
 def enable_activation_checkpointing(model: PreTrainedModel) -> None:
-    """Recompute activations in the backward pass; transformers 5.23 renamed the method, and 6.0 drops the old name."""
+    """Recompute activations in the backward pass; transformers 5.23 renamed the method, 6.0 removes the old name."""
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable()
     else:
@@ -81,18 +84,18 @@ def enable_activation_checkpointing(model: PreTrainedModel) -> None:
 
 
 def forget_attention_change(config: PreTrainedConfig) -> None:
-    """Let `set_attn_implementation` change a submodel again, which transformers does only once up to 5.19."""
+    """Let `set_attn_implementation` change a submodel again; up to 5.19, transformers changes it only once."""
     if hasattr(config, "_attn_was_changed"):
         del config._attn_was_changed
 
 
 def follow_umask(files: Iterable[Path]) -> None:
-    """Let colleagues load weights that were just saved: safetensors 0.8 makes them readable by their owner alone.
+    """Give saved weights the file mode of the umask: safetensors 0.8 makes them readable by their owner only.
 
-    Links are skipped, and so are files of others, which this process has not written.
+    Links are skipped, and so are files of other users, which this process has not written.
     """
     for file in files:
-        # The umask cannot be read without changing it for other threads; a new file shows it.
+        # Reading the umask would change it for other threads for a moment, so a new file is created to see its mode.
         probe = file.with_name(f".{file.name}.{os.getpid()}.unfinished")
         with contextlib.suppress(OSError):
             if not file.is_symlink():
@@ -101,6 +104,46 @@ def follow_umask(files: Iterable[Path]) -> None:
         probe.unlink(missing_ok=True)
 
 
-def allow_removed_task(task: str) -> None:
-    """Let a pipeline be registered for a task that transformers removed; since 5.19 it refuses these names."""
-    getattr(pipelines, "REMOVED_TASKS", {}).pop(task, None)
+def renamed_attribute(attributes: dict[str, Any], names: dict[str, str], name: str) -> Any:
+    """Return an attribute of a module by its old name, with a warning; old names work for one release.
+
+    Args:
+        attributes: The module's `globals()`.
+        names: The new name of each old one.
+        name: The old name.
+
+    Raises:
+        AttributeError: If the module has no such attribute.
+    """
+    module = attributes["__name__"]
+    if names.get(name) not in attributes:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    warn_of_old_name(f"{module}.{name}", names[name], stacklevel=4)
+    return attributes[names[name]]
+
+
+def renamed_arguments(**names: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Return a decorator that accepts keyword arguments under their old names, with a warning, for one release.
+
+    Args:
+        names: The new name of each old one.
+    """
+
+    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        @functools.wraps(function)
+        def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            for old, new in names.items():
+                if old in kwargs:
+                    warn_of_old_name(f"The argument {old} of {function.__qualname__}", new, stacklevel=3)
+                    kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def warn_of_old_name(old: str, new: str, stacklevel: int = 3) -> None:
+    """Warn that a name has changed; by default, the warning is about the caller of the calling function."""
+    message = f"{old} is now called {new}; the old name will be removed in the next release."
+    warnings.warn(message, FutureWarning, stacklevel=stacklevel)

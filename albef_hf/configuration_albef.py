@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Collection, Sequence
+from typing import cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -31,10 +32,27 @@ PIPELINES = {
     ),
 }
 
+# The heads that each Auto class loads from the folder of any of them: the one that was saved there, else the first.
+AUTO_MODELS = {
+    "AutoModel": ("AlbefModel", "AlbefTwoImageModel"),
+    "AutoModelForPreTraining": ("AlbefForPreTraining", "AlbefForTextAssignment"),
+    "AutoModelForZeroShotImageClassification": ("AlbefForRetrieval",),
+    "AutoModelForVisualQuestionAnswering": ("AlbefForQuestionAnswering",),
+    "AutoModelForSequenceClassification": ("AlbefForVisualEntailment", "AlbefForVisualReasoning"),
+}
+AUTO_MAP = {auto_class: f"modeling_albef.{heads[0]}" for auto_class, heads in AUTO_MODELS.items()}
+
+# Classes that were renamed. Saved configurations have the old names in `architectures`; code may import them for one
+# more release.
+RENAMED_CLASSES = {
+    "AlbefAlignedModel": "AlbefImageTextModel",
+    "AlbefPairModel": "AlbefTwoImageModel",
+    "AlbefPairMultimodalModel": "AlbefTwoImageEncoder",
+}
+
 REASONING_CLASSES = ("False", "True")
 ENTAILMENT_CLASSES = ("contradiction", "neutral", "entailment")
-_UNNAMED_CLASSES = ("LABEL_0", "LABEL_1")  # those of a configuration that says nothing about classes
-_DEFAULT_CLASSES = (_UNNAMED_CLASSES, REASONING_CLASSES, ENTAILMENT_CLASSES)
+CLASSIFIERS = ("AlbefForVisualReasoning", "AlbefForVisualEntailment")  # neither uses the other's classes
 
 
 @strict
@@ -46,13 +64,13 @@ class AlbefVisionConfig(PreTrainedConfig):
         num_hidden_layers: Number of transformer layers.
         num_attention_heads: Number of attention heads; must divide `hidden_size`.
         intermediate_size: Width of the feed-forward layers.
-        image_size: Height and width of the input pictures in pixels; a multiple of `patch_size`.
+        image_size: Height and width of the input images in pixels; a multiple of `patch_size`.
         patch_size: Height and width of a patch in pixels.
-        num_channels: Number of colour channels.
+        num_channels: Number of color channels.
         hidden_act: Activation of the feed-forward layers.
         layer_norm_eps: Epsilon of the layer norms (1e-6 in the original's `models/vit.py`).
         attention_probs_dropout_prob: Dropout of the attention probabilities; the original uses none in the ViT.
-        initializer_range: Standard deviation of freshly initialised weights.
+        initializer_range: Standard deviation of newly initialized weights.
     """
 
     model_type = "albef_vision_model"
@@ -77,7 +95,7 @@ class AlbefVisionConfig(PreTrainedConfig):
         self.validate_heads()
 
     def validate_patches(self) -> None:
-        """Check that patches tile the picture."""
+        """Check that patches tile the image."""
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}); "
@@ -110,7 +128,7 @@ class AlbefTextConfig(PreTrainedConfig):
         pad_token_id: Id of the padding token.
         bos_token_id: Id of the token that an answer starts with, BERT's `[CLS]`.
         eos_token_id: Id of the token that an answer ends with, BERT's `[SEP]`.
-        initializer_range: Standard deviation of freshly initialised weights.
+        initializer_range: Standard deviation of newly initialized weights.
     """
 
     model_type = "albef_text_model"
@@ -135,6 +153,8 @@ class AlbefTextConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
+        if self.architectures:
+            self.architectures = [RENAMED_CLASSES.get(name, name) for name in self.architectures]
         super().__post_init__(**kwargs)
         _check_ranges(self)
         self.validate_padding()
@@ -148,8 +168,8 @@ class AlbefTextConfig(PreTrainedConfig):
         """Check that the padding token has an embedding."""
         if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
             raise ValueError(
-                f"vocab_size ({self.vocab_size}) must be above pad_token_id ({self.pad_token_id}), as above every id "
-                "that the tokenizer can emit."
+                f"vocab_size ({self.vocab_size}) must be larger than pad_token_id ({self.pad_token_id}) and every "
+                "other id of the tokenizer."
             )
 
 
@@ -163,9 +183,9 @@ class AlbefConfig(PreTrainedConfig):
         projection_dim: Width of the space in which images and texts are contrasted.
         initial_temperature: Starting value of the learned temperature of the contrastive loss.
         tie_word_embeddings: Whether the masked-language head shares the word embeddings, as in BERT.
-        initializer_range: Standard deviation of freshly initialised heads.
-        kwargs: Settings of every `PreTrainedConfig`. A classifier has the classes that `num_labels`, `id2label` or
-            `label2id` ask for; if none does, its own.
+        initializer_range: Standard deviation of newly initialized heads.
+        kwargs: Settings of every `PreTrainedConfig`. A classifier has the classes given by `num_labels`, `id2label` or
+            `label2id`, otherwise those it was saved with, otherwise its own; see `with_classes`.
 
     Example:
         ```python
@@ -195,20 +215,33 @@ class AlbefConfig(PreTrainedConfig):
         self.text_config.encoder_hidden_size = self.vision_config.hidden_size
         if self.id2label is None and self.label2id is not None:
             self.id2label = _invert(self.label2id)
-        if not self.architectures:  # of a saved configuration, num_labels replaces the names
+        # transformers reads the class to load here, also if nothing was saved.
+        self.architectures = [RENAMED_CLASSES.get(name, name) for name in self.architectures or []]
+        # A saved configuration, which has architectures, holds the classes of the saved model.
+        named = self.id2label is not None
+        saved_by = kwargs.pop("classes_saved_by", None) or next(iter(self.architectures), None)
+        asked_for = kwargs.get("num_labels") is not None or (named and saved_by is None)
+        if saved_by is None:  # with a saved configuration, num_labels replaces the names
             _check_class_count(kwargs.get("num_labels"), self.id2label)
-        # transformers looks for the class to load in here, also where nothing was saved.
-        self.architectures = self.architectures or []
-        # Classes in a saved configuration, which names its architecture, are those of the model that was saved.
-        asked_for = kwargs.get("num_labels") is not None or (self.id2label is not None and not self.architectures)
-        # The question answering head says so itself; a head that starts from its checkpoint is none.
+        # Only the question answering head is one, and sets it; other heads may start from its checkpoint.
         self.is_encoder_decoder = False
-        # The package has its pipelines registered; transformers would insist on the code that lies beside the weights.
+        # The package registers its pipelines; transformers would insist on the code beside the weights.
         if not __name__.startswith("transformers_modules."):
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+        self.classes_saved_by = saved_by if named else None
         self.classes_asked_for = asked_for
         _check_ranges(self)
+
+    @property
+    def vision(self) -> AlbefVisionConfig:
+        """Return `vision_config`, which is no longer a dictionary."""
+        return cast(AlbefVisionConfig, self.vision_config)
+
+    @property
+    def text(self) -> AlbefTextConfig:
+        """Return `text_config`, which is no longer a dictionary."""
+        return cast(AlbefTextConfig, self.text_config)
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
@@ -217,7 +250,7 @@ class AlbefConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "AlbefConfig":
-        """As in transformers; of `id2label` and `label2id`, either is enough."""
+        """Build a configuration as transformers does; `label2id` alone is enough."""
         if kwargs.get("label2id") is not None:
             kwargs = {"id2label": _invert(kwargs["label2id"])} | kwargs
         if kwargs.get("id2label") is not None:
@@ -225,35 +258,48 @@ class AlbefConfig(PreTrainedConfig):
         _check_class_count(kwargs.get("num_labels"), kwargs.get("id2label"))
         return super().from_dict(config_dict, **kwargs)
 
-    def with_classes(self, names: Sequence[str], architectures: Collection[str]) -> "AlbefConfig":
-        """Return a copy that names the classes of a head, unless others were asked for or saved.
+    def with_classes(self, names: Sequence[str], family: Sequence[str]) -> "AlbefConfig":
+        """Return a copy with the classes of a classifier.
+
+        The class names are the head's own unless `num_labels`, `id2label` or `label2id` was asked for, or this head
+        (or a subclass or parent of it) saved them. A head without a classifier saves them unchanged, with the name of
+        the head that they belong to.
 
         Args:
             names: The head's own classes.
-            architectures: Names of the head's class and of its parents.
+            family: Names of the head's class and of its parents.
 
         Raises:
-            ValueError: If `id2label` does not number the classes from 0.
+            ValueError: If the ids of `id2label` are not 0, 1, 2, ...
         """
         config = copy.deepcopy(self)
-        saved_by_this_head = bool(set(architectures) & set(self.architectures or ()))
-        if not (self.classes_asked_for or saved_by_this_head) and tuple(self.id2label.values()) in _DEFAULT_CLASSES:
+        if not self.classes_asked_for and (self.classes_saved_by is None or self.other_classifier(family)):
             config.id2label = dict(enumerate(names))
-            config.classes_asked_for = False
+        config.classes_saved_by = next((name for name in family if name in CLASSIFIERS), family[0])
+        config.classes_asked_for = False
         if sorted(config.id2label) != list(range(len(config.id2label))) or not config.id2label:
             raise ValueError(
-                f"id2label is {config.id2label}: number the classes from 0, such as {dict(enumerate(names))}."
+                f"id2label is {config.id2label}, but ids have to be 0, 1, 2, ..., such as {dict(enumerate(names))}."
             )
         if set(config.label2id or ()) != set(config.id2label.values()):
             config.label2id = _invert(config.id2label)
         return config
 
+    def other_classifier(self, family: Collection[str]) -> str | None:
+        """Return the name of the classifier that was saved with this configuration, unless it is of the family."""
+        saved_by = self.classes_saved_by
+        return saved_by if saved_by in CLASSIFIERS and saved_by not in family else None
+
     def to_dict(self) -> dict:
-        """As in transformers, and the pipelines that a head is for, which who has no package finds by their names."""
+        """Serialize as transformers does, with the pipelines of the head, for users without the package."""
         settings = super().to_dict()
         settings["architectures"] = settings["architectures"] or None
-        if not settings.pop("classes_asked_for") and tuple(self.id2label.values()) == _UNNAMED_CLASSES:
+        asked_for = settings.pop("classes_asked_for")
+        saved_by = settings.pop("classes_saved_by")
+        if saved_by is None and not asked_for:
             del settings["id2label"], settings["label2id"]
+        elif not asked_for and saved_by != (self.architectures or [None])[0]:
+            settings["classes_saved_by"] = saved_by
         pipelines = {
             task: {"impl": f"pipeline_albef.{pipeline}", "pt": [auto_class]}
             for task, (pipeline, auto_class, heads) in PIPELINES.items()
@@ -262,16 +308,17 @@ class AlbefConfig(PreTrainedConfig):
         return settings | ({"custom_pipelines": pipelines} if pipelines else {})
 
     def to_diff_dict(self) -> dict:
-        """As in transformers, which leaves out two classes without names, also where they were asked for."""
+        """Serialize as transformers does, but keep two unnamed classes that were asked for or saved."""
         settings = super().to_diff_dict()
-        if self.classes_asked_for:
+        if self.classes_asked_for or self.classes_saved_by is not None:
             settings |= {"id2label": self.id2label, "label2id": self.label2id}
         return settings
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """The text side; with `decoder`, where there is one, a copy that describes the decoder of answers.
+        """Return the text configuration, or with `decoder` that of the answer decoder if there is one.
 
-        The decoder has the depth of the multimodal encoder, from which it starts, and reads text states, not images.
+        The decoder has the depth of the multimodal encoder, whose weights it starts from, and attends to text states,
+        not images.
         """
         if not (decoder and self.is_encoder_decoder) or encoder:
             return super().get_text_config(decoder, encoder)
@@ -282,10 +329,10 @@ class AlbefConfig(PreTrainedConfig):
 
 
 def _check_class_count(num_labels: int | None, id2label: dict | None) -> None:
-    """Refuse a number of classes that is not the number of their names."""
+    """Refuse a `num_labels` that contradicts the names of the classes."""
     if num_labels is not None and id2label is not None and num_labels != len(id2label):
         raise ValueError(
-            f"num_labels is {num_labels}, but id2label or label2id names {len(id2label)}: give one of them."
+            f"num_labels is {num_labels}, but id2label or label2id has {len(id2label)} classes; use only one of them."
         )
 
 
@@ -315,13 +362,13 @@ _LEAST = {
 
 
 def _check_ranges(config: PreTrainedConfig) -> None:
-    """Refuse sizes and shares that no model can have; while loading, too, as a `ValueError`."""
+    """Raise a `ValueError` for sizes and probabilities that no model can have, also while loading."""
     for name, least in _LEAST.items():
         value = getattr(config, name, least)
         if not least <= value:
-            raise ValueError(f"{name} is {value}: it has to be at least {least}.")
+            raise ValueError(f"{name} is {value}; it must be at least {least}.")
         if name.endswith("_prob") and value > 1:
-            raise ValueError(f"{name} is {value}: it has to be at most 1.")
+            raise ValueError(f"{name} is {value}; it must be at most 1.")
 
 
 def _check_heads(config: AlbefVisionConfig | AlbefTextConfig) -> None:
@@ -333,6 +380,6 @@ def _check_heads(config: AlbefVisionConfig | AlbefTextConfig) -> None:
 
 
 for _config in (AlbefConfig, AlbefTextConfig, AlbefVisionConfig):
-    _config.register_for_auto_class()  # so that it is saved together with this file
+    _config.register_for_auto_class()  # so that this file is saved with it
 
 __all__ = ["AlbefConfig", "AlbefTextConfig", "AlbefVisionConfig"]

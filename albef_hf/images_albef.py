@@ -4,6 +4,7 @@ import base64
 import contextlib
 import io
 import os
+import socket
 import stat
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -14,16 +15,16 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 ImageSource = Image.Image | str | os.PathLike | io.BytesIO  # an image, its file, or its file in memory
-SCANS = 20  # of a JPEG with the most pixels; fewer pixels may have more scans, since each scan passes over all of them
+MAX_SCANS = 20  # of a JPEG with the maximum of pixels; a smaller one may have more, since each scan visits all pixels
 STRIP_PIXELS = 2**20
-DOWNLOAD_BYTES = 100_000_000
+MAX_DOWNLOAD_BYTES = 100_000_000
 CHANNELS = (1, 3, 4)  # of an array: gray, RGB, RGB with alpha
-BRIGHTEST_NORMALIZED = 16  # of a float; beyond, pixels go to 255, since no mean and deviation take one there
+MAX_NORMALIZED = 16  # a brighter float is a pixel of 0 to 255: no mean and deviation normalize to such a value
 TO_8_BITS = (np.arange(2**16) / 257).astype(np.uint8)
 
 
 class ImageTooLargeError(ValueError):
-    """An image that would take too much memory or time to decode."""
+    """Raised for an image that would take too much memory or time to decode."""
 
 
 def read_image(
@@ -34,22 +35,22 @@ def read_image(
 ) -> Image.Image:
     """Read an image as RGB.
 
-    Transparent pixels become white, 16-bit gray keeps its range, animations give their first frame.
+    Transparent pixels become white, 16-bit gray is scaled to 8 bits, and of an animation the first frame is read.
 
     Args:
         source: An image, its path, or its file in memory.
-        exif_transpose: Turn the image upright by its EXIF orientation; invalid EXIF is ignored. The original's
-            training does not.
-        max_pixels: Pixels at most, by default `PIL.Image.MAX_IMAGE_PIXELS`; see `open_image`.
+        exif_transpose: Rotate the image by its EXIF orientation, which the original's training does not do. Invalid
+            EXIF is ignored.
+        max_pixels: Maximum number of pixels, by default `PIL.Image.MAX_IMAGE_PIXELS`; see `open_image`.
         formats: Pillow's names of the file formats to accept, by default all but PostScript.
 
     Raises:
-        OSError: If there is no such file, or it cannot be read.
-        ImageTooLargeError: If it has too many pixels or JPEG scans.
-        ValueError: If the path is not a regular file, or the pixels have no known range.
+        OSError: If the file does not exist or cannot be read.
+        ImageTooLargeError: If the image has too many pixels or JPEG scans.
+        ValueError: If the image is PostScript, or the range of its pixels is unknown.
     """
     with open_image(source, max_pixels, formats) as image:
-        if exif_transpose and is_turned(image):  # before the conversion, which may drop EXIF
+        if exif_transpose and needs_exif_transpose(image):  # before the conversion, which may drop EXIF
             with contextlib.suppress(Exception):
                 return to_rgb(ImageOps.exif_transpose(image))
         return to_rgb(image)
@@ -59,43 +60,54 @@ def read_image(
 def open_image(
     source: ImageSource, max_pixels: int | None = None, formats: Sequence[str] | None = None
 ) -> Iterator[Image.Image]:
-    """Open an image and check its size and its JPEG scans before it is decoded; raises as `read_image` does."""
-    is_path = isinstance(source, (str, os.PathLike))
-    if is_path and not stat.S_ISREG((status := os.stat(source)).st_mode):  # reading a pipe or terminal may never end
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(f"{os.fspath(source)} is a folder")
-        raise FileNotFoundError(f"{os.fspath(source)} is not a regular file")
+    """Open an image and check its size and its JPEG scans before it is decoded; raises the errors of `read_image`."""
+    if isinstance(source, (str, os.PathLike)):
+        _require_regular_file(source)
     if formats is not None:
         Image.init()
-        formats = [name for name in formats if name in Image.OPEN]  # AVIF is missing in some builds of Pillow
+        formats = [name for name in formats if name in Image.OPEN]  # some builds of Pillow do not have AVIF
     try:
-        is_open = isinstance(source, Image.Image)
-        with contextlib.nullcontext(source) if is_open else Image.open(source, formats=formats) as image:
+        with (
+            contextlib.nullcontext(source)
+            if isinstance(source, Image.Image)
+            else Image.open(source, formats=formats) as image
+        ):
             _check_cost(image, Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels)
             yield image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ImageTooLargeError(str(error)) from error
 
 
+def _require_regular_file(path: str | os.PathLike) -> None:
+    """Refuse folders, and pipes and terminals, whose reading may never end."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{os.fspath(path)} is a folder")
+    if not stat.S_ISREG(mode):
+        raise FileNotFoundError(f"{os.fspath(path)} is not a regular file")
+
+
 def _check_cost(image: Image.Image, max_pixels: int | None) -> None:
-    """Refuse an image that is not decoded yet and would be expensive."""
+    """Refuse an image that would be expensive to decode, unless it is decoded already."""
     file = getattr(image, "fp", None)
     if file is None:
         return
     if image.format == "EPS":
-        raise ValueError("it is PostScript, a program, which is not run; convert it to PNG")
+        raise ValueError("it is PostScript, a program that is not executed; convert it to PNG")
     pixels = image.width * image.height
     if max_pixels is not None and pixels > max_pixels:
         raise ImageTooLargeError(f"it has {pixels:,} pixels; at most {max_pixels:,} are read")
     if max_pixels is not None and image.format in ("JPEG", "MPO"):
         scans = _count_scans(file)
-        if scans * pixels > SCANS * max_pixels:
+        if scans * pixels > MAX_SCANS * max_pixels:
             raise ImageTooLargeError(f"it is a JPEG of {scans:,} scans, which would take too long to decode")
 
 
 def _count_scans(file: BinaryIO) -> int:
-    """Count the markers that start a scan in a JPEG, those of embedded thumbnails too."""
-    position, scans, last = file.tell(), 0, b""
+    """Count the markers that start a scan in a JPEG, including those of embedded thumbnails."""
+    position = file.tell()
+    scans = 0
+    last = b""  # a marker may cross the border of two blocks
     file.seek(0)
     while block := file.read(2**20):
         scans += (last + block).count(b"\xff\xda")
@@ -104,8 +116,8 @@ def _count_scans(file: BinaryIO) -> int:
     return scans
 
 
-def is_turned(image: Image.Image) -> bool:
-    """Whether an image has to be turned or mirrored, by its EXIF, to be upright."""
+def needs_exif_transpose(image: Image.Image) -> bool:
+    """Return True if the EXIF orientation says that the image must be rotated or mirrored."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
     except Exception:  # Pillow raises many kinds of errors on invalid EXIF
@@ -113,25 +125,26 @@ def is_turned(image: Image.Image) -> bool:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB, transparent pixels to white.
+    """Convert an image of any mode to RGB, with transparent pixels as white.
 
     Raises:
-        ValueError: If it has no pixels, their range is not known, or Pillow cannot convert it.
+        ValueError: If it has no pixels, their range is unknown, or Pillow cannot convert it.
     """
     if 0 in image.size:
-        raise ValueError(f"it is {image.width} by {image.height} pixels, and so has none")
+        raise ValueError(f"it is {image.width} by {image.height} pixels, which is empty")
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, of which no range is known")
-    if image.mode == "I" or image.mode.startswith("I;16"):  # convert() would clip everything above 255 to white
+        raise ValueError("its pixels are floating-point numbers of an unknown range")
+    if image.mode == "I" or image.mode.startswith("I;16"):  # convert() would clip values above 255 to white
         image = _from_16_bits(image)
     if image.mode == "La":
-        image = image.convert("LA")  # Pillow knows no other way from premultiplied gray
+        image = image.convert("LA")  # Pillow cannot convert premultiplied gray directly
     return _on_white(image) if image.has_transparency_data else image.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Put a transparent image on white, some rows at a time, which takes half the memory."""
-    result, rows = Image.new("RGB", image.size), max(STRIP_PIXELS // image.width, 1)
+    """Paste a transparent image on white, a strip of rows at a time, which takes half the memory."""
+    result = Image.new("RGB", image.size)
+    rows = max(STRIP_PIXELS // image.width, 1)
     for top in range(0, image.height, rows):
         box = (0, top, image.width, min(top + rows, image.height))
         strip = image.crop(box).convert("RGBA")
@@ -140,38 +153,41 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit gray to 8 bits."""
     levels = np.asarray(image)
     lowest, highest = int(levels.min(initial=0)), int(levels.max(initial=0))
     if lowest < 0 or highest > 65535:
         raise ValueError(f"its pixels go from {lowest} to {highest}; 16-bit gray goes from 0 to 65535")
     if image.mode == "I" and 0 < highest <= 255:
         raise ValueError(f"its pixels are 32-bit integers up to {highest}, which may be 8-bit or 16-bit gray")
-    if isinstance(transparent := image.info.get("transparency"), int):
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
         levels = np.where(levels == transparent, 65535, levels)
     return Image.fromarray(TO_8_BITS[levels])
 
 
 def fetch_image(source: ImageSource, exif_transpose: bool = False, timeout: float | None = None) -> Image.Image:
-    """Read an image as RGB, as `read_image` does, also from an address (http or https) or from base64.
+    """Read an image as RGB with `read_image`, also from a URL (http or https) or from base64.
 
     Args:
-        source: An image, its path, its address, or its file in base64.
+        source: An image, its path, its URL, or its file in base64.
         exif_transpose: As in `read_image`.
-        timeout: Seconds that the address may take.
+        timeout: Timeout of the URL in seconds.
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: As `read_image`, or if the text is neither a file, nor an address, nor base64.
-        TypeError: If it is none of these.
+        ValueError: As in `read_image`.
+        TypeError: If the source is none of these.
     """
     if not isinstance(source, (Image.Image, str, os.PathLike)):
         raise TypeError(f"it is a {type(source).__name__}")
     if isinstance(source, str) and source.startswith(("http://", "https://")):
+        timeout = socket.getdefaulttimeout() if timeout is None else timeout
         request = urllib.request.Request(source, headers={"User-Agent": "Mozilla/5.0 (compatible; transformers)"})
-        with urllib.request.urlopen(request, **({} if timeout is None else {"timeout": timeout})) as response:
-            content = response.read(DOWNLOAD_BYTES + 1)
-        if len(content) > DOWNLOAD_BYTES:
-            raise ImageTooLargeError(f"it has more than {DOWNLOAD_BYTES:,} bytes")
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            content = response.read(MAX_DOWNLOAD_BYTES + 1)
+        if len(content) > MAX_DOWNLOAD_BYTES:
+            raise ImageTooLargeError(f"it is larger than {MAX_DOWNLOAD_BYTES:,} bytes")
         source = io.BytesIO(content)
     elif isinstance(source, str) and not os.path.exists(source):
         encoded = source.partition(",")[2] if source.startswith("data:image/") else source
@@ -187,24 +203,24 @@ def array_to_image(array: np.ndarray | torch.Tensor, channels_first: bool | None
 
     Args:
         array: (height, width), (height, width, channels) or (channels, height, width), with 1, 3 or 4 channels.
-            uint8 goes from 0 to 255 and uint16 from 0 to 65535; other integers from 0 to 255; floats from 0 to 1, or
-            from 0 to 255, of which some are above 16 or all are whole; truth values are black and white.
-        channels_first: Which axis has the channels, where the shape does not tell.
+            The range is 0 to 65535 for uint16 and 0 to 255 for other integers. Floats are in 0 to 1, or in 0 to 255 if
+            one is above 16 or all are whole numbers. Booleans are black and white.
+        channels_first: Whether the first axis is the channels, if the shape is ambiguous.
 
     Raises:
-        ValueError: If the shape or the range of the values is none of these.
+        ValueError: If the shape or the range of the values is ambiguous or none of these.
     """
     pixels, is_numpy = _to_numpy(array), isinstance(array, np.ndarray)
     shape = pixels.shape
     if pixels.ndim not in (2, 3) or 0 in shape:
-        raise ValueError(f"An array of shape {shape} is not an image: give (height, width, channels).")
+        raise ValueError(f"An array of shape {shape} is not an image: pass (height, width, channels).")
     if pixels.ndim == 3:
         first, last = shape[0] in CHANNELS, shape[-1] in CHANNELS
         if channels_first is None and last and pixels.dtype == np.uint8 and is_numpy and shape[0] == shape[1]:
-            channels_first = False  # a small square, as Pillow gives it
+            channels_first = False  # the layout of Pillow; a square with 1, 3 or 4 rows
         if channels_first is None and first and last:
             raise ValueError(
-                f"In an array of shape {shape} the first or the last axis may be the channels: give input_data_format "
+                f"In an array of shape {shape} the first or the last axis may be the channels: pass input_data_format "
                 '"channels_first" or "channels_last".'
             )
         channels_first = first if channels_first is None else channels_first
@@ -218,7 +234,7 @@ def array_to_image(array: np.ndarray | torch.Tensor, channels_first: bool | None
 def _to_numpy(array: np.ndarray | torch.Tensor) -> np.ndarray:
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
-        array = array.float() if array.dtype == torch.bfloat16 else array  # which NumPy does not have
+        array = array.float() if array.dtype == torch.bfloat16 else array  # NumPy has no bfloat16
         return array.numpy()
     return array
 
@@ -233,35 +249,35 @@ def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype == bool:
         return pixels * np.uint8(255)
     if pixels.dtype.kind not in "iuf":
-        raise ValueError(f"An array of {pixels.dtype} is not an image: give 8-bit integers.")
+        raise ValueError(f"An array of {pixels.dtype} is not an image: pass 8-bit integers.")
     lowest, highest = pixels.min(), pixels.max()
     if pixels.dtype.kind == "f" and lowest >= 0 and highest <= 1:
         return (pixels * 255).round().astype(np.uint8)
     if lowest >= 0 and highest <= 255 and np.all(pixels == np.floor(pixels)):
         return pixels.astype(np.uint8)
-    if lowest >= 0 and BRIGHTEST_NORMALIZED < highest <= 255:
+    if lowest >= 0 and MAX_NORMALIZED < highest <= 255:
         return pixels.round().astype(np.uint8)
     raise ValueError(
-        f"The array goes from {lowest} to {highest}, which is not a range of pixels: give 8-bit integers, from 0 to "
-        "255, or floats from 0 to 1. Pixels that are prepared already pass with do_resize=False, do_rescale=False and "
+        f"The array goes from {lowest} to {highest}, which is not a range of pixels: pass 8-bit integers, from 0 to "
+        "255, or floats from 0 to 1. To pass preprocessed pixels, set do_resize=False, do_rescale=False and "
         "do_normalize=False."
     )
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value is an array or a tensor, which may be one image or a batch of them."""
+    """Return True for an array or a tensor, which may be one image or a batch of them."""
     return isinstance(value, (np.ndarray, torch.Tensor))
 
 
 def is_prepared(images: Any) -> bool:
-    """Return whether images are arrays of floats, (channels, height, width) or a batch of these."""
+    """Return True for arrays of floats, (channels, height, width), or a batch of these."""
     if isinstance(images, (list, tuple)):
         return bool(images) and all(is_prepared(image) for image in images)
     return is_array(images) and "float" in str(images.dtype) and images.ndim in (3, 4) and images.shape[-3] in CHANNELS
 
 
 def is_unit_range(images: Any) -> bool:
-    """Whether images are arrays of floats from 0 to 1, for which one asks a processor not to rescale."""
+    """Return True for arrays of floats from 0 to 1, which a processor must not rescale."""
     if isinstance(images, (list, tuple)):
         return all(is_unit_range(image) for image in images)
     return is_array(images) and "float" in str(images.dtype) and bool(images.max() <= 1)
@@ -270,10 +286,10 @@ def is_unit_range(images: Any) -> bool:
 def list_images(images: Any, channels_first: bool | None = None) -> list[Image.Image]:
     """Read an image, an array, a batch of them, or a nested list of these as RGB images.
 
-    Images are not turned by their EXIF orientation, as in training.
+    As in training, EXIF orientation is ignored.
 
     Raises:
-        ValueError: If one of them cannot be read.
+        ValueError: If an image cannot be read.
     """
     if isinstance(images, (list, tuple)):
         return [image for one in images for image in list_images(one, channels_first)]
@@ -283,8 +299,8 @@ def list_images(images: Any, channels_first: bool | None = None) -> list[Image.I
         return [fetch_image(images)]
     except Exception as error:  # of the file system, of the network, of Pillow
         raise ValueError(
-            f"The image {images!r:.100} cannot be read: {error!s:.400}. Give a PIL image, an array, a path, an "
-            "address or base64."
+            f"The image {images!r:.100} cannot be read: {error!s:.400}. Pass a PIL image, an array, a path, a URL "
+            "or base64."
         ) from error
 
 

@@ -17,29 +17,36 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from .compatibility_albef import follow_umask
-from .modeling_albef import IGNORED, AlbefAlignedModel, AlbefTeacherOutput
+from .losses_albef import IGNORED
+from .modeling_albef import AlbefImageTextModel
+from .outputs_albef import AlbefTeacherOutput
 from .utils.files import listed, load_weights
 
 MOMENTUM_FILE = "momentum.safetensors"
 
 
 class FeatureQueue(nn.Module):
-    """The most recent image and text features, as further keys of the contrastive loss (MoCo, arXiv 1911.05722).
+    """A queue of the latest image and text features, more keys for the contrastive loss (MoCo, arXiv 1911.05722).
 
-    Starts with random unit vectors, as the original does.
+    It starts with random unit vectors, as in the original.
 
     Args:
-        size: Number of pairs kept; 0 keeps none.
+        size: Number of pairs; 0 for no queue.
         dim: Width of a feature.
 
     Raises:
         ValueError: If the size is negative.
     """
 
+    image_features: torch.Tensor
+    text_features: torch.Tensor
+    ids: torch.Tensor
+    pointer: torch.Tensor
+
     def __init__(self, size: int, dim: int):
         super().__init__()
         if size < 0:
-            raise ValueError(f"queue_size is {size}: give the number of pairs to keep, or 0 for no queue.")
+            raise ValueError(f"queue_size is {size}: pass the number of pairs to keep, or 0 for no queue.")
         self.register_buffer("image_features", F.normalize(torch.randn(size, dim), dim=-1))
         self.register_buffer("text_features", F.normalize(torch.randn(size, dim), dim=-1))
         self.register_buffer("ids", torch.full((size,), IGNORED))
@@ -49,48 +56,50 @@ class FeatureQueue(nn.Module):
     def enqueue(
         self, image_features: torch.Tensor, text_features: torch.Tensor, ids: torch.Tensor | None = None
     ) -> None:
-        """Replace the oldest pairs by new ones, of any number, wrapping round at the end.
+        """Replace the oldest pairs by any number of new ones; the queue is a ring buffer.
 
         Args:
             image_features: (batch, dim).
             text_features: (batch, dim).
-            ids: Number of the picture of each pair, (batch,); without it a pair is a right answer to none but itself.
+            ids: Id of the image of each pair, (batch,); without ids, a pair is a positive of itself only.
         """
         size = len(self.image_features)
         if size == 0:
             return
-        image_features, text_features = image_features[-size:], text_features[-size:]
-        ids = self.ids.new_full((len(image_features),), IGNORED) if ids is None else ids[-size:]
+        if ids is None:
+            ids = self.ids.new_full((len(image_features),), IGNORED)
+        image_features = image_features[-size:]
+        text_features = text_features[-size:]
         rows = (self.pointer + torch.arange(len(image_features), device=self.pointer.device)) % size
         self.image_features.index_copy_(0, rows, image_features.to(self.image_features.dtype))
         self.text_features.index_copy_(0, rows, text_features.to(self.text_features.dtype))
-        self.ids.index_copy_(0, rows, ids)
+        self.ids.index_copy_(0, rows, ids[-size:])
         self.pointer.copy_((self.pointer + len(rows)) % size)
 
 
 def _unwrap(student: nn.Module) -> PreTrainedModel:
     """Return the head inside wrappers such as `torch.compile`, `DistributedDataParallel` and PEFT."""
-    for module in student.modules():  # from the outside in
+    for module in student.modules():  # from the outermost to the innermost
         if isinstance(module, PreTrainedModel):
             if hasattr(module, "get_teacher_outputs"):
                 return module
             break
     raise ValueError(
-        f"{type(student).__name__} has no get_teacher_outputs: give a model with a head, such as AlbefForPreTraining."
+        f"{type(student).__name__} has no get_teacher_outputs: pass a model with a head, such as AlbefForPreTraining."
     )
 
 
 class MomentumTeacher(nn.Module):
-    """A slow copy of a student that softens its targets and fills the queues of its contrastive loss.
+    """An exponential moving average of a student: soft targets, and queues for the contrastive loss.
 
-    The teacher is in training mode like the student, its dropout active, as in the original; `teacher.eval()` turns
-    that off. Call it with the student's batch, and after every optimizer step call `enqueue` and `update`.
+    As in the original, the teacher is in training mode with dropout, like the student; `teacher.eval()` changes that.
+    Call it with the student's batch, and call `enqueue` and `update` after every optimizer step.
 
     Args:
-        student: A head with `get_teacher_outputs`, also inside `torch.compile`, `DistributedDataParallel` or PEFT; it
-            is copied in float32, since an average with momentum 0.995 would never move in bfloat16.
-        momentum: Share of itself that the teacher keeps at an update; the paper's 0.995.
-        queue_size: Pairs in the queue; the paper's 65,536. A head without a contrastive loss has no queue.
+        student: A model with `get_teacher_outputs`, also inside `torch.compile`, `DistributedDataParallel` or PEFT. It
+            is copied to float32: in bfloat16 an average with momentum 0.995 would never change.
+        momentum: Weight of the teacher in an update; 0.995 in the paper.
+        queue_size: Pairs in the queue; 65,536 in the paper. A head without a contrastive loss has no queue.
 
     Example:
         ```python
@@ -105,26 +114,30 @@ class MomentumTeacher(nn.Module):
         ```
     """
 
+    model: PreTrainedModel
+    queue: FeatureQueue
+
     def __init__(self, student: PreTrainedModel, momentum: float = 0.995, queue_size: int = 65536):
         super().__init__()
         if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is a share between 0 and 1, not {momentum}; the paper's is 0.995.")
+            raise ValueError(f"momentum is {momentum}: it must be between 0 and 1; the paper's is 0.995.")
         self.momentum = momentum
         student = _unwrap(student)
         self.model = copy.deepcopy(student).to(torch.promote_types(student.dtype, torch.float32))
         self.model.requires_grad_(False).train()
-        if not isinstance(student, AlbefAlignedModel):
+        if not isinstance(student, AlbefImageTextModel):
             queue_size = min(queue_size, 0)  # a negative one is still refused
         self.queue = FeatureQueue(queue_size, student.config.projection_dim).to(self.model.dtype)
 
     @torch.no_grad()
     def forward(self, **batch: torch.Tensor) -> AlbefTeacherOutput:
-        """The teacher's features and logits for a batch, with the queues as they stand."""
+        """Compute the teacher's targets for a batch, with the current queues."""
         with torch.inference_mode():
             outputs = self.model.get_teacher_outputs(**batch)
         for name in {"image_embeds", "text_embeds"} & outputs.keys():
-            outputs[name] = outputs[name].clone()  # a plain tensor, which the student's gradient needs
-        outputs.image_queue, outputs.text_queue = self.queue.image_features, self.queue.text_features
+            outputs[name] = outputs[name].clone()  # not an inference tensor, which autograd cannot use
+        outputs.image_queue = self.queue.image_features
+        outputs.text_queue = self.queue.text_features
         outputs.queue_ids = self.queue.ids
         return outputs
 
@@ -132,15 +145,16 @@ class MomentumTeacher(nn.Module):
     def enqueue(
         self, image_features: torch.Tensor, text_features: torch.Tensor, ids: torch.Tensor | None = None
     ) -> None:
-        """Add (batch, projection) features, of all processes, to the queues; see `FeatureQueue.enqueue`."""
+        """Add (batch, projection) features of all processes to the queues; see `FeatureQueue.enqueue`."""
         self.queue.enqueue(image_features, text_features, ids)
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Move towards the student: teacher = momentum * teacher + (1 - momentum) * student (section 3.4)."""
+        """Update the average: teacher = momentum * teacher + (1 - momentum) * student (section 3.4)."""
         teacher_weights = list(self.model.parameters())
         student_weights = [
-            weight.to(own.dtype) for weight, own in zip(_unwrap(student).parameters(), teacher_weights, strict=True)
+            weight.to(average.dtype)
+            for weight, average in zip(_unwrap(student).parameters(), teacher_weights, strict=True)
         ]
         torch._foreach_lerp_(teacher_weights, student_weights, 1 - self.momentum)
 
@@ -154,43 +168,44 @@ class MomentumTeacher(nn.Module):
     def from_pretrained(
         cls, name: str | os.PathLike, student: PreTrainedModel, momentum: float = 0.995, queue_size: int = 65536
     ) -> "MomentumTeacher":
-        """Read `momentum.safetensors` of a folder or Hub repository.
+        """Load `momentum.safetensors` of a folder or Hub repository.
 
-        The student may have another head than the one it was saved with. As in the original's fine-tuning, the
-        teacher's encoders then come from the file too, adapted as `from_pretrained` adapts the student's, and so do
-        the queues where the student contrasts; heads that the file does not have are copied from the student.
+        The student may have another head than the saved one. As in the original's fine-tuning, the teacher's encoders
+        then come from the file, converted as `from_pretrained` converts the student's, and so do the queues if the
+        student has a contrastive loss. Heads that are not in the file are copied from the student.
 
         Args:
-            name: Folder or Hub repository that `save_pretrained` or the converter has written to.
-            student: The student from the same place.
+            name: Folder or Hub repository with the file, which `save_pretrained` or the converter wrote.
+            student: The student from the same folder or repository.
             momentum: As in the constructor.
-            queue_size: As in the constructor, for a file without queues; those that were saved stay as they are.
+            queue_size: As in the constructor, for a file without queues; saved queues keep their size.
 
         Raises:
-            ValueError: If the file belongs to another architecture, or is damaged.
+            ValueError: If the file is for another architecture, or is damaged.
         """
         path = cached_file(str(name), MOMENTUM_FILE)
         weights = load_weights(path)
         if not weights:
-            raise ValueError(f"{path} holds no weights: start a new teacher with MomentumTeacher(student).")
+            raise ValueError(f"{path} has no weights: create a new teacher with MomentumTeacher(student).")
         queue = {key.removeprefix("queue."): weights.pop(key) for key in list(weights) if key.startswith("queue.")}
         weights = {key.removeprefix("model."): weight for key, weight in weights.items()}
-        rows, student = len(queue.get("image_features", ())), _unwrap(student)
+        rows = len(queue.get("image_features", ()))
+        student = _unwrap(student)
         teacher = cls(student, momentum, rows or queue_size)
         try:
-            if weights:  # a converted checkpoint may have lost its momentum model, but not its queues
+            if weights:  # a converted checkpoint may have queues without a momentum model
                 teacher._load(student, weights)
-            if rows and isinstance(student, AlbefAlignedModel):
+            if rows and isinstance(student, AlbefImageTextModel):
                 teacher.queue.load_state_dict(queue)
         except RuntimeError as error:
             raise ValueError(
-                f"{path} does not fit the student: {error}. Give the student that was saved with it, or start a new "
+                f"{path} does not fit the student: {error}. Pass the student that was saved with it, or create a new "
                 "teacher with MomentumTeacher(student)."
             ) from error
         return teacher
 
     def _load(self, student: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
-        """Fill the model with a teacher's weights; what they lack of its head stays the student's."""
+        """Load the weights of a teacher; heads that are not among them stay copies of the student's."""
         copies = [f"{name}." for part in student.modules() for name in getattr(part, "_copied_modules", ())]
         elsewhere = ("albef.", *copies, *student.all_tied_weights_keys)
         head = {key: weight for key, weight in student.state_dict().items() if not key.startswith(elsewhere)}
@@ -200,9 +215,9 @@ class MomentumTeacher(nn.Module):
             state_dict={**head, **weights},
             dtype=self.model.dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that the report names them
+            ignore_mismatched_sizes=True,  # to list them in the report instead
         )
-        # Layers for a second image are of no use to a head with one.
+        # A head for one image has no layers for a second one.
         unexpected = {name for name in report["unexpected_keys"] if ".second_layers." not in name}
         missing, unknown = _incomplete_heads(head, weights.keys(), student.state_dict().keys())
         wrong = {
@@ -216,17 +231,17 @@ class MomentumTeacher(nn.Module):
 
 
 def mismatches(report: dict[str, Any]) -> list[str]:
-    """Return the names that a loading report calls mismatched, each with its shape and the one that fits."""
+    """Return the mismatched weights of a loading report, each with its shape and the expected one."""
     return [f"{name} ({tuple(there)} instead of {tuple(here)})" for name, there, here in report["mismatched_keys"]]
 
 
 def _incomplete_heads(head: Iterable[str], given: Iterable[str], known: Iterable[str]) -> tuple[set[str], set[str]]:
-    """Return what is missing and what is unknown in those modules of a head that a file has.
+    """Return the missing and the unknown weights in the modules of a head that a file has.
 
     Args:
-        head: Names of the head's own weights.
+        head: Names of the head's weights.
         given: Names in the file. The original's momentum model has no temperature.
-        known: Names of all of the student's weights.
+        known: Names of all weights of the student.
     """
     modules = {key.split(".")[0] for key in head}
     there = {key for key in given if key.split(".")[0] in modules}

@@ -1,12 +1,11 @@
-"""Pipelines of ALBEF: retrieval, matching, questions, entailment, reasoning about two pictures, grounding.
+"""Pipelines of ALBEF: retrieval, matching, question answering, entailment, reasoning about two images, grounding.
 
-Pictures are PIL images, paths, addresses (http or https) or base64; inputs come one at a time, in lists, from
-generators and from datasets; `device`, `dtype` and `batch_size` are those of every pipeline of transformers.
+Images are PIL images, paths, URLs (http or https) or base64. Inputs are single, in lists, from generators or from
+datasets. `device`, `dtype` and `batch_size` are those of every pipeline of transformers.
 """
 
 import itertools
 import math
-import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
@@ -19,173 +18,175 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import BatchEncoding, Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 
+from .compatibility_albef import renamed_arguments
 from .configuration_albef import PIPELINES
 from .heatmaps_albef import contrastive_heatmaps, matching_heatmaps, overlay, resize_heatmap, score_boxes
 from .images_albef import fetch_image
 from .processing_albef import AlbefProcessor
-from .retrieval_albef import ImageEncoder, best_matches, encode_texts, match, match_pictures, read_texts
+from .retrieval_albef import (
+    ImageEncoder,
+    as_int,
+    best_matches,
+    encode_texts,
+    encode_tokenized_texts,
+    match,
+    match_images,
+)
 
-Picture = Image.Image | str | os.PathLike  # itself, or a path, an address, or its bytes in base64
+ImageLike = Image.Image | str | os.PathLike  # an image, or its path, URL or base64
 Result = dict[str, Any]
-MATCHED_TOGETHER = 16  # pictures and a text
+MATCHING_BATCH_SIZE = 16  # images that are matched with one text at a time
 
 
 class AlbefPipeline(Pipeline):
-    """What the pipelines have in common: a model that fits the task, and inputs that are read and checked.
+    """Base class of the pipelines: checks that the model fits the task, and reads and checks inputs.
 
     Args:
         model: The model; it is put into evaluation mode.
-        processor: Its `AlbefProcessor`.
-        kwargs: `device`, `batch_size` and what else transformers' `Pipeline` takes; what the call takes, to become its
-            default.
+        processor: The model's `AlbefProcessor`.
+        kwargs: `device`, `batch_size` and other arguments of transformers' `Pipeline`, and defaults for arguments of
+            the call.
 
     Raises:
-        ValueError: If there is no processor, its tokenizer has another vocabulary than the model, or the model is made
-            for another task, or was loaded from a folder that is.
+        ValueError: If there is no processor, its tokenizer has another vocabulary than the model, or the model, or the
+            folder it was loaded from, is for another task.
     """
 
     _load_processor = True
     _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
-    home: str  # its task in `PIPELINES`, which also says for which heads it is
+    task_name: str  # key of `PIPELINES`, which also has the heads for the task
 
     def __init__(self, model: PreTrainedModel, processor: AlbefProcessor | None = None, **kwargs):
         self._check(model, processor)
         super().__init__(model=model.eval(), processor=processor, **kwargs)
 
     def _check(self, model: PreTrainedModel, processor: AlbefProcessor | None) -> None:
-        """Refuse what would fail later, or give answers that mean nothing."""
+        """Refuse a model or processor that would fail later or give meaningless answers."""
         self._check_head(model)
         if getattr(processor, "tokenizer", None) is None:
             raise ValueError("The pipeline needs a processor: processor=AlbefProcessor.from_pretrained(...).")
         _check_vocabulary(model, processor.tokenizer)
 
     def _check_head(self, model: PreTrainedModel) -> None:
-        """The head has to fit, and so has the folder that it comes from: what that lacks is random in the model."""
-        heads = PIPELINES[self.home][2]
-        families = [{kind.__name__ for kind in type(part).__mro__} for part in model.modules()]  # of a wrapped one too
+        """Refuse a model without a head for the task, and one whose head was not saved and is therefore random."""
+        heads = PIPELINES[self.task_name][2]
+        families = [{kind.__name__ for kind in type(part).__mro__} for part in model.modules()]  # finds wrapped models
         fitting = set().union(*(family for family in families if family & set(heads)))
         saved = model.config.architectures or heads
         if not (fitting | set(heads)) & set(saved):
             tasks = [task for task, (_, _, others) in PIPELINES.items() if set(others) & set(saved)]
+            pipelines = f"whose pipeline is {' or '.join(tasks)}" if tasks else "for which there is no pipeline"
             raise ValueError(
-                f"The model comes from a folder of {saved[0]}, "
-                f"{'whose pipeline is ' + ' or '.join(tasks) if tasks else 'for which there is no pipeline'}: for "
-                f"{self.home} load a folder of {' or '.join(heads)}. (If you have trained it for that since, save it.)"
+                f"The model was loaded from a folder of {saved[0]}, {pipelines}: for {self.task_name} load a folder "
+                f"of {' or '.join(heads)}. If you have trained the model for this task since, save it and load it "
+                "again."
             )
         if not fitting:
             raise ValueError(f"A {type(model).__name__} cannot do this: load the model as {heads[-1]}.")
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Save the model, the processor, and the code of the pipeline for those who have no `albef_hf`."""
+        """Save the model, the processor, and the code of the pipeline for users without `albef_hf`."""
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
-    def _read_picture(self, image: Picture, timeout: float | None = None) -> Image.Image:
+    def _load_image(self, image: ImageLike, timeout: float | None = None) -> Image.Image:
         try:
             return fetch_image(image, exif_transpose=True, timeout=timeout)
         except Exception as error:  # of the file system, of the network, of Pillow
             reason = str(error)
+            cause = error if len(reason) <= 400 else None  # a traceback would show all of a long reason
             raise ValueError(
-                f"{_shown(image)} cannot be read as a picture; give a PIL image, a path, an address or base64: "
-                f"{_cut(reason, 400)}"
-            ) from (error if len(reason) <= 400 else None)  # which would be shown with all of it
+                f"{_short_repr(image)} cannot be read as an image: {_shorten(reason, 400)}. Pass a PIL image, a path, "
+                "a URL or base64."
+            ) from cause
 
-    def _read_texts(self, texts: Sequence[str], name: str) -> dict[str, torch.Tensor]:
-        """Tokens of texts, each of which has to be one, as far as the model has positions for them."""
+    def _tokenize(self, texts: Sequence[str], name: str) -> dict[str, torch.Tensor]:
+        """Tokenize non-empty texts, truncated to the positions of the model."""
         for text in texts:
             if not isinstance(text, str):
-                raise ValueError(f"The {name} {_shown(text)} is a {type(text).__name__}; it has to be a string.")
+                raise ValueError(f"The {name} {_short_repr(text)} is a {type(text).__name__}: it must be a string.")
         tokens = self.processor(text=list(texts), return_tensors="pt")
         for text, length in zip(texts, tokens["attention_mask"].sum(1), strict=True):
             if length < 2:  # [CLS] alone
-                raise ValueError(f"The {name} {_shown(text)} has no word in it.")
+                raise ValueError(f"The {name} {_short_repr(text)} has no word: pass a text with at least one word.")
         return {key: values[:, : _positions(self.model)] for key, values in tokens.items()}
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that is not the model's, as far as that can be told."""
-    tokens, embedded = len(tokenizer), model.get_input_embeddings().num_embeddings
+    """Refuse a tokenizer with more tokens or other special tokens than the model."""
+    tokens = len(tokenizer)
+    embedded = model.get_input_embeddings().num_embeddings
     if tokens > embedded:
         raise ValueError(
             f"The tokenizer has {tokens} tokens and the model {embedded}: they do not belong together. "
-            "Load the processor from where the model comes from."
+            "Load the processor from the folder or repository of the model."
         )
     text = model.config.text_config
     expected = (text.bos_token_id, text.eos_token_id, text.pad_token_id)
     special = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
     if special != expected:
         raise ValueError(
-            f"[CLS], [SEP] and [PAD] are the tokens {expected} to the model and {special} to the tokenizer: load the "
-            "processor from where the model comes from. If this is the one that it was trained with, set bos_token_id,"
-            " eos_token_id and pad_token_id of the model's text_config to what they are here."
+            f"The ids of [CLS], [SEP] and [PAD] are {expected} in the model and {special} in the tokenizer: load the "
+            "processor from the folder or repository of the model. If the model was trained with this tokenizer, set "
+            "bos_token_id, eos_token_id and pad_token_id of the model's text_config to the tokenizer's ids."
         )
 
 
-def _shown(value: Any) -> str:
-    """A value as an error message can bear it."""
-    return _cut(repr(value).replace("\n", ""), 100)
+def _short_repr(value: Any) -> str:
+    """Return the repr of a value, short enough for an error message."""
+    return _shorten(repr(value).replace("\n", ""), 100)
 
 
-def _cut(text: str, length: int) -> str:
-    """The beginning and the end of a text that is longer than this."""
+def _shorten(text: str, length: int) -> str:
+    """Replace the middle of a longer text by an ellipsis."""
     half = length // 2
     return text if len(text) <= length else f"{text[:half]} ... {text[-half:]}"
 
 
 def _positions(model: PreTrainedModel) -> int:
-    """How many tokens a text may have, or an answer."""
+    """Return the number of tokens that a text or an answer may have."""
     return model.config.text_config.max_position_embeddings
 
 
-COUNTS = ("top_k", "rerank", "num_beams", "max_new_tokens")
+INTEGER_SETTINGS = ("top_k", "rerank_k", "num_beams", "max_new_tokens")
 
 
-def _given(**settings: Any) -> dict[str, Any]:
-    """The settings of a call that somebody has set."""
+def _without_none(**settings: Any) -> dict[str, Any]:
+    """Return the settings that were passed, with counts checked and converted to int."""
     given = {name: value for name, value in settings.items() if value is not None}
-    return given | {name: _count(name, given[name]) for name in given.keys() & set(COUNTS)}
-
-
-def _count(name: str, value: Any) -> int:
-    """A number of things, also one of numpy or of torch."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ValueError(f"{name} is {_shown(value)}; it has to be a whole number from 1.")
-    return count
+    return given | {name: as_int(name, given[name]) for name in given.keys() & set(INTEGER_SETTINGS)}
 
 
 def _is_array(value: Any) -> bool:
-    """Whether it is an array or a tensor of numbers: somebody's idea of one picture, not a list of inputs."""
+    """Return True for an array or tensor of numbers, which is meant as one image and not as a list of inputs."""
     return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind not in "OSTU")
 
 
-def _candidates(values: Any, name: str) -> list[Any]:
-    """What there is to choose from as a list, also a single one."""
+def _as_list(values: Any, name: str) -> list[Any]:
+    """Return candidates, or a single one, as a list that is not empty."""
     if isinstance(values, (str, os.PathLike, Image.Image)) or _is_array(values):
         return [values]
     if not isinstance(values, Iterable):
-        raise ValueError(f"{name} is {_shown(values)}; give a list.")
-    if not (values := list(values)):
+        raise ValueError(f"{name} is {_short_repr(values)}: pass a list.")
+    candidates = list(values)
+    if not candidates:
         raise ValueError(f"{name} is empty: there is nothing to choose from.")
-    return values
+    return candidates
 
 
-LAZY = (GeneratorType, Dataset)  # read one by one
+LAZY = (GeneratorType, Dataset)  # inputs that are read one by one
 
 
-def _inputs(values: Any, name: str) -> Any:
-    """Inputs as transformers' `Pipeline` takes them: one, a list, a generator, or a dataset of torch."""
-    single = isinstance(values, (str, bytes, Mapping)) or _is_array(values) or not isinstance(values, Iterable)
-    if single or isinstance(values, LAZY):
+def _as_inputs(values: Any, name: str) -> Any:
+    """Convert inputs to what transformers' `Pipeline` accepts: one, a list, a generator, or a dataset of torch."""
+    is_single = isinstance(values, (str, bytes, Mapping)) or _is_array(values) or not isinstance(values, Iterable)
+    if is_single or isinstance(values, LAZY):
         return values
     if not isinstance(values, (list, tuple)):
         return (value for value in values)
     if not values:
-        raise ValueError(f"{name} is an empty list: give at least one.")
+        raise ValueError(f"{name} is an empty list: pass at least one.")
     return list(values)
 
 
@@ -195,200 +196,212 @@ def _inputs(values: Any, name: str) -> Any:
 
 
 class ImageTextRetrievalPipeline(AlbefPipeline):
-    """Which of some texts fit a picture, and which of some pictures fit a text: task `image-text-retrieval`.
+    """Rank texts for an image, or images for a text: task `image-text-retrieval`.
 
-    As in the paper, the cosines of image and text features (ITC) name the best candidates, and the probability that
-    picture and text match (ITM), which looks at both together, ranks them. Candidates that are given when the pipeline
-    is made are encoded once for all calls.
+    As in the paper, the cosine of image and text features (ITC) selects candidates, and the probability that image and
+    text match (ITM), for which the model attends to both together, ranks them. Candidates that are passed when the
+    pipeline is created are encoded once for all calls.
 
     Example:
         ```python
         >>> import albef_hf
         >>> from transformers import pipeline
         >>> retrieve = pipeline("image-text-retrieval", model="you/albef")
-        >>> results = retrieve("picture.png", candidate_texts=["a red ball", "a blue star", "nothing at all"])
+        >>> results = retrieve("image.png", candidate_texts=["a red ball", "a blue star", "nothing at all"])
         >>> sorted(results[0])
         ['index', 'score', 'similarity', 'text']
-        >>> find = pipeline("image-text-retrieval", model="you/albef", candidate_images=["picture.png", "other.png"])
+        >>> find = pipeline("image-text-retrieval", model="you/albef", candidate_images=["image.png", "other.png"])
         >>> [len(results) for results in find(["a red ball", "a blue star"], top_k=1)]
         [1, 1]
 
         ```
     """
 
-    home = "image-text-retrieval"
+    task_name = "image-text-retrieval"
 
     def __call__(self, inputs: Any, **kwargs) -> list[Result] | list[list[Result]]:
         """Rank the candidates.
 
         Args:
-            inputs: Pictures to find texts for, or texts to find pictures for: one, a list, a generator or a dataset.
-            candidate_texts: The texts to choose from for pictures, a list; a single one is matched.
-            candidate_images: The pictures to choose from for texts, likewise.
-            top_k: How many results there are to be; by default as many as are ranked.
-            rerank: How many candidates of the highest similarity are ranked by matching; by default the paper's 128.
-            timeout: Seconds that reading an address may take.
+            inputs: Images to find texts for, or texts to find images for: one, a list, a generator or a dataset.
+            candidate_texts: Texts to rank for images: a list, or a single text to match.
+            candidate_images: Images to rank for texts: a list, or a single image to match.
+            top_k: Number of results; by default all candidates that are ranked.
+            rerank_k: Number of candidates of the highest similarity to rank by matching; 128 by default, as in the
+                paper.
+            timeout: Timeout of a URL in seconds.
 
         Returns:
-            For each input a list, the best first, of dictionaries: `score`, the probability that picture and text
-            match; `similarity`, the cosine; `text` or `image`, the candidate as it was given; its `index`.
+            For each input a list of dictionaries, best first: `score`, the probability that image and text match;
+            `similarity`, the cosine; `text` or `image`, the candidate as it was passed; its `index`.
 
         Raises:
-            ValueError: If candidates are missing, or something is not what it should be.
+            ValueError: If candidates are missing, or an argument is invalid.
         """
-        return super().__call__(_inputs(inputs, "inputs"), **kwargs)
+        return super().__call__(_as_inputs(inputs, "inputs"), **kwargs)
 
+    @renamed_arguments(rerank="rerank_k")
     def _sanitize_parameters(
         self,
         candidate_texts: str | Sequence[str] | None = None,
-        candidate_images: Picture | Sequence[Picture] | None = None,
+        candidate_images: ImageLike | Sequence[ImageLike] | None = None,
         top_k: int | None = None,
-        rerank: int | None = None,
+        rerank_k: int | None = None,
         timeout: float | None = None,
     ) -> tuple[dict, dict, dict]:
         if candidate_texts is not None and candidate_images is not None:
-            raise ValueError("Give candidate_texts for pictures or candidate_images for texts, not both.")
-        candidates = None
+            raise ValueError("Pass candidate_texts for images or candidate_images for texts, not both.")
+        candidates: Candidates | None = None
         if candidate_texts is not None:
             candidates = _TextCandidates(self, candidate_texts)
         elif candidate_images is not None:
             candidates = _ImageCandidates(self, candidate_images, timeout)
         return (
-            _given(candidates=candidates, timeout=timeout),
-            _given(candidates=candidates, rerank=rerank),
-            _given(candidates=candidates, top_k=top_k),
+            _without_none(candidates=candidates, timeout=timeout),
+            _without_none(candidates=candidates, rerank_k=rerank_k),
+            _without_none(candidates=candidates, top_k=top_k),
         )
 
     def preprocess(
         self, query: Any, candidates: "Candidates | None" = None, timeout: float | None = None
     ) -> dict[str, torch.Tensor]:
-        """Pixels of a picture, or tokens of a text."""
+        """Convert an image to pixels, or a text to tokens."""
         if candidates is None:
-            raise ValueError("There is nothing to choose from: give candidate_texts or candidate_images.")
-        return dict(candidates.read(query, timeout))
+            raise ValueError("There is nothing to choose from: pass candidate_texts or candidate_images.")
+        return dict(candidates.preprocess(query, timeout))
 
-    def _forward(self, inputs: dict[str, torch.Tensor], candidates: "Candidates", rerank: int = 128) -> Result:
-        return candidates.rank(inputs, rerank)
+    def _forward(self, inputs: dict[str, torch.Tensor], candidates: "Candidates", rerank_k: int = 128) -> Result:
+        return candidates.rank(inputs, rerank_k)
 
     def postprocess(self, outputs: Result, candidates: "Candidates", top_k: int | None = None) -> list[Result]:
-        """The candidates by the probability of a match."""
-        margins = outputs["logits"][0].float().diff(dim=1).squeeze(1)  # their order is that of the probabilities
+        """Sort the candidates by the probability of a match."""
+        margins = outputs["logits"][0].float().diff(dim=1).squeeze(1)  # in the order of the probabilities
         order = margins.argsort(descending=True, stable=True)[:top_k]
-        columns = (margins.sigmoid(), outputs["similarities"][0], outputs["numbers"][0])
+        scores = margins.sigmoid()[order].tolist()
+        similarities = outputs["similarities"][0][order].tolist()
+        indices = outputs["indices"][0][order].tolist()
         return [
-            {"score": score, "similarity": similarity, candidates.kind: candidates.items[number], "index": number}
-            for score, similarity, number in zip(*(column[order].tolist() for column in columns), strict=True)
+            {"score": score, "similarity": similarity, candidates.kind: candidates.items[index], "index": index}
+            for score, similarity, index in zip(scores, similarities, indices, strict=True)
         ]
 
 
 class _TextCandidates:
-    """Texts to choose from for pictures, encoded once."""
+    """Texts to rank for images, encoded once."""
 
     kind = "text"
 
     def __init__(self, pipeline: AlbefPipeline, texts: str | Sequence[str]):
-        self.items = _candidates(texts, "candidate_texts")
-        pipeline._read_texts(self.items, "candidate text")
-        self.pipeline, self.features = pipeline, encode_texts(pipeline.model, pipeline.processor, self.items)
+        self.items = _as_list(texts, "candidate_texts")
+        pipeline._tokenize(self.items, "candidate text")  # checks them
+        self.pipeline = pipeline
+        self.features = encode_texts(pipeline.model, pipeline.processor, self.items)
 
-    def read(self, query: Picture, timeout: float | None) -> Mapping[str, torch.Tensor]:
-        """Pixels of a picture."""
-        picture = self.pipeline._read_picture(query, timeout)
-        return self.pipeline.processor(images=[picture], return_tensors="pt")
+    def preprocess(self, query: ImageLike, timeout: float | None) -> Mapping[str, torch.Tensor]:
+        """Convert an image to pixels."""
+        image = self.pipeline._load_image(query, timeout)
+        return self.pipeline.processor(images=[image], return_tensors="pt")
 
-    def rank(self, inputs: dict[str, torch.Tensor], rerank: int) -> dict[str, torch.Tensor]:
-        """Numbers, similarities and matching logits of the candidates, (pictures, candidates, ...)."""
+    def rank(self, inputs: dict[str, torch.Tensor], rerank_k: int) -> dict[str, torch.Tensor]:
+        """Return indices, similarities and matching logits of the candidates, (images, candidates, ...)."""
         model = self.pipeline.model
         images = model.get_image_features(**inputs)
-        similarities, numbers = best_matches(images.pooler_output, self.features.embeds, rerank)
-        pictures = zip(images.last_hidden_state.split(1), numbers, strict=True)
-        logits = torch.stack([match(model, states, self.features, wanted) for states, wanted in pictures])
-        return {"numbers": numbers, "similarities": similarities, "logits": logits}
+        similarities, indices = best_matches(images.pooler_output, self.features.embeds, rerank_k)
+        logits = [
+            match(model, states, self.features, best)
+            for states, best in zip(images.last_hidden_state.split(1), indices, strict=True)
+        ]
+        return {"indices": indices, "similarities": similarities, "logits": torch.stack(logits)}
 
 
 class _ImageCandidates:
-    """Pictures to choose from for texts, encoded once as far as memory allows."""
+    """Images to rank for texts, encoded once unless memory is short."""
 
     kind = "image"
 
-    def __init__(self, pipeline: AlbefPipeline, images: Picture | Sequence[Picture], timeout: float | None):
-        self.items = _candidates(images, "candidate_images")
-        pictures = _Pictures(pipeline, self.items, timeout)
+    def __init__(self, pipeline: AlbefPipeline, images: ImageLike | Sequence[ImageLike], timeout: float | None):
+        self.items = _as_list(images, "candidate_images")
         self.pipeline = pipeline
-        self.encoder = ImageEncoder(pipeline.model, pipeline.processor, pictures, range(len(self.items)))
+        lazy_images = _LazyImages(pipeline, self.items, timeout)
+        self.encoder = ImageEncoder(pipeline.model, pipeline.processor, lazy_images, range(len(self.items)))
         self.embeds = self.encoder.embeds()
 
-    def read(self, query: str, timeout: float | None) -> Mapping[str, torch.Tensor]:
-        """Tokens of a text."""
-        return self.pipeline._read_texts([query], "text")
+    def preprocess(self, query: str, timeout: float | None) -> Mapping[str, torch.Tensor]:
+        """Convert a text to tokens."""
+        return self.pipeline._tokenize([query], "text")
 
-    def rank(self, inputs: dict[str, torch.Tensor], rerank: int) -> dict[str, torch.Tensor]:
-        """Numbers, similarities and matching logits of the candidates, (texts, candidates, ...)."""
+    def rank(self, inputs: dict[str, torch.Tensor], rerank_k: int) -> dict[str, torch.Tensor]:
+        """Return indices, similarities and matching logits of the candidates, (texts, candidates, ...)."""
         model = self.pipeline.model
-        texts = read_texts(model, **inputs)
-        similarities, numbers = best_matches(texts.embeds, self.embeds, rerank)
+        texts = encode_tokenized_texts(model, **inputs)
+        similarities, indices = best_matches(texts.embeds, self.embeds, rerank_k)
         logits = []
-        for text, wanted in enumerate(numbers.tolist()):
-            pictures, found = (states for _, states in self.encoder.hidden_states(wanted)), []
-            while some := list(itertools.islice(pictures, MATCHED_TOGETHER)):
-                found.append(match_pictures(model, torch.cat(some), texts.one(text)))
-            logits.append(torch.cat(found))
-        return {"numbers": numbers, "similarities": similarities, "logits": torch.stack(logits)}
+        for text_index, best in enumerate(indices.tolist()):
+            text = texts.select(text_index)
+            states = (states for _, states in self.encoder.hidden_states(best))
+            text_logits = []
+            while batch := list(itertools.islice(states, MATCHING_BATCH_SIZE)):
+                text_logits.append(match_images(model, torch.cat(batch), text))
+            logits.append(torch.cat(text_logits))
+        return {"indices": indices, "similarities": similarities, "logits": torch.stack(logits)}
 
 
 Candidates = _TextCandidates | _ImageCandidates
 
 
-class _Pictures(Sequence):
-    """Pictures that are read when they are needed."""
+class _LazyImages(Sequence):
+    """A sequence of images that are read when they are needed."""
 
-    def __init__(self, pipeline: AlbefPipeline, images: Sequence[Picture], timeout: float | None):
-        self.pipeline, self.images, self.timeout = pipeline, images, timeout
+    def __init__(self, pipeline: AlbefPipeline, images: Sequence[ImageLike], timeout: float | None):
+        self.pipeline = pipeline
+        self.images = images
+        self.timeout = timeout
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return self.pipeline._read_picture(self.images[index], self.timeout)
+        return self.pipeline._load_image(self.images[index], self.timeout)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# A text about a picture
+# An image and a text
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class ImageAndTextPipeline(AlbefPipeline):
-    """What the pipelines for a picture and a text have in common: the rows that inputs are put into."""
+    """Base class of the pipelines for an image and a text: converts inputs to rows of both."""
 
     image_name = "image"
     text_name = "text"
 
     def _rows(self, images: Any, texts: Any) -> Any:
-        """Rows of a picture and a text: those that somebody gives, or pictures and texts side by side."""
-        images = _inputs(images, self.image_name)
+        """Return rows of an image and a text: rows as they were passed, or images and texts side by side."""
+        images = _as_inputs(images, self.image_name)
         if texts is None:
             return images
-        texts = _inputs(texts, self.text_name)
+        texts = _as_inputs(texts, self.text_name)
         if isinstance(texts, LAZY) or (isinstance(images, LAZY) and isinstance(texts, list)):
             raise ValueError(
-                f"{self.image_name} and {self.text_name} go side by side in lists alone: give lists, or yield rows "
-                f"{self._example()}."
+                f"{self.image_name} and {self.text_name} can be passed separately only as lists: pass lists, or yield "
+                f"rows {self._example()}."
             )
         if isinstance(images, LAZY):
             return (self._row(image, texts) for image in images)
-        several_images, several_texts = self._are_several(images), isinstance(texts, list)
-        if not several_images and not several_texts:
+        has_several_images = self._is_batch(images)
+        has_several_texts = isinstance(texts, list)
+        if not has_several_images and not has_several_texts:
             return self._row(images, texts)
-        images = images if several_images else [images] * len(texts)
-        texts = texts if several_texts else [texts] * len(images)
+        images = images if has_several_images else [images] * len(texts)
+        texts = texts if has_several_texts else [texts] * len(images)
         if len(images) != len(texts):
             raise ValueError(
-                f"There are {len(images)} of {self.image_name} and {len(texts)} of {self.text_name}: give as many of "
-                "either, or one for all."
+                f"There are {len(images)} of {self.image_name} and {len(texts)} of {self.text_name}: pass the same "
+                "number of both, or one for all."
             )
         return [self._row(image, text) for image, text in zip(images, texts, strict=True)]
 
-    def _are_several(self, images: Any) -> bool:
+    def _is_batch(self, images: Any) -> bool:
         return isinstance(images, list)
 
     def _row(self, image: Any, text: Any) -> Result:
@@ -398,56 +411,57 @@ class ImageAndTextPipeline(AlbefPipeline):
         return f'{{"{self.image_name}": ..., "{self.text_name}": ...}}'
 
     def preprocess(self, row: Mapping[str, Any], timeout: float | None = None) -> dict[str, Any]:
-        """Pixels and tokens of a row."""
+        """Convert a row to pixels and tokens."""
         if not isinstance(row, Mapping) or not {self.image_name, self.text_name} <= set(row):
             raise ValueError(
-                f"{_shown(row)} is not enough: give {self.image_name} and {self.text_name}, or rows {self._example()}."
+                f"{_short_repr(row)} is incomplete: pass {self.image_name} and {self.text_name}, or rows "
+                f"{self._example()}."
             )
-        tokens = self._read_texts([row[self.text_name]], self.text_name)
+        tokens = self._tokenize([row[self.text_name]], self.text_name)
         return {**tokens, "pixel_values": self._pixels(row[self.image_name], timeout)}
 
-    def _pixels(self, image: Picture, timeout: float | None) -> torch.Tensor:
-        """Of a picture, (1, channels, height, width)."""
-        return self.processor(images=[self._read_picture(image, timeout)], return_tensors="pt")["pixel_values"]
+    def _pixels(self, image: ImageLike, timeout: float | None) -> torch.Tensor:
+        """Convert an image to pixels, (1, channels, height, width)."""
+        return self.processor(images=[self._load_image(image, timeout)], return_tensors="pt")["pixel_values"]
 
 
 class ImageTextMatchingPipeline(ImageAndTextPipeline):
-    """How well pictures and texts go together, pair by pair, as one filters data: task `image-text-matching`.
+    """Score how well image and text match, pair by pair, for example to filter data: task `image-text-matching`.
 
     Example:
         ```python
         >>> import albef_hf
         >>> from transformers import pipeline
         >>> match = pipeline("image-text-matching", model="you/albef")
-        >>> rows = [{"image": "picture.png", "text": "a red ball"}, {"image": "other.png", "text": "a blue star"}]
+        >>> rows = [{"image": "image.png", "text": "a red ball"}, {"image": "other.png", "text": "a blue star"}]
         >>> [sorted(result) for result in match(rows, batch_size=2)]
         [['score', 'similarity'], ['score', 'similarity']]
 
         ```
     """
 
-    home = "image-text-matching"
+    task_name = "image-text-matching"
 
     def __call__(self, image: Any, text: Any = None, **kwargs) -> Result | list[Result]:
         """Score pairs.
 
         Args:
-            image: A picture or a list of them, for one text or for one each; without a text, rows such as
+            image: An image for all texts, or a list with one image per text. Without `text`, rows such as
                 `{"image": ..., "text": ...}`: one, a list, a generator or a dataset.
-            text: A text or a list of them, for one picture or one each.
-            timeout: Seconds that reading an address may take.
+            text: A text for all images, or a list with one text per image.
+            timeout: Timeout of a URL in seconds.
 
         Returns:
-            For each pair a dictionary: `score`, the probability that picture and text match (ITM), and `similarity`,
-            the cosine of their features (ITC).
+            For each pair a dictionary: `score`, the probability that image and text match (ITM), and `similarity`, the
+            cosine of their features (ITC).
 
         Raises:
-            ValueError: If a picture or a text is not what it should be.
+            ValueError: If an image or a text is invalid.
         """
         return super().__call__(self._rows(image, text), **kwargs)
 
     def _sanitize_parameters(self, timeout: float | None = None) -> tuple[dict, dict, dict]:
-        return _given(timeout=timeout), {}, {}
+        return _without_none(timeout=timeout), {}, {}
 
     def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         outputs = self.model(**inputs)
@@ -455,50 +469,50 @@ class ImageTextMatchingPipeline(ImageAndTextPipeline):
         return {"scores": outputs.itm_logits.float().softmax(-1)[:, 1], "similarities": similarities}
 
     def postprocess(self, outputs: dict[str, torch.Tensor]) -> Result:
-        """The scores as numbers."""
+        """Convert the scores to floats."""
         return {"score": outputs["scores"].item(), "similarity": outputs["similarities"].item()}
 
 
 class VisualQuestionAnsweringPipeline(ImageAndTextPipeline):
-    """Answers to questions about pictures, in free words or from a list: task `visual-question-answering`.
+    """Answer questions about images, freely or from a list: task `visual-question-answering`.
 
     Example:
         ```python
         >>> import albef_hf
         >>> from transformers import pipeline
         >>> answer = pipeline("visual-question-answering", model="you/albef-vqa")
-        >>> results = answer(image="picture.png", question="What colour is the ball?")
+        >>> results = answer(image="image.png", question="What color is the ball?")
         >>> [sorted(result) for result in results]
         [['answer', 'score']]
-        >>> results = answer("picture.png", "Is there a ball?", candidate_answers=["yes", "no"], top_k=2)
+        >>> results = answer("image.png", "Is there a ball?", candidate_answers=["yes", "no"], top_k=2)
         >>> sorted(result["answer"] for result in results)
         ['no', 'yes']
 
         ```
     """
 
-    home = "visual-question-answering"
+    task_name = "visual-question-answering"
     text_name = "question"
 
     def __call__(self, image: Any, question: Any = None, **kwargs) -> list[Result] | list[list[Result]]:
         """Answer questions.
 
         Args:
-            image: A picture or a list of them, for one question or for one each; without a question, rows such as
+            image: An image for all questions, or a list with one image per question. Without `question`, rows such as
                 `{"image": ..., "question": ...}`: one, a list, a generator or a dataset.
-            question: A question or a list of them, about one picture or one each.
-            candidate_answers: Answers to choose from, a list; without them the model writes.
-            top_k: How many answers there are to be; by default 1.
-            num_beams: How many beginnings are followed in writing; by default 3, at least 2 and `top_k`.
-            max_new_tokens: How long a written answer may be, in tokens; by default 10.
-            timeout: Seconds that reading an address may take.
+            question: A question about all images, or a list with one question per image.
+            candidate_answers: A list of answers to choose from; without it the model generates answers.
+            top_k: Number of answers; 1 by default.
+            num_beams: Beam width for free-form answers; 3 by default, at least 2 and `top_k`.
+            max_new_tokens: Maximum length of a free-form answer in tokens; 10 by default.
+            timeout: Timeout of a URL in seconds.
 
         Returns:
-            For each question a list, the best first, of dictionaries: `answer` and `score`. For a written answer that
-            is its probability; from a list, `rank_answers`' probability among the 128 likeliest.
+            For each question a list of dictionaries, best first: `answer` and `score`. The score of a free-form answer
+            is its probability; from a list, the probability among the 128 best by `rank_answers`.
 
         Raises:
-            ValueError: If a picture, a question or an answer is not what it should be.
+            ValueError: If an image, a question or an answer is invalid.
         """
         return super().__call__(self._rows(image, question), **kwargs)
 
@@ -512,21 +526,25 @@ class VisualQuestionAnsweringPipeline(ImageAndTextPipeline):
     ) -> tuple[dict, dict, dict]:
         answers = tokens = None
         if candidate_answers is not None:
-            answers = _candidates(candidate_answers, "candidate_answers")
-            tokens = self._read_answers(answers).to(self.device)
-        if max_new_tokens is not None and _count("max_new_tokens", max_new_tokens) > _positions(self.model):
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; the model has {_positions(self.model)} positions.")
-        forward = _given(candidates=tokens, top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
-        return _given(timeout=timeout), forward, _given(answers=answers)
+            answers = _as_list(candidate_answers, "candidate_answers")
+            tokens = self._tokenize_answers(answers).to(self.device)
+        if max_new_tokens is not None and as_int("max_new_tokens", max_new_tokens) > _positions(self.model):
+            raise ValueError(
+                f"max_new_tokens is {max_new_tokens}: it must be at most {_positions(self.model)}, the number of "
+                "positions of the model."
+            )
+        forward = _without_none(candidates=tokens, top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
+        return _without_none(timeout=timeout), forward, _without_none(answers=answers)
 
-    def _read_answers(self, answers: Sequence[str]) -> BatchEncoding:
-        """Tokens of the answers to choose from."""
-        tokens, positions = self.processor.encode_answers(answers), _positions(self.model)
+    def _tokenize_answers(self, answers: Sequence[str]) -> BatchEncoding:
+        """Tokenize the answers to choose from."""
+        tokens = self.processor.encode_answers(answers)
+        positions = _positions(self.model)
         for answer, length in zip(answers, tokens["attention_mask"].sum(1).tolist(), strict=True):
             if length > positions:
                 raise ValueError(
-                    f"The candidate answer {_shown(answer)} has {length} tokens with its ends, the model has "
-                    f"{positions} positions: shorten it."
+                    f"The candidate answer {_short_repr(answer)} has {length} tokens including [CLS] and [SEP], the "
+                    f"model has {positions} positions: shorten it."
                 )
         return tokens
 
@@ -538,16 +556,19 @@ class VisualQuestionAnsweringPipeline(ImageAndTextPipeline):
         num_beams: int = 3,
         max_new_tokens: int = 10,
     ) -> dict[str, torch.Tensor]:
-        """Row of each answer in the list, (questions, top_k), or its tokens, (questions, top_k, tokens); scores."""
+        """Return answers and their scores.
+
+        Answers are rows of the list, (questions, top_k), or generated tokens, (questions, top_k, tokens).
+        """
         if candidates is not None:
             rows, probabilities = self.model.rank_answers(
                 **inputs,
                 answer_ids=candidates["input_ids"],
                 answer_attention_mask=candidates["attention_mask"],
-                k=max(top_k, 128),
+                top_k=max(top_k, 128),
             )
             return {"answers": rows[:, :top_k], "scores": probabilities[:, :top_k]}
-        written = self.model.generate(
+        generated = self.model.generate(
             **inputs,
             num_beams=max(num_beams, top_k, 2),
             num_return_sequences=top_k,
@@ -557,121 +578,127 @@ class VisualQuestionAnsweringPipeline(ImageAndTextPipeline):
             return_dict_in_generate=True,
             output_scores=True,
         )
-        scores = written.sequences_scores.float().exp()
-        return {"answers": written.sequences.unflatten(0, (-1, top_k)), "scores": scores.unflatten(0, (-1, top_k))}
+        scores = generated.sequences_scores.float().exp()
+        return {"answers": generated.sequences.unflatten(0, (-1, top_k)), "scores": scores.unflatten(0, (-1, top_k))}
 
     def postprocess(self, outputs: dict[str, torch.Tensor], answers: list[str] | None = None) -> list[Result]:
-        """The words of the answers."""
-        found = outputs["answers"][0].tolist()
-        texts = self.processor.decode_answers(found) if answers is None else [answers[row] for row in found]
+        """Convert the answers to text."""
+        rows = outputs["answers"][0].tolist()
+        texts = self.processor.decode_answers(rows) if answers is None else [answers[row] for row in rows]
         scores = outputs["scores"][0].tolist()
         return [{"score": score, "answer": text} for score, text in zip(scores, texts, strict=True)]
 
 
 class VisualEntailmentPipeline(ImageAndTextPipeline):
-    """Whether a picture entails a sentence, contradicts it, or neither: task `visual-entailment`.
+    """Classify whether an image entails a sentence, contradicts it, or neither: task `visual-entailment`.
 
     Example:
         ```python
         >>> import albef_hf
         >>> from transformers import pipeline
         >>> judge = pipeline("visual-entailment", model="you/albef-entailment")
-        >>> results = judge("picture.png", "There is a red ball.")
+        >>> results = judge("image.png", "There is a red ball.")
         >>> sorted(result["label"] for result in results)
         ['contradiction', 'entailment', 'neutral']
 
         ```
     """
 
-    home = "visual-entailment"
+    task_name = "visual-entailment"
 
     def __call__(self, image: Any, text: Any = None, **kwargs) -> list[Result] | list[list[Result]]:
-        """Classify sentences by their pictures.
+        """Classify sentences by their images.
 
         Args:
-            image: A picture or a list of them, for one sentence or for one each; without a text, rows such as
+            image: An image for all sentences, or a list with one image per sentence. Without `text`, rows such as
                 `{"image": ..., "text": ...}`: one, a list, a generator or a dataset.
-            text: A sentence or a list of them, about one picture or one each.
-            top_k: How many classes there are to be; by default all.
-            timeout: Seconds that reading an address may take.
+            text: A sentence for all images, or a list with one sentence per image.
+            top_k: Number of classes; by default all.
+            timeout: Timeout of a URL in seconds.
 
         Returns:
-            For each sentence a list, the likeliest first, of dictionaries: `label`, and its probability as `score`.
+            For each sentence a list of dictionaries, best first: `label`, and its probability as `score`.
 
         Raises:
-            ValueError: If a picture or a sentence is not what it should be.
+            ValueError: If an image or a sentence is invalid.
         """
         return super().__call__(self._rows(image, text), **kwargs)
 
     def _sanitize_parameters(self, top_k: int | None = None, timeout: float | None = None) -> tuple[dict, dict, dict]:
-        return _given(timeout=timeout), {}, _given(top_k=top_k)
+        return _without_none(timeout=timeout), {}, _without_none(top_k=top_k)
 
     def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"logits": self.model(**inputs).logits}
 
     def postprocess(self, outputs: dict[str, torch.Tensor], top_k: int | None = None) -> list[Result]:
-        """The classes by probability; by value for regression, as transformers' text classification does."""
-        config, scores = self.model.config, outputs["logits"][0].float()
+        """Sort the classes by probability, or by value for regression, as transformers' text classification does."""
+        config = self.model.config
+        scores = outputs["logits"][0].float()
         if config.problem_type == "multi_label_classification":
             scores = scores.sigmoid()
         elif config.problem_type != "regression" and config.num_labels > 1:
             scores = scores.softmax(-1)
         scores, classes = scores.sort(descending=True, stable=True)
-        names = [config.id2label[number] for number in classes.tolist()]
+        names = [config.id2label[index] for index in classes.tolist()]
         return [{"score": score, "label": name} for score, name in zip(scores.tolist(), names, strict=True)][:top_k]
 
 
 class VisualReasoningPipeline(VisualEntailmentPipeline):
-    """Whether a statement is true of a pair of pictures, as in NLVR2: task `visual-reasoning`.
+    """Classify whether a statement about two images is true, as in NLVR2: task `visual-reasoning`.
 
     Example:
         ```python
         >>> import albef_hf
         >>> from transformers import pipeline
         >>> judge = pipeline("visual-reasoning", model="you/albef-nlvr2")
-        >>> results = judge(["picture.png", "other.png"], "Both pictures show a ball.")
+        >>> results = judge(["image.png", "other.png"], "Both images show a ball.")
         >>> sorted(result["label"] for result in results)
         ['False', 'True']
 
         ```
     """
 
-    home = "visual-reasoning"
+    task_name = "visual-reasoning"
     image_name = "images"
 
     def __call__(self, images: Any, text: Any = None, **kwargs) -> list[Result] | list[list[Result]]:
-        """Classify statements by their two pictures.
+        """Classify statements by their two images.
 
         Args:
-            images: A pair of pictures or a list of pairs, for one statement or for one each; without a text, rows such
-                as `{"images": [..., ...], "text": ...}`: one, a list, a generator or a dataset.
-            text: A statement or a list of them, about one pair or one each.
-            top_k: How many classes there are to be; by default all.
-            timeout: Seconds that reading an address may take.
+            images: Two images for all statements, or a list of two images per statement. Without `text`, rows such as
+                `{"images": [..., ...], "text": ...}`: one, a list, a generator or a dataset.
+            text: A statement for all pairs of images, or a list with one statement per pair.
+            top_k: Number of classes; by default all.
+            timeout: Timeout of a URL in seconds.
 
         Returns:
-            For each statement a list, the likeliest first, of dictionaries: `label`, and its probability as `score`.
+            For each statement a list of dictionaries, best first: `label`, and its probability as `score`.
 
         Raises:
-            ValueError: If a pair or a statement is not what it should be.
+            ValueError: If an image or a statement is invalid, or there are not two images.
         """
         return super().__call__(images, text, **kwargs)
 
-    def _are_several(self, images: Any) -> bool:
+    def _is_batch(self, images: Any) -> bool:
         return isinstance(images, list) and isinstance(images[0], (list, tuple))
 
-    def _pixels(self, image: Sequence[Picture], timeout: float | None) -> torch.Tensor:
-        """Of a pair of pictures, (1, 2, channels, height, width)."""
+    def _pixels(self, image: Sequence[ImageLike], timeout: float | None) -> torch.Tensor:
+        """Convert two images to pixels, (1, 2, channels, height, width)."""
         if not isinstance(image, (list, tuple)) or len(image) != 2:
-            raise ValueError(f"{_shown(image)} is not a pair of pictures; give a list of two.")
-        pixels = super()._pixels
-        return torch.stack([pixels(one, timeout) for one in image], dim=1)
+            raise ValueError(f"{_short_repr(image)} is not a pair of images: pass a list of two.")
+        first, second = image
+        return torch.stack([super()._pixels(first, timeout), super()._pixels(second, timeout)], dim=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Grounding
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _sentence_heatmaps(
     model: PreTrainedModel, input_ids: torch.Tensor, pixel_values: torch.Tensor, attention_mask: torch.Tensor, **kwargs
 ) -> torch.Tensor:
-    """Mean of the heat maps of a sentence's tokens, (batch, rows, columns), whatever it is padded to."""
+    """Compute the mean of the heat maps of a sentence's tokens, (batch, rows, columns), without padding."""
     maps = matching_heatmaps(model, input_ids, pixel_values, attention_mask, **kwargs)
     return maps.sum(1) / attention_mask.sum(1)[:, None, None]
 
@@ -680,17 +707,17 @@ HEATMAPS: dict[str, Callable[..., torch.Tensor]] = {"matching": _sentence_heatma
 
 
 class VisualGroundingPipeline(ImageAndTextPipeline):
-    """Where in a picture something is that a text speaks of, and in which of some boxes: task `visual-grounding`.
+    """Find what a text describes in an image, and in which of several boxes: task `visual-grounding`.
 
-    It was never told in training: the heat map is the gradient of the score for picture and text, Grad-CAM, and a box
-    is as good as the heat that it holds (section 6.4 of the paper).
+    The model is not trained with boxes: the heat map is the gradient of the score for image and text (Grad-CAM), and a
+    box is scored by the heat in it (section 6.4 of the paper).
 
     Example:
         ```python
         >>> import albef_hf
         >>> from transformers import pipeline
         >>> ground = pipeline("visual-grounding", model="you/albef")
-        >>> result = ground("picture.png", "the red ball", boxes=[[0, 0, 20, 20], [20, 10, 20, 20]])
+        >>> result = ground("image.png", "the red ball", boxes=[[0, 0, 20, 20], [20, 10, 20, 20]])
         >>> result["heatmap"].shape, result["overlay"].size
         ((30, 40), (40, 30))
         >>> result["overlay"].save("overlay.png")
@@ -700,29 +727,30 @@ class VisualGroundingPipeline(ImageAndTextPipeline):
         ```
     """
 
-    home = "visual-grounding"
+    task_name = "visual-grounding"
 
     def __call__(self, image: Any, text: Any = None, **kwargs) -> Result | list[Result]:
-        """Look for things.
+        """Ground texts in images.
 
         Args:
-            image: A picture or a list of them, for one text or for one each; without a text, rows such as
-                `{"image": ..., "text": ...}`, and maybe `boxes`: one, a list, a generator or a dataset.
-            text: What to look for, or a list of such, in one picture or one each.
-            boxes: Boxes to choose from, where the row has none of its own: left, top, width and height in pixels.
-            heatmap: `matching`, the paper's, through the attention of the text; or `contrast`, through that of the
-                image encoder.
-            layer: Whose attention it is, counted from 0; by default `matching_heatmaps`' or `contrastive_heatmaps`'.
-            box_alpha: Power of a box's area that its heat is divided by; by default the paper's 0.5.
-            timeout: Seconds that reading an address may take.
+            image: An image for all texts, or a list with one image per text. Without `text`, rows such as
+                `{"image": ..., "text": ...}`, optionally with `boxes`: one, a list, a generator or a dataset.
+            text: The text to ground in all images, or a list with one text per image.
+            boxes: Boxes to score in rows without `boxes`: left, top, width and height in pixels.
+            heatmap: `matching`, the paper's, for the attention of the text, or `contrast` for that of the image
+                encoder.
+            layer: Index of the layer whose attention is used; by default that of `matching_heatmaps` or
+                `contrastive_heatmaps`.
+            box_alpha: Power of a box's area by which its heat is divided; 0.5 by default, as in the paper.
+            timeout: Timeout of a URL in seconds.
 
         Returns:
-            For each text a dictionary: `heatmap`, an array of (height, width) of the picture, which is hot where it is
-            high; `overlay`, the picture under its heat; and where there are boxes, `boxes`, a list, the best first, of
-            dictionaries with the `box` as it was given and its `score`.
+            For each text a dictionary: `heatmap`, an array of the image's (height, width), higher where it is hotter;
+            `overlay`, the heat map drawn over the image; and if there are boxes, `boxes`, a list of dictionaries, best
+            first, with the `box` as it was passed and its `score`.
 
         Raises:
-            ValueError: If a picture, a text or a box is not what it should be.
+            ValueError: If an image, a text or a box is invalid.
         """
         return super().__call__(self._rows(image, text), **kwargs)
 
@@ -735,10 +763,14 @@ class VisualGroundingPipeline(ImageAndTextPipeline):
         timeout: float | None = None,
     ) -> tuple[dict, dict, dict]:
         if heatmap is not None and heatmap not in tuple(HEATMAPS):
-            raise ValueError(f"heatmap is {_shown(heatmap)}; choose {' or '.join(HEATMAPS)}.")
+            raise ValueError(f"heatmap is {_short_repr(heatmap)}: choose {' or '.join(HEATMAPS)}.")
         if box_alpha is not None and not (isinstance(box_alpha, Real) and math.isfinite(box_alpha)):
-            raise ValueError(f"box_alpha is {_shown(box_alpha)}; it has to be a number, such as 0.5.")
-        return _given(boxes=boxes, timeout=timeout), _given(heatmap=heatmap, layer=layer), _given(box_alpha=box_alpha)
+            raise ValueError(f"box_alpha is {_short_repr(box_alpha)}: it must be a number, such as 0.5.")
+        return (
+            _without_none(boxes=boxes, timeout=timeout),
+            _without_none(heatmap=heatmap, layer=layer),
+            _without_none(box_alpha=box_alpha),
+        )
 
     def preprocess(
         self,
@@ -746,43 +778,58 @@ class VisualGroundingPipeline(ImageAndTextPipeline):
         boxes: Sequence[Sequence[float]] | None = None,
         timeout: float | None = None,
     ) -> dict[str, Any]:
-        """Pixels and tokens of a row; its picture and its boxes."""
+        """Convert a row to pixels and tokens, with its image and its boxes."""
         if isinstance(row, Mapping) and self.image_name in row:
-            row = {**row, self.image_name: self._read_picture(row[self.image_name], timeout)}
+            row = {**row, self.image_name: self._load_image(row[self.image_name], timeout)}
         inputs = super().preprocess(row)
         boxes = boxes if row.get("boxes") is None else row["boxes"]
-        return {**inputs, "picture": row[self.image_name], "boxes": None if boxes is None else _checked_boxes(boxes)}
+        return {**inputs, "image": row[self.image_name], "boxes": None if boxes is None else _validate_boxes(boxes)}
 
     def _forward(self, inputs: dict[str, Any], heatmap: str = "matching", layer: int | None = None) -> dict[str, Any]:
-        picture, boxes = inputs.pop("picture"), inputs.pop("boxes")
-        heatmaps = HEATMAPS[heatmap](self.model, **inputs, **_given(layer=layer))
-        return {"heatmaps": heatmaps, "picture": picture, "boxes": boxes}
+        image = inputs.pop("image")
+        boxes = inputs.pop("boxes")
+        heatmaps = HEATMAPS[heatmap](self.model, **inputs, **_without_none(layer=layer))
+        return {"heatmaps": heatmaps, "image": image, "boxes": boxes}
 
     def postprocess(self, outputs: dict[str, Any], box_alpha: float = 0.5) -> Result:
-        """The heat map at the picture's resolution, the picture under it, and the boxes in it."""
-        picture, heat = outputs["picture"], outputs["heatmaps"][0].float()
-        resized = resize_heatmap(heat, picture.height, picture.width)
-        result = {"heatmap": resized.numpy(), "overlay": overlay(picture, heat)}
+        """Resize the heat map to the image, draw it over the image, and score the boxes."""
+        image = outputs["image"]
+        heat = outputs["heatmaps"][0].float()
+        resized = resize_heatmap(heat, image.height, image.width)
+        result = {"heatmap": resized.numpy(), "overlay": overlay(image, heat)}
         if outputs["boxes"] is not None:
-            scores = score_boxes(heat, outputs["boxes"], picture.size, box_alpha)
+            scores = score_boxes(heat, outputs["boxes"], image.size, box_alpha)
             order = scores.argsort(descending=True, stable=True).tolist()
             result["boxes"] = [{"score": scores[i].item(), "box": outputs["boxes"][i]} for i in order]
         return result
 
 
-def _checked_boxes(boxes: Any) -> list[list[float]]:
-    """Boxes that can be scored."""
+def _validate_boxes(boxes: Any) -> list[list[float]]:
+    """Return boxes as lists of finite numbers with a positive area."""
     boxes = boxes.tolist() if hasattr(boxes, "tolist") else boxes
     for box in boxes if isinstance(boxes, (list, tuple)) else [boxes]:
-        numbers = list(box) if isinstance(box, Iterable) else []
-        if len(numbers) != 4 or not all(isinstance(number, Real) and math.isfinite(number) for number in numbers):
-            raise ValueError(f"{_shown(box)} is not a box; give a list of [left, top, width, height] in pixels.")
-        if min(numbers[2:]) <= 0:
-            raise ValueError(f"The box {_shown(box)} has no area; it is [left, top, width, height] in pixels.")
+        values = list(box) if isinstance(box, Iterable) else []
+        if len(values) != 4 or not all(isinstance(value, Real) and math.isfinite(value) for value in values):
+            raise ValueError(f"{_short_repr(box)} is not a box: pass a list of [left, top, width, height] in pixels.")
+        if min(values[2:]) <= 0:
+            raise ValueError(f"The box {_short_repr(box)} has no area: pass [left, top, width, height] in pixels.")
     return [list(box) for box in boxes]
 
 
+PIPELINE_CLASSES: dict[str, type[AlbefPipeline]] = {
+    pipeline_class.__name__: pipeline_class
+    for pipeline_class in (
+        ImageTextRetrievalPipeline,
+        ImageTextMatchingPipeline,
+        VisualGroundingPipeline,
+        VisualQuestionAnsweringPipeline,
+        VisualEntailmentPipeline,
+        VisualReasoningPipeline,
+    )
+}
+
 __all__ = [
+    "PIPELINE_CLASSES",
     "AlbefPipeline",
     "ImageTextMatchingPipeline",
     "ImageTextRetrievalPipeline",

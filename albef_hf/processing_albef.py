@@ -1,4 +1,4 @@
-"""Processor of ALBEF: pictures to pixels, captions to tokens, cleaned and tokenized as the original does."""
+"""The processor of ALBEF: converts images to pixels, and cleans and tokenizes captions as the original does."""
 
 import contextlib
 import copy
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
+from transformers.processing_utils import ProcessingKwargs, TextKwargs
 
 from .images_albef import is_prepared, is_unit_range, list_images
 
@@ -22,18 +22,18 @@ BERT_TOKENS = ("cls_token", "sep_token", "pad_token", "mask_token", "unk_token")
 DELETED_CHARACTERS = re.compile(r"""[,.'!?"()*#:;~]""")
 
 
-def encodable(text: str) -> str:
-    """The text with a question mark for what cannot be encoded, lone surrogates, which JSON allows."""
+def replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which JSON allows but which cannot be encoded, by question marks."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def clean_caption(caption: str, max_words: int = 30, kept_tokens: Sequence[str] = ()) -> str:
-    """Lower-case a caption, strip its punctuation and cut it (`pre_caption` in the original's `dataset/utils.py`).
+    """Lowercase, clean and truncate a caption (`pre_caption` in the original's `dataset/utils.py`).
 
     Args:
-        caption: Any text; characters that cannot be encoded (lone surrogates) become question marks and go too.
-        max_words: Words kept.
-        kept_tokens: Tokens that stay as they are, as `added_tokens` returns them.
+        caption: Any text; lone surrogates, which cannot be encoded, are removed.
+        max_words: Maximum number of words.
+        kept_tokens: Tokens to leave unchanged, from `added_tokens`.
 
     Example:
         ```python
@@ -46,13 +46,13 @@ def clean_caption(caption: str, max_words: int = 30, kept_tokens: Sequence[str] 
         parts = re.split(f"({'|'.join(map(re.escape, kept_tokens))})", caption)
         cleaned = (part if part in kept_tokens else clean_caption(part, max_words) for part in parts)
         return " ".join(" ".join(part for part in cleaned if part).split(" ")[:max_words])
-    caption = DELETED_CHARACTERS.sub("", encodable(caption).lower()).replace("-", " ").replace("/", " ")
+    caption = DELETED_CHARACTERS.sub("", replace_surrogates(caption).lower()).replace("-", " ").replace("/", " ")
     caption = re.sub(r"\s{2,}", " ", caption.replace("<person>", "person"))
     return " ".join(caption.rstrip("\n").strip(" ").split(" ")[:max_words])
 
 
-# A call sets truncation and padding in the tokenizer, so threads that share one have to take turns. No process starts
-# as the copy of one in which another thread is in the middle of a call, since that thread is not copied.
+# A call sets truncation and padding in the tokenizer, so threads that share one must wait for each other. A fork also
+# waits: another thread's call would never finish in the child process, which does not have that thread.
 _TOKENIZER_LOCK = threading.Lock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
@@ -63,13 +63,13 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def _turn(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Wait for calls of other threads, and leave no setting of this call in the tokenizer."""
+def _exclusive(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Wait for calls of other threads, and remove the settings of this call from the tokenizer at the end."""
     with _TOKENIZER_LOCK:
         try:
             yield
         finally:
-            forget_call_settings(tokenizer.backend_tokenizer)
+            clear_truncation_and_padding(tokenizer.backend_tokenizer)
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -80,22 +80,23 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: str | list[str], **settings) -> BatchEncoding:
-    """Tokenize texts in the one way of processor, training and evaluation; threads may share the tokenizer.
+    """Tokenize texts as processor, training and evaluation do; threads may share the tokenizer.
 
     Args:
-        tokenizer: The processor's.
+        tokenizer: The tokenizer of the processor.
         texts: A text or a list of them, cleaned by `clean_caption` with the `added_tokens`.
-        settings: Of the call, such as `truncation=True`. They do not stay in the tokenizer.
+        settings: Settings of the call, such as `truncation=True`; the tokenizer does not keep them.
 
     Returns:
-        What the tokenizer returns. Added tokens are whole; without any, BERT's special tokens are text.
+        The output of the tokenizer. Added tokens are not split. Without added tokens, BERT's special tokens are split
+        like other text.
     """
-    with _turn(tokenizer):
+    with _exclusive(tokenizer):
         return tokenizer(texts, **{"split_special_tokens": not added_tokens(tokenizer), **settings})
 
 
 _CHINESE_JAPANESE = "[\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]"
-# Tokens do not tell whether there was a space beside a mark: these are the usual ways of writing, in this order.
+# Tokens do not tell whether there was a space beside a mark: these rules restore the usual spaces, in this order.
 _SPACING = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -123,7 +124,7 @@ _SPACING = tuple(
 
 
 def join_words(words: Sequence[str]) -> str:
-    """Write words and punctuation marks, which BERT's tokenizer separates, with the usual spaces.
+    """Join words and punctuation marks, which BERT's tokenizer separates, with the usual spaces.
 
     Example:
         ```python
@@ -139,15 +140,14 @@ def join_words(words: Sequence[str]) -> str:
 
 
 def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrainedTokenizerFast:
-    """The same vocabulary in a tokenizer that emits `[CLS] x` and no `[SEP]`, as the original's does.
+    """Return a tokenizer with the same vocabulary that emits `[CLS] x` without `[SEP]`, as the original's does.
 
-    It is not a `BertTokenizer`, since that class puts its `[SEP]` back whenever it is loaded. And a "[SEP]" that
-    somebody writes is five characters of text to it, whoever calls it: transformers' own pipelines do so themselves.
+    It is not a `BertTokenizer`, because that class adds `[SEP]` again when it is loaded. It splits a "[SEP]" in a text
+    like other text, also if it is called directly, as transformers' own pipelines do.
 
     Args:
         tokenizer: A BERT tokenizer, or one that this function has made.
-        settings: What the tokenizer does where a call of the processor does not say otherwise, such as
-            `max_length=512` instead of 30 tokens.
+        settings: Defaults for calls of the processor, such as `max_length=512` instead of 30 tokens.
 
     Raises:
         ValueError: If the tokenizer lacks one of BERT's special tokens.
@@ -156,10 +156,10 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
     if missing:
         raise ValueError(f"The tokenizer has no {', '.join(missing)} token; ALBEF needs a BERT tokenizer.")
     if not settings and tokenize(tokenizer, "") == {"input_ids": [tokenizer.cls_token_id], "attention_mask": [1]}:
-        tokenizer.split_special_tokens = True  # which a folder of an earlier version does not say
-        return tokenizer  # with the settings that it has
+        tokenizer.split_special_tokens = True  # folders of earlier versions do not have this setting
+        return tokenizer
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
-    forget_call_settings(backend)
+    clear_truncation_and_padding(backend)
     cls, sep = (tokenizer.cls_token, tokenizer.cls_token_id), (tokenizer.sep_token, tokenizer.sep_token_id)
     backend.post_processor = TemplateProcessing(
         single=f"{cls[0]} $A", pair=f"{cls[0]} $A {sep[0]} $B:1 {sep[0]}:1", special_tokens=[cls, sep]
@@ -174,40 +174,41 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
     )
 
 
-def forget_call_settings(backend: Tokenizer) -> None:
-    """Remove truncation and padding of the last call, which `tokenizer.json` would hand on as defaults."""
+def clear_truncation_and_padding(backend: Tokenizer) -> None:
+    """Remove truncation and padding of the last call, which would be saved in `tokenizer.json` as defaults."""
     backend.no_truncation()
     backend.no_padding()
 
 
 class AlbefTextKwargs(TextKwargs, total=False):
-    """Settings of the tokenizer in a call."""
+    """Settings of the tokenizer for a call."""
 
     split_special_tokens: bool
 
 
 class AlbefProcessorKwargs(ProcessingKwargs, total=False):
-    """Settings of a call; transformers reads their defaults here up to 5.22, and on the processor since 5.23."""
+    """Settings of a call; transformers reads their defaults here up to 5.22, and from the processor since 5.23."""
 
     text_kwargs: AlbefTextKwargs
     _defaults = {"text_kwargs": {"padding": True, "truncation": True, "max_length": 30}}
 
 
 class AlbefProcessor(ProcessorMixin):
-    """Prepares pictures and captions for ALBEF models.
+    """Preprocess images and captions for ALBEF models.
 
-    Pictures are resized to a square (bicubic) and normalised by CLIP's mean and deviation; captions are cleaned,
-    cut to 30 words, tokenized without `[SEP]`, padded to the longest and truncated to 30 tokens.
+    Images are resized to a square (bicubic) and normalized with CLIP's mean and standard deviation. Captions are
+    cleaned, truncated to 30 words, tokenized without `[SEP]`, truncated to 30 tokens and padded to the longest.
 
     Args:
-        image_processor: Such as `BlipImageProcessor(size={"height": 256, "width": 256})`, whose settings are ALBEF's.
-        tokenizer: A BERT tokenizer; its `[SEP]` is dropped. One of `without_separator` may keep more than 30 tokens.
-        max_words: Words of a caption that are kept.
+        image_processor: For example `BlipImageProcessor(size={"height": 256, "width": 256})`.
+        tokenizer: A BERT tokenizer, which is converted by `without_separator`. A tokenizer that was converted with
+            settings keeps them, for example more than 30 tokens.
+        max_words: Maximum number of words of a caption.
 
     Example:
         ```python
         processor = AlbefProcessor.from_pretrained("you/albef")
-        inputs = processor(images=picture, text=["a dog in the snow", "a red car"], return_tensors="pt")
+        inputs = processor(images=image, text=["a dog in the snow", "a red car"], return_tensors="pt")
         ```
     """
 
@@ -216,33 +217,34 @@ class AlbefProcessor(ProcessorMixin):
 
     def __init__(self, image_processor, tokenizer, max_words: int = 30, **kwargs):
         self.max_words = max_words
-        self.auto_map = {"AutoProcessor": f"processing_albef.{type(self).__name__}"}  # as it is saved, from the start
+        # transformers adds it only while it saves the processor for the first time.
+        self.auto_map = {"AutoProcessor": f"processing_albef.{type(self).__name__}"}
         super().__init__(image_processor, without_separator(tokenizer), **kwargs)
 
     def __call__(
         self,
         images: ImageInput | None = None,
         text: str | list[str] | None = None,
-        **kwargs: Unpack[AlbefProcessorKwargs],
+        **kwargs: Any,
     ) -> BatchFeature:
-        """Prepare pictures, texts, or both.
+        """Preprocess images, texts, or both.
 
         Args:
-            images: A picture or a list of them, also a path, an address, base64 or an array (see `array_to_image`).
-                Each is converted to RGB as in training, and as there EXIF does not turn it. With `do_resize`,
-                `do_rescale` and `do_normalize` off, floats (channels, height, width) pass as they are.
-            text: A caption or a list of them; an empty one is valid and becomes `[CLS]` alone. Tokens that were added
-                to the tokenizer stay whole; BERT's special tokens are text like any other.
+            images: An image, path, URL, base64 or array (see `array_to_image`), or a list of them. They are converted
+                to RGB as in training, and EXIF orientation is ignored as in training. If `do_resize`, `do_rescale` and
+                `do_normalize` are off, floats (channels, height, width) are not changed.
+            text: A caption or a list of them; an empty one becomes `[CLS]` alone. Tokens that were added to the
+                tokenizer are not split; BERT's special tokens are split like other text.
             kwargs: Settings of the tokenizer and image processor, such as `return_tensors="pt"`.
 
         Returns:
             `pixel_values` (batch, 3, height, width), `input_ids` and `attention_mask` (batch, tokens).
 
         Raises:
-            ValueError: If there is neither a picture nor a text, a picture cannot be read, or a text is not a string.
+            ValueError: If there are neither images nor texts, an image cannot be read, or a text is not a string.
         """
         if images is None and text is None:
-            raise ValueError("Nothing to process: give images, text, or both.")
+            raise ValueError("Nothing to process: pass images, text, or both.")
         if text is not None:
             added = added_tokens(self.tokenizer)
             text = self._clean(text, added)
@@ -251,83 +253,80 @@ class AlbefProcessor(ProcessorMixin):
             images, kwargs = _read_images(images, kwargs)
         if text is None:
             return super().__call__(images=images, **kwargs)
-        with _turn(self.tokenizer):
+        with _exclusive(self.tokenizer):
             return super().__call__(images=images, text=text, **kwargs)
 
     def _are_prepared(self, images: ImageInput, kwargs: dict[str, Any]) -> bool:
-        """Return whether images are pixel values already, of which a call changes nothing."""
+        """Return True if the images are pixel values that this call does not change."""
         settings = {**kwargs, **(kwargs.get("images_kwargs") or {})}
         steps = ("do_resize", "do_rescale", "do_normalize")
         is_on = (settings.get(step, getattr(self.image_processor, step, True)) for step in steps)
         return is_prepared(images) and not any(is_on)
 
     def encode_whole(self, text: str) -> list[int]:
-        """Return the token ids of a text that is cleaned as in a call, but not cut."""
+        """Return the token ids of a text that is cleaned as in a call, but not truncated."""
         cleaned = clean_caption(text, len(text), added_tokens(self.tokenizer))
         return tokenize(self.tokenizer, cleaned, truncation=False, verbose=False)["input_ids"]
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """Save the processor as it was made: what the last call truncated or padded to is not saved."""
+        """Save the processor without the truncation and padding of its last call."""
         saved = copy.copy(self)
-        with _turn(self.tokenizer):
+        with _exclusive(self.tokenizer):
             saved.tokenizer = copy.deepcopy(self.tokenizer)
-        forget_call_settings(saved.tokenizer.backend_tokenizer)
+        clear_truncation_and_padding(saved.tokenizer.backend_tokenizer)
         return super(AlbefProcessor, saved).save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def encode_answers(self, answers: str | list[str]) -> BatchEncoding:
-        """Tokenize answers for question answering: `[CLS] answer [SEP]`, as they are but for upper case and accents.
+        """Tokenize answers for question answering as `[CLS] answer [SEP]`, in lower case and without accents.
 
-        Characters that cannot be encoded (lone surrogates) become question marks.
+        Lone surrogates, which cannot be encoded, become question marks.
 
         Args:
             answers: An answer or a list of them.
 
         Returns:
-            `input_ids` and `attention_mask`, (answers, tokens), padded to the longest; and `labels`, which are -100
-            for the padding, for the head's loss.
+            `input_ids` and `attention_mask`, (answers, tokens), padded to the longest, and `labels` for the loss, with
+            -100 for padding.
 
         Raises:
-            ValueError: If there is no answer, or one that has no token, or is not a string.
+            ValueError: If there is no answer, or an answer has no known word or is not a string.
         """
         answers = [answers] if isinstance(answers, str) else list(answers)
         if not answers or not all(isinstance(answer, str) for answer in answers):
             raise ValueError("answers must be strings, and there must be at least one.")
-        texts = [encodable(answer) for answer in answers]
+        texts = [replace_surrogates(answer) for answer in answers]
         if added_tokens(self.tokenizer):
             for name in BERT_TOKENS:
                 token = getattr(self.tokenizer, name)
-                texts = [text.replace(token, token.lower()) for text in texts]  # which is text
+                texts = [text.replace(token, token.lower()) for text in texts]  # lower case is not a special token
         ids = tokenize(self.tokenizer, texts)["input_ids"]
         empty = [answer for answer, tokens in zip(answers, ids, strict=True) if not self.has_words(tokens)]
         if empty:
-            raise ValueError(
-                f"The answer {empty[0]!r} has no word that can be written with the vocabulary: leave it out."
-            )
+            raise ValueError(f"The answer {empty[0]!r} has no word that is in the vocabulary: remove it.")
         end = self.tokenizer.sep_token_id
         padded = self.tokenizer.pad({"input_ids": [tokens + [end] for tokens in ids]}, return_tensors="pt")
         padded["labels"] = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, -100)
         return padded
 
     def has_words(self, token_ids: Sequence[int]) -> bool:
-        """Whether there is more than `[CLS]` and words that the vocabulary lacks, each of which is an `[UNK]`."""
+        """Return True if there is a token besides `[CLS]` and `[UNK]`, which stands for an unknown word."""
         return not {*token_ids} <= {self.tokenizer.cls_token_id, self.tokenizer.unk_token_id}
 
     def decode_answers(self, answer_ids: Sequence[Sequence[int]] | Sequence[int]) -> list[str]:
-        """Return the text of (answers, tokens) ids, or of those of one answer, such as `generate` returns.
+        """Return the text of (answers, tokens) ids, such as `generate` returns, or of the ids of one answer.
 
-        It is written as people write it, "10:30" and "t-shirt", though tokens do not tell where spaces were. What
-        the vocabulary lacks is not restored: accents, upper case, and unknown words, each of which is an `[UNK]`.
-        Labels of -100 are padding.
+        Spaces, which tokens do not have, are written as usual: "10:30" and "t-shirt". Accents and upper case are not
+        restored, and an unknown word is an `[UNK]`. Ids of -100 are padding.
 
         Raises:
             ValueError: If an id is not in the vocabulary.
         """
         answer_ids = answer_ids.tolist() if hasattr(answer_ids, "tolist") else [*answer_ids]
-        special = {getattr(self.tokenizer, f"{name}_id") for name in BERT_TOKENS}  # those that were added are words
-        unwritten = special - {self.tokenizer.unk_token_id}
+        special = {getattr(self.tokenizer, f"{name}_id") for name in BERT_TOKENS}  # added tokens are words
+        ignored = special - {self.tokenizer.unk_token_id}
         answers = []
         for ids in [answer_ids] if answer_ids and isinstance(answer_ids[0], int) else answer_ids:
-            ids = [int(number) for number in ids if int(number) >= 0 and int(number) not in unwritten]
+            ids = [int(token_id) for token_id in ids if int(token_id) >= 0 and int(token_id) not in ignored]
             if ids and max(ids) >= len(self.tokenizer):
                 raise ValueError(
                     f"The answers have the token id {max(ids)}, but the tokenizer has {len(self.tokenizer)} tokens: "
@@ -335,7 +334,7 @@ class AlbefProcessor(ProcessorMixin):
                 )
             tokens = self.tokenizer.convert_ids_to_tokens(ids)
             words = " ".join(tokens).replace(" ##", "").removeprefix("##").split(" ")
-            answers.append(unicodedata.normalize("NFC", join_words(words)))  # Korean is in parts of its letters
+            answers.append(unicodedata.normalize("NFC", join_words(words)))  # the tokenizer splits Korean letters
         return answers
 
     def _clean(self, text: str | list[str], added: list[str]) -> str | list[str]:
@@ -344,26 +343,26 @@ class AlbefProcessor(ProcessorMixin):
         if not isinstance(text, (list, tuple)) or not all(isinstance(caption, str) for caption in text):
             raise ValueError("text must be a string or a list of strings, one caption each.")
         if not text:
-            raise ValueError("text is an empty list: give at least one caption, or no text.")
+            raise ValueError("text is an empty list: pass at least one caption, or no text.")
         return [clean_caption(caption, self.max_words, added) for caption in text]
 
     @property
     def model_input_names(self) -> list[str]:
-        """Names of what the processor returns."""
+        """Return the names of the processor's outputs."""
         return ["pixel_values", "input_ids", "attention_mask"]
 
 
 def _read_images(images: Any, kwargs: dict[str, Any]) -> tuple[list[Image.Image], dict[str, Any]]:
-    """Read the images, and drop the settings of a call that are about arrays and no longer hold for images."""
+    """Read the images, and drop settings of the call that hold for arrays but not for the images that were read."""
     settings = {**kwargs, **(kwargs.get("images_kwargs") or {})}
     layout = settings.get("input_data_format")
     channels_first = None if layout is None else str(getattr(layout, "value", layout)) == "channels_first"
     read = list_images(images, channels_first)
     if not read:
-        raise ValueError("images is an empty list: give at least one image, or no images.")
+        raise ValueError("images is an empty list: pass at least one image, or no images.")
     dropped = {"input_data_format"}
     if settings.get("do_rescale") is False and is_unit_range(images):
-        dropped.add("do_rescale")  # the images that were read go to 255
+        dropped.add("do_rescale")  # the images that were read have values up to 255
     kept = {name: value for name, value in kwargs.items() if name not in dropped}
     if kept.get("images_kwargs"):
         kept["images_kwargs"] = {k: v for k, v in kept["images_kwargs"].items() if k not in dropped}

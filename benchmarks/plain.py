@@ -8,14 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from albef_hf import AlbefForPreTraining, AlbefForQuestionAnswering
-from albef_hf.modeling_albef import (
-    IGNORED,
-    AlbefForPreTrainingOutput,
-    AlbefTeacherOutput,
-    distilled_cross_entropy,
-    matching_loss,
-    sample_hard_negatives,
-)
+from albef_hf.losses_albef import IGNORED, distilled_cross_entropy, matching_loss, sample_hard_negatives
+from albef_hf.outputs_albef import AlbefForPreTrainingOutput, AlbefTeacherOutput
 
 
 class PlainForPreTraining(AlbefForPreTraining):

@@ -1,19 +1,16 @@
 """Small models, processors and data that the tests share."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
-from small_pretraining import SCRIPT, small_run
-from task_rows import load_script
+from small_pretraining import TINY_MODEL, small_run
 from transformers import logging as transformers_logging
 
-from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor, MomentumTeacher
+from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor, MomentumTeacher, cli
 from albef_hf.data import Scenes, embedded_tokenizer
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -62,23 +59,24 @@ def batch() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def warnings_of_albef(monkeypatch) -> list[str]:
-    """What the modeling file warns of."""
+    """The warnings of the files that build and initialize models."""
     lines: list[str] = []
-    logger = transformers_logging.get_logger("transformers.albef_hf.modeling_albef")
-    monkeypatch.setattr(logger, "warning_once", lines.append)
+    for name in ("encoders_albef", "initialization_albef"):
+        logger = transformers_logging.get_logger(f"transformers.albef_hf.{name}")
+        monkeypatch.setattr(logger, "warning_once", lines.append)
     return lines
 
 
 @pytest.fixture
 def run(monkeypatch):
-    """Runs a script in this process."""
+    """Run a command of `albef` in this process."""
     monkeypatch.setenv("ALBEF_TRACEBACK", "1")
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(cli, "keep_output_from_failing", lambda: None)  # would replace what pytest captures
 
-    def start(name: str, *arguments: object) -> None:
+    def start(command: str, *arguments: object) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-        load_script(name).main([str(argument) for argument in arguments])
+        cli.main([command, *map(str, arguments)])
 
     return start
 
@@ -107,33 +105,21 @@ def photographs(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="session")
-def script():
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pretrain"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def train(script, tmp_path, monkeypatch):
-    """Runs the script in this process with small settings and the given ones; returns the folder."""
-    monkeypatch.setenv("ALBEF_TRACEBACK", "1")
+def pretrain(run, tmp_path):
+    """Pretrain in this process with small settings and the given ones; return the folder."""
 
-    def run(*arguments: str, steps: int = 4) -> Path:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        script.main(small_run(tmp_path / "out", steps) + list(arguments))
+    def start(*arguments: object, steps: int = 4) -> Path:
+        model_config = None if "--model" in arguments else TINY_MODEL
+        run("pretrain", *small_run(tmp_path / "out", steps, model_config), *arguments)
         return tmp_path / "out"
 
-    return run
+    return start
 
 
 @pytest.fixture
 def scene_images(tmp_path) -> Path:
-    """Twenty pictures and an annotation file of the original's format."""
+    """Twenty images and an annotation file in the original's format."""
     (tmp_path / "photographs").mkdir()
     rows = []
     for index in range(20):

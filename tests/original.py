@@ -12,7 +12,9 @@ from paths import FIXTURES
 from transformers import PreTrainedModel
 
 from albef_hf import AlbefConfig, MomentumTeacher
-from albef_hf.conversion.convert import MODELS, convert_checkpoint, name_table, split
+from albef_hf.conversion.checkpoints import MODELS
+from albef_hf.conversion.from_original import convert_checkpoint, split
+from albef_hf.conversion.parameter_names import name_table
 
 TASKS = {
     "pretrain": "pretraining",

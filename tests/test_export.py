@@ -93,7 +93,7 @@ def test_the_snippet_of_the_readme_runs(sharp, processor, tmp_path, monkeypatch)
         part.save_pretrained("you/albef")
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     (snippet,) = [s for s in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "onnxruntime" in s]
-    known = {"picture": Image.new("RGB", (50, 40), "red")}
+    known = {"image": Image.new("RGB", (50, 40), "red")}
     exec(snippet, known)  # noqa: S102
     with torch.no_grad():
         expected = known["model"].eval()(**known["inputs"]).itm_logits

@@ -7,7 +7,13 @@ import torch
 from original import assert_close
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    DynamicCache,
+    EncoderDecoderCache,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from albef_hf import (
@@ -23,7 +29,8 @@ from albef_hf import (
     modeling_albef,
 )
 from albef_hf.compatibility_albef import CACHE_NAME, enable_activation_checkpointing
-from albef_hf.modeling_albef import ENTAILMENT_CLASSES, IGNORED, sample_image_pairs
+from albef_hf.configuration_albef import ENTAILMENT_CLASSES, REASONING_CLASSES
+from albef_hf.losses_albef import IGNORED, sample_image_pairs
 
 HEADS = [
     AlbefForRetrieval,
@@ -225,7 +232,7 @@ def test_negatives_are_as_hard_as_wanted(kind, config, batch, monkeypatch):
     monkeypatch.setattr(modeling_albef, "sample_hard_negatives", lambda *given: asked.append(given[3]) or draw(*given))
     model, inputs = kind(config), batch if kind is AlbefForPreTraining else inputs_of(batch, kind)
     model(**inputs)
-    model(**inputs, negative_hardness=0.5)
+    model(**inputs, hardness_strength=0.5)
     assert asked == [1.0, 0.5]
 
 
@@ -374,7 +381,7 @@ def test_tokens_follow_a_cache_under_either_of_its_names(question_model, batch, 
     assert first.past_key_values is cache  # transformers answers to the old name too
     last = question_model(**inputs, decoder_input_ids=answers[:, 2:], **{name: first[CACHE_NAME]})
     assert torch.allclose(torch.cat([first.logits, last.logits], dim=1), whole, atol=1e-6)
-    with pytest.raises(ValueError, match="two names of one argument"):
+    with pytest.raises(ValueError, match="names of the same argument"):
         question_model(**inputs, cache=cache, past_key_values=cache)
 
 
@@ -395,7 +402,7 @@ def test_ranking_changes_no_weight_and_needs_no_label(question_model, batch, ans
     del inputs["labels"]
     before = {name: value.clone() for name, value in question_model.state_dict().items()}
     ids = answers.masked_fill(answers == IGNORED, 0)
-    rows, probabilities = question_model.rank_answers(**inputs, answer_ids=ids, k=100)
+    rows, probabilities = question_model.rank_answers(**inputs, answer_ids=ids, top_k=100)
     assert rows.shape == probabilities.shape == (4, 6)
     assert torch.equal(rows.sort(1).values, torch.arange(6).expand(4, 6))
     assert torch.allclose(probabilities.sum(1), torch.ones(4))
@@ -404,7 +411,7 @@ def test_ranking_changes_no_weight_and_needs_no_label(question_model, batch, ans
     with pytest.raises(ValueError, match="list of answers is empty"):
         question_model.rank_answers(**inputs, answer_ids=ids[:0])
     with pytest.raises(ValueError, match="k is 0"):
-        question_model.rank_answers(**inputs, answer_ids=ids, k=0)
+        question_model.rank_answers(**inputs, answer_ids=ids, top_k=0)
 
 
 def test_masks_of_padding_are_the_default_of_the_ranking(question_model, batch, answers):
@@ -500,7 +507,7 @@ def test_text_assignment_without_labels_only_predicts(config, batch):
     outputs = model(**inputs, image_pairs=torch.tensor([[0, 1], [2, 1], [2, 3], [0, 1]]))
     assert outputs.loss is None and outputs.logits.shape == (4, 3)
     assert model(**inputs).loss is not None
-    with pytest.raises(ValueError, match="give image_pairs with them"):
+    with pytest.raises(ValueError, match="pass image_pairs with them"):
         model(**inputs, labels=torch.tensor([0, 1, 2, 2]))
 
 
@@ -542,13 +549,101 @@ def test_classes_are_those_that_were_asked_for(kind, settings, names, config, tm
         kind.from_pretrained(tmp_path / "default", ignore_mismatched_sizes=True, **settings),
     ]
     # With as many classes as there were, transformers keeps their names.
-    expected = [names, names, list(kind.own_classes) if settings == {"num_labels": len(kind.own_classes)} else names]
+    expected = [
+        names,
+        names,
+        list(kind.default_classes) if settings == {"num_labels": len(kind.default_classes)} else names,
+    ]
     models[1].save_pretrained(tmp_path / "asked")
     models += [kind.from_pretrained(tmp_path / "asked"), kind(AlbefConfig.from_dict(models[1].config.to_dict()))]
     for model, classes in zip(models, [*expected, names, names], strict=True):
         assert model.classifier.out_proj.out_features == len(classes)
         assert model.config.id2label == dict(enumerate(classes))
         assert model.config.label2id == {name: index for index, name in enumerate(classes)}
+
+
+class DerivedEntailment(AlbefForVisualEntailment):
+    """A head of somebody's own, which has the classes of its parent."""
+
+
+UNNAMED = ["LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3", "LABEL_4"]
+NAMED = {"id2label": {0: "no", 1: "yes"}}
+SAVED_AND_LOADED = [
+    # saved by, with, then saved by, then loaded as, with -> the classes, whether the saved classifier is reused
+    ("VisualEntailment", {}, None, "VisualEntailment", {}, [*ENTAILMENT_CLASSES], True),
+    ("VisualEntailment", {"num_labels": 2}, None, "VisualEntailment", {}, UNNAMED[:2], True),
+    ("VisualEntailment", {"num_labels": 2}, None, "VisualEntailment", NAMED, ["no", "yes"], True),
+    ("VisualEntailment", {"num_labels": 2}, None, "VisualReasoning", {}, [*REASONING_CLASSES], False),
+    ("VisualEntailment", {"num_labels": 5}, None, "VisualReasoning", {}, [*REASONING_CLASSES], False),
+    ("VisualEntailment", {"num_labels": 2}, None, "VisualReasoning", NAMED, ["no", "yes"], False),
+    ("VisualEntailment", NAMED, None, "VisualReasoning", {}, [*REASONING_CLASSES], False),
+    ("VisualEntailment", {}, None, "VisualReasoning", {}, [*REASONING_CLASSES], False),
+    ("VisualEntailment", {}, None, "VisualReasoning", {"num_labels": 4}, UNNAMED[:4], False),
+    ("VisualReasoning", {"num_labels": 3}, None, "VisualEntailment", {}, [*ENTAILMENT_CLASSES], False),
+    # With as many classes as there were, transformers keeps their names.
+    ("VisualReasoning", {}, None, "VisualEntailment", {"num_labels": 2}, [*REASONING_CLASSES], False),
+    ("Derived", {"num_labels": 2}, None, "VisualEntailment", {}, UNNAMED[:2], True),
+    ("VisualEntailment", {"num_labels": 2}, None, "Derived", {}, UNNAMED[:2], True),
+    ("Derived", NAMED, None, "VisualReasoning", {}, [*REASONING_CLASSES], False),
+    ("PreTraining", {}, None, "VisualReasoning", {}, [*REASONING_CLASSES], False),
+    ("PreTraining", {"num_labels": 2}, None, "VisualEntailment", {}, UNNAMED[:2], False),
+    ("PreTraining", NAMED, None, "VisualReasoning", {}, ["no", "yes"], False),
+    ("PreTraining", {"num_labels": 2}, "TextAssignment", "VisualReasoning", {}, UNNAMED[:2], False),
+    ("VisualEntailment", {"num_labels": 2}, "PreTraining", "VisualEntailment", {}, UNNAMED[:2], False),
+    ("VisualEntailment", {"num_labels": 5}, "PreTraining", "VisualReasoning", {}, [*REASONING_CLASSES], False),
+    ("VisualEntailment", NAMED, "PreTraining", "VisualReasoning", {}, [*REASONING_CLASSES], False),
+]
+
+
+@pytest.mark.parametrize(
+    ("saved_by", "settings", "between", "loaded_as", "asked", "names", "reused"), SAVED_AND_LOADED
+)
+def test_classes_are_those_of_the_head_unless_it_saved_others(
+    saved_by, settings, between, loaded_as, asked, names, reused, config, tmp_path, monkeypatch
+):
+    kinds = {kind.__name__.removeprefix("AlbefFor"): kind for kind in [AlbefForPreTraining, *HEADS]}
+    kinds["Derived"] = DerivedEntailment
+    lines = []
+    monkeypatch.setattr(modeling_albef.logger, "warning", lines.append)
+    model = kinds[saved_by](AlbefConfig.from_dict(config.to_dict(), **settings))
+    if hasattr(model, "classifier"):
+        torch.nn.init.ones_(model.classifier.dense.bias)
+    model.save_pretrained(tmp_path)
+    if between is not None:
+        kinds[between].from_pretrained(tmp_path).save_pretrained(tmp_path)
+    model, report = kinds[loaded_as].from_pretrained(
+        tmp_path, ignore_mismatched_sizes=True, output_loading_info=True, **asked
+    )
+    assert model.config.id2label == dict(enumerate(names))
+    assert model.config.label2id == {name: index for index, name in enumerate(names)}
+    assert model.classifier.out_proj.out_features == len(names)
+    assert bool((model.classifier.dense.bias == 1).all()) is reused
+    assert ("classifier.dense.bias" in report["missing_keys"]) is not reused
+    other = "AlbefForVisualReasoning" if saved_by == "VisualReasoning" else "AlbefForVisualEntailment"
+    expected = [(f"saved by {other}", f"that of AlbefFor{loaded_as} is newly initialized")]
+    from_classifier = between is None and saved_by != "PreTraining"
+    found = [tuple(part for part in expected[0] if part in line) for line in lines if "classifier" in line]
+    assert found == (expected if from_classifier and not reused else [])
+    assert kinds[loaded_as](AutoConfig.from_pretrained(tmp_path, **asked)).config.id2label == model.config.id2label
+    model.save_pretrained(tmp_path)
+    assert kinds[loaded_as].from_pretrained(tmp_path).config.id2label == dict(enumerate(names))
+
+
+def test_a_configuration_that_is_given_stands_for_that_of_the_folder(config, tmp_path):
+    settings = config.to_dict()
+    AlbefForVisualEntailment(AlbefConfig.from_dict(settings, num_labels=2)).save_pretrained(tmp_path)
+    given = AlbefConfig.from_dict(config.to_dict(), num_labels=2)
+    _, report = AlbefForVisualReasoning.from_pretrained(tmp_path, config=given, output_loading_info=True)
+    assert not [name for name in report["missing_keys"] if name.startswith("classifier.")]
+
+
+def test_the_configuration_of_one_model_serves_another(config):
+    entailment = AlbefForVisualEntailment(AlbefConfig.from_dict(config.to_dict(), num_labels=5)).config
+    assert AlbefForVisualReasoning(entailment).config.num_labels == 2
+    assert AlbefForVisualEntailment(entailment).config.num_labels == 5
+    settings = entailment.to_dict()
+    assert AlbefForVisualReasoning(AlbefConfig.from_dict(settings)).config.num_labels == 2
+    assert AlbefForVisualEntailment(AlbefConfig.from_dict(settings, num_labels=4)).config.num_labels == 4
 
 
 def test_auto_classes_give_the_classes_that_were_asked_for(config, tmp_path):
@@ -563,11 +658,11 @@ def test_auto_classes_give_the_classes_that_were_asked_for(config, tmp_path):
 
 
 def test_classes_that_a_head_cannot_have_are_refused(config):
-    with pytest.raises(ValueError, match="number the classes from 0, such as {0: 'contradiction'"):
+    with pytest.raises(ValueError, match="ids have to be 0, 1, 2, ..., such as {0: 'contradiction'"):
         AlbefForVisualEntailment(AlbefConfig.from_dict(config.to_dict(), id2label={1: "a", 2: "b"}))
     for both in ({"id2label": {0: "a", 1: "b"}}, {"label2id": {"a": 0, "b": 1}}):
         for make in (AlbefConfig, partial(AlbefConfig.from_dict, config.to_dict())):
-            with pytest.raises(ValueError, match="num_labels is 4, but id2label or label2id names 2"):
+            with pytest.raises(ValueError, match="num_labels is 4, but id2label or label2id has 2 classes"):
                 make(num_labels=4, **both)
             assert make(num_labels=2, **both).num_labels == 2
     config.num_labels = 4
@@ -585,7 +680,7 @@ def test_text_assignment_takes_one_of_three_classes(config, batch):
         with pytest.raises(ValueError, match="as an integer for each of the 4 texts"):
             model(**inputs | {"labels": labels})
     config.problem_type = "multi_label_classification"
-    with pytest.raises(ValueError, match="is no multi_label_classification: leave config.problem_type out"):
+    with pytest.raises(ValueError, match="does not support problem_type multi_label_classification: remove it"):
         AlbefForTextAssignment(config)
 
 
@@ -829,7 +924,7 @@ def test_the_decoder_starts_from_the_multimodal_encoder(pretrained, tmp_path, wa
         origin = name.replace("decoder.layers", "albef.multimodal_model.layers")
         origin = origin.replace("decoder.embeddings", "albef.text_model.embeddings")
         assert torch.equal(weights[name], source[origin]), name
-    assert "no decoder.layers: what fits of albef.multimodal_model.layers" in "".join(warnings_of_albef)
+    assert "no decoder.layers: matching weights of albef.multimodal_model.layers" in "".join(warnings_of_albef)
 
 
 def test_the_second_layers_start_from_the_first(pretrained, tmp_path):

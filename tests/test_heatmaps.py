@@ -13,9 +13,9 @@ from albef_hf import AlbefForQuestionAnswering, AlbefForRetrieval, heatmaps_albe
 from albef_hf.heatmaps_albef import (
     answer_heatmaps,
     contrastive_heatmaps,
+    heatmap_grid,
     matching_heatmaps,
     overlay,
-    panels,
     score_boxes,
     word_heatmaps,
 )
@@ -110,10 +110,10 @@ def test_models_without_the_score_or_its_gradient_are_refused(retrieval, config,
         (contrastive_heatmaps, {}, AlbefForQuestionAnswering),
         (answer_heatmaps, {"answer_ids": inputs["input_ids"]}, AlbefForRetrieval),
     ):
-        with pytest.raises(ValueError, match=f"{kind.__name__} has no .*: give AlbefFor"):
+        with pytest.raises(ValueError, match=f"{kind.__name__} has no .*: pass AlbefFor"):
             heatmaps(kind(config), **inputs, **arguments)
     small = torch.ao.quantization.quantize_dynamic(retrieval, {torch.nn.Linear}, dtype=torch.qint8)
-    with pytest.raises(ValueError, match="dynamically quantized, .*: give the model that it was made of"):
+    with pytest.raises(ValueError, match="dynamically quantized, .*: pass the model that was quantized"):
         matching_heatmaps(small, **inputs)
 
 
@@ -136,7 +136,7 @@ def test_threads_share_a_model(config, inputs):
 @pytest.mark.parametrize("layer", [2, -3, "x", 1.0])
 def test_a_layer_that_is_not_there_is_named(retrieval, inputs, layer):
     for heatmaps in (matching_heatmaps, contrastive_heatmaps):
-        with pytest.raises(ValueError, match=f"layer is {layer!r}; it has to be a whole number from 0 to 1"):
+        with pytest.raises(ValueError, match=f"layer is {layer!r}: it must be a whole number from 0 to 1"):
             heatmaps(retrieval, **inputs, layer=layer)
         assert retrieval.config._attn_implementation == "sdpa"
 
@@ -194,7 +194,7 @@ def test_pictures_are_red_where_it_is_hot():
     assert picture.size == (80, 60)
     red, blue = picture.getpixel((8, 6)), picture.getpixel((70, 50))
     assert red[0] > red[2] + 50 and blue[2] >= blue[0]
-    sheet = panels(Image.new("RGB", (80, 60), "white"), ["a", "dog"], heat.expand(2, 4, 4), columns=2, size=100)
+    sheet = heatmap_grid(Image.new("RGB", (80, 60), "white"), ["a", "dog"], heat.expand(2, 4, 4), columns=2, size=100)
     assert sheet.size == (2 * 108 + 8, 2 * (75 + 24 + 8) + 8)
 
 
@@ -204,7 +204,7 @@ def test_words_without_a_part_in_the_score_are_told_of(retrieval, inputs, proces
     maps = matching_heatmaps(retrieval, **inputs, layer=-1)[0]
     assert maps[0].any()
     words, of_words = word_heatmaps(processor.tokenizer, inputs["input_ids"][0], maps)
-    assert len(of_words) == len(words) > 0 and not of_words.any() and "choose a layer below" in lines[0]
+    assert len(of_words) == len(words) > 0 and not of_words.any() and "choose a lower one" in lines[0]
 
 
 @pytest.mark.parametrize(("size", "sheet"), [((3000, 2), (224, 74)), ((2, 3000), (224, 872)), ((1, 1), (224, 272))])
@@ -212,5 +212,7 @@ def test_pictures_of_any_shape_have_panels_also_without_heat(size, sheet):
     """Two rows of panels, 24 pixels for a word, edges of 8; a panel is 1, at most 400, and 100 pixels high."""
     cold = torch.zeros(4, 4)
     assert overlay(Image.new("RGB", size), cold).size == size
-    assert panels(Image.new("RGB", size), ["a", "b", "c"], cold.expand(3, 4, 4), columns=2, size=100).size == sheet
+    assert (
+        heatmap_grid(Image.new("RGB", size), ["a", "b", "c"], cold.expand(3, 4, 4), columns=2, size=100).size == sheet
+    )
     assert score_boxes(cold, [(0, 0, 1, 1)], size).tolist() == [0]

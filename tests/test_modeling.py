@@ -11,10 +11,11 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, DeiTConfig, Dei
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefModel, MomentumTeacher
 from albef_hf.compatibility_albef import enable_activation_checkpointing
-from albef_hf.conversion.convert import MODELS
-from albef_hf.modeling_albef import distilled_cross_entropy, interpolate_position_embeddings, sample_hard_negatives
-from albef_hf.training.logging import MATCHING_PRIOR
-from albef_hf.training.trainer import parameter_groups
+from albef_hf.conversion.checkpoints import MODELS
+from albef_hf.encoders_albef import interpolate_position_embeddings
+from albef_hf.losses_albef import distilled_cross_entropy, sample_hard_negatives
+from albef_hf.training.guards import MATCHING_PRIOR
+from albef_hf.training.optimization import parameter_groups
 
 
 def pairs_of(batch: dict) -> dict:
@@ -47,7 +48,7 @@ def test_a_config_that_cannot_work_names_the_remedy():
         AlbefConfig(vision_config={"image_size": 100})
     with pytest.raises(Exception, match="multiple of num_attention_heads"):
         AlbefConfig(text_config={"hidden_size": 100})
-    with pytest.raises(Exception, match=r"vocab_size \(60\) must be above pad_token_id \(60\)"):
+    with pytest.raises(Exception, match=r"vocab_size \(60\) must be larger than pad_token_id \(60\)"):
         AlbefConfig(text_config={"vocab_size": 60, "pad_token_id": 60})
 
 
@@ -69,7 +70,7 @@ def test_a_config_that_cannot_work_names_the_remedy():
 def test_sizes_and_shares_that_no_model_has_are_refused(settings):
     (name, value), *_ = settings.items()
     (name, value), *_ = value.items() if isinstance(value, dict) else [(name, value)]
-    with pytest.raises(ValueError, match=f"{name} is {value}: it has to be at"):
+    with pytest.raises(ValueError, match=f"{name} is {value}; it must be at"):
         AlbefConfig(**settings)
 
 
@@ -265,7 +266,7 @@ def test_matching_learns_from_easier_negatives_what_contrast_knows(config, hardn
         labels = torch.where(ids == 101, -100, ids)
         pixels = looks[kinds] + 0.3 * torch.randn(32, *looks.shape[1:])
         masked = torch.where(ids == 101, ids, 103)
-        outputs = model(ids, pixels, None, masked, labels, negative_hardness=hardness)
+        outputs = model(ids, pixels, None, masked, labels, hardness_strength=hardness)
         outputs.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -314,8 +315,8 @@ def test_an_alpha_that_is_no_share_is_refused(alpha, model, batch):
 
 @pytest.mark.parametrize("hardness", [-1.0, math.inf, math.nan])
 def test_a_hardness_that_is_no_power_is_refused(hardness, model, batch):
-    with pytest.raises(ValueError, match=f"negative_hardness is {hardness}"):
-        model(**batch, negative_hardness=hardness)
+    with pytest.raises(ValueError, match=f"hardness_strength is {hardness}"):
+        model(**batch, hardness_strength=hardness)
 
 
 def test_features_have_unit_length_and_are_those_of_the_forward(model, batch):
@@ -399,7 +400,7 @@ def test_a_shorter_bert_fills_what_it_can_and_says_what_stays_fresh(tmp_path, wa
 def test_models_that_are_no_starting_point_are_refused(tmp_path):
     bert = BertModel(BertConfig(**SMALL, num_hidden_layers=1, vocab_size=50))
     bert.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="starts from a ViT or DeiT"):
+    with pytest.raises(ValueError, match="start the image encoder from a ViT or DeiT"):
         AlbefForPreTraining.from_vision_text_pretrained(str(tmp_path), None)
-    with pytest.raises(ValueError, match="leave sizes that come from the pretrained model unchanged"):
+    with pytest.raises(ValueError, match="do not change sizes of the pretrained model"):
         AlbefForPreTraining.from_vision_text_pretrained(None, str(tmp_path), text_config={"intermediate_size": 128})

@@ -108,8 +108,8 @@ TEXT = "contrastive_head.text_projection.weight"
         (lambda weights: weights | {f"model.{TEXT}": torch.zeros(3, 4)}, rf"{TEXT} \(\(3, 4\) instead of \(16, 32"),
         (lambda weights: {key.replace("text_proj", "words"): value for key, value in weights.items()},
          rf"missing: .*{TEXT}; unexpected: .*contrastive_head.wordsection.weight"),
-        (lambda weights: {key: value for key, value in weights.items() if TEXT not in key}, f"missing: {TEXT}. Give"),
-        (lambda weights: {}, "holds no weights"),
+        (lambda weights: {key: value for key, value in weights.items() if TEXT not in key}, f"missing: {TEXT}. Pass"),
+        (lambda weights: {}, "has no weights"),
         (lambda weights: None, "momentum.safetensors is empty: download it or write it again"),
         (lambda weights: b"{}", "momentum.safetensors is damaged after 2 bytes"),
     ],
@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_named(model, tmp_path, damage, message):
     [
         ({"momentum": 1.5}, "between 0 and 1"),
         ({"momentum": float("nan")}, "between 0 and 1"),
-        ({"queue_size": -1}, "queue_size is -1: give"),
+        ({"queue_size": -1}, "queue_size is -1: pass"),
     ],
 )
 def test_a_momentum_that_is_no_share_and_a_queue_below_nothing_are_refused(settings, message, model):
@@ -169,7 +169,7 @@ def test_a_student_is_taken_out_of_its_wrapper(wrap, model, batch, tmp_path):
 
 
 def test_what_has_no_teacher_is_refused(model):
-    with pytest.raises(ValueError, match="AlbefModel has no get_teacher_outputs: give a model with a head"):
+    with pytest.raises(ValueError, match="AlbefModel has no get_teacher_outputs: pass a model with a head"):
         MomentumTeacher(model.albef)
 
 

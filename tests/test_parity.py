@@ -18,7 +18,7 @@ from original import (
     to_ours,
 )
 
-from albef_hf.training.trainer import parameter_groups
+from albef_hf.training.optimization import parameter_groups
 
 LOSSES = ("loss_mlm", "loss_itc", "loss_itm")
 

@@ -17,8 +17,8 @@ from original import (
 )
 
 from albef_hf import AlbefForRetrieval, AlbefForTextAssignment
-from albef_hf.modeling_albef import sample_image_pairs
-from albef_hf.retrieval_albef import best_matches, read_texts, recall, rerank
+from albef_hf.losses_albef import sample_image_pairs
+from albef_hf.retrieval_albef import best_matches, encode_tokenized_texts, recall, rerank
 
 RUNS = ["fp64_alpha0", "fp64_alpha0.4", "fp64_alpha0_nodistill"]
 
@@ -130,7 +130,7 @@ def test_ranked_answers(batch_size):
         inputs["answer_list_input_ids"],
         inputs["question_attention_mask"],
         inputs["answer_list_attention_mask"],
-        k=inputs["k_test"],
+        top_k=inputs["k_test"],
         batch_size=batch_size,
     )
     assert torch.equal(rows, golden["inference"]["topk_ids"])
@@ -180,7 +180,7 @@ def test_retrieval_evaluation(tmp_path):
     model = AlbefForRetrieval.from_pretrained(convert(golden, "retrieval", tmp_path)).double().eval()
     with torch.no_grad():
         images = model.get_image_features(inputs["images"].double())
-    features = read_texts(model, inputs["input_ids"], inputs["attention_mask"])
+    features = encode_tokenized_texts(model, inputs["input_ids"], inputs["attention_mask"])
     k, owner = inputs["k_test"], torch.tensor([inputs["txt2img"][text] for text in range(len(inputs["input_ids"]))])
     similarities, of_images = best_matches(images.pooler_output, features.embeds, k)
     _, of_texts = best_matches(features.embeds, images.pooler_output, k)

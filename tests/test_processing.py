@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, BlipImageProcessorPil
 
 from albef_hf import AlbefProcessor, clean_caption
 from albef_hf.data import Augmentation, PairReader, PretrainingCollator, embedded_tokenizer, load_image
-from albef_hf.metrics.vqa_accuracy.vqa_accuracy import vqa_accuracy
+from albef_hf.metrics.vqa_accuracy.scoring import vqa_accuracy
 from albef_hf.processing_albef import added_tokens, without_separator
 from albef_hf.tasks import find_task
 from albef_hf.tasks.base import TextLimit
@@ -88,7 +88,7 @@ def test_saved_and_loaded_it_does_the_same(processor, tmp_path):
 
 
 def test_bad_input_gets_a_clear_error(processor):
-    with pytest.raises(ValueError, match="give images, text, or both"):
+    with pytest.raises(ValueError, match="pass images, text, or both"):
         processor()
     with pytest.raises(ValueError, match="list of strings"):
         processor(text=["fine", None])
@@ -98,7 +98,7 @@ def test_bad_input_gets_a_clear_error(processor):
         with pytest.raises(ValueError, match="images is an empty list"):
             processor(images=nothing)
     for wrong in (7, [None], {"bytes": b""}, "nowhere.png", b"no image"):
-        with pytest.raises(ValueError, match="The image .* cannot be read: .* Give a PIL image"):
+        with pytest.raises(ValueError, match="The image .* cannot be read: .* Pass a PIL image"):
             processor(images=wrong)
 
 
@@ -190,18 +190,18 @@ def test_pixels_that_are_prepared_pass_as_they_are(processor):
             assert torch.equal(pixels_of(processor, given, **settings), pixels)
     unit = torch.rand(2, 3, 8, 8)
     assert torch.equal(pixels_of(processor, unit, **off), unit)
-    with pytest.raises(ValueError, match="not a range of pixels: .* pass with do_resize=False"):
+    with pytest.raises(ValueError, match="not a range of pixels: .* set do_resize=False"):
         processor(images=pixels, do_rescale=False, do_normalize=False)
 
 
 @pytest.mark.parametrize(
     ("array", "reason"),
     [
-        (np.zeros(7, np.uint8), "is not an image: give"),
-        (np.zeros((5, 0, 3), np.uint8), "is not an image: give"),
-        (np.zeros((2, 3, 4, 5, 6), np.uint8), "is not an image: give"),
+        (np.zeros(7, np.uint8), "is not an image: pass"),
+        (np.zeros((5, 0, 3), np.uint8), "is not an image: pass"),
+        (np.zeros((2, 3, 4, 5, 6), np.uint8), "is not an image: pass"),
         (np.zeros((20, 30, 2), np.uint8), "has no axis of 1, 3 or 4 channels"),
-        (np.zeros((3, 30, 3), np.uint8), "the first or the last axis may be the channels: give input_data_format"),
+        (np.zeros((3, 30, 3), np.uint8), "the first or the last axis may be the channels: pass input_data_format"),
         (NOISE[..., 0].astype(np.uint16), "may be 8-bit or 16-bit"),
         (NOISE[..., :3].astype(np.int16) - 9, "which is not a range of pixels"),
         (NOISE[..., :3] / 100, "which is not a range of pixels"),
@@ -255,7 +255,7 @@ def test_what_somebody_writes_in_an_answer_stays_text(processor):
     (row,) = processor.encode_answers("[SEP] no")["input_ids"].tolist()
     assert row[0] == 101 and row[-1] == 102 and 102 not in row[:-1]
     for wrong in ([""], ["yes", 3], [], ["\u200b"]):
-        with pytest.raises(ValueError, match="answers must be strings|no word that can be written"):
+        with pytest.raises(ValueError, match="answers must be strings|no word that is in"):
             processor.encode_answers(wrong)
 
 
@@ -286,7 +286,7 @@ def test_training_and_evaluation_tokenize_as_the_processor_does(processor):
     batch = PretrainingCollator(processor.tokenizer)([sample])
     assert batch["input_ids"].tolist() == [right] and batch["issues"].sum() == 0
 
-    task = find_task("vqa")(find_task("vqa").options_class(model="m"), processor)
+    task = find_task("vqa")(find_task("vqa").arguments_class(model="m"), processor)
     cleaned = task.clean(text, [], task.training_limit)
     assert task.tokenize([cleaned], task.training_limit)["input_ids"].tolist() == [right]
     assert task.answers({"answer": ["\u2603", "<Loc#3>"]}) == ["\u2603", "<Loc#3>"]
@@ -313,7 +313,7 @@ def test_what_calls_cut_and_pad_is_not_saved(processor, tmp_path):
     used([text], truncation=True, max_length=9, padding="max_length")
     assert len(AlbefProcessor(BlipImageProcessorPil(), used)(text=[text])["input_ids"][0]) == 30
     PretrainingCollator(processor.tokenizer, 16)([{"caption": text, "seed": 0, "issues": [], "pixel_values": PIXELS}])
-    task = find_task("retrieval")(find_task("retrieval").options_class(model="m"), processor)
+    task = find_task("retrieval")(find_task("retrieval").arguments_class(model="m"), processor)
     task.tokenize([text], TextLimit(30, 12))
     for settings in ({}, {"max_length": 7}, {"padding": "max_length", "max_length": 40}):
         processor(text=[text], **settings)
@@ -388,5 +388,5 @@ def test_what_the_vocabulary_lacks_is_told(processor, answer, written):
 
 
 def test_an_answer_of_unknown_words_alone_is_refused(processor):
-    with pytest.raises(ValueError, match="'☕ ☂' has no word that can be written with the vocabulary: leave it out"):
+    with pytest.raises(ValueError, match="'☕ ☂' has no word that is in the vocabulary: remove it"):
         processor.encode_answers(["yes", "☕ ☂"])

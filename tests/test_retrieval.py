@@ -59,7 +59,7 @@ def test_best_matches_do_not_depend_on_the_blocks():
 
 def test_the_cosine_counts_as_far_as_it_is_wanted():
     ranking = Ranking(
-        numbers=torch.tensor([[4, 2, 9]]),
+        indices=torch.tensor([[4, 2, 9]]),
         similarities=torch.tensor([[0.9, 0.5, 0.1]]),
         logits=torch.tensor([[[2.0, 2.0], [-1.0, -0.7]]]),  # the third is not reranked
         positives=torch.tensor([[True, False, False]]),
@@ -98,19 +98,19 @@ def test_matching_scores_are_those_of_the_forward(model, processor, pictures):
 def test_a_pair_that_both_directions_ask_for_is_scored_once(model, processor, pictures, monkeypatch):
     scored = []
     monkeypatch.setattr(retrieval_albef, "match", lambda *args: scored.append(len(args[3])) or match(*args))
-    score_all(model, processor, pictures, CAPTIONS, k=6)
+    score_all(model, processor, pictures, CAPTIONS, rerank_k=6)
     assert scored == [6, 6, 6]
 
 
 def test_pictures_are_encoded_again_where_memory_is_short(model, processor, pictures, monkeypatch):
-    plenty = score_all(model, processor, pictures, CAPTIONS, k=3, batch_size=1)
+    plenty = score_all(model, processor, pictures, CAPTIONS, rerank_k=3, batch_size=1)
     vision = model.config.vision_config
     values = ((vision.image_size // vision.patch_size) ** 2 + 1) * vision.hidden_size  # of one picture
     encoded = []
     encode = ImageEncoder._encode
     monkeypatch.setattr(ImageEncoder, "_encode", lambda self, batch: encoded.extend(batch) or encode(self, batch))
-    monkeypatch.setattr(retrieval_albef, "KEPT_VALUES", values)
-    scarce = score_all(model, processor, pictures, CAPTIONS, k=3, batch_size=1)
+    monkeypatch.setattr(retrieval_albef, "MAX_CACHED_VALUES", values)
+    scarce = score_all(model, processor, pictures, CAPTIONS, rerank_k=3, batch_size=1)
     assert encoded == [0, 1, 2, 1, 2]
     assert torch.equal(scarce.image_to_text.logits, plenty.image_to_text.logits)
 
@@ -118,18 +118,18 @@ def test_pictures_are_encoded_again_where_memory_is_short(model, processor, pict
 def test_some_pictures_are_asked_for_in_any_order(model, processor, pictures, monkeypatch):
     vision = model.config.vision_config
     monkeypatch.setattr(
-        retrieval_albef, "KEPT_VALUES", ((vision.image_size // vision.patch_size) ** 2 + 1) * vision.hidden_size
+        retrieval_albef, "MAX_CACHED_VALUES", ((vision.image_size // vision.patch_size) ** 2 + 1) * vision.hidden_size
     )
     encoder = ImageEncoder(model, processor, pictures, range(3), batch_size=1)
     encoder.embeds()
     everything = dict(encoder.hidden_states())
     numbers, states = zip(*encoder.hidden_states([2, 0, 1, 0]), strict=True)
-    assert numbers == (2, 0, 1, 0) and list(encoder.kept) == [0]
+    assert numbers == (2, 0, 1, 0) and list(encoder.cached) == [0]
     assert all(torch.equal(everything[number], one) for number, one in zip(numbers, states, strict=True))
 
 
 def test_metrics_do_not_depend_on_how_the_work_is_shared(model, processor, pictures):
-    alone = score_all(model, processor, pictures, CAPTIONS, k=3)
+    alone = score_all(model, processor, pictures, CAPTIONS, rerank_k=3)
     # Each process hands over its features, and then its logits of both directions; what comes back are the sums.
     handed: list[list[torch.Tensor]] = [[], []]
     for rank in (0, 1):
@@ -144,9 +144,10 @@ def test_metrics_do_not_depend_on_how_the_work_is_shared(model, processor, pictu
             processor,
             pictures,
             CAPTIONS,
-            k=3,
-            share=(rank, 2),
-            reduce=lambda values, answers=answers, rank=rank: handed[rank].append(values) or next(answers, values),
+            rerank_k=3,
+            rank=rank,
+            world_size=2,
+            all_reduce=lambda values, answers=answers, rank=rank: handed[rank].append(values) or next(answers, values),
         )
     assert torch.allclose(handed[0][-2] + handed[1][-2], alone.image_to_text.logits, atol=1e-6)
     assert torch.allclose(handed[0][-1] + handed[1][-1], alone.text_to_image.logits, atol=1e-6)
@@ -154,7 +155,7 @@ def test_metrics_do_not_depend_on_how_the_work_is_shared(model, processor, pictu
 
 
 def test_metrics_have_every_recall(model, processor, pictures):
-    metrics = score_all(model, processor, pictures, CAPTIONS, k=3).metrics()
+    metrics = score_all(model, processor, pictures, CAPTIONS, rerank_k=3).metrics()
     assert set(metrics) == {f"{a}_{b}_r{k}" for a in ("itc", "itm") for b in ("text", "image") for k in (1, 5, 10)}
     assert all(0 <= value <= 100 for value in metrics.values())
     assert metrics["itc_text_r10"] == 100
@@ -163,10 +164,10 @@ def test_metrics_have_every_recall(model, processor, pictures):
 def test_what_cannot_be_ranked_is_refused(model, processor, pictures):
     scores, right = torch.zeros(3, 3), torch.eye(3, dtype=torch.bool)
     for k in (0, -1):
-        with pytest.raises(ValueError, match=f"k is {k}: give a number of at least 1"):
+        with pytest.raises(ValueError, match=f"top_k is {k}: it must be an integer of at least 1"):
             best_matches(scores, scores, k)
         with pytest.raises(ValueError, match=f"k is {k}"):
-            score_all(model, processor, pictures, CAPTIONS, k=k)
+            score_all(model, processor, pictures, CAPTIONS, rerank_k=k)
         with pytest.raises(ValueError, match=f"ranks is {k}"):
             recall(scores, right, (1, k))
     with pytest.raises(ValueError, match="number of queries is 0"):
@@ -177,7 +178,7 @@ def test_what_cannot_be_ranked_is_refused(model, processor, pictures):
         encode_texts(model, processor, [])
     with pytest.raises(ValueError, match="number of texts is 0"):
         score_all(model, processor, pictures, [[], [], []])
-    with pytest.raises(ValueError, match="3 images and captions of 2"):
+    with pytest.raises(ValueError, match="3 images and 2 lists of captions"):
         score_all(model, processor, pictures, CAPTIONS[:2])
     with pytest.raises(ValueError, match="batch_size is 0"):
         score_all(model, processor, pictures, CAPTIONS, batch_size=0)
@@ -187,11 +188,11 @@ def test_training_mode_is_left_as_it_was(model, processor, pictures):
     """That of each part, also after an error; in between, texts are read without dropout."""
     model.train().albef.vision_model.eval()
     before = [part.training for part in model.modules()]
-    score_all(model, processor, pictures, [["a"], ["b"], ["c"]], k=2)
+    score_all(model, processor, pictures, [["a"], ["b"], ["c"]], rerank_k=2)
     with pytest.raises(ValueError, match="string"):
-        score_all(model, processor, pictures, [["a"], ["b"], [3]], k=2)
+        score_all(model, processor, pictures, [["a"], ["b"], [3]], rerank_k=2)
     texts = [encode_texts(model, processor, ["a dog"]) for _ in range(2)]
-    assert torch.equal(texts[0].prepared, texts[1].prepared)
+    assert torch.equal(texts[0].attended, texts[1].attended)
     encoder = ImageEncoder(model, processor, pictures, range(3))
     assert torch.equal(encoder.embeds(), encoder.embeds())
     assert [part.training for part in model.modules()] == before
@@ -223,4 +224,4 @@ def test_similarities_stay_float32_under_bfloat16(model, processor, pictures):
 def test_texts_are_cut_to_what_the_model_has_positions_for(config, processor):
     config.text_config.max_position_embeddings = 12
     features = encode_texts(AlbefForPreTraining(config), processor, ["word " * 25])
-    assert features.prepared.shape[1] == 12
+    assert features.attended.shape[1] == 12

@@ -41,8 +41,9 @@ from albef_hf import (
     MomentumTeacher,
 )
 from albef_hf.data import embedded_tokenizer
-from albef_hf.modeling_albef import IGNORED, AlbefAttention
-from albef_hf.retrieval_albef import match, match_pictures, read_texts
+from albef_hf.encoders_albef import AlbefAttention
+from albef_hf.losses_albef import IGNORED
+from albef_hf.retrieval_albef import encode_tokenized_texts, match, match_images
 
 KINDS = [AlbefModel, AlbefForPreTraining, *HEADS]
 
@@ -165,6 +166,14 @@ def test_label_smoothing_is_refused_where_it_would_take_the_labels_away(kind, co
         Trainer(kind(config), arguments, train_dataset=rows_of(inputs)).train()
 
 
+@pytest.mark.parametrize("name", ["answer_counts", "answer_weights"])
+def test_label_smoothing_is_refused_in_evaluation_of_counted_answers(name, config, batch, tmp_path):
+    inputs = inputs_of(batch, AlbefForQuestionAnswering) | {name: torch.ones(4, dtype=torch.long)}
+    arguments = TrainingArguments(**arguments_of(tmp_path, label_smoothing_factor=0.1))
+    with pytest.raises(ValueError, match="leave label_smoothing_factor at 0"):
+        Trainer(AlbefForQuestionAnswering(config), arguments, eval_dataset=rows_of(inputs)).evaluate()
+
+
 def test_label_smoothing_of_classes_is_that_of_torch(sharp, batch, tmp_path):
     model, inputs = AlbefForVisualEntailment(sharp).eval(), inputs_of(batch, AlbefForVisualEntailment)
     arguments = TrainingArguments(**arguments_of(tmp_path, label_smoothing_factor=0.1))
@@ -192,17 +201,17 @@ def test_keywords_that_change_nothing_are_refused(kind, config, batch):
     others = () if kind is AlbefForQuestionAnswering else ("answer_counts", "answer_weights")
     others += ("labels",) if kind is AlbefModel else ()
     for wrong in ("return_loss", "label", "attention_masks", "position_ids", *others):
-        with pytest.raises(ValueError, match=f"forward takes no {wrong}: check the spelling"):
+        with pytest.raises(ValueError, match=f"forward does not accept {wrong}: check the spelling"):
             model(**questions_of(batch, kind), **{wrong: torch.ones(4)})
     if kind is not AlbefForTextAssignment:
         model(**inputs, output_hidden_states=False, interpolate_pos_encoding=True, inputs_embeds=None)
         model(**inputs, return_loss=False, token_type_ids=torch.zeros_like(inputs["input_ids"]))
-    with pytest.raises(ValueError, match="adds token type 0 .*: leave token_type_ids out"):
+    with pytest.raises(ValueError, match="uses token type 0 .*: do not pass token_type_ids"):
         model(**inputs, token_type_ids=torch.ones_like(inputs["input_ids"]))
     if kind in (AlbefModel, AlbefForVisualReasoning):
         states, multimodal = torch.zeros(4, 3, 32), getattr(model, "albef", model).multimodal_model
         images = [multimodal.project_images(states)] * (1 if kind is AlbefModel else 2)
-        with pytest.raises(ValueError, match="forward takes no misspelt"):
+        with pytest.raises(ValueError, match="forward does not accept misspelt"):
             multimodal(states, None, *images, misspelt=1)
 
 
@@ -213,7 +222,7 @@ def test_images_that_are_none_are_asked_for(kind, config, batch):
         model(**inputs | {"pixel_values": None})
     encoders = getattr(model, "albef", model)
     for encoder in (encoders.vision_model, encoders.text_model):
-        with pytest.raises(ValueError, match="is None: give"):
+        with pytest.raises(ValueError, match="is None: pass"):
             encoder(None)
 
 
@@ -221,7 +230,7 @@ def test_images_that_are_none_are_asked_for(kind, config, batch):
 def test_an_empty_batch_is_refused(kind, config, batch):
     model, inputs = kind(config).eval(), questions_of(batch, kind)
     for empty in (("pixel_values",), ("input_ids", "attention_mask")):
-        with pytest.raises(ValueError, match="give at least one"):
+        with pytest.raises(ValueError, match="pass at least one"):
             model(**inputs | {name: inputs[name][:0] for name in empty})
 
 
@@ -231,6 +240,7 @@ def test_an_empty_batch_is_refused(kind, config, batch):
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_a_dynamically_quantized_model_is_close(kind, config, batch):
+    torch.manual_seed(0)
     model, inputs = kind(config).eval(), questions_of(batch, kind)
     small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
     for name, value in model(**inputs).items():
@@ -239,13 +249,13 @@ def test_a_dynamically_quantized_model_is_close(kind, config, batch):
     if kind is AlbefForQuestionAnswering:
         assert small.generate(**inputs, max_new_tokens=2).shape == (4, 3)
     if kind is AlbefForRetrieval:
-        texts = read_texts(small, inputs["input_ids"], inputs["attention_mask"])
+        texts = encode_tokenized_texts(small, inputs["input_ids"], inputs["attention_mask"])
         states = small.get_image_features(inputs["pixel_values"]).last_hidden_state
         expected = small(**inputs).itm_logits
         for row in range(4):
             found = match(small, states[row : row + 1], texts, torch.tensor([row]))
             assert torch.allclose(found, expected[row], atol=0.02)
-        assert match_pictures(small, states, texts.one(0)).shape == (4, 2)
+        assert match_images(small, states, texts.select(0)).shape == (4, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -6,7 +6,7 @@ from original import assert_close
 from plain import PlainForPreTraining, plain_ranking, plain_retrieval
 
 from albef_hf import AlbefForPreTraining, AlbefForQuestionAnswering, MomentumTeacher
-from albef_hf.retrieval_albef import best_matches, read_texts, rerank
+from albef_hf.retrieval_albef import best_matches, encode_tokenized_texts, rerank
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_reranked_scores(still, layers):
     plain_of_images, plain_of_texts = plain_retrieval(model, pictures, input_ids, mask, k=3)
     with torch.no_grad():
         images = model.get_image_features(pictures)
-    texts = read_texts(model, input_ids, mask)
+    texts = encode_tokenized_texts(model, input_ids, mask)
     of_images = best_matches(images.pooler_output, texts.embeds, 3)[1]
     of_texts = best_matches(texts.embeds, images.pooler_output, 3)[1]
     states = enumerate(images.last_hidden_state.split(1))
@@ -73,6 +73,6 @@ def test_ranked_answers(still):
     answers = answers.scatter(1, lengths - 1, 102).masked_fill(torch.arange(5) >= lengths, 0)
     pictures = torch.randn(3, 3, size, size)
     rows, probabilities = plain_ranking(model, questions, mask, pictures, answers, k=6)
-    ours, our_probabilities = model.rank_answers(questions, pictures, answers, mask, k=6)
+    ours, our_probabilities = model.rank_answers(questions, pictures, answers, mask, top_k=6)
     assert torch.equal(ours, rows)
     assert_close(our_probabilities, probabilities, 1e-5, "probabilities")

@@ -1,0 +1,127 @@
+"""Initialize ALBEF from a pretrained ViT or DeiT and a pretrained BERT, as the paper does."""
+
+import re
+
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from transformers.utils import logging
+
+from .compatibility_albef import PRETRAINED_NAMES
+from .configuration_albef import AlbefTextConfig
+from .encoders_albef import interpolate_position_embeddings
+
+logger = logging.get_logger(f"transformers.{__name__}")
+
+_SHARED_SETTINGS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+_VISION_SETTINGS = (*_SHARED_SETTINGS, "image_size", "patch_size", "num_channels", "layer_norm_eps")
+_TEXT_SETTINGS = (
+    *(name for name in _SHARED_SETTINGS if name != "num_hidden_layers"),
+    "vocab_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "pad_token_id",
+)
+_POSITIONS = "albef.vision_model.embeddings.position_embeddings"
+
+Weights = dict[str, torch.Tensor]
+
+
+def read_vision_model(name: str) -> tuple[dict, Weights]:
+    """Load a ViT or DeiT and return its settings and its weights under ALBEF's names.
+
+    Raises:
+        ValueError: If it is another kind of model.
+    """
+    model = AutoModel.from_pretrained(name, dtype=torch.float32)
+    if model.config.model_type not in ("vit", "deit"):
+        raise ValueError(f"{name} is a {model.config.model_type} model: start the image encoder from a ViT or DeiT.")
+    weights = {key: weight for key, weight in _rename(model.state_dict()).items() if not key.startswith("pooler.")}
+    if weights.pop("embeddings.distillation_token", None) is not None:  # DeiT has a second token, ALBEF does not
+        positions = weights["embeddings.position_embeddings"]
+        weights["embeddings.position_embeddings"] = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
+    return {setting: getattr(model.config, setting) for setting in _VISION_SETTINGS}, weights
+
+
+def read_text_model(name: str) -> tuple[dict, Weights]:
+    """Load a BERT and return its settings and its weights under ALBEF's names.
+
+    The weights include the masked-language head if the checkpoint has one.
+
+    Raises:
+        ValueError: If it is another kind of model.
+    """
+    model, report = AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    if model.config.model_type != "bert":
+        raise ValueError(f"{name} is a {model.config.model_type} model: start the text encoder from a BERT.")
+    present = {key: weight for key, weight in model.state_dict().items() if key not in report["missing_keys"]}
+    present = {key: weight for key, weight in present.items() if not key.startswith("cls.predictions.decoder.")}
+    return {setting: getattr(model.config, setting) for setting in _TEXT_SETTINGS}, _rename(present)
+
+
+def _rename(state_dict: Weights) -> Weights:
+    renamed = {}
+    for name, weight in state_dict.items():
+        for pattern, replacement in PRETRAINED_NAMES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = weight
+    return renamed
+
+
+def load_pretrained_weights(model: PreTrainedModel, vision_weights: Weights, text_weights: Weights) -> None:
+    """Load weights of pretrained encoders, and warn of weights that stay random or that ALBEF does not use.
+
+    Args:
+        model: The model with the pretraining head.
+        vision_weights: From `read_vision_model`; position embeddings are interpolated to the model's resolution.
+        text_weights: From `read_text_model`.
+
+    Raises:
+        ValueError: If a weight has another shape than in the model.
+    """
+    weights = {f"albef.vision_model.{name}": weight for name, weight in vision_weights.items()}
+    weights |= _place_text_weights(text_weights, model.config.text_config)
+    expected = model.state_dict()
+    if _POSITIONS in weights:
+        grid = model.albef.vision_model.embeddings.grid_size
+        weights[_POSITIONS] = interpolate_position_embeddings(weights[_POSITIONS], (grid, grid))
+    for name, weight in weights.items():
+        if name in expected and expected[name].shape != weight.shape:
+            raise ValueError(
+                f"{name} is {tuple(weight.shape)} in the pretrained model and {tuple(expected[name].shape)} in the "
+                "configuration: do not change sizes of the pretrained model."
+            )
+    report = model.load_state_dict(weights, strict=False)
+    missing = {name for name in report.missing_keys if name not in model.all_tied_weights_keys}
+    logger.warning_once(f"Randomly initialized, to be trained: {', '.join(_group_by_module(missing))}.")
+    if report.unexpected_keys:
+        logger.warning_once(f"Not used by ALBEF: {', '.join(_group_by_module(report.unexpected_keys))}.")
+
+
+def _place_text_weights(weights: Weights, config: AlbefTextConfig) -> Weights:
+    """Assign BERT's lower layers to the text encoder and the next ones to the multimodal encoder; drop the rest."""
+    placed = {}
+    for name, weight in weights.items():
+        layer = re.match(r"layers\.(\d+)\.(.*)", name)
+        if layer is None:
+            placed[name if name.startswith("mlm_head.") else f"albef.text_model.{name}"] = weight
+            continue
+        index = int(layer[1])
+        multimodal_index = index - config.num_hidden_layers
+        if multimodal_index < 0:
+            placed[f"albef.text_model.{name}"] = weight
+        elif multimodal_index < config.num_multimodal_layers:
+            placed[f"albef.multimodal_model.layers.{multimodal_index}.{layer[2]}"] = weight
+    return placed
+
+
+def _group_by_module(names: set[str] | list[str]) -> list[str]:
+    """Return the modules of parameters, with a count of layers: `a.layers.0.b.weight` becomes `a.layers.*.b (1x)`."""
+    modules: dict[str, set[str]] = {}
+    for name in names:
+        module = name.rpartition(".")[0] or name
+        modules.setdefault(re.sub(r"\.\d+\.", ".*.", module), set()).add(module)
+    return [f"{name} ({len(members)}x)" if "*" in name else name for name, members in sorted(modules.items())]
+
+
+__all__ = ["load_pretrained_weights", "read_text_model", "read_vision_model"]

@@ -1,0 +1,245 @@
+"""The loss functions of the ALBEF paper (arXiv 2107.07651) and its two samplers of negatives."""
+
+import torch
+from torch.nn import functional as F
+
+from .configuration_albef import AlbefConfig
+
+IGNORED = -100  # label of tokens and rows without a target, as in the losses of torch and transformers
+ASSIGNMENT_TEMPERATURE = 0.07  # a constant in the original, which does not use the learned temperature here
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Convert half precision to float32; float64 stays."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}: pass the teacher's weight in the targets, between 0 and 1.")
+
+
+def distilled_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, teacher_logits: torch.Tensor | None, alpha: float
+) -> torch.Tensor:
+    """Compute the cross-entropy against `(1 - alpha) * targets + alpha * softmax(teacher_logits)`.
+
+    These are equations 6 and 7 of the paper.
+
+    Args:
+        logits: (rows, classes).
+        targets: Class indices, (rows,), or probabilities, (rows, classes).
+        teacher_logits: (rows, classes), or None for the plain cross-entropy.
+        alpha: Weight of the teacher in the targets, between 0 and 1.
+
+    Returns:
+        The loss of each row, (rows,).
+
+    Raises:
+        ValueError: If alpha is not between 0 and 1, or (on a CPU) a target is not one of the classes.
+    """
+    _check_alpha(alpha)
+    logits = at_least_float32(logits)
+    try:
+        losses = F.cross_entropy(logits, targets, reduction="none")
+    except IndexError as error:
+        raise ValueError(f"{error} Labels must be between 0 and {logits.shape[-1] - 1}, or -100.") from error
+    if teacher_logits is None or alpha == 0:
+        return losses
+    soft_targets = at_least_float32(teacher_logits.detach()).softmax(-1)
+    return (1 - alpha) * losses + alpha * F.cross_entropy(logits, soft_targets, reduction="none")
+
+
+def masked_language_loss(
+    logits: torch.Tensor, labels: torch.Tensor, teacher_logits: torch.Tensor | None, alpha: float
+) -> torch.Tensor:
+    """Compute the masked-language loss, equation 7 of the paper; zero if no token is masked.
+
+    Args:
+        logits: Logits of the masked tokens, (masked tokens, vocabulary).
+        labels: The token that was masked, -100 for all others, (batch, tokens).
+        teacher_logits: The teacher's logits of the same tokens.
+        alpha: Weight of the teacher in the targets, between 0 and 1.
+
+    Returns:
+        The mean over the masked tokens, a scalar.
+    """
+    losses = distilled_cross_entropy(logits, labels[labels != IGNORED], teacher_logits, alpha)
+    return losses.sum() / max(len(losses), 1)
+
+
+def retrieval_targets(ids: torch.Tensor, queue_ids: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """Return the contrastive targets of fine-tuning: equal weights for all keys of the same image.
+
+    Args:
+        ids: Id of the image of each text, (batch,).
+        queue_ids: Id of the image of each queued pair, -100 if unknown, (queue,); None without a queue.
+        dtype: Data type of the targets.
+
+    Returns:
+        Weight of each key in each row, (batch, batch + queue).
+    """
+    keys = ids if queue_ids is None else torch.cat([ids, queue_ids])
+    is_positive = (ids[:, None] == keys) & (keys != IGNORED)
+    weights = is_positive.to(dtype).fill_diagonal_(1)  # a pair with an unknown id is its own positive
+    return weights / weights.sum(1, keepdim=True)
+
+
+@torch.no_grad()
+def sample_hard_negatives(
+    logits_per_image: torch.Tensor, logits_per_text: torch.Tensor, is_negative: torch.Tensor, hardness: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw a hard negative for every text and every image, the more similar the likelier (section 3.2 of the paper).
+
+    Args:
+        logits_per_image: Contrastive logits of the batch's images with all texts, (batch, all). Those of the batch
+            come first; those of other processes follow if negatives are drawn from them, too.
+        logits_per_text: Contrastive logits of the batch's texts with all images, (batch, all).
+        is_negative: Whether image i and text j, and text i and image j, are a negative pair, (batch, all).
+        hardness: Exponent of the distribution that negatives are drawn from; 1 as in the paper, 0 for uniform.
+
+    Returns:
+        Index of an image for each text and of a text for each image, each (batch,). The index is arbitrary in rows
+        without a negative, which `matching_loss` ignores.
+
+    Raises:
+        ValueError: If the batch has a single pair, or the hardness is negative or not finite.
+    """
+    if is_negative.shape[1] < 2:
+        raise ValueError(
+            "A batch of one pair has no negatives for image-text matching: use a batch size of at least 2 per "
+            "process, and drop the last incomplete batch, also in evaluation (dataloader_drop_last=True of "
+            "transformers' Trainer)."
+        )
+    if not 0 <= hardness < torch.inf:
+        raise ValueError(
+            f"hardness_strength is {hardness}: pass a number of at least 0. 0 draws negatives uniformly, 1 as in the "
+            "paper."
+        )
+
+    def draw(logits: torch.Tensor) -> torch.Tensor:
+        # At a small temperature every weight may underflow to zero; the floor makes that a uniform draw. NaN becomes
+        # zero, too: the loss will be NaN and is checked on all processes, an error here would stop only this one.
+        weights = (hardness * logits).softmax(-1).nan_to_num(0).clamp_min(1e-30)
+        weights = weights.masked_fill(~is_negative & is_negative.any(1, keepdim=True), 0)
+        return torch.multinomial(weights, 1).squeeze(-1)
+
+    return draw(logits_per_text), draw(logits_per_image)
+
+
+def matching_loss(itm_logits: torch.Tensor, is_negative: torch.Tensor) -> torch.Tensor:
+    """Compute the image-text matching loss, equation 4 of the paper.
+
+    Args:
+        itm_logits: Logits of the pairs, of each text with a wrong image, and of each image with a wrong text,
+            (3 * batch, 2).
+        is_negative: As in `sample_hard_negatives`; the drawn negatives of a row without any are ignored.
+
+    Returns:
+        The mean cross-entropy, a scalar.
+    """
+    negative_labels = torch.where(is_negative.any(1), 0, IGNORED)
+    labels = torch.cat([torch.ones_like(negative_labels), negative_labels, negative_labels])
+    return F.cross_entropy(itm_logits, labels, ignore_index=IGNORED)
+
+
+def classification_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    config: AlbefConfig,
+    teacher_logits: torch.Tensor | None = None,
+    alpha: float = 0.0,
+) -> torch.Tensor:
+    """Compute the loss for `config.problem_type`, as transformers' sequence classification heads do.
+
+    Args:
+        logits: (batch, classes).
+        labels: Class indices, (batch,), where -100 is ignored. For regression and multi-label classification, numbers,
+            (batch, classes), or (batch,) if there is one class.
+        config: If it has no `problem_type`, the number of classes and the type of the labels decide.
+        teacher_logits: Logits to distill single labels from, (batch, classes).
+        alpha: Weight of the teacher in the targets, between 0 and 1.
+
+    Returns:
+        The mean loss, a scalar.
+
+    Raises:
+        ValueError: If the labels do not fit the problem type, a problem type that cannot be distilled has a teacher,
+            or alpha is not between 0 and 1.
+    """
+    _check_alpha(alpha)
+    problem_type = _problem_type(logits, labels, config)
+    if problem_type == "single_label_classification":
+        labels = labels.flatten().long()
+        losses = distilled_cross_entropy(logits, labels, teacher_logits, alpha)
+        is_known = labels != IGNORED
+        scale = len(is_known) / is_known.sum().clamp(min=1).to(losses.dtype)
+        return losses.masked_fill(~is_known, 0).mean() * scale
+    if teacher_logits is not None and alpha != 0:
+        raise ValueError(f"{problem_type} cannot be distilled: remove teacher_outputs, or set alpha to 0.")
+    logits = at_least_float32(logits)
+    loss = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
+    return loss(logits, labels.view_as(logits).to(logits.dtype))
+
+
+def _problem_type(logits: torch.Tensor, labels: torch.Tensor, config: AlbefConfig) -> str:
+    """Return the configured or inferred problem type after checking that the labels fit it."""
+    has_indices = labels.dtype in (torch.long, torch.int)
+    inferred = "single_label_classification" if has_indices else "multi_label_classification"
+    problem_type = config.problem_type or ("regression" if config.num_labels == 1 else inferred)
+    if problem_type == "single_label_classification":
+        fits = has_indices and labels.numel() == len(logits)
+    else:
+        fits = labels.shape == logits.shape or (labels.shape == logits.shape[:1] and logits.shape[1] == 1)
+    if not fits:
+        raise ValueError(
+            f"labels of {labels.dtype}, {tuple(labels.shape)}, do not fit {problem_type} with logits "
+            f"{tuple(logits.shape)}: pass integer class indices, (batch,), or set config.problem_type to "
+            '"multi_label_classification" or "regression" and pass a number for each logit.'
+        )
+    return problem_type
+
+
+@torch.no_grad()
+def sample_image_pairs(similarities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw two images for each text: its own and a similar one in either order, or two similar ones.
+
+    Args:
+        similarities: Cosine of every image with every other, (batch, batch).
+
+    Returns:
+        Indices of two images for each text, (batch, 2), and the labels, (batch,): 0 if the text's own image is the
+        first, 1 if it is the second, 2 if it is neither, with equal probabilities.
+
+    Raises:
+        ValueError: If there are fewer than three images.
+    """
+    batch = len(similarities)
+    device = similarities.device
+    if batch < 3:
+        raise ValueError(
+            f"A batch of {batch} does not have two wrong images per text: use a batch size of at least 3 per process, "
+            "and drop the last incomplete batch, also in evaluation (dataloader_drop_last=True of "
+            "transformers' Trainer)."
+        )
+    weights = (similarities / ASSIGNMENT_TEMPERATURE).softmax(1).nan_to_num(0).clamp_min(1e-30)
+    pairs = torch.multinomial(weights.fill_diagonal_(0), 2)  # without replacement: two different wrong images
+    labels = torch.randint(3, (batch,), device=device)
+    # If one wrong image is needed, it is the one drawn first, whose probabilities are the weights.
+    pairs = torch.where(labels[:, None] == 0, pairs.flip(1), pairs)
+    own = torch.arange(batch, device=device)[:, None]
+    is_own = labels[:, None] == torch.arange(2, device=device)
+    return torch.where(is_own, own, pairs), labels
+
+
+__all__ = [
+    "IGNORED",
+    "at_least_float32",
+    "classification_loss",
+    "distilled_cross_entropy",
+    "masked_language_loss",
+    "matching_loss",
+    "retrieval_targets",
+    "sample_hard_negatives",
+    "sample_image_pairs",
+]
