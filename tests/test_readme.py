@@ -1,4 +1,4 @@
-"""What the README shows runs, on small models in place of those that it speaks of, and against a Hub on loopback."""
+"""Run the snippets of the README, with small models in place of those that it names, against a Hub on loopback."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from paths import REPOSITORY
 
 from albef_hf import MomentumTeacher
 
-# What a reader has by the time of the training step.
+# What the snippet of the training step needs.
 BATCH = """
 import torch
 from albef_hf import AlbefForPreTraining, MomentumTeacher

@@ -1,6 +1,6 @@
-"""The paper's augmentation on Pillow alone: random resized crop, flip, RandAugment, normalisation.
+"""Augment images as in the paper, with Pillow only: random resized crop, flip, RandAugment, normalization.
 
-`pretrain_transform` in the original's `dataset/__init__.py`, and its `dataset/randaugment.py`.
+The counterparts in the original are `pretrain_transform` in `dataset/__init__.py` and `dataset/randaugment.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-GREY = (128, 128, 128)  # what geometric operations fill in, as in the original
+GRAY = (128, 128, 128)  # fill color of geometric operations, as in the original
 MAX_LEVEL = 10
 
 
@@ -20,17 +20,17 @@ def _enhance(enhancer: type) -> Callable:
 def _affine(coefficients: Callable) -> Callable:
     def apply(image: Image.Image, level: float, sign: int) -> Image.Image:
         matrix = coefficients(sign * level / MAX_LEVEL, *image.size)
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=GREY)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=GRAY)
 
     return apply
 
 
 def _rotate(image: Image.Image, level: float, sign: int) -> Image.Image:
-    return image.rotate(sign * level / MAX_LEVEL * 30, Image.Resampling.BILINEAR, fillcolor=GREY)
+    return image.rotate(sign * level / MAX_LEVEL * 30, Image.Resampling.BILINEAR, fillcolor=GRAY)
 
 
-# Each takes a picture, a level between 0 and 10, and a sign. Shears reach 0.3, rotations 30 degrees; translations 10
-# pixels of 256, which the original writes as 10 pixels at any size.
+# Each takes an image, a level between 0 and 10, and a sign. The maxima are 0.3 for shears, 30 degrees for rotations,
+# and 10 of 256 pixels for translations, which are 10 pixels at any size in the original.
 OPERATIONS: dict[str, Callable[[Image.Image, float, int], Image.Image]] = {
     "Identity": lambda image, level, sign: image,
     "AutoContrast": lambda image, level, sign: ImageOps.autocontrast(image),
@@ -46,10 +46,11 @@ OPERATIONS: dict[str, Callable[[Image.Image, float, int], Image.Image]] = {
 
 
 def random_augment(image: Image.Image, rng: np.random.Generator, count: int = 2, level: float = 7) -> Image.Image:
-    """Draw `count` of the ten operations with replacement and apply each with probability 1/2."""
+    """Draw `count` of the ten operations with replacement, and apply each with probability 1/2."""
     for name in rng.choice(list(OPERATIONS), size=count):
-        apply, sign = rng.random() < 0.5, 1 if rng.random() < 0.5 else -1
-        if apply:
+        is_applied = rng.random() < 0.5
+        sign = 1 if rng.random() < 0.5 else -1
+        if is_applied:
             image = OPERATIONS[name](image, level, sign)
     return image
 
@@ -57,10 +58,17 @@ def random_augment(image: Image.Image, rng: np.random.Generator, count: int = 2,
 def random_resized_crop(
     image: Image.Image, size: int, rng: np.random.Generator, scale: tuple[float, float], attempts: int = 10
 ) -> Image.Image:
-    """Crop a random share of the area, 3:4 to 4:3 in shape, and resize it (bicubic) to a square of `size` pixels.
+    """Crop a random share of the area, with an aspect ratio of 3:4 to 4:3, and resize it (bicubic) to a square.
 
-    Where no draw fits into the picture, the largest centred crop of an allowed shape is taken, as torchvision does.
-    A scale of 1 keeps the whole picture, whatever its shape: what is said of its edges has to stay true.
+    If no draw fits into the image, the largest centered crop of an allowed aspect ratio is used, as in torchvision. A
+    scale of 1 keeps the whole image, whatever its aspect ratio, so that captions about its edges stay true.
+
+    Args:
+        image: Image to crop.
+        size: Height and width of the result in pixels.
+        rng: Random generator.
+        scale: Minimum and maximum share of the area.
+        attempts: Number of draws.
     """
     if scale[0] >= 1:
         return image.resize((size, size), Image.Resampling.BICUBIC)
@@ -68,28 +76,32 @@ def random_resized_crop(
     for _ in range(attempts):
         area = width * height * rng.uniform(*scale)
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        crop_width, crop_height = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        crop_width = round((area * ratio) ** 0.5)
+        crop_height = round((area / ratio) ** 0.5)
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            left, top = rng.integers(width - crop_width + 1), rng.integers(height - crop_height + 1)
+            left = int(rng.integers(width - crop_width + 1))
+            top = int(rng.integers(height - crop_height + 1))
             break
     else:
-        crop_width, crop_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-        left, top = (width - crop_width) // 2, (height - crop_height) // 2
-    box = (int(left), int(top), int(left) + crop_width, int(top) + crop_height)
+        crop_width = min(width, round(height * 4 / 3))
+        crop_height = min(height, round(width * 4 / 3))
+        left = (width - crop_width) // 2
+        top = (height - crop_height) // 2
+    box = (left, top, left + crop_width, top + crop_height)
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 class Augmentation:
-    """Turns a picture into training pixels.
+    """Convert an image to augmented, normalized pixels.
 
     Args:
         image_size: Height and width of the result in pixels.
         image_mean: Mean of each channel, between 0 and 1.
         image_std: Standard deviation of each channel.
-        min_scale: Smallest share of the picture's area that a crop keeps; the paper's 0.2 (0.5 in fine-tuning, and 1,
-            no crop at all, in grounding).
-        operations: Operations of RandAugment drawn for each picture; the paper's 2.
-        flip_probability: Chance of a picture to be mirrored.
+        min_scale: Minimum share of the image's area that a crop keeps; 0.2 in the paper (0.5 in fine-tuning, and 1, no
+            crop at all, in grounding).
+        operations: RandAugment operations drawn per image; 2 in the paper.
+        flip_probability: Probability that an image is mirrored.
     """
 
     def __init__(
@@ -101,14 +113,16 @@ class Augmentation:
         operations: int = 2,
         flip_probability: float = 0.5,
     ):
-        self.image_size, self.min_scale, self.operations = image_size, min_scale, operations
+        self.image_size = image_size
+        self.min_scale = min_scale
+        self.operations = operations
         self.flip_probability = flip_probability
-        # uint8 pixels go to normalised ones in one multiplication and one addition.
+        # One multiplication and one addition normalize uint8 pixels.
         self.factor = torch.tensor([1 / (255 * deviation) for deviation in image_std]).view(3, 1, 1)
         self.offset = torch.tensor([-m / s for m, s in zip(image_mean, image_std, strict=True)]).view(3, 1, 1)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> tuple[torch.Tensor, bool]:
-        """Augment an RGB picture.
+        """Augment an RGB image.
 
         Returns:
             Pixels, (3, height, width), and whether left and right were swapped.

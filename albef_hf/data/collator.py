@@ -1,18 +1,12 @@
-"""Batches for pretraining: captions to tokens, some of them masked."""
+"""Collate pretraining batches: tokenize captions and mask some of the tokens."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..processing_albef import tokenize
-from .pairs import Issue
-
-
-def embedded_tokenizer() -> BertTokenizer:
-    """The tokenizer of BERT-base uncased, from the vocabulary that comes with this package."""
-    return BertTokenizer.from_pretrained(Path(__file__).parent / "bert-base-uncased-vocab")
+from .row_errors import SkipReason
 
 
 def mask_tokens(
@@ -21,19 +15,19 @@ def mask_tokens(
     probability: float = 0.15,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mask tokens as BERT does (`ALBEF.mask` in the original's `models/model_pretrain.py`).
+    """Mask tokens like BERT (`ALBEF.mask` in the original's `models/model_pretrain.py`).
 
-    Of the chosen tokens 80 % become `[MASK]`, 10 % a random token, 10 % stay. `[CLS]` and `[PAD]` are never chosen,
-    `[SEP]` may be; at least one token of the batch is, where there is one to choose.
+    80 % of the chosen tokens become `[MASK]`, 10 % become a random token, and 10 % stay. `[CLS]` and `[PAD]` are never
+    chosen; `[SEP]` can be. At least one token of the batch is chosen, if there is any candidate.
 
     Args:
         input_ids: (batch, tokens).
-        tokenizer: Knows the special tokens and the vocabulary.
-        probability: Chance of a token to be chosen.
-        generator: Source of randomness.
+        tokenizer: Tokenizer with the special tokens and the vocabulary.
+        probability: Probability that a token is chosen.
+        generator: Random generator.
 
     Returns:
-        The masked `input_ids` and `labels`, which are -100 where nothing was chosen; each (batch, tokens).
+        The masked `input_ids`, and `labels`, which are -100 where no token was chosen; each (batch, tokens).
     """
     if not input_ids.numel():
         return input_ids.clone(), input_ids.clone()
@@ -50,38 +44,40 @@ def mask_tokens(
 
 
 class PretrainingCollator:
-    """Makes a batch of samples: tokens padded to the longest, a masked copy, pixels, counted issues.
+    """Collate samples: tokens padded to the longest caption, a masked copy, pixels, and counts of skipped rows.
 
-    Masking happens here, not in the model, so that student and teacher see one and the same mask.
+    Tokens are masked here, not in the model, so that student and teacher see the same mask.
 
     Args:
-        tokenizer: The processor's.
-        max_length: Tokens of a caption that are kept; the original's 25.
-        mlm_probability: Chance of a token to be masked; the paper's 15 %.
+        tokenizer: Tokenizer of the processor.
+        max_length: Maximum number of tokens of a caption; 25 in the original.
+        mlm_probability: Probability that a token is masked; 15 % in the paper.
 
     Raises:
-        ValueError: If no token is to be kept, or the chance is not between 0 and 1.
+        ValueError: If `max_length` is below 1, or the probability is not between 0 and 1.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int = 25, mlm_probability: float = 0.15):
         if max_length < 1:
             raise ValueError(f"max_length is {max_length}: give at least 1 token, [CLS].")
         if not 0 <= mlm_probability <= 1:
-            raise ValueError(f"mlm_probability is {mlm_probability}: give a chance between 0 and 1.")
-        self.tokenizer, self.max_length, self.mlm_probability = tokenizer, max_length, mlm_probability
+            raise ValueError(f"mlm_probability is {mlm_probability}: give a probability between 0 and 1.")
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.mlm_probability = mlm_probability
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate samples of a `PairReader`.
 
         Returns:
             `input_ids`, `attention_mask`, `mlm_input_ids`, `labels`, each (batch, tokens), `pixel_values`
-            (batch, 3, height, width), and `issues`, how often each `Issue` occurred, (number of issues,).
+            (batch, 3, height, width), and `issues`, how often each `SkipReason` occurred, (number of issues,).
 
         Raises:
             ValueError: If there is no sample.
         """
         if not samples:
-            raise ValueError("There is no sample to make a batch of.")
+            raise ValueError("There are no samples to collate.")
         tokens = tokenize(
             self.tokenizer,
             [sample["caption"] for sample in samples],
@@ -93,14 +89,15 @@ class PretrainingCollator:
         generator = torch.Generator().manual_seed(samples[0]["seed"])
         mlm_input_ids, labels = mask_tokens(tokens["input_ids"], self.tokenizer, self.mlm_probability, generator)
         issues = [issue for sample in samples for issue in sample["issues"]]
-        for sample, encoding in zip(samples, tokens.encodings, strict=True):
-            if encoding.overflowing and Issue.CAPTION_CUT not in sample["issues"]:  # its words are counted already
-                issues.append(Issue.CAPTION_CUT)
+        for sample, encoding in zip(samples, tokens.encodings or [], strict=True):
+            is_counted = SkipReason.CAPTION_CUT in sample["issues"]  # because words were cut
+            if encoding.overflowing and not is_counted:
+                issues.append(SkipReason.CAPTION_CUT)
         return {
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],
             "mlm_input_ids": mlm_input_ids,
             "labels": labels,
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-            "issues": torch.bincount(torch.tensor(issues, dtype=torch.long), minlength=len(Issue)),
+            "issues": torch.bincount(torch.tensor(issues, dtype=torch.long), minlength=len(SkipReason)),
         }

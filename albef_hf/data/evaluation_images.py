@@ -1,53 +1,58 @@
-"""The pictures that rows name and the captions of each, for the evaluation of retrieval."""
+"""The images of a retrieval evaluation, each with its captions."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from typing import Any, cast
 
 from PIL import Image
 
 from ..utils.progress import progress
-from .pairs import BadSampleError, load_image, usable_captions
+from .captions import valid_captions
+from .images import load_image
+from .row_errors import InvalidSampleError
+from .row_values import IMAGE_COLUMNS
 
 
-def picture_of(row: Mapping[str, Any]) -> str | int | None:
-    """What rows of the same picture share: its `image_id` or its path; None for a row that embeds its picture."""
-    image = row.get("image_id", row.get("image"))
-    if isinstance(image, float) and image.is_integer():  # as pandas makes of integers, where some are absent
-        return int(image)
-    return image if isinstance(image, (str, int)) else None
+def image_id(row: Mapping[str, Any]) -> str | int | None:
+    """Return `image_id` or the path, which rows with the same image share; None if the row contains the image."""
+    value = row.get("image_id", row.get("image"))
+    if isinstance(value, float) and value.is_integer():  # pandas converts integers with missing values to floats
+        return int(value)
+    return value if isinstance(value, (str, int)) else None
 
 
-def pictures_of(rows: Sequence[Mapping[str, Any]]) -> list[str | int | None]:
-    """What `picture_of` says of each row, without reading more than that; None where a row would have to be drawn."""
+def image_ids(rows: Sequence[Mapping[str, Any]]) -> list[str | int | None]:
+    """Return the `image_id` of each row, without decoding images; None for rows that would have to be computed."""
     if isinstance(rows, list):
-        return [picture_of(row) for row in rows]
+        return [image_id(row) for row in rows]
     features = getattr(rows, "features", None) or {}  # of a `datasets.Dataset`
-    kinds = {name: getattr(features.get(name), "dtype", "") for name in ("image_id", "image")}
-    names = [name for name, kind in kinds.items() if re.fullmatch(r"u?int\d+|float\d+|(large_)?string", kind)]
-    return [picture_of(row) for row in rows.select_columns(names[:1])] if names else [None] * len(rows)
+    types = {name: getattr(features.get(name), "dtype", "") for name in ("image_id", "image")}
+    names = [name for name, kind in types.items() if re.fullmatch(r"u?int\d+|float\d+|(large_)?string", kind)]
+    if not names:
+        return [None] * len(rows)
+    return [image_id(row) for row in rows.select_columns(names[:1])]  # type: ignore[attr-defined]
 
 
-def without_pictures(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """The rows, of a dataset without their pictures, which it would read for nothing; to learn what is beside them."""
-    pictures = {"image", "images", "left_image", "right_image"} & {*(getattr(rows, "features", None) or {})}
-    return rows.remove_columns(sorted(pictures)) if pictures else rows
+def drop_image_columns(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Return a dataset without its images, which it would decode for nothing; other rows are returned as they are."""
+    columns = {*IMAGE_COLUMNS} & {*(getattr(rows, "features", None) or {})}
+    return rows.remove_columns(sorted(columns)) if columns else rows  # type: ignore[attr-defined]
 
 
-class Pictures(Sequence):
-    """Pictures, each read when it is asked for; rows that name the same one are one picture with several captions.
+class EvaluationImages(Sequence):
+    """Images that are loaded on access. Rows with the same image are one image with several captions.
 
-    Every picture is read once in advance, so that broken ones are left out before anything is ranked.
+    Every image is loaded once in advance, so that invalid ones are skipped before anything is ranked.
 
     Args:
-        rows: With `image` and a caption, a text or a list of texts; a stream is read once and kept.
+        rows: Rows with `image` and a caption, a text or a list of texts; an iterable is read once and kept.
         image_root: Folder that paths are relative to.
         caption_column: Name of the captions.
-        most: Number of pictures at most.
+        max_images: Maximum number of images.
 
     Attributes:
-        captions: Those of each picture.
-        bad_rows: Numbers of the rows left out, and what is wrong with them.
+        captions: Captions of each image.
+        bad_rows: The error of each skipped row, by the index of the row.
     """
 
     def __init__(
@@ -55,36 +60,38 @@ class Pictures(Sequence):
         rows: Iterable[Mapping[str, Any]],
         image_root: str | None = None,
         caption_column: str = "caption",
-        most: int | None = None,
+        max_images: int | None = None,
     ):
         self.image_root = image_root
-        stored = hasattr(rows, "__len__")
-        self.rows = rows if stored else []
         self.captions: list[list[str]] = []
-        self.bad_rows: dict[int, BadSampleError] = {}
-        self.numbers: list[int] = []  # of the row that each picture is read from
-        position: dict[Any, int] = {}
-        for number, row in enumerate(progress(range(len(rows)) if stored else rows, "read pictures", leave=False)):
+        self.bad_rows: dict[int, InvalidSampleError] = {}
+        self.row_indices: list[int] = []  # the row that each image is loaded from
+        is_stored = isinstance(rows, Sized)
+        stream_rows: list[Mapping[str, Any]] = []
+        self.rows = cast(Sequence[Mapping[str, Any]], rows) if is_stored else stream_rows
+        positions: dict[Any, int] = {}
+        items: Iterable[Any] = range(len(self.rows)) if is_stored else rows
+        for index, item in enumerate(progress(items, "read images", leave=False)):
             try:
-                row = rows[number] if stored else row
-                named = picture_of(row)
-                picture = ("row", number) if named is None else named
-                if len(self.numbers) == most and picture not in position:
+                row = self.rows[index] if is_stored else item
+                shared_id = image_id(row)
+                key = ("row", index) if shared_id is None else shared_id
+                if len(self.row_indices) == max_images and key not in positions:
                     break
-                if not stored:
-                    self.rows.append(row)
-                texts = usable_captions(row[caption_column])
-                if picture not in position:
+                if not is_stored:
+                    stream_rows.append(row)
+                texts = valid_captions(row[caption_column])
+                if key not in positions:
                     load_image(row["image"], image_root)
-                    position[picture] = len(self.numbers)
-                    self.numbers.append(number)
+                    positions[key] = len(self.row_indices)
+                    self.row_indices.append(index)
                     self.captions.append([])
-                self.captions[position[picture]] += texts
-            except BadSampleError as error:
-                self.bad_rows[number] = error
+                self.captions[positions[key]] += texts
+            except InvalidSampleError as error:
+                self.bad_rows[index] = error
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.row_indices)
 
-    def __getitem__(self, index: int) -> Image.Image:
-        return load_image(self.rows[self.numbers[index]]["image"], self.image_root)
+    def __getitem__(self, index: int) -> Image.Image:  # type: ignore[override]  # slices are not supported
+        return load_image(self.rows[self.row_indices[index]]["image"], self.image_root)

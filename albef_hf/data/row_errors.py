@@ -1,46 +1,83 @@
-"""What was wrong with the rows of an evaluation: counted, and told with an example."""
+"""Rows that cannot be used: the reasons, the error that carries one, and the errors of an evaluation."""
 
+import enum
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .pairs import BadSampleError
+MAX_DETAIL_LENGTH = 300  # characters; an image may be a long base64 text
+
+
+class SkipReason(enum.IntEnum):
+    """What can be wrong with a row. The row is skipped, except for `CAPTION_CUT`."""
+
+    IMAGE_MISSING = 0
+    IMAGE_OUTSIDE_ROOT = 1
+    IMAGE_BROKEN = 2
+    IMAGE_TOO_LARGE = 3
+    CAPTION_EMPTY = 4
+    LABEL_UNKNOWN = 5
+    SHARD_DAMAGED = 6
+    CAPTION_CUT = 7
+
+
+class InvalidSampleError(ValueError):
+    """Raised for a row that cannot be used.
+
+    Args:
+        reason: Why it cannot be used.
+        detail: Which image or text is meant, and what is wrong with it.
+    """
+
+    def __init__(self, reason: SkipReason, detail: str):
+        detail = detail if len(detail) <= MAX_DETAIL_LENGTH else f"{detail[:MAX_DETAIL_LENGTH]}..."
+        super().__init__(reason, detail)  # both, because pickling passes the arguments on
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason.name.lower()}: {self.detail}"
 
 
 @dataclass
-class Findings:
-    """Rows that were left out, each with the reason, and how many texts were cut.
+class RowErrors:
+    """The rows that an evaluation skipped, and the number of texts that it truncated.
 
     Args:
-        bad: What is wrong with each row that was left out, by its number.
-        cut: How many texts were longer than the model takes.
+        bad: The error of each skipped row, by the index of the row.
+        cut: Number of texts that were longer than the model allows.
     """
 
-    bad: dict[int, BadSampleError] = field(default_factory=dict)
+    bad: dict[int, InvalidSampleError] = field(default_factory=dict)
     cut: int = 0
 
     @classmethod
-    def together(cls, parts: Iterable["Findings"]) -> "Findings":
-        """What several processes have found in different rows."""
-        whole = cls()
+    def merge(cls, parts: Iterable["RowErrors"]) -> "RowErrors":
+        """Combine the errors of several processes, each of which evaluated other rows."""
+        merged = cls()
         for part in parts:
-            whole.bad |= part.bad
-            whole.cut += part.cut
-        return whole
+            merged.bad |= part.bad
+            merged.cut += part.cut
+        return merged
 
     def counts(self) -> dict[str, float]:
-        """`rows_left_out`, and `rows/...` with how many of them for which reason; nothing where nothing was wrong."""
-        reasons = Counter(error.issue.name.lower() for error in self.bad.values())
-        counts = {f"rows/{reason}": count for reason, count in reasons.items()}
-        counts |= {"rows_left_out": len(self.bad)} if self.bad else {}
-        return counts | ({"rows/text_cut": self.cut} if self.cut else {})
+        """Return `rows_left_out`, `rows/...` for each reason, and `rows/text_cut`; entries of 0 are omitted."""
+        reasons = Counter(error.reason.name.lower() for error in self.bad.values())
+        counts: dict[str, float] = {f"rows/{reason}": count for reason, count in reasons.items()}
+        if self.bad:
+            counts["rows_left_out"] = len(self.bad)
+        if self.cut:
+            counts["rows/text_cut"] = self.cut
+        return counts
 
     def __str__(self) -> str:
-        """Each reason with the number of its rows and the first of them."""
-        firsts: dict[str, str] = {}
-        for number in sorted(self.bad):
-            error = self.bad[number]
-            firsts.setdefault(error.issue.name.lower(), f"row {number}: {error.detail}")
+        """Format each reason with its number of rows and the first of them."""
+        first: dict[str, str] = {}
+        for index in sorted(self.bad):
+            error = self.bad[index]
+            first.setdefault(error.reason.name.lower(), f"row {index}: {error.detail}")
         counts = self.counts()
-        told = [f"{reason} {counts[f'rows/{reason}']} (first {first})" for reason, first in firsts.items()]
-        return ", ".join(told + ([f"text_cut {self.cut}"] if self.cut else [])) or "nothing"
+        parts = [f"{reason} {counts[f'rows/{reason}']} (first {example})" for reason, example in first.items()]
+        if self.cut:
+            parts.append(f"text_cut {self.cut}")
+        return ", ".join(parts) or "nothing"

@@ -1,4 +1,4 @@
-"""Built-in data: pictures of coloured shapes with captions, drawn from a seed, without files or downloads."""
+"""Built-in synthetic data: images of colored shapes with captions, drawn from a seed, without files or downloads."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -21,9 +21,9 @@ COLORS = {
     "turquoise": (40, 190, 190),
 }
 BACKGROUNDS = [(250, 250, 250), (225, 225, 225), (245, 235, 215), (215, 230, 245), (222, 240, 218)]
-SIZES = {"small": (0.13, 0.18), "big": (0.26, 0.34)}  # width of a shape as a share of the picture's
+SIZES = {"small": (0.13, 0.18), "big": (0.26, 0.34)}  # width of a shape as a share of the image's width
 
-# How people call things; the first name of a shape is its own.
+# Synonyms; the first name of a shape is its key.
 SHAPE_NAMES = {
     "circle": ("circle", "disc", "ball"),
     "square": ("square", "box", "block"),
@@ -60,7 +60,7 @@ VAGUE = (
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A shape, its look, and where it is: centre and width (of the circle around it) as shares of the picture."""
+    """A shape: its look, and the center and width of its circumscribed circle as shares of the image."""
 
     shape: str
     color: str
@@ -71,31 +71,32 @@ class SceneObject:
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of what is drawn, as shares of the picture."""
-        across, down = zip(*_outline(self.shape, self.x, self.y, self.width / 2), strict=True)
-        return min(across), min(down), max(across), max(down)
+        """Left, top, right and bottom of the drawn shape as shares of the image."""
+        xs, ys = zip(*_outline(self.shape, self.x, self.y, self.width / 2), strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
 
     def relation_to(self, other: "SceneObject") -> str:
-        """Where this object is, seen from the other: left, right, above or below, whichever is plainest."""
-        across, down = self.x - other.x, self.y - other.y
-        if abs(across) > abs(down):
-            return "left" if across < 0 else "right"
-        return "above" if down < 0 else "below"
+        """Return the direction of this object from the other one: left, right, above or below."""
+        horizontal = self.x - other.x
+        vertical = self.y - other.y
+        if abs(horizontal) > abs(vertical):
+            return "left" if horizontal < 0 else "right"
+        return "above" if vertical < 0 else "below"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects on a plain background; no two have both colour and shape in common, and none overlap."""
+    """Objects on a plain background; no two have the same color and shape, and none overlap."""
 
     objects: tuple[SceneObject, ...]
     background: tuple[int, int, int]
 
     def mirrored(self) -> "Scene":
-        """The scene with left and right swapped."""
+        """Return the scene with left and right swapped."""
         return replace(self, objects=tuple(replace(thing, x=1 - thing.x) for thing in self.objects))
 
     def draw(self, image_size: int) -> Image.Image:
-        """Draw the scene at twice the size and scale it down, which softens the edges."""
+        """Draw the scene at twice the size and downscale it, which smooths the edges."""
         image = Image.new("RGB", (2 * image_size, 2 * image_size), self.background)
         canvas = ImageDraw.Draw(image)
         for thing in self.objects:
@@ -109,7 +110,7 @@ class Scene:
 
 
 def _outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """Corners of a shape inside the circle around (x, y)."""
+    """Return the corners of a shape inside the circle around (x, y)."""
 
     def polygon(corners: int, radii: Callable[[int], float], start: float) -> list[tuple[float, float]]:
         angles = [start + 2 * math.pi * corner / corners for corner in range(corners)]
@@ -147,19 +148,23 @@ def compose(rng: np.random.Generator, max_objects: int = 4) -> Scene:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """Put a scene into words: a list, a relation of two objects, or a place, in varied wording.
+    """Describe a scene in words: a list of its objects, a relation of two of them, or a place.
 
-    The same random state gives the same words for a scene and its mirror image, but for left and right.
+    The same random state gives the same words for a scene and its mirror image, except for left and right.
     """
 
     def name(thing: SceneObject) -> str:
-        noun, size, sized = rng.integers(3), rng.integers(3), rng.random() < 0.5
-        adjective = f"{SIZE_NAMES[thing.size][size]} " if sized else ""
+        noun = rng.integers(3)
+        size = rng.integers(3)
+        has_size = rng.random() < 0.5
+        adjective = f"{SIZE_NAMES[thing.size][size]} " if has_size else ""
         phrase = f"{adjective}{thing.color} {SHAPE_NAMES[thing.shape][noun]}"
         return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
     things = [scene.objects[i] for i in rng.permutation(len(scene.objects))]
-    opening, wording, kind = rng.choice(OPENINGS), rng.integers(3), rng.random()
+    opening = rng.choice(OPENINGS)
+    wording = rng.integers(3)
+    kind = rng.random()
     names = [name(thing) for thing in things]
     if kind < 0.4:
         return f"{opening}{', '.join(names[:-1])} and {names[-1]}"
@@ -174,16 +179,16 @@ def describe(scene: Scene, rng: np.random.Generator) -> str:
 class Scenes(Sequence):
     """Rows of scenes: `image`, `caption` (several), `mirrored_caption`, and `objects` with boxes.
 
-    A row depends on seed and index alone, so that any number of processes and workers see the same data.
+    A row depends only on the seed and its index, so that all processes and workers see the same data.
 
     Args:
         count: Number of scenes.
         seed: Another seed gives other scenes.
         image_size: Height and width in pixels.
-        captions: Captions of each scene.
+        captions: Number of captions per scene.
         wrong_share: Share of captions that belong to another scene.
         vague_share: Share of captions that fit any scene.
-        max_objects: A scene has 2 objects to this number, at most 4.
+        max_objects: Maximum number of objects of a scene, 2 to 4; the minimum is 2.
 
     Example:
         ```python
@@ -207,22 +212,27 @@ class Scenes(Sequence):
         if not (wrong_share >= 0 and vague_share >= 0 and wrong_share + vague_share <= 1):
             raise ValueError(f"wrong_share ({wrong_share}) and vague_share ({vague_share}) must add up to 0 to 1.")
         if not 2 <= max_objects <= 4:
-            raise ValueError(f"max_objects is {max_objects}: captions speak of at least 2, and more than 4 lack room.")
-        self.count, self.seed, self.image_size, self.captions = count, seed, image_size, captions
-        self.wrong_share, self.vague_share, self.max_objects = wrong_share, vague_share, max_objects
+            raise ValueError(f"max_objects is {max_objects}: captions need at least 2, and there is room for 4.")
+        self.length = count
+        self.seed = seed
+        self.image_size = image_size
+        self.captions = captions
+        self.wrong_share = wrong_share
+        self.vague_share = vague_share
+        self.max_objects = max_objects
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def scene(self, index: int) -> Scene:
-        """The scene of a row."""
+        """Return the scene of a row."""
         return compose(np.random.default_rng((self.seed, index)), self.max_objects)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < self.count:
-            raise IndexError(f"There are {self.count} scenes, numbered from 0; {index} is none of them.")
+    def __getitem__(self, index: int) -> dict[str, Any]:  # type: ignore[override]  # slices are not supported
+        if not 0 <= index < self.length:
+            raise IndexError(f"Index {index} is out of range for {self.length} scenes.")
         scene = self.scene(index)
-        pairs = [self._caption(scene, index, number) for number in range(self.captions)]
+        pairs = [self._caption(scene, index, caption) for caption in range(self.captions)]
         return {
             "image": scene.draw(self.image_size),
             "caption": [caption for caption, _ in pairs],
@@ -230,13 +240,16 @@ class Scenes(Sequence):
             "objects": [{**vars(thing), "box": thing.box} for thing in scene.objects],
         }
 
-    def _caption(self, scene: Scene, index: int, number: int) -> tuple[str, str]:
-        """One caption and its mirrored twin, both wrong or vague where the dice say so."""
-        rng = np.random.default_rng((self.seed, index, 1 + number))
-        fate = rng.random()
-        if fate < self.vague_share:
-            return (vague := str(rng.choice(VAGUE))), vague
-        if fate < self.vague_share + self.wrong_share:
-            scene = self.scene(int((index + rng.integers(1, self.count)) % self.count)) if self.count > 1 else scene
+    def _caption(self, scene: Scene, index: int, caption: int) -> tuple[str, str]:
+        """Return a caption and that of the mirrored scene; both may be wrong or vague."""
+        rng = np.random.default_rng((self.seed, index, 1 + caption))
+        draw = rng.random()
+        if draw < self.vague_share:
+            vague = str(rng.choice(VAGUE))
+            return vague, vague
+        if draw < self.vague_share + self.wrong_share and self.length > 1:
+            scene = self.scene(int((index + rng.integers(1, self.length)) % self.length))
         wording = int(rng.integers(2**62))
-        return tuple(describe(s, np.random.default_rng(wording)) for s in (scene, scene.mirrored()))
+        plain = describe(scene, np.random.default_rng(wording))
+        mirrored = describe(scene.mirrored(), np.random.default_rng(wording))
+        return plain, mirrored

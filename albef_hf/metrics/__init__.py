@@ -1,1 +1,1 @@
-"""What the evaluations report, each a module that `evaluate.load` reads from its folder, alone."""
+"""Metrics of the evaluations. Each folder is a self-contained module for `evaluate.load`."""

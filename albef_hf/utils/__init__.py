@@ -1,0 +1,1 @@
+"""Files, progress bars, options and names that several folders share."""

@@ -1,4 +1,4 @@
-"""Files that have to be on the disk, what they have to hold, and who may write them."""
+"""Write files that survive a crash and a full disk, verify them, and lock folders."""
 
 import contextlib
 import errno
@@ -7,10 +7,8 @@ import os
 import re
 import shutil
 import socket
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
 
 import torch
 from safetensors import SafetensorError
@@ -19,21 +17,21 @@ from safetensors.torch import load_file
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 
 TORCH_WRITE_ERRORS = r"PytorchStreamWriter|inline_container|iostream error|Parent directory .* does not exist"
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name == "nt":  # where folders cannot be opened
+def fsync(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -43,28 +41,26 @@ def flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def written_aside(path: Path, process: int | None = None) -> Iterator[Path]:
-    """Where to write a file, which gets its name when all of it is on the disk; what had the name is replaced.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file, which replaces `path` once it is complete and on the disk.
 
-    Args:
-        path: The name.
-        process: Id of the process that writes, where several may write the same file.
+    If writing fails, the old file stays. Only one process at a time may write a file.
 
     Example:
         ```python
-        with written_aside(folder / "index.json") as aside:
-            aside.write_text("{}")
+        with atomic_write(folder / "index.json") as unfinished:
+            unfinished.write_text("{}")
         ```
     """
-    aside = path.with_name(f".{path.name}{'' if process is None else f'.{process}'}.unfinished")
+    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        yield aside
-        flush(aside)
-        aside.replace(path)
+        yield unfinished
+        fsync(unfinished)
+        unfinished.replace(path)
     finally:
         with contextlib.suppress(OSError):
-            remove(aside)
-    flush(path.parent)
+            remove(unfinished)
+    fsync(path.parent)
 
 
 def load_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -81,38 +77,38 @@ def load_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} {what}: download it or write it again.") from None
 
 
-def listed(names: Iterable[object], most: int = 5) -> str:
-    """Return the first of some names, and how many there are beside."""
-    names = [str(name) for name in names]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more}"
+def listed(names: Iterable[object], limit: int = 5) -> str:
+    """Join the first names, and append how many more there are."""
+    texts = [str(name) for name in names]
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return f"{', '.join(texts[:limit])}{more}"
 
 
 @contextlib.contextmanager
-def folder_written_aside(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder; its files replace those of the same names in `folder`, once all of them are on the disk.
+def atomic_write_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder, whose files replace those of the same names in `folder`.
 
-    So the files belong together: if one of them cannot be written, all old ones stay.
+    They are replaced only after all of them are on the disk. If one of them cannot be written, all old files stay.
     """
-    aside = folder / ".new.unfinished"
-    remove(aside)
-    aside.mkdir(parents=True)
+    unfinished = folder / ".new.unfinished"
+    remove(unfinished)
+    unfinished.mkdir(parents=True)
     try:
-        yield aside
-        files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
+        yield unfinished
+        files = [path for path in sorted(unfinished.rglob("*")) if path.is_file()]
         for path in files:
-            flush(path)
+            fsync(path)
         for path in files:
-            target = folder / path.relative_to(aside)
+            target = folder / path.relative_to(unfinished)
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
-        flush(folder)
+        fsync(folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder or a link, if it exists; what a link points to stays."""
+    """Remove a file, a folder or a link, if it exists; the target of a link stays."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -120,99 +116,78 @@ def remove(path: Path) -> None:
 
 
 class Writer:
-    """Writes what a run leaves behind; a write that fails, such as on a full disk, is reported and the run continues.
+    """Run writes whose failure, for example on a full disk, is reported but does not end the run.
 
     Args:
-        say: Takes the reports.
+        report: Prints a message.
 
     Attributes:
-        failed: What could not be written, with the error, until it is written after all.
+        failed: The error of each file that could not be written, by its name; removed when it is written later.
     """
 
-    def __init__(self, say: Callable[[str], None]):
-        self.say = say
+    def __init__(self, report: Callable[[str], None]):
+        self.report = report
         self.failed: dict[str, str] = {}
 
     def attempt(self, what: str, write: Callable[[], object]) -> bool:
-        """Write; `write` has to leave the old files alone until the new ones are on the disk.
+        """Call `write`, which must keep the old files until the new ones are on the disk.
 
         Args:
-            what: Its name in the report; the same error is reported once in a row.
-            write: Writes.
+            what: Name of the file in reports. A repeated error is reported once.
+            write: Writes the file.
 
         Returns:
-            Whether it has been written.
+            Whether the file was written.
         """
         try:
             write()
         except Exception as error:
             if not is_write_error(error):
                 raise
-            problem, before = f"{type(error).__name__}: {error}", self.failed.get(what)
+            problem = f"{type(error).__name__}: {error}"
+            is_repeated = self.failed.get(what) == problem
             self.failed[what] = problem
-            if problem != before:
-                self.say(f"{what} could not be written ({problem}); training continues")
+            if not is_repeated:
+                self.report(f"{what} could not be written ({problem}); training continues")
             return False
         self.forget(what)
         return True
 
     def forget(self, *names: str) -> None:
-        """Take note that these are written after all."""
+        """Remove files from `failed`, because they were written after all."""
         for name in names:
             self.failed.pop(name, None)
 
 
-class UnfailingStream:
-    """A text stream that drops what cannot be written, as on a full disk or when its reader is gone."""
-
-    def __init__(self, stream: TextIO):
-        self.stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> int:
-        """Write, if that is possible."""
-        with contextlib.suppress(OSError):
-            self.stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush, if that is possible."""
-        with contextlib.suppress(OSError):
-            self.stream.flush()
-
-
-def keep_output_from_failing() -> None:
-    """Let no progress bar or message end this process when its standard output or error cannot be written."""
-    sys.stdout, sys.stderr = UnfailingStream(sys.stdout), UnfailingStream(sys.stderr)
-
-
 def is_write_error(error: Exception) -> bool:
-    """Return True for what the system and the libraries raise when a file cannot be written."""
-    if type(error) is RuntimeError:  # of torch.save; CUDA's errors and those of the training are others
+    """Return True for the errors that the system and the libraries raise when a file cannot be written."""
+    if type(error) is RuntimeError:  # of torch.save; other RuntimeErrors come from CUDA or training
         return re.search(TORCH_WRITE_ERRORS, str(error)) is not None
-    return isinstance(error, (OSError, SafetensorError)) or type(error) is Exception  # which tokenizers raises
+    return isinstance(error, (OSError, SafetensorError)) or type(error) is Exception  # tokenizers raises it
 
 
 @contextlib.contextmanager
 def write_errors_named(path: Path) -> Iterator[None]:
-    """Turn the error of safetensors for a file that cannot be written into an `OSError` that names the path."""
+    """Turn any error of a file that cannot be written into an `OSError` that names the path and what to do."""
     try:
         yield
-    except SafetensorError as error:
-        raise OSError(f"{path} could not be written: {error}") from error
+    except Exception as error:
+        if not is_write_error(error):
+            raise
+        raise OSError(
+            f"{path} could not be written: {error}. Free disk space, check the permissions, or choose another path."
+        ) from error
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which ends with this process, however it ends.
+    """Hold a lock on a file, which the system releases when this process ends, even if it is killed.
 
-    It is a POSIX lock: network file systems support it, and child processes do not inherit it, so that none of them
-    can keep it. Where a file system has no locks, there is no lock.
+    It is a POSIX lock: network file systems support it, and child processes do not inherit it, so an orphaned child
+    cannot keep it. On file systems without locks this does nothing.
 
     Raises:
-        BlockingIOError: If another process holds it; the message names that process.
+        BlockingIOError: If another process holds the lock; the message contains its id.
     """
     with path.open("a+", encoding="utf-8") as file:
         try:
@@ -225,7 +200,7 @@ def locked(path: Path) -> Iterator[None]:
                 raise BlockingIOError(f"{path.parent} is in use by {holder}") from None
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-        with contextlib.suppress(OSError):  # the name is only for the message, and the disk may be full
-            os.ftruncate(file.fileno(), 0)  # unbuffered, as closing the file would write the rest and fail again
+        with contextlib.suppress(OSError):  # the name is only used in the message, and the disk may be full
+            os.ftruncate(file.fileno(), 0)  # unbuffered; otherwise closing the file would write again, and fail again
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield

@@ -1,8 +1,8 @@
-"""Progress of long work: a bar in a terminal or a notebook, and a line from time to time in a log file."""
+"""Show progress: a bar in a terminal or notebook, and occasional lines in a log file."""
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import huggingface_hub.utils
@@ -22,13 +22,14 @@ def progress(
     every: int | None = None,
     **options: Any,
 ) -> "tqdm | ProgressLines":
-    """Return a tqdm bar where stderr is a terminal, and `ProgressLines` elsewhere.
+    """Return a tqdm bar if stderr is a terminal, and `ProgressLines` otherwise.
 
     Args:
-        iterable: Items to loop over; without them, call `update`.
-        desc: Name of the work.
+        iterable: Items to loop over; without it, call `update`.
+        desc: Description in front of the bar.
         total: Number of items; by default the length of the iterable.
-        every: Items between two lines; by default a line is written every 30 seconds. A last one comes at the end.
+        every: Items between two lines; by default a line is written every 30 seconds. The last one is written at the
+            end.
         options: Other arguments of tqdm.
     """
     if shows_bars():
@@ -37,29 +38,29 @@ def progress(
 
 
 def shows_bars() -> bool:
-    """Return True in a notebook, and where stderr is a terminal."""
+    """Return True in a notebook, and if stderr is a terminal."""
     return any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__) or sys.stderr.isatty()
 
 
 def log_library_progress() -> None:
-    """Keep the bars of other libraries out of log files: transformers' become lines, all others are disabled.
+    """Keep the bars of other libraries out of log files: those of transformers become lines, others are disabled.
 
-    Commands call this first. It changes nothing in a terminal.
+    Commands call this first. It does nothing in a terminal.
     """
 
-    def show(kind: type, arguments: tuple, options: dict[str, Any]) -> Any:
-        return (progress if kind is tqdm else kind)(*arguments, **options)  # the other kind shows nothing
+    def show(kind: Callable[..., Any], arguments: tuple, options: dict[str, Any]) -> Any:
+        return (progress if kind is tqdm else kind)(*arguments, **options)  # the other kind is an empty bar
 
     if shows_bars():
         return
     transformers.logging.set_tqdm_hook(show)
     huggingface_hub.utils.disable_progress_bars()
-    if "datasets" in sys.modules:  # an optional dependency, which is slow to import
+    if "datasets" in sys.modules:  # an optional dependency that is slow to import
         sys.modules["datasets"].disable_progress_bars()
 
 
 class ProgressLines(terminal_tqdm):
-    """A tqdm whose every state is a line of its own; for `every` see `progress`."""
+    """A tqdm that writes a new line for each state; for `every` see `progress`."""
 
     def __init__(self, *arguments: Any, every: int | None = None, **options: Any):
         # Without a minimum interval, loops call update() for each item; without smoothing, the rate is an average.
@@ -70,19 +71,19 @@ class ProgressLines(terminal_tqdm):
         self.written_at = time.monotonic()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Redraw nothing: lines are written by `update` and `close`."""
+        """Do nothing: `update` and `close` write the lines."""
 
     def clear(self, nolock: bool = False) -> None:
-        """Leave the lines above."""
+        """Do nothing: written lines stay."""
 
     def update(self, n: int = 1) -> None:
-        """Count items, and write a line if one is due."""
+        """Count items, and write a line if it is due."""
         super().update(n)
         if not self.disable and self._is_due():
             self._write_line()
 
     def close(self) -> None:
-        """Write the last line, unless it was written or nothing was done."""
+        """Write the last line, unless it was written already or nothing was done."""
         if not self.disable and self.n > max(self.written_n, self.initial):
             self._write_line()
         super().close()

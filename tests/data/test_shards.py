@@ -1,4 +1,4 @@
-"""Shards hold what they were made of, every pair comes once an epoch, and damage costs what it has hit."""
+"""Writing, ordering and reading shards; each pair comes once per epoch, and damage affects only the pairs it hits."""
 
 import contextlib
 import gzip
@@ -21,22 +21,26 @@ import psutil
 import pytest
 from encoded_images import encoded
 from PIL import Image
-from task_rows import load_script
 
 from albef_hf.data import (
     Augmentation,
-    BadSampleError,
+    EvaluationImages,
     ImageTextPairs,
-    Issue,
+    InvalidSampleError,
     PairReader,
-    Pictures,
     Shards,
+    SkipReason,
     load_image,
-    usable_captions,
+    shard_preparation,
+    valid_captions,
 )
-from albef_hf.data.shard_writer import PictureEncoder, ShardWriter
-from albef_hf.data.shards import PLACE, ShardOrder, check_folder, index_folder
-from albef_hf.utils.files import digest
+from albef_hf.data.shard_arguments import ShardArguments
+from albef_hf.data.shard_index import check_folder, index_folder
+from albef_hf.data.shard_order import ShardOrder
+from albef_hf.data.shard_writer import JpegEncoder
+from albef_hf.data.shards import PLACE
+from albef_hf.tasks.pretraining import hold_out
+from albef_hf.utils.files import sha256
 
 ROWS = 20
 
@@ -47,15 +51,13 @@ def reader() -> PairReader:
 
 
 @pytest.fixture
-def prepare(monkeypatch):
-    monkeypatch.setenv("ALBEF_TRACEBACK", "1")
-    script = load_script("prepare_shards")
-    return lambda *arguments: script.main([str(argument) for argument in arguments])
+def prepare(run):
+    return lambda *arguments: run("shards", *arguments)
 
 
 @pytest.fixture
 def source(tmp_path) -> list:
-    """Twenty pictures, of which three cannot be used, and the arguments that name them."""
+    """Write twenty images, three of them unusable, and return the arguments that name them."""
     folder = tmp_path / "source"
     folder.mkdir()
     noise = np.random.default_rng(0)
@@ -64,7 +66,8 @@ def source(tmp_path) -> list:
         patches.save(folder / f"{row}.{'jpg' if row % 2 else 'png'}", quality=75)
     rows = [{"image": f"{row}.{'jpg' if row % 2 else 'png'}", "caption": [f"number {row}"]} for row in range(ROWS)]
     rows[2]["caption"] = ["the second", "", "number two"]
-    rows[4]["image"], rows[9]["caption"] = "absent.png", [" "]
+    rows[4]["image"] = "absent.png"
+    rows[9]["caption"] = [" "]
     (folder / "7.jpg").write_bytes((folder / "7.jpg").read_bytes()[:-500])
     (folder / "rows.json").write_text(json.dumps(rows))
     return ["--train_files", folder / "rows.json", "--image_root", folder, "--rows_per_shard", 8]
@@ -72,7 +75,7 @@ def source(tmp_path) -> list:
 
 @pytest.fixture
 def shards(prepare, source, tmp_path) -> Path:
-    """Three shards with six, seven and four pairs of small pictures."""
+    """Write three shards with six, seven and four pairs of small images."""
     prepare("--output_dir", tmp_path / "shards", *source, "--short_side", 48, "--num_workers", 0)
     return tmp_path / "shards"
 
@@ -86,16 +89,16 @@ def captions_of(rows) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_what_goes_in_comes_out_and_what_cannot_be_used_is_listed(shards, source):
+def test_shards_contain_the_source_and_list_dropped_rows(shards, source):
     rows = Shards([shards])
     kept = [row for row in range(ROWS) if row not in (4, 7, 9)]
     assert captions_of(rows) == ["the second" if row == 2 else f"number {row}" for row in kept]
     assert rows[2]["caption"] == ["the second", "number two"]
     for row, made in zip(kept, rows, strict=True):
-        picture = Image.open(io.BytesIO(made["image"]))
-        assert (picture.format, picture.size) == ("JPEG", (64, 48))
+        image = Image.open(io.BytesIO(made["image"]))
+        assert (image.format, image.size) == ("JPEG", (64, 48))
         original = load_image(source[3] / f"{row}.{'jpg' if row % 2 else 'png'}").resize((64, 48), Image.LANCZOS)
-        difference = np.asarray(picture).astype(int) - np.asarray(original)
+        difference = np.asarray(image).astype(int) - np.asarray(original)
         assert np.abs(difference).mean() < 6
     dropped = [json.loads(line) for line in (shards / "dropped.jsonl").read_text().splitlines()]
     assert [(line["row"], line["reason"]) for line in dropped] == [
@@ -109,51 +112,54 @@ def test_what_goes_in_comes_out_and_what_cannot_be_used_is_listed(shards, source
     assert not check_folder(shards) and not rows.faults()
 
 
-def test_pictures_are_never_enlarged_and_small_jpegs_stay_as_they_are(tmp_path):
+def test_images_are_never_enlarged_and_small_jpegs_are_copied(tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
-    jpeg, png, grey = encoded(noise, "JPEG"), encoded(noise), encoded(noise.convert("CMYK"), "JPEG")
-    encode = PictureEncoder(short_side=60)
+    jpeg = encoded(noise, "JPEG")
+    png = encoded(noise)
+    cmyk = encoded(noise.convert("CMYK"), "JPEG")
+    encode = JpegEncoder(short_side=60)
     assert encode(jpeg) == (jpeg, (80, 60), (80, 60))
-    for content in (png, grey, noise):
+    for content in (png, cmyk, noise):
         made, size, original = encode(content)
         assert made != content and size == original == (80, 60)
         assert Image.open(io.BytesIO(made)).mode == "RGB"
-    assert PictureEncoder(short_side=30)(jpeg)[1:] == ((40, 30), (80, 60))
-    assert PictureEncoder(short_side=30)(Image.new("RGB", (3000, 3)))[1:] == ((3000, 3), (3000, 3))
-    assert len(PictureEncoder(short_side=30, quality=30)(jpeg)[0]) < len(PictureEncoder(short_side=30)(jpeg)[0])
+    assert JpegEncoder(short_side=30)(jpeg)[1:] == ((40, 30), (80, 60))
+    assert JpegEncoder(short_side=30)(Image.new("RGB", (3000, 3)))[1:] == ((3000, 3), (3000, 3))
+    assert len(JpegEncoder(short_side=30, quality=30)(jpeg)[0]) < len(JpegEncoder(short_side=30)(jpeg)[0])
 
 
-def test_exif_orientation_is_followed_where_it_is_asked_for():
+def test_exif_orientation_is_followed_on_request():
     image = Image.new("RGB", (40, 30), "red")
     image.paste("blue", (0, 0, 20, 30))
     exif = Image.Exif()
     exif[0x0112] = 6  # turn it by 90 degrees
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", exif=exif)
-    assert PictureEncoder()(buffer.getvalue())[0] == buffer.getvalue()
-    content, size, _ = PictureEncoder(exif_transpose=True)(buffer.getvalue())
+    assert JpegEncoder()(buffer.getvalue())[0] == buffer.getvalue()
+    content, size, _ = JpegEncoder(exif_transpose=True)(buffer.getvalue())
     turned = Image.open(io.BytesIO(content))
     assert size == turned.size == (30, 40) and not turned.getexif()
     assert turned.getpixel((15, 5))[2] > 200 and turned.getpixel((15, 35))[0] > 200
 
 
-def test_an_interrupted_preparation_goes_on(prepare, source, shards, monkeypatch, tmp_path):
+def test_an_interrupted_preparation_resumes(prepare, source, shards, monkeypatch, tmp_path):
     before = (shards / "index.json").read_text()
     (shards / "00001.tar").unlink()
     (shards / ".00001.tar.unfinished").write_bytes(b"half of it")
     (shards / "index.json").unlink()
-    written, replace = [], Path.replace
+    written: list[str] = []
+    replace = Path.replace
     monkeypatch.setattr(Path, "replace", lambda self, path: (written.append(path.name), replace(self, path)))
     arguments = ["--output_dir", shards, *source, "--short_side", 48, "--num_workers", 0]
     prepare(*arguments)
     expected = ["preparation.json", "00001.dropped.jsonl", "00001.tar", "dropped.jsonl", "index.npy", "index.json"]
     assert written == expected and (shards / "index.json").read_text() == before
     assert not list(shards.glob("*.unfinished")) + list(shards.glob(".*.unfinished"))
-    with pytest.raises(ValueError, match=r"holds shards of something else \(short_side\): set another output_dir"):
+    with pytest.raises(ValueError, match=r"contains shards of other settings \(short_side\): set another output_dir"):
         prepare(*arguments, "--short_side", 50)
 
 
-def test_pairs_that_are_lost_or_doubled_are_found(prepare, source, shards):
+def test_lost_or_duplicate_pairs_are_detected(prepare, source, shards):
     arguments = ["--output_dir", shards, *source, "--short_side", 48, "--num_workers", 0]
     whole = (shards / "00001.tar").read_bytes()
     foreign(shards / "00001.tar", [("000000008.jpg", b"1"), ("000000008.txt", b"one of seven")])
@@ -168,7 +174,7 @@ def test_pairs_that_are_lost_or_doubled_are_found(prepare, source, shards):
     assert len(Shards([shards])) == 17
 
 
-def test_files_of_a_preparation_that_were_tampered_with_are_told(prepare, source, shards):
+def test_invalid_files_of_a_preparation_are_named(prepare, source, shards):
     arguments = ["--output_dir", shards, *source, "--short_side", 48, "--num_workers", 0]
     (shards / "dropped.jsonl").write_text('{"row": 1}\n')
     with pytest.raises(ValueError, match="Line 1 of .*dropped.jsonl cannot be read"):
@@ -180,7 +186,7 @@ def test_files_of_a_preparation_that_were_tampered_with_are_told(prepare, source
 
 
 def start(prepare, *arguments: object) -> int:
-    """Start a preparation in a process of its own, which prints nothing; returns its id."""
+    """Start a silent preparation in another process, and return its id."""
     process = os.fork()
     if process:
         return process
@@ -197,9 +203,9 @@ def start(prepare, *arguments: object) -> int:
         os._exit(code)
 
 
-def test_a_preparation_that_is_killed_again_and_again_loses_no_pair(prepare, source, shards, tmp_path, monkeypatch):
-    encode = PictureEncoder.__call__
-    monkeypatch.setattr(PictureEncoder, "__call__", lambda self, value: time.sleep(0.02) or encode(self, value))
+def test_a_preparation_that_is_killed_repeatedly_loses_no_pair(prepare, source, shards, tmp_path, monkeypatch):
+    encode = JpegEncoder.__call__
+    monkeypatch.setattr(JpegEncoder, "__call__", lambda self, value: time.sleep(0.02) or encode(self, value))
     arguments = ["--output_dir", tmp_path / "out", *source, "--short_side", 48]
     for seconds in (0.2, 0.25, 0.3):
         process = start(prepare, *arguments, "--num_workers", 2)
@@ -207,7 +213,7 @@ def test_a_preparation_that_is_killed_again_and_again_loses_no_pair(prepare, sou
         children = psutil.Process(process).children()
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-    process = start(prepare, *arguments, "--num_workers", 2)  # while workers of the last one may still write
+    process = start(prepare, *arguments, "--num_workers", 2)  # while workers of the previous one may still write
     assert os.waitpid(process, 0)[1] == 0
     assert not psutil.wait_procs(children, timeout=5)[1], "workers outlive their preparation"
     names = [path.name for path in shards.iterdir() if path.suffix != ".lock"]
@@ -215,8 +221,8 @@ def test_a_preparation_that_is_killed_again_and_again_loses_no_pair(prepare, sou
     assert all((tmp_path / "out" / name).read_bytes() == (shards / name).read_bytes() for name in names)
 
 
-def test_two_preparations_do_not_write_the_same_folder(prepare, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(PictureEncoder, "__call__", lambda self, value: time.sleep(60))
+def test_two_preparations_cannot_share_a_folder(prepare, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(JpegEncoder, "__call__", lambda self, value: time.sleep(60))
     process = start(prepare, "--output_dir", tmp_path / "out", *source, "--num_workers", 0)
     try:
         while not (tmp_path / "out" / ".preparation.lock").exists():
@@ -233,47 +239,47 @@ def test_two_preparations_do_not_write_the_same_folder(prepare, source, tmp_path
     assert len(Shards([tmp_path / "out"])) == 17
 
 
-def test_secrets_of_an_address_are_not_noted(prepare, source, shards, monkeypatch):
-    script = load_script("prepare_shards")
-    options = script.ShardOptions(output_dir="a", dataset="https://me:s3cret@host/rows", data_files=["b?token=s3cret"])
+def test_secrets_of_an_address_are_not_saved(prepare, source, shards, monkeypatch):
+    options = ShardArguments(output_dir="a", dataset="https://me:s3cret@host/rows", data_files=["b?token=s3cret"])
     rows = datasets.Dataset.from_dict({"image": ["a"], "caption": ["b"]})
-    script.remember(shards.parent, script.settings_of(options, rows))
+    shard_preparation.save_settings(shards.parent, shard_preparation.content_settings(options, rows))
     assert "s3cret" not in (shards.parent / "preparation.json").read_text()
 
 
-def test_a_source_of_which_nothing_can_be_used_names_the_remedy_and_leaves_nothing(prepare, source, tmp_path):
-    folder, files = tmp_path / "later", source[:2]
+def test_an_unusable_source_raises_an_error_and_can_be_corrected(prepare, source, tmp_path):
+    folder = tmp_path / "later"
+    files = source[:2]
     with pytest.raises(ValueError, match=r"none of the first 100 can be used \(image_missing.*check its files, image"):
         prepare("--output_dir", folder, *files, "--image_root", tmp_path / "elsewhere", "--num_workers", 0)
     prepare("--output_dir", folder, *source, "--num_workers", 0)
     assert len(Shards([folder])) == ROWS - 3
 
 
-def test_a_source_whose_content_has_changed_is_another(prepare, source, shards):
+def test_a_source_with_changed_content_is_refused(prepare, source, shards):
     file = Path(source[source.index("--train_files") + 1])
     file.write_text(file.read_text().replace("number 0", "number zero"))
-    with pytest.raises(ValueError, match=r"holds shards of something else \(content\)"):
+    with pytest.raises(ValueError, match=r"contains shards of other settings \(content\)"):
         prepare("--output_dir", shards, *source, "--short_side", 48, "--num_workers", 0)
 
 
-def test_several_processes_write_the_same(prepare, source, shards, tmp_path):
+def test_several_processes_write_the_same_shards(prepare, source, shards, tmp_path):
     prepare("--output_dir", tmp_path / "other", *source, "--short_side", 48, "--num_workers", 2)
     assert (tmp_path / "other" / "index.json").read_text() == (shards / "index.json").read_text()
 
 
-def test_a_full_disk_leaves_no_shard_that_is_not_whole(prepare, source, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_incomplete_shard(prepare, source, tmp_path, monkeypatch):
     def full(path):
         if path.name.startswith(".00001.tar."):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("albef_hf.utils.files.flush", full)
+    monkeypatch.setattr("albef_hf.data.shard_writer.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         prepare("--output_dir", tmp_path / "out", *source, "--num_workers", 0)
     assert [path.name for path in (tmp_path / "out").glob("*.tar")] == ["00000.tar"]
     assert not (tmp_path / "out" / "index.json").exists()
 
 
-def test_a_dataset_becomes_shards_that_other_libraries_read(prepare, tmp_path):
+def test_other_libraries_read_the_shards(prepare, tmp_path):
     (tmp_path / "folder").mkdir()
     for row, color in enumerate(("red", "green", "blue")):
         Image.new("RGB", (40, 30), color).save(tmp_path / "folder" / f"{row}.png")
@@ -290,20 +296,20 @@ def test_a_dataset_becomes_shards_that_other_libraries_read(prepare, tmp_path):
     assert [row["txt"] for row in rows] == expected
     webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
     read = webdataset.WebDataset(files, shardshuffle=False).decode("pil").to_tuple("jpg", "json")
-    assert [about["caption"][0] for picture, about in read if picture.size == (40, 30)] == expected
+    assert [about["caption"][0] for image, about in read if image.size == (40, 30)] == expected
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "output_dir is missing"),
-        (["--output_dir", "a", "--train_files", "a", "--dataset", "b"], "give one of them"),
+        (["--output_dir", "a", "--train_files", "a", "--dataset", "b"], "choose one"),
         (["--output_dir", "a", "--quality", "101"], "between 1 and 100"),
         (["--output_dir", "a", "--short_side", "0"], "at least 1"),
         (["--output_dir", "a", "--short_size", "9"], "did you mean --short_side?"),
     ],
 )
-def test_wrong_options_name_the_remedy(prepare, arguments, message, capsys):
+def test_invalid_options_raise_an_error_with_a_remedy(prepare, arguments, message, capsys):
     with pytest.raises(SystemExit):
         prepare(*arguments)
     assert message in capsys.readouterr().err
@@ -316,26 +322,26 @@ def test_wrong_options_name_the_remedy(prepare, arguments, message, capsys):
 BOUNDS = np.array([0, 1000, 1000, 1777, 3000])  # of four shards, one of them empty
 
 
-def order_of(process: int, processes: int, epoch: int = 0, **more) -> ShardOrder:
-    order = ShardOrder(BOUNDS, 5, process, processes, **{"block": 64, "window": 300} | more)
+def order_of(rank: int, world_size: int, epoch: int = 0, **more) -> ShardOrder:
+    order = ShardOrder(BOUNDS, 5, rank, world_size, **{"block": 64, "window": 300} | more)
     order.set_epoch(epoch)
     return order
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 7])
-def test_every_row_comes_once_an_epoch_on_one_process(processes):
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_each_row_comes_once_per_epoch_on_one_process(world_size):
     left_out = set()
     for epoch in range(2):
-        orders = [order_of(process, processes, epoch) for process in range(processes)]
+        orders = [order_of(rank, world_size, epoch) for rank in range(world_size)]
         rows = [row for order in orders for row in order]
-        assert {len(order) for order in orders} == {3000 // processes}
-        assert len(rows) == len(set(rows)) == 3000 // processes * processes and set(rows) <= set(range(3000))
+        assert {len(order) for order in orders} == {3000 // world_size}
+        assert len(rows) == len(set(rows)) == 3000 // world_size * world_size and set(rows) <= set(range(3000))
         left_out |= {(epoch, row) for row in set(range(3000)) - set(rows)}
-    if processes == 7:
-        assert len({row for _, row in left_out}) == 2 * (3000 % 7), "always the same rows are left out"
+    if world_size == 7:
+        assert len({row for _, row in left_out}) == 2 * (3000 % 7), "the same rows are left out in each epoch"
 
 
-def test_the_order_is_of_its_seed_and_epoch_alone_and_mixed():
+def test_the_order_is_shuffled_and_depends_on_seed_and_epoch():
     assert list(order_of(0, 2)) == list(order_of(0, 2)) != list(order_of(0, 2, epoch=1))
     assert list(ShardOrder(BOUNDS, 5)) != list(ShardOrder(BOUNDS, 6))
     rows = list(order_of(0, 1))
@@ -356,23 +362,23 @@ def test_a_window_reads_few_places():
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_rows_of_several_folders_are_chosen_and_sent_to_other_processes(shards):
+def test_rows_of_several_folders_are_selected_and_pickled(shards):
     rows = Shards([shards, shards])
     assert len(rows) == 34 and captions_of(rows)[17:] == captions_of(rows)[:17]
     assert rows.bounds.tolist() == [0, 6, 13, 17, 23, 30, 34]
     some = rows.select(np.array([1, 6, 7, 20, 33])).select(np.array([0, 2, 3, 4]))
     assert captions_of(some) == ["number 1", "number 10", "number 3", "number 19"]
     assert some.bounds.tolist() == [0, 1, 2, 2, 3, 3, 4]
-    assert rows.pictures().tolist() == 2 * rows.pictures()[:17].tolist() and len(set(rows.pictures())) == 17
-    assert some.pictures().tolist() == rows.pictures()[[1, 7, 20, 33]].tolist()
+    assert rows.image_ids().tolist() == 2 * rows.image_ids()[:17].tolist() and len(set(rows.image_ids())) == 17
+    assert some.image_ids().tolist() == rows.image_ids()[[1, 7, 20, 33]].tolist()
     again = pickle.loads(pickle.dumps(some))
     assert captions_of(again) == captions_of(some)
     with pytest.raises(IndexError, match="There are 4 pairs; 4 is not one"):
         some[4]
 
 
-def test_processes_that_are_forked_read_at_the_same_time(shards):
-    """As those that load data are, after the first row has been read; none may move the place of another in a file."""
+def test_forked_processes_read_at_the_same_time(shards):
+    """DataLoader workers are forked after the first row was read; none may move the file position of another."""
     rows = Shards([shards])
     expected = list(rows)
 
@@ -392,13 +398,14 @@ def places_of(shards: Path) -> np.ndarray:
     return np.load(shards / "index.npy")
 
 
-def test_a_block_is_fetched_once_before_its_rows_are_read(shards, reader, monkeypatch):
+def test_a_block_is_fetched_once_before_its_rows(shards, reader, monkeypatch):
     fetched = []
     monkeypatch.setattr(
         "os.posix_fadvise", lambda file, start, size, advice: fetched.append((start, size)), raising=False
     )
     monkeypatch.setattr("albef_hf.data.shards.BLOCK", 4)
-    rows, places = Shards([shards]).select(np.arange(2, 17)), places_of(shards)
+    rows = Shards([shards]).select(np.arange(2, 17))
+    places = places_of(shards)
     (shards / "00002.tar").unlink()
     pairs = ImageTextPairs(rows, reader)
     expected = [places[row]["image_start"] for row in (2, 6, 10)]  # two blocks in the second shard, one in the first
@@ -419,7 +426,7 @@ def truncate(path: Path, size: int) -> None:
 
 
 def hole(shards: Path, content: bytes) -> set[int]:
-    """From the middle of the third picture of the second shard to that of the fifth."""
+    """Overwrite from the middle of the third image of the second shard to the middle of the fifth."""
     places = places_of(shards)
     start, end = (int(places[row]["image_start"] + places[row]["image_bytes"] // 2) for row in (9, 11))
     overwrite(shards / "00001.tar", start, (content * (end - start))[: end - start])
@@ -429,7 +436,7 @@ def hole(shards: Path, content: bytes) -> set[int]:
 DAMAGES = {
     "hole": lambda shards: hole(shards, b"\0"),
     "garbage": lambda shards: hole(shards, b"\xff\xd8garbage"),
-    "picture": lambda shards: (
+    "image": lambda shards: (
         overwrite(shards / "00000.tar", int(places_of(shards)[3]["image_start"]) + 700, b"?") or {3}
     ),
     "caption": lambda shards: (
@@ -445,33 +452,33 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_damage_costs_the_pairs_that_it_has_hit_and_no_other(shards, damage, reader):
+def test_damage_affects_only_the_pairs_that_it_hits(shards, damage, reader):
     before = list(Shards([shards]))
     damaged = damage(shards)
     rows = Shards([shards])
     for row in range(17):
         if row in damaged:
-            with pytest.raises(BadSampleError, match="shard_damaged: .*0000[012].tar"):
+            with pytest.raises(InvalidSampleError, match="shard_damaged: .*0000[012].tar"):
                 rows[row]
         else:
             assert rows[row] == before[row]
     samples = [ImageTextPairs(rows, reader)[row] for row in range(17)]
     assert {row for row in range(17) if samples[row]["issues"]} == damaged
-    assert {issue for sample in samples for issue in sample["issues"]} <= {Issue.SHARD_DAMAGED}
-    held_out = Pictures(rows)
+    assert {issue for sample in samples for issue in sample["issues"]} <= {SkipReason.SHARD_DAMAGED}
+    held_out = EvaluationImages(rows)
     assert len(held_out) == 17 - len(damaged) and set(held_out.bad_rows) == damaged
     faults = check_folder(shards)
     assert len(faults) == 1, faults
     assert bool(rows.faults()) == (damage in [DAMAGES[name] for name in ("truncated", "missing", "empty", "folder")])
 
 
-def test_an_index_that_does_not_fit_is_refused(shards):
-    with pytest.raises(ValueError, match=r"has no index.json: python train/prepare_shards.py --output_dir"):
+def test_an_index_that_does_not_match_is_refused(shards):
+    with pytest.raises(ValueError, match=r"has no index.json: albef shards --output_dir"):
         Shards([shards.parent])
     places = places_of(shards)
     places["image_start"][3] += 1
     np.save(shards / "index.npy", places)
-    with pytest.raises(ValueError, match="index.npy is not the one that index.json speaks of.*prepare_shards"):
+    with pytest.raises(ValueError, match="index.npy does not match index.json.*albef shards"):
         Shards([shards])
     (shards / "index.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):
@@ -495,17 +502,17 @@ def test_an_index_that_does_not_fit_is_refused(shards):
         (lambda index: index.update(table=[]), "cannot be read"),
     ],
 )
-def test_an_index_that_was_tampered_with_is_refused(shards, change, message):
+def test_a_manipulated_index_is_refused(shards, change, message):
     index = json.loads((shards / "index.json").read_text())
     change(index)
     (shards / "index.json").write_text(json.dumps(index))
     for read in (lambda: Shards([shards]), lambda: check_folder(shards)):
-        with pytest.raises(ValueError, match=f"{re.escape(message)}.*prepare_shards"):
+        with pytest.raises(ValueError, match=f"{re.escape(message)}.*albef shards"):
             read()
 
 
 @pytest.mark.parametrize("content", ["[]", "[" * 200_000, '{"shards": 5}', "", "\xff"])
-def test_an_index_that_is_none_is_refused(shards, content):
+def test_an_invalid_index_is_refused(shards, content):
     (shards / "index.json").write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match="cannot be read"):
         Shards([shards])
@@ -514,7 +521,7 @@ def test_an_index_that_is_none_is_refused(shards, content):
 def with_table(shards: Path, content: bytes) -> None:
     (shards / "index.npy").write_bytes(content)
     index = json.loads((shards / "index.json").read_text())
-    index["table"]["sha256"] = digest(shards / "index.npy")
+    index["table"]["sha256"] = sha256(shards / "index.npy")
     (shards / "index.json").write_text(json.dumps(index))
 
 
@@ -524,7 +531,7 @@ def saved(save, *arrays) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_table_that_is_none_is_refused(shards):
+def test_an_invalid_table_is_refused(shards):
     places = places_of(shards)
     tables = [b"", saved(np.savez, places), saved(np.save, places[:-1]), saved(np.save, np.zeros(17))]
     tables += [saved(np.save, np.array([{}], object))]
@@ -538,44 +545,45 @@ def test_a_table_that_is_none_is_refused(shards):
     ("field", "value"),
     [("image_start", 2**64 - 1), ("image_start", 2**50), ("image_bytes", 2**32 - 1), ("text_start", 2**63)],
 )
-def test_places_beyond_a_shard_cost_their_pair(shards, reader, field, value):
-    before, places = list(Shards([shards])), places_of(shards)
-    places[field][5] = value  # the last pair of the first shard, to whose end is read ahead
+def test_positions_beyond_a_shard_affect_only_their_pair(shards, reader, field, value):
+    before = list(Shards([shards]))
+    places = places_of(shards)
+    places[field][5] = value  # the last pair of the first shard, up to which is read ahead
     with_table(shards, saved(np.save, places))
     rows = Shards([shards])
     rows.read_ahead(0)
-    with pytest.raises(BadSampleError, match="shard_damaged: .*00000.tar: .*beyond its"):
+    with pytest.raises(InvalidSampleError, match="shard_damaged: .*00000.tar: .*beyond its"):
         rows[5]
     assert [rows[row] for row in range(5)] == before[:5]
 
 
-def test_a_text_that_is_no_json_costs_its_pair(shards):
+def test_invalid_json_affects_only_its_pair(shards):
     places = places_of(shards)
     places["text_bytes"][3] = 2
     places["text_crc"][3] = zlib.crc32(b'{"')
     with_table(shards, saved(np.save, places))
-    with pytest.raises(BadSampleError, match="shard_damaged: .*00000.tar: the text of row 3 is not JSON"):
+    with pytest.raises(InvalidSampleError, match="shard_damaged: .*00000.tar: the text of row 3 is not JSON"):
         Shards([shards])[3]
 
 
-def test_a_named_pipe_is_no_shard(shards):
+def test_a_named_pipe_is_not_a_shard(shards):
     (shards / "00001.tar").unlink()
     os.mkfifo(shards / "00001.tar")
     assert len(Shards([shards]).faults()) == len(check_folder(shards)) == 1
-    with pytest.raises(BadSampleError, match="shard_damaged: .*00001.tar: it is missing, or not a file"):
+    with pytest.raises(InvalidSampleError, match="shard_damaged: .*00001.tar: it is missing, or not a file"):
         Shards([shards])[7]
 
 
-def test_check_tells_of_what_has_changed(prepare, shards, capsys):
+def test_check_reports_changed_shards(prepare, shards, capsys):
     prepare("--output_dir", shards, "--check", "--num_workers", 0)
-    assert "All shards are what they were." in capsys.readouterr().out
+    assert "All shards match their index." in capsys.readouterr().out
     overwrite(shards / "00001.tar", 600, b"?")
-    with pytest.raises(SystemExit, match=r"the content of .*00001.tar is not what it was \(SHA-256\)"):
+    with pytest.raises(SystemExit, match=r"00001.tar has changed since it was indexed \(SHA-256\)"):
         prepare("--output_dir", shards, "--check", "--num_workers", 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Shards of others
+# Shards of other tools
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -587,19 +595,19 @@ def foreign(path: Path, members: list[tuple[str, bytes]]) -> None:
             tar.addfile(info, io.BytesIO(content))
 
 
-def test_tar_files_of_others_get_an_index(prepare, tmp_path):
-    """As img2dataset and webdataset write them, and with what makes no pair."""
-    picture = encoded(Image.new("RGB", (9, 9), "red"))
-    long = "a/" * 60 + "x"  # beyond what a plain header takes
+def test_tar_files_of_other_tools_are_indexed(prepare, tmp_path):
+    """They look like those of img2dataset and webdataset, and some members are not part of a pair."""
+    image = encoded(Image.new("RGB", (9, 9), "red"))
+    long = "a/" * 60 + "x"  # longer than a plain header allows
     foreign(
         tmp_path / "b.tar",
         [
-            ("000.jpg", picture), ("000.json", b'{"caption": "zero"}'), ("000.txt", b"other"),
-            ("d/001.PNG", picture), ("d/001.txt", "one \u72ac".encode()),
-            ("d/e/001.png", picture), ("d/e/001.txt", b"\xff two"),
-            ("003.png", picture), ("003.json", b'{"url": "caption"}'), ("003.txt", b"three"),
-            ("004.png", picture), ("004.cls", b"4"),
-            ("005.txt", b"five"), (f"{long}.webp", picture), (f"{long}.json", b'{"caption": ["six", "seven"]}'),
+            ("000.jpg", image), ("000.json", b'{"caption": "zero"}'), ("000.txt", b"other"),
+            ("d/001.PNG", image), ("d/001.txt", "one \u72ac".encode()),
+            ("d/e/001.png", image), ("d/e/001.txt", b"\xff two"),
+            ("003.png", image), ("003.json", b'{"url": "caption"}'), ("003.txt", b"three"),
+            ("004.png", image), ("004.cls", b"4"),
+            ("005.txt", b"five"), (f"{long}.webp", image), (f"{long}.json", b'{"caption": ["six", "seven"]}'),
         ],
     )  # fmt: skip
     foreign(tmp_path / "a.tar", [])
@@ -607,27 +615,28 @@ def test_tar_files_of_others_get_an_index(prepare, tmp_path):
     prepare("--output_dir", tmp_path, "--num_workers", 0)
     rows = Shards([tmp_path])
     assert [row["caption"] for row in rows] == ["zero", "one 犬", "\ufffd two", "three", ["six", "seven"]]
-    assert all(row["image"] == picture for row in rows)
+    assert all(row["image"] == image for row in rows)
     left_out = json.loads((tmp_path / "index.json").read_text())["left_out"]
     assert left_out.pop("no_caption") == 1 and left_out.pop("no_picture") == 1
     assert sum(ShardOrder(rows.bounds)) == 10
 
 
-def test_keys_may_have_dots_and_every_member_that_makes_no_pair_is_counted_and_named(prepare, tmp_path, capsys):
-    picture = encoded(Image.new("RGB", (9, 9), "red"))
+def test_keys_may_contain_dots_and_skipped_members_are_counted(prepare, tmp_path, capsys):
+    image = encoded(Image.new("RGB", (9, 9), "red"))
     foreign(
         tmp_path / "a.tar",
         [
-            ("1.jpg", picture), ("1.txt", b"one"), ("scan.22.05.jpg", picture), ("scan.22.05.txt", b"five"),
-            ("d.1/scan.22.06.JPG", picture), ("d.1/scan.22.06.json", b'{"caption": [{"raw": "six"}]}'),
-            ("1.seg.png", picture), ("1.cls", b"4"), ("1.png", picture), ("scan.22.05.txt", b"again"),
+            ("1.jpg", image), ("1.txt", b"one"), ("scan.22.05.jpg", image), ("scan.22.05.txt", b"five"),
+            ("d.1/scan.22.06.JPG", image), ("d.1/scan.22.06.json", b'{"caption": [{"raw": "six"}]}'),
+            ("1.seg.png", image), ("1.cls", b"4"), ("1.png", image), ("scan.22.05.txt", b"again"),
             ("._1.jpg", b"of macOS"), ("._1.txt", b"of macOS"), ("2.jpg.txt", b"two"), ("noend", b""),
-            ("3.jpg", picture), ("3.json", b'{"caption": null}'), ("4.json", b"[]"), ("caf\udce9.cls", b""),
+            ("3.jpg", image), ("3.json", b'{"caption": null}'), ("4.json", b"[]"), ("caf\udce9.cls", b""),
         ],
     )  # fmt: skip
     with tarfile.open(tmp_path / "b.tar", "w") as tar:
         link = tarfile.TarInfo("5.jpg")
-        link.type, link.linkname = tarfile.LNKTYPE, "4.jpg"
+        link.type = tarfile.LNKTYPE
+        link.linkname = "4.jpg"
         tar.addfile(link)
         folder = tarfile.TarInfo("folder.jpg")
         folder.type = tarfile.DIRTYPE
@@ -637,7 +646,7 @@ def test_keys_may_have_dots_and_every_member_that_makes_no_pair_is_counted_and_n
     os.mkfifo(tmp_path / "e.tar")
     prepare("--output_dir", tmp_path, "--num_workers", 0)
     rows = Shards([tmp_path])
-    assert [usable_captions(row["caption"]) for row in rows] == [["one"], ["five"], ["six"]]
+    assert [valid_captions(row["caption"]) for row in rows] == [["one"], ["five"], ["six"]]
     index = json.loads((tmp_path / "index.json").read_text())
     assert [shard["file"] for shard in index["shards"]] == ["a.tar", "b.tar", "c.tar"]
     expected = {
@@ -648,15 +657,19 @@ def test_keys_may_have_dots_and_every_member_that_makes_no_pair_is_counted_and_n
     }  # fmt: skip
     left_out = index["left_out"]
     assert {reason: (left_out[reason], first) for reason, first in index["left_out_first"].items()} == expected
-    assert sum(index["left_out"].values()) == 18 - 2 * 3 + 1 + 3, "a member is in a pair or counted"
-    assert "the first of unknown_kind: a.tar: 1.cls" in capsys.readouterr().out
+    assert sum(index["left_out"].values()) == 18 - 2 * 3 + 1 + 3, "a member is neither in a pair nor counted"
+    assert "first unknown_kind: a.tar: 1.cls" in capsys.readouterr().out
 
 
 def header(size: bytes, kind: bytes = b"0") -> bytes:
-    """The header of a member, 000.jpg, with any size; its checksum is right."""
+    """Return the header of a member 000.jpg with any size and a correct checksum."""
     block = bytearray(512)
-    block[:7], block[100:108], block[124:136], block[156:157] = b"000.jpg", b"0000644\0", size, kind
-    block[257:265], block[148:156] = b"ustar\x0000", b" " * 8
+    block[:7] = b"000.jpg"
+    block[100:108] = b"0000644\0"
+    block[124:136] = size
+    block[148:156] = b" " * 8
+    block[156:157] = kind
+    block[257:265] = b"ustar\x0000"
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
 
@@ -672,7 +685,7 @@ def record(content: bytes, kind: bytes = b"x") -> bytes:
 NOTHING = header(b"%011o\0" % 0)
 HEADERS = {
     "negative": header(negative(-512)),
-    "back again": 2 * NOTHING + header(negative(-1024)),  # to itself, without end
+    "back again": 2 * NOTHING + header(negative(-1024)),  # endlessly to itself
     "far back": header(negative(-(10**9))),
     "too far": header(b"\x80" + (2**80).to_bytes(11, "big")),
     "negative by pax": record(b"13 size=-512\n") + NOTHING,
@@ -685,9 +698,9 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("hostile", HEADERS.values(), ids=HEADERS.keys())
-def test_headers_that_make_no_sense_cost_their_tar_file_at_most(hostile, tmp_path):
-    picture = encoded(Image.new("RGB", (9, 9), "red"))
-    pair = [("1.jpg", picture), ("1.txt", b"one")]
+def test_invalid_headers_affect_at_most_their_tar_file(hostile, tmp_path):
+    image = encoded(Image.new("RGB", (9, 9), "red"))
+    pair = [("1.jpg", image), ("1.txt", b"one")]
     foreign(tmp_path / "a.tar", pair)
     foreign(tmp_path / "c.tar", pair)
     (tmp_path / "b.tar").write_bytes(hostile + (tmp_path / "a.tar").read_bytes())
@@ -698,9 +711,10 @@ def test_headers_that_make_no_sense_cost_their_tar_file_at_most(hostile, tmp_pat
 
 
 @pytest.mark.parametrize("content", [b"\0", b"garbage"])
-def test_an_index_is_made_beyond_a_hole(shards, content, tmp_path):
-    """The header of one picture and the content of the one before it are gone; the others are found."""
-    before, places = list(Shards([shards])), places_of(shards)
+def test_members_behind_a_hole_are_indexed(shards, content, tmp_path):
+    """The header of one image and the content of the one before it are lost; the others are found."""
+    before = list(Shards([shards]))
+    places = places_of(shards)
     start = int(places[9]["image_start"])
     overwrite(shards / "00001.tar", start - 512, (content * 2000)[: int(places[9]["image_bytes"]) + 700])
     index = index_folder(shards)
@@ -709,9 +723,9 @@ def test_an_index_is_made_beyond_a_hole(shards, content, tmp_path):
 
 
 def test_a_folder_without_pairs_is_refused(prepare, tmp_path):
-    with pytest.raises(ValueError, match="No tar file in .* holds a picture and"):
+    with pytest.raises(ValueError, match="No tar file in .* contains an image and"):
         prepare("--output_dir", tmp_path, "--num_workers", 0)
-    assert PLACE.itemsize == 33  # bytes a pair, which the documentation of memory rests on
+    assert PLACE.itemsize == 33  # bytes per pair, as documented
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -720,24 +734,45 @@ def test_a_folder_without_pairs_is_refused(prepare, tmp_path):
 
 
 def test_held_out_pictures_are_in_no_training_row(run, shards):
-    script = load_script("pretrain")
-    training, held_out = script.hold_out(Shards([shards, shards]), 1000, seed=0)
+    training, held_out = hold_out(Shards([shards, shards]), 1000, seed=0)
     assert len(training) == 32 and len(held_out) == 2  # a tenth of 17 pictures, each of which is there twice
-    assert not set(training.pictures()) & set(held_out.pictures())
+    assert not set(training.image_ids()) & set(held_out.image_ids())
     assert Counter(captions_of(held_out)).most_common(1)[0][1] == 2
 
 
-def test_a_worker_whose_preparation_has_ended_names_no_shard(tmp_path, monkeypatch):
-    rows = [{"image": Image.new("RGB", (8, 8)), "caption": "a red ball"}]
+def wait_until(condition) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "waited for 20 seconds"
+        time.sleep(0.01)
 
-    def work() -> None:
-        monkeypatch.setattr(os, "getppid", lambda: 1)
-        with pytest.raises(RuntimeError, match="has ended"):
-            ShardWriter(rows, tmp_path, PictureEncoder())[0]
-        os._exit(7)
 
-    process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
-    process.start()
-    process.join(10)
-    assert process.exitcode == 7 and not list(tmp_path.iterdir())
-    assert ShardWriter(rows, tmp_path, PictureEncoder())[0] == 1
+def test_an_orphaned_worker_of_other_settings_finishes_no_shard(prepare, source, tmp_path, monkeypatch):
+    """It is paused where its shard is complete and only has to get its name, and wakes up during the next run."""
+    folder = tmp_path / "out"
+    arguments = ["--output_dir", folder, *source]
+
+    def pause(path: Path) -> None:
+        if path.name.startswith(".00000.tar."):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    with monkeypatch.context() as patches:
+        patches.setattr("albef_hf.data.shard_writer.fsync", pause)
+        patches.setattr("albef_hf.data.workers.exit_with_parent", lambda worker: None)
+        first = start(prepare, *arguments, "--short_side", 20, "--num_workers", 1)
+        wait_until(lambda: [child for child in psutil.Process(first).children() if child.status() == "stopped"])
+        (orphan,) = psutil.Process(first).children()
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
+
+    save_settings = shard_preparation.save_settings
+
+    def save_and_wake(*arguments: object) -> None:
+        save_settings(*arguments)
+        orphan.resume()
+        wait_until(lambda: not orphan.is_running() or orphan.status() == "zombie")
+
+    monkeypatch.setattr(shard_preparation, "save_settings", save_and_wake)
+    prepare(*arguments, "--short_side", 50, "--num_workers", 0)
+    sizes = {Image.open(io.BytesIO(row["image"])).size[1] for row in Shards([folder])}
+    assert sizes == {50} and not list(folder.glob(".*.unfinished"))

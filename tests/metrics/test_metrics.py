@@ -1,22 +1,23 @@
-"""Metrics: figures worked out by hand, loading by path without a network, and refusal of wrong input."""
+"""Metrics: values computed by hand, loading by path without network access, and errors for invalid input."""
 
 import ast
 import doctest
 import json
 import re
 import socket
+from pathlib import Path
 
 import evaluate
 import numpy as np
 import pytest
 from paths import REPOSITORY
 
-from albef_hf.metrics.entailment_accuracy.entailment_accuracy import entailment_accuracy
-from albef_hf.metrics.grounding_accuracy.grounding_accuracy import box_iou, grounding_accuracy
-from albef_hf.metrics.nlvr2_accuracy.nlvr2_accuracy import nlvr2_accuracy
-from albef_hf.metrics.retrieval_recall.retrieval_recall import recall_at, retrieval_metrics
-from albef_hf.metrics.vqa_accuracy import vqa_accuracy as vqa_accuracy_module
-from albef_hf.metrics.vqa_accuracy.vqa_accuracy import answer_accuracy, normalize_answer, vqa_accuracy
+from albef_hf.metrics.entailment_accuracy.scoring import entailment_accuracy
+from albef_hf.metrics.grounding_accuracy.scoring import box_iou, grounding_accuracy
+from albef_hf.metrics.nlvr2_accuracy.scoring import nlvr2_accuracy
+from albef_hf.metrics.retrieval_recall.scoring import recall_at, retrieval_metrics
+from albef_hf.metrics.vqa_accuracy import scoring as vqa_scoring
+from albef_hf.metrics.vqa_accuracy.scoring import answer_accuracy, normalize_answer, vqa_accuracy
 
 METRICS = REPOSITORY / "albef_hf" / "metrics"
 NAMES = ["entailment_accuracy", "grounding_accuracy", "nlvr2_accuracy", "retrieval_recall", "vqa_accuracy"]
@@ -24,10 +25,10 @@ NAMES = ["entailment_accuracy", "grounding_accuracy", "nlvr2_accuracy", "retriev
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """`evaluate.load` of a metric's folder, without a network, and with files that no other test writes."""
+    """Load the folder of a metric with `evaluate.load`, without network access, and with a cache of its own."""
 
     def refuse(*arguments: object) -> None:
-        raise AssertionError("a metric reached for the network")
+        raise AssertionError("a metric accessed the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path)
@@ -38,7 +39,7 @@ def load(tmp_path, monkeypatch):
 # Retrieval
 
 
-def test_recall_counts_the_best_right_candidate():
+def test_recall_counts_the_best_correct_candidate():
     rankings = [
         [7, 1, 2],  # 7 is first
         [1, 2, 3, 4, 5, 6],  # 6 and 5 are right; the better is at place 5
@@ -67,9 +68,10 @@ def test_retrieval_metrics_have_the_names_and_means_of_the_original():
     }
 
 
-@pytest.mark.parametrize("name", [lambda number: number, lambda number: f"image {number}"], ids=["numbers", "strings"])
-def test_ids_are_numbers_or_strings_also_after_an_empty_ranking(load, name):
-    rankings, right = [[], [name(2), name(1)]], [[name(0)], [name(1)]]
+@pytest.mark.parametrize("name", [lambda index: index, lambda index: f"image {index}"], ids=["integers", "strings"])
+def test_ids_are_integers_or_strings_also_after_an_empty_ranking(load, name):
+    rankings = [[], [name(2), name(1)]]
+    right = [[name(0)], [name(1)]]
     result = load("retrieval_recall").compute(predictions=rankings, references=right, ranks=[1, 2])
     assert result == {"r1": 0.0, "r2": 50.0, "r_mean": 25.0}
 
@@ -134,16 +136,16 @@ def test_accuracy_with_fewer_people(answers, percent):
         ("." * 33, "."),
     ],
 )
-def test_normal_form_of_an_answer(text, normal):
+def test_normalized_answer(text, normal):
     assert normalize_answer(text) == normal
 
 
-def test_docstring_examples_of_the_normal_form():
-    failed, tried = doctest.testmod(vqa_accuracy_module)
+def test_docstring_examples_of_normalization():
+    failed, tried = doctest.testmod(vqa_scoring)
     assert tried and not failed
 
 
-def test_answers_are_normalised_only_where_people_disagree():
+def test_answers_are_normalized_only_if_people_disagree():
     assert answer_accuracy("Two.", ["two"] * 10) == 0
     assert answer_accuracy("2", ["two"] * 10) == 0
     assert answer_accuracy("\ttwo ", ["two", " two", "two\n"]) == 100
@@ -151,7 +153,7 @@ def test_answers_are_normalised_only_where_people_disagree():
     assert answer_accuracy("Two", ["two", " two", "two\n"]) == 0
     assert answer_accuracy("Two.", ["two"] * 9 + ["three"]) == 100
     assert answer_accuracy("2", ["the two"] * 4 + ["two!"] * 4 + ["few"] * 2) == 100
-    # They disagree as written, though not when normalised.
+    # They differ as written, but not after normalization.
     assert answer_accuracy("2", ["two"] * 9 + ["Two"]) == 100
 
 
@@ -175,7 +177,8 @@ def test_vqa_accuracy_of_each_type():
 
 
 def test_nlvr2_accuracy_and_consistency():
-    guesses, truths = [1, 0, 1, 0, 1], [1, 0, 1, 1, 1]
+    guesses = [1, 0, 1, 0, 1]
+    truths = [1, 0, 1, 1, 1]
     assert nlvr2_accuracy(guesses, truths) == {"accuracy": 80.0}  # 4 of 5
     # the first statement has an error, the second and third have none
     groups = ["first", "second", "first", "first", "third"]
@@ -184,7 +187,7 @@ def test_nlvr2_accuracy_and_consistency():
 
 @pytest.mark.parametrize("yes", [True, 1, np.int64(1), "True", "true", "TRUE", "1"])
 @pytest.mark.parametrize("no", [False, 0, np.int64(0), "False", "false", "FALSE", "0"])
-def test_judgements_are_read_however_written(yes, no):
+def test_judgments_have_several_forms(yes, no):
     assert nlvr2_accuracy([yes, no, yes, no], ["True", "false", 0, True]) == {"accuracy": 50.0}
 
 
@@ -271,8 +274,8 @@ def test_a_point_on_the_first_pixel_is_inside():
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("load")
-def test_the_readme_tells_how_to_use_it(name):
-    """The snippet runs, and its last expression gives what the comment after it says."""
+def test_readme_snippet_runs(name):
+    """The last expression of the snippet has the value in the comment after it."""
     code = re.search(r"```python\n(.*?)```", (METRICS / name / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     *statements, shown = ast.parse(code).body
     variables: dict = {}
@@ -282,7 +285,7 @@ def test_the_readme_tells_how_to_use_it(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_results_are_plain_numbers_and_the_metric_describes_itself(name, load):
+def test_results_are_json_and_the_metric_has_a_description(name, load):
     inputs = {
         "entailment_accuracy": ([2], [2]),
         "grounding_accuracy": (np.array([[0, 0, 4, 4]]), [(0, 0, 4, 4)]),
@@ -301,13 +304,18 @@ def test_results_are_plain_numbers_and_the_metric_describes_itself(name, load):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_metric_stands_alone(name):
-    """So that its folder can be pushed to the Hub as it is."""
-    tree = ast.parse((METRICS / name / f"{name}.py").read_text(encoding="utf-8"))
-    nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert all(getattr(node, "level", 0) == 0 for node in nodes)
-    modules = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes}
-    assert modules <= {"collections.abc", "datasets", "evaluate", "math", "numbers", "re", "statistics"}
+def test_a_metric_is_self_contained(name):
+    """Its folder can be pushed to the Hub."""
+    standard = {(0, module) for module in ("collections.abc", "math", "numbers", "re", "statistics")}
+    assert imports_of(METRICS / name / "scoring.py") <= standard, "the tasks need no library for it"
+    module = imports_of(METRICS / name / f"{name}.py")
+    assert module <= standard | {(0, "datasets"), (0, "evaluate"), (1, "scoring")}
+
+
+def imports_of(path: Path) -> set[tuple[int, str]]:
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    absolute = {(0, alias.name) for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return absolute | {(node.level, node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -324,7 +332,7 @@ BOX = [0, 0, 4, 4]
     [
         (recall_at, ([], []), "at least one query"),
         (recall_at, ([[1]], [[1], [2]]), "1 predictions but 2 references: give one"),
-        (recall_at, ([[1], [2]], [[1], []]), "Query 1 .* leave it out"),
+        (recall_at, ([[1], [2]], [[1], []]), "Query 1 .* remove it"),
         (recall_at, ([[1]], [[1]], (0, 5)), "none below 1"),
         (recall_at, ([[1]], [[1]], ()), "give at least one"),
         (vqa_accuracy, ([], []), "at least one question"),
@@ -333,15 +341,15 @@ BOX = [0, 0, 4, 4]
         (vqa_accuracy, (["a"], [["a"]], None, []), "but 0 question_types: give one"),
         (vqa_accuracy, (["a"], [[]]), "give a list of one or more"),
         (vqa_accuracy, (["a"], ["a"]), "give a list of one or more"),
-        (nlvr2_accuracy, ([], []), "at least one judgement"),
+        (nlvr2_accuracy, ([], []), "at least one judgment"),
         (nlvr2_accuracy, ([1], [1, 0]), "1 predictions but 2 references: give one"),
         (nlvr2_accuracy, ([1], [1], ["a", "b"]), "but 2 groups: give one"),
-        (nlvr2_accuracy, (["yes"], [1]), "'yes': write True or False"),
-        (nlvr2_accuracy, ([1], [2]), "2: write True or False"),
-        (nlvr2_accuracy, ([0.7], [1]), "0.7: write True or False"),
+        (nlvr2_accuracy, (["yes"], [1]), "'yes': use True or False"),
+        (nlvr2_accuracy, ([1], [2]), "2: use True or False"),
+        (nlvr2_accuracy, ([0.7], [1]), "0.7: use True or False"),
         (entailment_accuracy, ([], []), "at least one label"),
         (entailment_accuracy, ([1], [1, 0]), "1 predictions but 2 references: give one"),
-        (entailment_accuracy, (["neutral"], ["-"]), "'-', known are contradiction .0., .* leave"),
+        (entailment_accuracy, (["neutral"], ["-"]), "'-', known are contradiction .0., .* remove"),
         (entailment_accuracy, ([3], [1]), "label is 3, known"),
         (entailment_accuracy, ([1], [-1]), "label is -1, known"),
         (grounding_accuracy, ([], []), "at least one expression"),
@@ -355,7 +363,7 @@ BOX = [0, 0, 4, 4]
         (grounding_accuracy, ([BOX], [BOX], [[1, 2, 3]]), "give x and y"),
     ],
 )
-def test_wrong_input_is_refused_with_the_remedy(metric, arguments, remedy):
+def test_invalid_input_raises_an_error_with_a_remedy(metric, arguments, remedy):
     with pytest.raises(ValueError, match=remedy):
         metric(*arguments)
 

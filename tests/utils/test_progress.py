@@ -1,4 +1,4 @@
-"""Progress in log files: how many lines there are, and what they say."""
+"""Progress in log files: the number of lines and their content."""
 
 import io
 import sys
@@ -10,7 +10,7 @@ from albef_hf.utils import progress as module
 from albef_hf.utils.progress import ProgressLines, log_library_progress, progress
 
 
-def test_a_line_comes_every_so_many_steps_with_the_latest_values(capsys):
+def test_lines_are_written_at_an_interval_with_the_latest_values(capsys):
     bar = progress(total=700, unit="step", every=100)
     bar.initial = bar.n = 250
     for step in range(251, 661):
@@ -24,7 +24,7 @@ def test_a_line_comes_every_so_many_steps_with_the_latest_values(capsys):
     assert "\r" not in shown
 
 
-def test_a_line_comes_when_time_has_passed_and_at_the_end(capsys, monkeypatch):
+def test_lines_are_written_after_some_time_and_at_the_end(capsys, monkeypatch):
     now = iter(range(10**6))
     monkeypatch.setattr(module.time, "monotonic", lambda: float(next(now)))
     assert list(progress(range(100), "index")) == list(range(100))
@@ -40,7 +40,7 @@ def test_short_work_gets_one_line(capsys, items, line):
     assert shown.startswith(line) and shown.count("\n") == bool(line)
 
 
-def test_texts_and_other_methods_of_tqdm_disturb_no_line(capsys):
+def test_other_methods_of_tqdm_do_not_disturb_lines(capsys):
     with progress(total=3, desc="work", every=2) as bar:
         bar.set_description("other")
         bar.refresh()

@@ -1,1 +1,1 @@
-"""Accuracy of the boxes that expressions refer to, as in RefCOCO+."""
+"""Accuracy of the predicted boxes of expressions, as in RefCOCO+."""

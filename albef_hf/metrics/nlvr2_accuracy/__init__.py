@@ -1,1 +1,1 @@
-"""Accuracy and consistency of judgements on pairs of images, as in NLVR2."""
+"""Accuracy and consistency of judgments on pairs of images, as in NLVR2."""

@@ -1,25 +1,27 @@
-"""Accuracy and consistency of judgements whether a statement holds for two images.
-
-`nlvr2/eval/metrics.py` of https://github.com/lil-lab/nlvr, where accuracy is called precision.
-"""
+"""Module of `evaluate` for the metric in `scoring.py`."""
 
 from collections.abc import Hashable, Sequence
 
 import datasets
 import evaluate
 
+from .scoring import nlvr2_accuracy
+
+__all__ = ["Nlvr2Accuracy", "nlvr2_accuracy"]
+
 DESCRIPTION = """\
-NLVR2 asks whether a statement holds for a pair of images, and asks the same of several pairs. Accuracy is the share of
-the pairs judged right, consistency the share of the statements that are judged right for all their pairs; in percent.
+NLVR2 asks whether a statement is true for a pair of images, and repeats each statement with several pairs. Accuracy is
+the share of pairs that are judged correctly. Consistency is the share of statements that are judged correctly for all
+their pairs. Both are in percent.
 """
 
 INPUTS_DESCRIPTION = """
 Args:
-    predictions: One judgement for each pair: True or False, 1 or 0, or "True" or "False" in any case.
-    references: The right judgements, likewise.
-    groups: Optional, for each pair its statement, or a name of it, the same for all pairs of a statement.
+    predictions: One judgment per pair: True or False, 1 or 0, or "True" or "False" in any case.
+    references: The correct judgments, likewise.
+    groups: Optional, the statement of each pair or an id of it, the same for all pairs of a statement.
 Returns:
-    `accuracy`, and with groups `consistency`; in percent.
+    `accuracy`, and with groups also `consistency`, in percent.
 """
 
 CITATION = """\
@@ -31,72 +33,26 @@ CITATION = """\
 }
 """
 
-TRUTHS = {"true": True, "1": True, "false": False, "0": False}
-
-
-def nlvr2_accuracy(
-    predictions: Sequence[bool | int | str],
-    references: Sequence[bool | int | str],
-    groups: Sequence[Hashable] | None = None,
-) -> dict[str, float]:
-    """Share of the right judgements, and of the statements all of whose judgements are right.
-
-    Args:
-        predictions: One judgement a pair of images: a boolean, 0 or 1, or "True" or "False" in any case.
-        references: The right judgements, likewise; the two may be written differently.
-        groups: For each pair, what its statement is known by.
-
-    Returns:
-        `accuracy`, and `consistency` if groups are given; in percent.
-
-    Raises:
-        ValueError: There is no judgement, one is neither true nor false, or lengths differ.
-    """
-    _check(predictions, {"references": references} | ({} if groups is None else {"groups": groups}))
-    right = [_truth(guess) == _truth(truth) for guess, truth in zip(predictions, references, strict=True)]
-    results = {"accuracy": 100 * sum(right) / len(right)}
-    if groups is not None:
-        failed = {group for group, correct in zip(groups, right, strict=True) if not correct}
-        statements = set(groups)
-        results["consistency"] = 100 * len(statements - failed) / len(statements)
-    return results
-
-
-def _truth(judgement: bool | int | str) -> bool:
-    try:
-        return TRUTHS[str(judgement).strip().lower()]
-    except KeyError:
-        raise ValueError(f"A judgement is {judgement!r}: write True or False, 1 or 0.") from None
-
-
-def _check(predictions: Sequence, others: dict[str, Sequence]) -> None:
-    if len(predictions) == 0:
-        raise ValueError("There is nothing to score: give at least one judgement.")
-    for name, values in others.items():
-        if len(values) != len(predictions):
-            raise ValueError(
-                f"{len(predictions)} predictions but {len(values)} {name}: give one of each for every "
-                "pair of images, in the same order."
-            )
-
 
 class Nlvr2Accuracy(evaluate.Metric):
-    """`nlvr2_accuracy` for `evaluate.load`."""
+    """Provide `nlvr2_accuracy` for `evaluate.load`."""
 
     def _info(self) -> evaluate.MetricInfo:
-        kinds = [datasets.Value(kind) for kind in ("string", "int64")]  # a boolean is a whole number too
+        types = [datasets.Value(dtype) for dtype in ("string", "int64")]  # booleans are integers too
         return evaluate.MetricInfo(
             description=DESCRIPTION,
             citation=CITATION,
             inputs_description=INPUTS_DESCRIPTION,
             features=[
-                datasets.Features({"predictions": guess, "references": truth}) for guess in kinds for truth in kinds
+                datasets.Features({"predictions": predicted, "references": correct})
+                for predicted in types
+                for correct in types
             ],
             reference_urls=["https://lil.nlp.cornell.edu/nlvr/", "https://github.com/lil-lab/nlvr"],
         )
 
     def _infer_feature_from_batch(self, batch: dict[str, Sequence]) -> datasets.Features:
-        # Among several kinds of features, the base class chooses by the first item, which an empty list lacks.
+        # The base class chooses the feature type by the first item, which an empty list does not have.
         if any(len(column) == 0 for column in batch.values()):
             raise ValueError("There is nothing to score: give at least one prediction and reference.")
         return super()._infer_feature_from_batch(batch)

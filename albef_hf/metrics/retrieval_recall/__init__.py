@@ -1,1 +1,1 @@
-"""Recall of the right candidates among the best of a ranking."""
+"""Recall at k of retrieval."""
