@@ -1,8 +1,8 @@
-"""The model card of a folder, from what is known: its head, its training, its metrics, where its weights come from.
+"""Write the model card of a folder: its model, training, metrics, and the provenance of converted weights.
 
-    python -m albef_hf.model_card FOLDER you/albef
+    albef card FOLDER you/albef
 
-writes it anew, for a folder that is to be pushed by hand.
+writes the card again, under the name of the repository that the folder will be pushed to.
 """
 
 import argparse
@@ -10,32 +10,32 @@ import csv
 import json
 import platform
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCard
 
-from .compatibility_albef import VERSIONS
-from .utils.files import written_aside
+from .utils.renamed_options import with_present_names
+
+# What imports torch or transformers is imported in the functions that need it, so that --help is fast.
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-CONVERSION_FILE = "conversion.json"  # which albef_hf.conversion.convert leaves
-KNOWN_FILE = "card.json"  # which every card leaves
-MOMENTUM_FILE = "momentum.safetensors"  # of albef_hf.momentum, which is not imported here
-EMISSIONS_FILE = "emissions.csv"  # which codecarbon leaves, where somebody has it running
+CONVERSION_FILE = "conversion.json"  # written by albef_hf.conversion
+KNOWN_FILE = "card.json"  # training and evaluation, for a card that is written later
+MOMENTUM_FILE = "momentum.safetensors"  # the same as in albef_hf.momentum, which imports torch
+EMISSIONS_FILE = "emissions.csv"  # written by codecarbon
 
-# What the Hub calls a head's task, where it has a name for it.
+# The task of each head on the Hub, if the Hub has it.
 PIPELINE_TAGS = {
     "AlbefForPreTraining": "zero-shot-image-classification",
     "AlbefForRetrieval": "zero-shot-image-classification",
     "AlbefForQuestionAnswering": "visual-question-answering",
 }
-# What else a head is looked for as.
+# Further tags, for searching the Hub.
 TAGS = {
     "AlbefForPreTraining": ["image-text-retrieval", "image-text-matching", "pretraining"],
     "AlbefForRetrieval": ["image-text-retrieval", "image-text-matching", "visual-grounding"],
@@ -59,18 +59,18 @@ SHOWN_OPTIONS = (
 
 @dataclass
 class Training:
-    """How a model was trained.
+    """Describe how a model was trained.
 
     Args:
         options: All options of the run.
-        steps: Optimizer steps.
-        seconds: Wall-clock time, evaluations included.
+        steps: Number of optimizer steps.
+        seconds: Wall-clock time, including evaluations.
         processes: Number of processes.
-        command: What repeats it.
-        data: What it was trained on, in words.
-        dataset: Its name on the Hub, if it is there.
-        base_models: What it started from, names on the Hub or folders.
-        kept: Which state of the run this is, in words, where it is not the last.
+        command: Command that repeats the run.
+        data: Description of the training data.
+        dataset: Name of the training data on the Hub, if they are there.
+        base_models: Models that the run started from: names on the Hub, or folders.
+        kept: Description of the saved state of the run, if it is not the last one.
     """
 
     options: Mapping[str, Any]
@@ -85,30 +85,30 @@ class Training:
 
     @property
     def started_from(self) -> list[str]:
-        """The base models; of a folder its name alone, since its path is nobody's business."""
+        """Return the base models; for a folder only its name, since its path may be private."""
         return [on_the_hub(name) or Path(name).name for name in self.base_models]
 
     def procedure(self) -> dict[str, Any]:
-        """What a reader wants to know first, by name."""
-        per_step = self.options["batch_size"] * self.options["gradient_accumulation_steps"]
+        """Return the rows of the card's table on training."""
+        options = with_present_names(self.options)
+        per_step = options["per_device_train_batch_size"] * options["gradient_accumulation_steps"]
         length = {"optimizer steps": self.steps, "pairs or rows per step": per_step * self.processes}
         if self.kept:
-            length["kept"] = self.kept
-        shown = {name.replace("_", " "): self.options[name] for name in SHOWN_OPTIONS if name in self.options}
-        took = f"{self.seconds / 60:.1f} minutes, on {hardware(self.processes)}"
-        return {**length, **shown, "took": took}
+            length["saved state"] = self.kept
+        shown = {name.replace("_", " "): options[name] for name in SHOWN_OPTIONS if name in options}
+        return {**length, **shown, "duration": f"{self.seconds / 60:.1f} minutes, on {hardware(self.processes)}"}
 
 
 @dataclass
 class Evaluation:
-    """What was measured.
+    """Describe the evaluation of a model.
 
     Args:
-        metrics: By name.
-        protocol: How, in a sentence or two.
-        data: On what, in words.
-        dataset: Its name on the Hub, if it is there.
-        baselines: What was reached without the model, or without pictures.
+        metrics: Values by name.
+        protocol: Description of the protocol, in a sentence or two.
+        data: Description of the evaluation data.
+        dataset: Name of the evaluation data on the Hub, if they are there.
+        baselines: What is reached without the model, or without images.
     """
 
     metrics: Mapping[str, float]
@@ -118,8 +118,14 @@ class Evaluation:
     baselines: Mapping[str, float] = field(default_factory=dict)
 
 
+# The two parts of a card that a training knows.
+Part = TypeVar("Part", Training, Evaluation)
+
+
 def hardware(processes: int) -> str:
-    """What the processes of this run compute on."""
+    """Return a description of the hardware of this run."""
+    import torch
+
     if torch.cuda.is_available():
         return f"{processes} x {torch.cuda.get_device_name()}"
     return f"{processes} process(es) of {torch.get_num_threads()} CPU thread(s) ({platform.machine()})"
@@ -130,34 +136,38 @@ def model_card(
     repo_id: str,
     training: Training | None = None,
     evaluation: Evaluation | None = None,
-    left_out: Sequence[str] = (),
-) -> ModelCard:
-    """The card of the model in a folder; whatever is not known is left out, and nothing is made up.
+    exclude: Sequence[str] = (),
+) -> "ModelCard":
+    """Return the card of the model in a folder. Sections without information are omitted.
 
-    What it is told it leaves in the folder's `card.json`, for a card that is written later, under another name or when
-    emissions have been measured.
+    Training and evaluation are saved to the folder's `card.json`, for a card that is written later: under another
+    name, or after emissions were measured.
 
     Args:
-        folder: Holds `config.json`, and maybe `card.json`, `conversion.json` and codecarbon's `emissions.csv`.
+        folder: Contains `config.json`, and optionally `card.json`, `conversion.json` and codecarbon's
+            `emissions.csv`.
         repo_id: What the snippet loads: a name on the Hub, or a folder.
-        training: How it was trained; by default what `card.json` says.
-        evaluation: What was measured; likewise.
-        left_out: Patterns of files that do not go along.
+        training: How the model was trained; read from `card.json` by default.
+        evaluation: How the model was evaluated; read from `card.json` by default.
+        exclude: Patterns of files that are not uploaded; the card does not mention them.
 
     Raises:
-        ValueError: If the folder holds no model of a class that is known here.
+        ValueError: If the folder contains no model of a class that there is a card for.
     """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    from .compatibility_albef import VERSIONS
+
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     head = (config.get("architectures") or [None])[0]
     if head not in TAGS:
-        raise ValueError(f"{folder} holds {head}, for which there is no card; choose one of {', '.join(TAGS)}.")
-    training, evaluation = _remember(folder / KNOWN_FILE, training, evaluation)
-    conversion, emissions = _json(folder / CONVERSION_FILE), _emissions(folder / EMISSIONS_FILE, head)
+        raise ValueError(f"{folder} contains {head}, for which there is no card. There is one for {', '.join(TAGS)}.")
+    training, evaluation = _update_known(folder / KNOWN_FILE, training, evaluation)
+    conversion = _read_json(folder / CONVERSION_FILE)
+    emissions = _read_emissions(folder / EMISSIONS_FILE, head)
     data = ModelCardData(
         language="en",
-        license="bsd-3-clause"
-        if conversion
-        else None,  # the original's; whose weights these are says who trained them
+        license="bsd-3-clause" if conversion else None,  # that of the original's weights
         library_name="transformers",
         pipeline_tag=PIPELINE_TAGS.get(head),
         tags=["albef", "vision-language", *TAGS[head]],
@@ -179,48 +189,55 @@ def model_card(
         conversion=conversion,
         emissions=emissions,
         versions=VERSIONS,
-        teacher=(folder / MOMENTUM_FILE).exists() and not any(fnmatch(MOMENTUM_FILE, name) for name in left_out),
+        teacher=(folder / MOMENTUM_FILE).exists() and not any(fnmatch(MOMENTUM_FILE, name) for name in exclude),
     )
 
 
-def save_card(card: ModelCard, folder: Path) -> None:
+def save_card(card: "ModelCard", folder: Path) -> None:
     """Write a card to the README.md of a folder."""
-    with written_aside(folder / "README.md") as aside:
-        card.save(aside)
+    from .utils.files import atomic_write
+
+    with atomic_write(folder / "README.md") as unfinished:
+        card.save(unfinished)
 
 
-def _remember(
+def _update_known(
     path: Path, training: Training | None, evaluation: Evaluation | None
 ) -> tuple[Training | None, Evaluation | None]:
-    """Keep what is known in a file, and take from there what is not given."""
-    is_news = training is not None or evaluation is not None
-    known = _json(path) or {}
-    if training is None and known.get("training"):
-        training = _from_facts(Training, known["training"])
-    if evaluation is None and known.get("evaluation"):
-        evaluation = _from_facts(Evaluation, known["evaluation"])
-    given = {"training": training, "evaluation": evaluation}
-    facts = {name: asdict(part) for name, part in given.items() if part}
-    if is_news:
-        with written_aside(path) as aside:
-            aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    """Write what is given to a file, and return it together with what the file had before."""
+    from .utils.files import atomic_write
+
+    is_new = training is not None or evaluation is not None
+    known = _read_json(path) or {}
+    training = training or _from_dict(Training, known.get("training"))
+    evaluation = evaluation or _from_dict(Evaluation, known.get("evaluation"))
+    parts = {"training": training, "evaluation": evaluation}
+    if is_new:
+        content = json.dumps({name: asdict(part) for name, part in parts.items() if part}, indent=2)
+        with atomic_write(path) as unfinished:
+            unfinished.write_text(content + "\n", encoding="utf-8")
     return training, evaluation
 
 
-def _from_facts(kind: type[Training] | type[Evaluation], facts: dict[str, Any]) -> Training | Evaluation | None:
-    """Read what a card left, of another release maybe: unknown fields are dropped, and facts that lack one of ours."""
+def _from_dict(kind: type[Part], values: dict[str, Any] | None) -> Part | None:
+    """Return a part that may have been written by another release: unknown fields are dropped.
+
+    None if there is no such part, or a field is missing that this release requires.
+    """
+    if not values:
+        return None
     try:
-        return kind(**{part.name: facts[part.name] for part in fields(kind) if part.name in facts})
+        return kind(**{entry.name: values[entry.name] for entry in fields(kind) if entry.name in values})
     except TypeError:
         return None
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _emissions(path: Path, head: str) -> dict[str, Any] | None:
-    """Measured emissions in the Hub's words, in grams of CO2 equivalents; rows without a number do not count."""
+def _read_emissions(path: Path, head: str) -> dict[str, Any] | None:
+    """Return measured emissions in the Hub's format, in grams of CO2 equivalents; skip rows without a value."""
     if not path.exists():
         return None
     with path.open(encoding="utf-8", newline="") as file:
@@ -237,12 +254,12 @@ def _emissions(path: Path, head: str) -> dict[str, Any] | None:
 
 
 def on_the_hub(name: str | None) -> str | None:
-    """The name, if it may be one on the Hub; None for a folder."""
+    """Return the name if it can be one on the Hub; None for a folder."""
     return name if name and not Path(name).exists() and name.count("/") <= 1 else None
 
 
 def _headline(evaluation: Evaluation) -> dict[str, float]:
-    """Metrics that stand for the model, without their parts and counts."""
+    """Return the main metrics, without those of subsets and the counts."""
     return {name: value for name, value in evaluation.metrics.items() if "/" not in name and name != "rows_left_out"}
 
 
@@ -250,7 +267,9 @@ def _metric_type(name: str) -> str:
     return "recall" if "_r" in name else "accuracy"
 
 
-def _eval_results(evaluation: Evaluation, head: str) -> list[EvalResult]:
+def _eval_results(evaluation: Evaluation, head: str) -> "list[EvalResult]":
+    from huggingface_hub import EvalResult
+
     task = PIPELINE_TAGS.get(head) or TAGS[head][-1]
     return [
         EvalResult(
@@ -266,17 +285,15 @@ def _eval_results(evaluation: Evaluation, head: str) -> list[EvalResult]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write the card of a folder."""
-    parser = argparse.ArgumentParser(prog="python -m albef_hf.model_card", description=main.__doc__)
-    parser.add_argument("folder", type=Path, help="what save_pretrained, a training or the converter has written")
-    parser.add_argument("repo_id", help="what the model is to be called on the Hub, such as you/albef")
+    """Write the model card of a folder, to push it under a name on the Hub."""
+    parser = argparse.ArgumentParser(prog="albef card", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="folder written by save_pretrained, a training or the conversion")
+    parser.add_argument("repo_id", help="name of the model on the Hub, such as you/albef")
     options = parser.parse_args(arguments)
-    try:
-        save_card(model_card(options.folder, options.repo_id, left_out=[MOMENTUM_FILE]), options.folder)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{options.folder / 'README.md'} is the card of {options.repo_id}")
+    from .utils.files import write_errors_named
 
-
-if __name__ == "__main__":
-    main()
+    path = options.folder / "README.md"
+    card = model_card(options.folder, options.repo_id, exclude=[MOMENTUM_FILE])
+    with write_errors_named(path):
+        save_card(card, options.folder)
+    print(f"Wrote the card of {options.repo_id} to {path}.")

@@ -1,9 +1,9 @@
-"""Time and memory of converting a checkpoint of the paper's size, with random weights.
+"""Measure time and memory of converting a checkpoint of the paper's size, with random weights.
 
     python benchmarks/conversion.py
 
-It writes a checkpoint as large as the original's (model, momentum model, queues of 65,536 pairs, optimizer), converts
-it with the command that anyone would use, in a process of its own, converts it back, and compares every tensor.
+The checkpoint is as large as the original's: model, momentum model, queues of 65,536 pairs, optimizer. The command
+converts it in a separate process, converts the result back, and every tensor is compared.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, MomentumTeacher
-from albef_hf.conversion.convert import revert_checkpoint
+from albef_hf.conversion.to_original import revert_checkpoint
 
 
 def make_checkpoint(folder: Path, queue_size: int) -> Path:
-    """A file in the original's names, with an optimizer and the arguments of a training beside the model."""
+    """Write a checkpoint of the original that also contains an optimizer and the arguments of a training."""
     student = AlbefForPreTraining(AlbefConfig())
     student.save_pretrained(folder / "random")
     MomentumTeacher(student, queue_size=queue_size).save_pretrained(folder / "random")
@@ -37,22 +37,22 @@ def make_checkpoint(folder: Path, queue_size: int) -> Path:
 
 
 def timed(*arguments: str) -> None:
-    """Run the converter in its own process; print its time, and the peak memory of all processes so far."""
+    """Run the command in a separate process; print its time, and the peak memory of all processes so far."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "albef_hf.conversion.convert", *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "albef_hf", "convert", *arguments], check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"{time.perf_counter() - start:.1f} s, {peak:.2f} GiB peak resident memory: {' '.join(arguments)}")
 
 
-def _model_of(path: Path) -> dict[str, torch.Tensor]:
+def _load_model(path: Path) -> dict[str, torch.Tensor]:
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, weights_only=True, mmap=True)["model"]
 
 
 def main() -> None:
-    """Make, convert, convert back, compare."""
+    """Convert a random checkpoint both ways and compare the result with the original."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queue_size", type=int, default=65536, help="pairs in the queues")
+    parser.add_argument("--queue_size", type=int, default=65536, help="number of pairs in the queues")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -62,10 +62,10 @@ def main() -> None:
         for path in sorted((folder / "converted").iterdir()):
             print(f"{path.stat().st_size / 1e6:10.3f} MB: {path.name}")
         timed(str(folder / "converted"), str(folder / "again.pth"), "--reverse")
-        before = _model_of(source)
-        after = _model_of(folder / "again.pth")
+        before = _load_model(source)
+        after = _load_model(folder / "again.pth")
         same = before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
-        print(f"{len(before)} keys there and back: {'identical' if same else 'DIFFERENT'}")
+        print(f"{len(before)} keys after the round trip: {'identical' if same else 'DIFFERENT'}")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
-"""Model cards: what is known is in them, what is not is left out, and their snippets run."""
+"""Model cards: what is known is in them, nothing is made up, and their snippets run."""
 
 import json
 import re
 
 import pytest
 import yaml
+from full_disk import file_size_limit
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from albef_hf.conversion.convert import MODELS
-from albef_hf.model_card import Evaluation, Training, main, model_card, on_the_hub
+from albef_hf.conversion.checkpoints import MODELS
+from albef_hf.model_card import Evaluation, Training, model_card, on_the_hub
 
 OPTIONS = {
-    "batch_size": 8,
+    "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 2,
     "learning_rate": 1e-4,
     "min_learning_rate": 1e-5,
@@ -28,7 +29,7 @@ OPTIONS = {
 
 @pytest.fixture
 def folder(config, processor, tmp_path):
-    """Saves a small head with its processor."""
+    """Save a small head with its processor."""
 
     def save(kind):
         kind(config).save_pretrained(tmp_path / "little")
@@ -46,7 +47,7 @@ def metadata(card: ModelCard) -> dict:
 def test_snippet_of_every_head_runs(task, folder, tmp_path, monkeypatch, capsys):
     saved = folder(MODELS[task])
     card = model_card(saved, str(saved))
-    Image.new("RGB", (60, 40), "red").save(tmp_path / "picture.jpg")
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     (snippet,) = re.findall(r"```python\n(.*?)```", card.content, re.DOTALL)
     exec(snippet, {})  # noqa: S102
@@ -71,15 +72,16 @@ def test_nothing_is_made_up(task, folder):
     ):
         assert word not in card.content
     assert "\n\n\n" not in card.content.split("```")[0]
+    assert "Training data and evaluation results have not been documented." in card.content
 
 
-def test_what_is_known_is_told(folder):
+def test_what_is_known_is_in_the_card(folder):
     saved = folder(MODELS["retrieval"])
     training = Training(OPTIONS, 120, 90.0, 2, "make it again", "some pairs", "you/pairs", ["you/base"], "the best")
     evaluation = Evaluation(
         {"itm_text_r1": 41.239, "rows/image_broken": 1.0, "rows_left_out": 1},
         "As always.",
-        "500 pictures",
+        "500 images",
         "you/pairs",
         {"chance": 0.2},
     )
@@ -88,7 +90,7 @@ def test_what_is_known_is_told(folder):
     assert known["pipeline_tag"] == "zero-shot-image-classification"
     assert (known["datasets"], known["base_model"], known["metrics"]) == (["you/pairs"], ["you/base"], ["recall"])
     (result,) = known["model-index"][0]["results"]
-    assert result["dataset"] == {"name": "500 pictures", "type": "you/pairs"}
+    assert result["dataset"] == {"name": "500 images", "type": "you/pairs"}
     assert result["metrics"] == [{"type": "recall", "value": 41.24, "name": "itm_text_r1"}]
     for text in (
         "| pairs or rows per step | 32 |",
@@ -98,8 +100,8 @@ def test_what_is_known_is_told(folder):
         "| 41.24 |",
         "| 0.20 |",
         "1 rows could not be used",
-        "| kept | the best |",
-        "Started from: `you/base`",
+        "| saved state | the best |",
+        "Initialized from: `you/base`",
     ):
         assert text in card.content, text
     assert "image_broken" not in card.content and "rows_left_out" not in card.content
@@ -108,11 +110,11 @@ def test_what_is_known_is_told(folder):
     )
 
 
-def test_folders_of_this_machine_stay_here(folder, tmp_path):
+def test_paths_of_folders_are_not_in_the_card(folder, tmp_path):
     saved = folder(MODELS["retrieval"])
     training = Training(OPTIONS, 1, 1.0, 1, "command", "pairs", on_the_hub(str(tmp_path)), [str(saved)])
     card = model_card(saved, "you/little", training)
-    assert str(tmp_path) not in card.content and "Started from: `little`" in card.content
+    assert str(tmp_path) not in card.content and "Initialized from: `little`" in card.content
     assert "datasets" not in metadata(card) and "base_model" not in metadata(card)
 
 
@@ -142,31 +144,51 @@ def test_provenance_and_emissions(folder):
     )
     assert metadata(card)["co2_eq_emissions"]["emissions"] == 750
     assert metadata(card)["co2_eq_emissions"]["hardware_used"] == "a CPU"
-    for text in ("vqa.pth", "ab" * 32, "difference between a weight there and here | 0.0", "momentum teacher", "750"):
+    for text in (
+        "vqa.pth",
+        "ab" * 32,
+        "difference between an original and a converted weight | 0.0",
+        "momentum teacher",
+        "750",
+    ):
         assert text in card.content, text
-    assert "| keys | 9 |" in card.content and "resampled to pictures of 64 pixels" in card.content
+    assert "| keys | 9 |" in card.content and "interpolated to images of 64 pixels" in card.content
     assert metadata(card)["co2_eq_emissions"]["training_type"] == "fine-tuning"
-    assert "momentum teacher" not in model_card(saved, "you/little", left_out=["*momentum.safetensors"]).content
+    assert "momentum teacher" not in model_card(saved, "you/little", exclude=["*momentum.safetensors"]).content
 
 
 @pytest.mark.parametrize("measured", ["", "emissions,country_name\n", "emissions,country_name\n,Iceland\n"])
-def test_emissions_that_were_not_measured_are_left_out(folder, measured):
+def test_emissions_that_were_not_measured_are_omitted(folder, measured):
     saved = folder(MODELS["vqa"])
     (saved / "emissions.csv").write_text(measured)
     assert "co2_eq_emissions" not in metadata(model_card(saved, "you/little"))
 
 
-def test_a_folder_of_something_else_has_no_card(tmp_path):
+def test_a_folder_with_another_model_has_no_card(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
-    with pytest.raises(ValueError, match="holds BertModel, for which there is no card"):
+    with pytest.raises(ValueError, match="contains BertModel, for which there is no card"):
         model_card(tmp_path, "you/little")
 
 
-def test_the_card_of_a_folder_is_written_anew_under_another_name(folder, capsys):
+def test_the_card_is_written_again_under_another_name(folder, run, monkeypatch):
     saved = folder(MODELS["entailment"])
     model_card(saved, "here", Training(OPTIONS, 5, 9.0, 1, "command", "some pairs")).save(saved / "README.md")
-    main([str(saved), "you/there"])
+    run("card", saved, "you/there")
     text = (saved / "README.md").read_text()
     assert 'from_pretrained("you/there"' in text and "some pairs" in text and "# there" in text
+    monkeypatch.delenv("ALBEF_TRACEBACK")
     with pytest.raises(SystemExit, match="error: .*config.json"):
-        main([str(saved / "nowhere"), "you/there"])
+        run("card", saved / "nowhere", "you/there")
+
+
+def test_a_card_that_cannot_be_written_keeps_the_old_one(folder, run, monkeypatch):
+    saved = folder(MODELS["retrieval"])
+    (saved / "README.md").write_text("mine")
+    monkeypatch.delenv("ALBEF_TRACEBACK")
+    with (
+        file_size_limit(100),
+        pytest.raises(SystemExit, match=f"error: {saved / 'README.md'} could not be written: .*Free disk space"),
+    ):
+        run("card", saved, "you/albef")
+    assert (saved / "README.md").read_text() == "mine"
+    assert not list(saved.glob(".*"))

@@ -1,9 +1,9 @@
-"""Renew the code of a model on the Hub or in a folder: its weights stay, its code becomes that of this package.
+"""Renew the code of a model on the Hub or in a folder: replace it by the code of this package, keep the weights.
 
-A saved model carries a copy of the modeling code, which runs without this package but only on the releases of
-transformers that it was written for. When a later release breaks it, its owner runs
+A saved model comes with a copy of the modeling code. The copy runs without this package, but only on the releases of
+transformers that it was written for. When a later release breaks it, the owner of the model runs
 
-    python -m albef_hf.conversion.code_renewal you/albef
+    albef renew you/albef
 """
 
 import argparse
@@ -11,44 +11,42 @@ import itertools
 import json
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoConfig, PreTrainedModel
-from transformers.dynamic_module_utils import custom_object_save
-
-from ..compatibility_albef import VERSIONS
 from ..model_card import MOMENTUM_FILE, TAGS, model_card
-from ..modeling_albef import AUTO_MODELS, AlbefMultimodalModel, AlbefTextModel, AlbefVisionModel
-from ..processing_albef import AlbefProcessor
-from ..utils.files import folder_written_aside
-from ..utils.progress import log_library_progress
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from transformers import PreTrainedModel
+
+    from ..modeling_albef import AlbefPreTrainedModel
+
+# What imports torch or transformers is imported in the functions that need it, so that --help is fast.
 
 # Every code file that this and earlier releases saved with a model.
 SHIPPED_CODE = {
+    "answers_albef.py",
     "compatibility_albef.py",
     "configuration_albef.py",
+    "encoders_albef.py",
     "explain.py",
+    "head_layers_albef.py",
     "heatmaps_albef.py",
     "images_albef.py",
+    "initialization_albef.py",
+    "losses_albef.py",
     "modeling_albef.py",
+    "outputs_albef.py",
     "pipeline_albef.py",
     "processing_albef.py",
     "ranking.py",
     "retrieval_albef.py",
 }
-RENEWED_SECTIONS = ("Use", "Versions")  # of a model card; the others are the owner's
-NETWORK_ERROR = HfHubHTTPError.__mro__[1]  # HTTPError of httpx or httpx2, whichever the installed client uses
-
-ENCODERS = (AlbefVisionModel, AlbefTextModel, AlbefMultimodalModel)
-MODELS = {model.__name__: model for models in (*AUTO_MODELS.values(), ENCODERS) for model in models}
+RENEWED_SECTIONS = ("Use", "Versions")  # of a model card; the other sections belong to the owner
 
 
 @dataclass
@@ -56,157 +54,191 @@ class Renewal:
     """The result of `renew_code`.
 
     Args:
-        files: What became of each file that changed: "added", "updated" or "removed".
-        backup: The tag of a repository, or the folder, that has the former files; None if nothing changed.
+        files: Names of the changed files, each with "added", "updated" or "removed".
+        backup: The tag of the repository, or the folder, with the previous files; None if nothing changed.
     """
 
     files: dict[str, str]
     backup: str | None = None
 
     def __str__(self) -> str:
+        """List the changed files, one per line."""
         if not self.files:
-            return "The code was up to date; nothing changed."
+            return "The code is up to date; nothing was changed."
         lines = [f"{change:8s} {name}" for name, change in sorted(self.files.items())]
-        return "\n".join([*lines, f"Weights are untouched. The former files are in {self.backup}."])
+        return "\n".join([*lines, f"The weights were not changed. The previous files are in {self.backup}."])
 
 
 def renew_code(name: str | Path, token: str | None = None) -> Renewal:
-    """Replace the code files, the `auto_map`, and the usage and versions in the card of a saved model.
+    """Replace the code files, the `auto_map`, and the sections on use and versions in the card of a saved model.
 
-    Nothing else is changed. The former files remain: a repository gets a tag at its former commit; those of a folder
-    are copied to a folder beside it, `NAME.before_renewal`.
+    Nothing else is changed, and the previous files are kept: the previous commit of a repository gets a tag; the
+    files of a folder are copied to a new folder beside it, `NAME.before_renewal`.
 
     Args:
-        name: A folder that `save_pretrained` wrote, or a Hub repository.
-        token: For the Hub; by default the one that was saved at login.
+        name: A folder written by `save_pretrained`, or a Hub repository.
+        token: Token for the Hub; by default the one that was saved at login.
 
     Raises:
-        ValueError: If it holds no model of this package, or the Hub refuses it or cannot be reached.
+        ValueError: If there is no model of this package, or the Hub refuses the change or cannot be reached.
+        OSError: If the folder cannot be written, as on a full disk. Nothing is changed in this case.
     """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
     if Path(name).is_dir():
         return _renew_folder(Path(name).resolve())
+    network_error: Any = HfHubHTTPError.__mro__[1]  # HTTPError of httpx or httpx2, whichever the client uses
     try:
         return _renew_repository(str(name), HfApi(token=token))
-    except (NETWORK_ERROR, OSError) as error:
+    except (network_error, OSError) as error:
         raise ValueError(
-            f"{name} cannot be renewed on the Hub ({str(error).splitlines()[0]}). Check the name, and log in with "
-            "`hf auth login` as somebody who may write there."
+            f"{name} cannot be renewed on the Hub ({str(error).splitlines()[0]}). Check the name and the connection, "
+            "and log in with `hf auth login` as a user with write access."
         ) from error
 
 
 def _renew_folder(folder: Path) -> Renewal:
-    changes = _changes(folder)
+    from ..utils.files import atomic_write_folder, write_errors_named
+
+    changes = _find_changes(folder)
     if not changes:
         return Renewal({})
-    backup = _backup(folder, changes)
-    renewal = Renewal(_describe(folder, changes), str(backup))
-    with folder_written_aside(folder) as aside:
+    described = _describe(folder, changes)
+    with write_errors_named(folder):
+        with atomic_write_folder(folder) as new:
+            for name, content in changes.items():
+                if content is not None:
+                    (new / name).write_bytes(content)
+            backup = _back_up(folder, changes)  # before any file is replaced
         for name, content in changes.items():
-            if content is not None:
-                (aside / name).write_bytes(content)
-    for name in [name for name, content in changes.items() if content is None]:
-        (folder / name).unlink()
-    return renewal
+            if content is None:
+                (folder / name).unlink()
+    return Renewal(described, str(backup))
 
 
-def _backup(folder: Path, names: Iterable[str]) -> Path:
-    """Copy files to a new folder beside theirs; earlier copies stay."""
+def _back_up(folder: Path, names: Iterable[str]) -> Path:
+    """Copy files to a new folder beside theirs and return it; earlier copies stay."""
     backup = folder.with_name(f"{folder.name}.before_renewal")
-    for number in itertools.count(2):
+    for index in itertools.count(2):
         if not backup.exists():
             break
-        backup = folder.with_name(f"{folder.name}.before_renewal_{number}")
+        backup = folder.with_name(f"{folder.name}.before_renewal_{index}")
     backup.mkdir()
-    for name in names:
-        if (folder / name).exists():
-            shutil.copy2(folder / name, backup / name)
+    try:
+        for name in names:
+            if (folder / name).exists():
+                shutil.copy2(folder / name, backup / name)
+    except OSError:
+        shutil.rmtree(backup, ignore_errors=True)
+        raise
     return backup
 
 
-def _renew_repository(repo_id: str, api: HfApi) -> Renewal:
+def _renew_repository(repo_id: str, api: "HfApi") -> Renewal:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, snapshot_download
+
     info = api.model_info(repo_id)
+    commit = str(info.sha)
+    backup = f"before-renewal-{commit[:7]}"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         snapshot_download(
             repo_id,
-            revision=info.sha,
+            revision=commit,
             local_dir=folder,
             token=api.token,
             allow_patterns=["*.py", "*.json", "README.md"],
         )
-        if any(file.rfilename == MOMENTUM_FILE for file in info.siblings):
-            (folder / MOMENTUM_FILE).touch()  # the card mentions it
-        changes = _changes(folder, repo_id)
+        if any(file.rfilename == MOMENTUM_FILE for file in info.siblings or ()):
+            (folder / MOMENTUM_FILE).touch()  # the card mentions the file if it exists; its content is not needed
+        changes = _find_changes(folder, repo_id)
         if not changes:
             return Renewal({})
-        renewal = Renewal(_describe(folder, changes), f"before-renewal-{info.sha[:7]}")
-    api.create_tag(repo_id, tag=renewal.backup, revision=info.sha, exist_ok=True)
+        renewal = Renewal(_describe(folder, changes), backup)
+    api.create_tag(repo_id, tag=backup, revision=commit, exist_ok=True)
     api.create_commit(
         repo_id,
         [
             CommitOperationDelete(name) if content is None else CommitOperationAdd(name, content)
             for name, content in changes.items()
         ],
-        commit_message="Renew the code; weights are untouched",
-        parent_commit=info.sha,  # refused if somebody else has pushed in between
+        commit_message="Renew the code; keep the weights",
+        parent_commit=commit,  # the Hub refuses this commit if there was another in between
     )
     return renewal
 
 
-def _changes(folder: Path, repo_id: str | None = None) -> dict[str, bytes | None]:
-    """Return the new content of every file that has to change, None for one that has to go."""
+def _find_changes(folder: Path, repo_id: str | None = None) -> dict[str, bytes | None]:
+    """Return the new content of each file that has to change; None for a file that has to be removed."""
     model = _model_without_weights(folder)
     model.config.auto_map = model._auto_map()
     new = _code_files(model)  # completes the auto_map
     new["config.json"] = _with_entries(folder / "config.json", model.config.to_dict())
     if (folder / "processor_config.json").exists():
-        auto_map = {"AutoProcessor": f"processing_albef.{AlbefProcessor.__name__}"}
+        auto_map = {"AutoProcessor": "processing_albef.AlbefProcessor"}
         new["processor_config.json"] = _with_entries(folder / "processor_config.json", {"auto_map": auto_map})
     new |= _card(folder, type(model).__name__, repo_id)
-    changed = {name: content for name, content in new.items() if _content(folder / name) != content}
-    gone = [name for name in sorted(SHIPPED_CODE - new.keys()) if (folder / name).exists()]
-    return changed | dict.fromkeys(gone)
-
-
-def _content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
+    changes: dict[str, bytes | None] = {}
+    for name, content in new.items():
+        if not (folder / name).exists() or (folder / name).read_bytes() != content:
+            changes[name] = content
+    for name in sorted(SHIPPED_CODE - new.keys()):
+        if (folder / name).exists():
+            changes[name] = None
+    return changes
 
 
 def _describe(folder: Path, changes: dict[str, bytes | None]) -> dict[str, str]:
-    words = {}
+    descriptions = {}
     for name, content in changes.items():
-        present = "removed" if content is None else "updated"
-        words[name] = present if (folder / name).exists() else "added"
-    return words
+        if not (folder / name).exists():
+            descriptions[name] = "added"
+        else:
+            descriptions[name] = "removed" if content is None else "updated"
+    return descriptions
 
 
-def _model_without_weights(folder: Path) -> PreTrainedModel:
-    """Build the model that a folder describes on the meta device; its class decides about code and entries."""
+def _model_without_weights(folder: Path) -> "AlbefPreTrainedModel":
+    """Build the saved model on the meta device; its class determines the code files and the `auto_map`."""
+    import torch
+    from transformers import AutoConfig
+
+    from ..encoders_albef import AlbefMultimodalModel, AlbefTextModel, AlbefTwoImageEncoder, AlbefVisionModel
+    from ..modeling_albef import MODEL_CLASSES
+
     if not (folder / "config.json").exists():
-        raise ValueError(f"{folder.name} has no config.json: name a folder or repository with a saved model.")
+        raise ValueError(f"{folder.name} has no config.json. Choose a folder or repository with a saved model.")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    head = (config.architectures or ["nothing"])[0]
-    if head not in MODELS:
-        raise ValueError(f"{folder.name} holds {head}, which is no model of this package; its code cannot be renewed.")
+    architecture = (config.architectures or [None])[0]
+    encoders = (AlbefVisionModel, AlbefTextModel, AlbefMultimodalModel, AlbefTwoImageEncoder)
+    classes = {encoder.__name__: encoder for encoder in encoders} | MODEL_CLASSES
+    if architecture not in classes:
+        raise ValueError(f"{folder.name} contains no model of this package (config.json says {architecture}).")
     with torch.device("meta"):
-        return MODELS[head](config)
+        return classes[architecture](config)
 
 
-def _code_files(model: PreTrainedModel) -> dict[str, bytes]:
-    """Return the code that `save_pretrained` writes; as there, transformers enters the classes in the `auto_map`."""
-    with tempfile.TemporaryDirectory() as folder:
+def _code_files(model: "PreTrainedModel") -> dict[str, bytes]:
+    """Return the code that `save_pretrained` writes; as there, transformers adds the classes to the `auto_map`."""
+    from transformers.dynamic_module_utils import custom_object_save
+
+    from ..utils.files import write_errors_named
+
+    config: Any = model.config  # custom_object_save is annotated with a dictionary, but takes a configuration
+    with write_errors_named(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
         for part in (model.config, model):
-            custom_object_save(part, folder, config=model.config)
+            custom_object_save(part, folder, config=config)
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def _with_entries(path: Path, settings: dict[str, Any]) -> bytes:
-    """Return a JSON file with the entries of `settings` that name code; entries of the owner's own code stay."""
+    """Return a JSON file with the new entries that refer to code; entries for the owner's own code stay."""
     old = json.loads(path.read_text(encoding="utf-8"))
     new = dict(old)
     for name in ("auto_map", "custom_pipelines"):
-        own = {key: value for key, value in old.get(name, {}).items() if not _is_ours(value)}
-        if entries := own | settings.get(name, {}):
+        others = {key: value for key, value in old.get(name, {}).items() if not _is_ours(value)}
+        if entries := others | settings.get(name, {}):
             new[name] = entries
     if new == old:
         return path.read_bytes()
@@ -214,30 +246,33 @@ def _with_entries(path: Path, settings: dict[str, Any]) -> bytes:
 
 
 def _is_ours(entry: Any) -> bool:
-    """Return True for an entry that names a class in a code file of ours, such as "modeling_albef.AlbefModel"."""
+    """Return True for an entry that refers to a shipped code file, such as "modeling_albef.AlbefModel"."""
     name = entry.get("impl") if isinstance(entry, dict) else entry
     return isinstance(name, str) and f"{name.split('.')[0]}.py" in SHIPPED_CODE
 
 
 def _card(folder: Path, head: str, repo_id: str | None) -> dict[str, bytes]:
-    """Return the card with other sections on use and versions, or a whole one where there is none."""
+    """Return the card with renewed sections on use and versions, or a whole card if there is none."""
+    from ..compatibility_albef import VERSIONS
+
     path = folder / "README.md"
     if not path.exists():
         return {"README.md": str(model_card(folder, repo_id or folder.name)).encode()} if head in TAGS else {}
     try:
         old = path.read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"README.md of {folder.name} is not UTF-8 ({error}): save it as such.") from error
+        raise ValueError(f"README.md of {folder.name} is not encoded in UTF-8 ({error}). Save it in UTF-8.") from error
     fresh = {"Versions": f"## Versions\n\n{VERSIONS}\n\n"}
     if head in TAGS:
-        named = re.search(r'from_pretrained\("([^"]+)", trust_remote_code', old)
-        card = str(model_card(folder, repo_id or (named[1] if named else folder.name)))
+        in_snippet = re.search(r'from_pretrained\("([^"]+)", trust_remote_code', old)
+        name = repo_id or (in_snippet[1] if in_snippet else folder.name)
+        card = str(model_card(folder, name))
         fresh = {title: text for title, text in _sections(card) if title in RENEWED_SECTIONS}
     return {"README.md": _replace_sections(old, fresh).encode()}
 
 
 def _replace_sections(card: str, fresh: dict[str, str]) -> str:
-    """Replace the sections of a card that are outdated, and append that on versions; all else stays, byte for byte."""
+    """Replace outdated sections of a card, and append the one on versions; the rest stays byte for byte."""
     line_end = "\r\n" if "\r\n" in card else "\n"
     parts = []
     for title, text in _sections(card):
@@ -249,7 +284,10 @@ def _replace_sections(card: str, fresh: dict[str, str]) -> str:
 
 
 def _sections(card: str) -> list[tuple[str, str]]:
-    """Split a card at its second-level titles, which stay in the texts; what comes before the first has none."""
+    """Split a card into (title, text) at its second-level titles; the first text has no title.
+
+    The texts include the titles, so that joined they are the card.
+    """
     sections = [("", "")]
     in_code = False
     for line in card.splitlines(keepends=True):
@@ -262,16 +300,11 @@ def _sections(card: str) -> list[tuple[str, str]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Renew the code of a saved model and say what changed."""
-    parser = argparse.ArgumentParser(prog="python -m albef_hf.conversion.code_renewal", description=main.__doc__)
-    parser.add_argument("name", help="folder that save_pretrained wrote, or Hub repository such as you/albef")
+    """Renew the code of a saved model, keep its weights, and print the changed files."""
+    parser = argparse.ArgumentParser(prog="albef renew", description=main.__doc__)
+    parser.add_argument("name", help="folder written by save_pretrained, or Hub repository such as you/albef")
     options = parser.parse_args(arguments)
+    from ..utils.progress import log_library_progress
+
     log_library_progress()
-    try:
-        print(renew_code(options.name))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+    print(renew_code(options.name))

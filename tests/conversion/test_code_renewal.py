@@ -1,4 +1,4 @@
-"""The code of models that were pushed long ago is renewed, and nothing else of them."""
+"""Renewing replaces the code of models that were pushed by older releases, and nothing else."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from albef_hf.compatibility_albef import CACHE_NAME, TESTED_VERSIONS, VERSIONS
 from albef_hf.conversion.code_renewal import SHIPPED_CODE, renew_code
 
 FIRST_CODE = FIXTURES / "first_hub_code.tar.xz"
-# Without the package: what the question answering head writes, or the error that it ends with.
+# Without the package: prints the number of generated answers, or fails.
 ANSWER = """
 import sys
 sys.modules["albef_hf"] = None
@@ -27,16 +27,16 @@ inputs = {"input_ids": torch.tensor([[101, 2054]]), "pixel_values": torch.zeros(
 print(model.generate(**inputs, max_new_tokens=3).shape[0])
 """
 RENEW = """
-from albef_hf.conversion.code_renewal import main
+from albef_hf.cli import main
 for name in ("owner/old", "owner/old", "owner/absent", "off"):
     if name == "off":
         import huggingface_hub
         huggingface_hub.constants.ENDPOINT = "http://127.0.0.1:9"
     try:
-        main([name])
+        main(["renew", name])
         print("---")
     except SystemExit as error:
-        print(error)
+        print(str(error).splitlines()[0])
 """
 CARD = """---
 library_name: transformers
@@ -58,7 +58,7 @@ model = AutoModelForVisualQuestionAnswering.from_pretrained("owner/old", trust_r
 
 @pytest.fixture
 def old(config, processor, tmp_path) -> Path:
-    """A model as it was saved with the first code that went to the Hub, and a card by its owner."""
+    """A model saved with the first code that was pushed to the Hub, and a card by its owner."""
     folder = tmp_path / "old"
     AlbefForQuestionAnswering(config).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -93,11 +93,11 @@ def test_a_repository_with_the_first_code_is_renewed(old, tmp_path):
         first, again, errors = renewed.stdout.split("---\n")
         absent, unreachable = errors.splitlines()
         assert "updated  modeling_albef.py" in first and "added    pipeline_albef.py" in first
-        assert "nothing changed" in again and not renewed.stderr
+        assert "nothing was changed" in again and not renewed.stderr
         assert absent.startswith("error: owner/absent cannot be renewed")
         assert unreachable.startswith("error: off cannot be renewed on the Hub")
         (tag,) = hub.repositories["models", "owner/old"].tags
-        assert f"The former files are in {tag}." in first
+        assert f"The previous files are in {tag}." in first
         assert hub.files("owner/old", tag) == files_of(old)
         after = run("second", "-c", ANSWER)
         assert after.stdout == "1\n", after.stderr[-3000:]
@@ -117,7 +117,7 @@ def test_a_repository_with_the_first_code_is_renewed(old, tmp_path):
     assert f"tested with transformers {TESTED_VERSIONS[0]} to {TESTED_VERSIONS[1]}." in card
 
 
-def test_the_former_files_of_a_folder_lie_beside_it(old, monkeypatch):
+def test_the_previous_files_of_a_folder_are_kept_beside_it(old, monkeypatch):
     before = files_of(old)
     (old / "gone").mkdir()
     monkeypatch.setattr("albef_hf.conversion.code_renewal.SHIPPED_CODE", {*SHIPPED_CODE, "former_albef.py"})
@@ -135,7 +135,7 @@ def test_the_former_files_of_a_folder_lie_beside_it(old, monkeypatch):
     assert renew_code(old).backup == str(old.with_name("old.before_renewal_2"))
 
 
-def test_what_the_owner_wrote_stays(old):
+def test_what_the_owner_wrote_is_kept(old):
     settings = json.loads((old / "config.json").read_text())
     settings["auto_map"]["AutoModelForSeq2SeqLM"] = "my_code.Mine"
     (old / "config.json").write_text(json.dumps(settings))
@@ -151,21 +151,21 @@ def test_what_the_owner_wrote_stays(old):
     assert (old / "README.md").read_bytes().decode() == renewed.replace("\n", "\r\n")
     assert (old / "card.json").read_text() == facts
     (old / "README.md").write_bytes("é".encode("latin-1"))
-    with pytest.raises(ValueError, match="README.md of old is not UTF-8"):
+    with pytest.raises(ValueError, match="README.md of old is not encoded in UTF-8"):
         renew_code(old)
 
 
 @pytest.mark.parametrize("part", ["AlbefForRetrieval", "AlbefModel", "vision_model"])
-def test_what_has_just_been_saved_is_up_to_date(config, tmp_path, part):
+def test_a_model_that_was_just_saved_is_up_to_date(config, tmp_path, part):
     model = AlbefForRetrieval(config) if part == "AlbefForRetrieval" else AlbefModel(config)
     (model.vision_model if part == "vision_model" else model).save_pretrained(tmp_path)
     assert renew_code(tmp_path).files == ({"README.md": "added"} if part == "AlbefForRetrieval" else {})
     assert renew_code(tmp_path).files == {}
 
 
-def test_what_is_no_model_of_this_package_is_refused(config, tmp_path):
+def test_a_folder_without_a_model_of_this_package_is_refused(config, tmp_path):
     with pytest.raises(ValueError, match="has no config.json"):
         renew_code(tmp_path)
     config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds nothing, which is no model of this package"):
+    with pytest.raises(ValueError, match=r"contains no model of this package \(config.json says None\)"):
         renew_code(tmp_path)
