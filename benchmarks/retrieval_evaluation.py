@@ -1,10 +1,10 @@
-"""Time of a retrieval evaluation: pictures and texts to features, and the best k of each query reranked.
+"""Time of a retrieval evaluation: encode images and texts, and rerank the best k candidates of each query.
 
     python benchmarks/retrieval_evaluation.py
     python benchmarks/retrieval_evaluation.py --size base --images 16 --k 8 --repetitions 3
 
 The first row is the plain computation: one query after the other, all texts padded to the longest, keys and values
-projected for every pair. The others are `albef_hf.retrieval_albef.score_all`. Pictures are ready-made tensors.
+projected for every pair. The others are `albef_hf.retrieval_albef.score_all`. The images are random tensors.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,17 @@ from transformers import BatchFeature
 from albef_hf import AlbefForRetrieval
 from albef_hf.retrieval_albef import RetrievalScores, score_all
 
-CAPTIONS = 5  # of a picture
-LENGTHS = (8, 27)  # of a text in tokens
+CAPTIONS = 5  # for each image
+LENGTHS = (8, 27)  # shortest and longest text in tokens
 
 
-class ReadyMade:
-    """Stands in for a processor: hands out pixels and tokens by number."""
+class TensorProcessor:
+    """Stand in for a processor: return prepared pixels and tokens by index."""
 
     def __init__(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor):
-        self.pixel_values, self.input_ids, self.mask = pixel_values, input_ids, mask
+        self.pixel_values = pixel_values
+        self.input_ids = input_ids
+        self.mask = mask
 
     def __call__(
         self, images: Sequence[int] | None = None, text: Sequence[int] | None = None, **kwargs: object
@@ -37,24 +39,30 @@ class ReadyMade:
         return BatchFeature({"input_ids": self.input_ids[list(text)], "attention_mask": self.mask[list(text)]})
 
 
-def make_inputs(size: str, images: int, dtype: torch.dtype, attention: str) -> tuple[AlbefForRetrieval, ReadyMade]:
-    """A random model, random pictures and random texts, the same for every variant."""
+def make_inputs(
+    size: str, images: int, dtype: torch.dtype, attention: str
+) -> tuple[AlbefForRetrieval, TensorProcessor]:
+    """Return a random model and random images and texts, the same for every variant."""
     torch.manual_seed(0)
     config = make_config(size, attention)
     model = AlbefForRetrieval(config).to(measure.device(), dtype).eval()
     side = config.vision_config.image_size
     pixel_values = torch.randn(images, 3, side, side)
-    return model, ReadyMade(pixel_values.to(dtype), *make_texts(CAPTIONS * images, *LENGTHS))
+    shortest, longest = LENGTHS
+    input_ids, mask = make_texts(CAPTIONS * images, shortest, longest)
+    return model, TensorProcessor(pixel_values.to(dtype), input_ids, mask)
 
 
 def time_plain(size: str, images: int, k: int, repetitions: int) -> Measurement:
-    """Measure the computation without sharing."""
-    model, ready = make_inputs(size, images, torch.float32, "eager")
+    """Measure the plain computation."""
+    model, processor = make_inputs(size, images, torch.float32, "eager")
     device = measure.device()
-    inputs = (ready.pixel_values.to(device), ready.input_ids.to(device), ready.mask.to(device))
+    pixel_values = processor.pixel_values.to(device)
+    input_ids = processor.input_ids.to(device)
+    mask = processor.mask.to(device)
 
     def work() -> tuple[torch.Tensor, ...]:
-        return plain_retrieval(model, *inputs, k)
+        return plain_retrieval(model, pixel_values, input_ids, mask, k)
 
     measured = measure.repeat(work, repetitions, images)
     measured.flops = measure.count_flops(work)
@@ -63,12 +71,12 @@ def time_plain(size: str, images: int, k: int, repetitions: int) -> Measurement:
 
 
 def time_package(size: str, images: int, k: int, repetitions: int, dtype: torch.dtype) -> Measurement:
-    """Measure the package's evaluation."""
+    """Measure the evaluation of the package."""
 
     def work_of(attention: str):
-        model, ready = make_inputs(size, images, dtype, attention)
+        model, processor = make_inputs(size, images, dtype, attention)
         captions = torch.arange(CAPTIONS * images).view(images, CAPTIONS).tolist()
-        return lambda: score_all(model, ready, range(images), captions, k)
+        return lambda: score_all(model, processor, range(images), captions, k)
 
     measured = measure.repeat(work_of("sdpa"), repetitions, images, dtype)
     measured.flops = measure.count_flops(work_of("eager"))
@@ -77,11 +85,11 @@ def time_package(size: str, images: int, k: int, repetitions: int, dtype: torch.
 
 
 def score_matrices(scores: RetrievalScores) -> list[torch.Tensor]:
-    """Both matrices of reranked scores, -100 where nothing was scored."""
+    """Return both matrices of reranked scores, with -100 for pairs that were not scored."""
     matrices = []
     for ranking, other in ((scores.image_to_text, scores.text_to_image), (scores.text_to_image, scores.image_to_text)):
         matrix = torch.full((len(ranking.logits), len(other.logits)), -100.0)
-        numbers = ranking.numbers[:, : ranking.logits.shape[1]].cpu()
+        numbers = ranking.indices[:, : ranking.logits.shape[1]].cpu()
         matrices.append(matrix.scatter(1, numbers, ranking.scores().float().cpu()))
     return matrices
 
@@ -90,7 +98,7 @@ def main() -> None:
     """Measure, print a table, and compare the scores."""
     parser = measure.parser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="small", help="base is the paper's")
-    parser.add_argument("--images", type=int, default=64, help="pictures, with five texts each")
+    parser.add_argument("--images", type=int, default=64, help="images, with five texts each")
     parser.add_argument("--k", type=int, default=16, help="candidates of each query that are reranked")
     options = parser.parse_args()
     setting = (options.size, options.images, options.k, options.repetitions)
@@ -102,7 +110,7 @@ def main() -> None:
             "bf16": (time_package, *setting, torch.bfloat16),
         },
     )
-    print(f"\nretrieval evaluation, {options.size}, {options.images} pictures, k = {options.k}")
+    print(f"\nretrieval evaluation, {options.size}, {options.images} images, k = {options.k}")
     print(measure.table(measured))
     plain, ours = (measured[name].result for name in ("plain float32", "float32"))
     difference = max(float((a - b).abs().max()) for a, b in zip(plain, ours, strict=True))

@@ -1,9 +1,9 @@
-"""Time of ranking a list of answers: the 128 of 3,128 with the likeliest first token are scored whole.
+"""Time to rank a list of 3,128 answers: the 128 answers with the most likely first token are scored completely.
 
     python benchmarks/vqa_ranking.py
     python benchmarks/vqa_ranking.py --size base --questions 2 --repetitions 3
 
-The first row repeats the question's states for every candidate and projects them again. The others are
+The first row repeats the hidden states of the question for every candidate and projects them again. The others are
 `AlbefForQuestionAnswering.rank_answers`.
 """
 
@@ -16,12 +16,12 @@ from sizes import SIZES, make_config, make_texts
 from albef_hf import AlbefForQuestionAnswering
 
 ANSWERS = 3128  # in the original's answer_list.json
-# How many answers have so many tokens, [CLS] and [SEP] included: most are one word.
+# Number of answers by number of tokens, including [CLS] and [SEP]; most are one word.
 LENGTHS = {3: 2200, 4: 620, 5: 220, 6: 70, 8: 18}
 
 
 def make_answers() -> torch.Tensor:
-    """Random answers, (3,128, 8), padded with zeros."""
+    """Return random answers, (3,128, 8), padded with zeros."""
     lengths = torch.tensor([length for length, count in LENGTHS.items() for _ in range(count)])
     lengths = lengths[torch.randperm(ANSWERS)]
     answers = torch.randint(1000, 30000, (ANSWERS, int(lengths.max())))
@@ -31,7 +31,7 @@ def make_answers() -> torch.Tensor:
 
 
 def time_ranking(size: str, questions: int, k: int, repetitions: int, plain: bool, dtype: torch.dtype) -> Measurement:
-    """Measure the ranking, with or without sharing."""
+    """Measure the ranking with shared hidden states, or the plain one."""
 
     def work_of(attention: str):
         torch.manual_seed(0)
@@ -43,7 +43,7 @@ def time_ranking(size: str, questions: int, k: int, repetitions: int, plain: boo
         answers = make_answers().to(measure.device())
         if plain:
             return lambda: plain_ranking(model, input_ids, mask, pixel_values, answers, k)
-        return lambda: model.rank_answers(input_ids, pixel_values, answers, mask, k=k)
+        return lambda: model.rank_answers(input_ids, pixel_values, answers, mask, top_k=k)
 
     measured = measure.repeat(work_of("eager" if plain else "sdpa"), repetitions, questions, dtype)
     measured.flops = measure.count_flops(work_of("eager"))
@@ -52,14 +52,17 @@ def time_ranking(size: str, questions: int, k: int, repetitions: int, plain: boo
 
 
 def compare(plain: list[torch.Tensor], ours: list[torch.Tensor]) -> str:
-    """Whether the rankings are alike; random weights make near ties, which rounding may break either way."""
-    (plain_rows, plain_probabilities), (rows, _) = plain, ours
+    """Compare two rankings; random weights make near ties, whose order depends on rounding."""
+    plain_rows, plain_probabilities = plain
+    rows, _ = ours
     if torch.equal(plain_rows, rows):
         return "float32 ranking identical"
     places = plain_rows.argsort(1).gather(1, rows.sort(1).indices.argsort(1))
-    aligned = plain_probabilities.gather(1, places)  # what the plain computation says, in our order
+    aligned = plain_probabilities.gather(1, places)  # plain probabilities in our order
     gap = (aligned[:, 1:] / aligned[:, :-1] - 1).max()
-    return f"{int((plain_rows != rows).sum())} of {rows.numel()} places differ, by near ties: {gap:.0e} apart at most"
+    return (
+        f"{int((plain_rows != rows).sum())} of {rows.numel()} ranks differ, between near ties at most {gap:.0e} apart"
+    )
 
 
 def main() -> None:
@@ -67,7 +70,7 @@ def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="small", help="base is the paper's")
     parser.add_argument("--questions", type=int, default=8, help="questions in a batch")
-    parser.add_argument("--k", type=int, default=128, help="answers that are scored whole")
+    parser.add_argument("--k", type=int, default=128, help="answers that are scored completely")
     options = parser.parse_args()
     setting = (options.size, options.questions, options.k, options.repetitions)
     measured = measure.measure(

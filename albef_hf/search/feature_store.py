@@ -1,17 +1,17 @@
-"""Features of pictures on a disk, memory-mapped: shards, and the manifest that says which of them count.
+"""Features of images on a disk, mapped to memory.
 
-A shard is a safetensors file of `features` (pictures, width), `ids` (pictures,) and `stamps` (pictures, 2), with the
-pictures' keys in its metadata. No file is ever changed: new ones are written aside, flushed and named, and count from
-the moment that `manifest.json` is replaced by one which names them. So whatever moment a process is killed at, what is
-read afterwards is the old state or the new one.
+A shard is a safetensors file of `features` (images, width), `ids` (images,) and `stamps`, which are the fingerprints
+(images, 2), with the keys of the images in its metadata. No file is ever changed. New files are written under a
+temporary name, synchronized and renamed, and count once `manifest.json` is replaced by one that names them. So a
+process that is killed at any moment leaves the old state or the new one.
 """
 
 import contextlib
-import fnmatch
+import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,316 +21,363 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..compatibility_albef import follow_umask
-from ..utils.files import digest, write_errors_named, written_aside
-from .image_sources import Key, Stamp
+from ..modeling_albef import AlbefImageTextModel
+from ..utils.files import atomic_write, sha256, write_errors_named
+from .faiss_index import read_index
+from .image_sources import Fingerprint, Key
+from .manifest import INDEX_PATTERNS, MANIFEST, Manifest, are_keys, to_absolute, to_relative
 
-MANIFEST = "manifest.json"
-NUMBER = "[0-9]" * 6
-OUR_FILES = (f"features_{NUMBER}.safetensors", f"vectors_{NUMBER}.faiss")  # beside the manifest
-OUR_FILES += tuple(f".{name}.unfinished" for name in (*OUR_FILES, MANIFEST))
-FORMAT = 1
-MOST = 2**62  # of numbers, which int64 has to hold
-SHARD_ROWS = 2**16  # of a shard at most, but for what is computed between two writes of a build
-ANEW = "Build the index again: what is whole is kept."
-
-
-def seen_from(path: str | os.PathLike, folder: Path) -> str:
-    """A path as it is seen from a folder, such as `../Pictures`: the two can be moved together, and who is sent the
-    folder learns little of where it was. On another drive there is no such path, and it stays whole.
-    """
-    try:
-        seen = Path(os.path.relpath(path, os.path.realpath(folder))).as_posix()
-    except ValueError:
-        return os.path.abspath(path)
-    return seen if seen.startswith("..") else f"./{seen}"  # which no name on the Hub begins with
-
-
-def from_folder(path: str, folder: Path) -> str:
-    """The whole path of what `seen_from` has named."""
-    return os.path.normpath(os.path.join(os.path.realpath(folder), path))
-
-
-@dataclass
-class Manifest:
-    """What an index consists of.
-
-    Args:
-        model: `name`, `revision` and `weights`, a digest, of the model that made the features. A model in a folder is
-            named as that is seen from the index.
-        root: Folder of the pictures as it is seen from the index, None where they come from a list or a dataset.
-        factory: What somebody wants faiss to build; None: what fits the number of pictures.
-        built: What faiss has built.
-        vectors: File of faiss.
-        shards: Files of the features that are in it.
-        parts: Files of features that are not in it yet: a build has been interrupted.
-        files: Bytes and SHA-256 of each file.
-        broken: Key, reason and stamp of each picture that could not be read.
-        removed: Keys of pictures that somebody has removed and that are not to come back by themselves.
-        elsewhere: Keys of pictures outside of the folder that somebody has added.
-        next_id: Number of the next picture.
-        next_file: Number of the next file.
-    """
-
-    model: dict[str, str | None]
-    root: str | None
-    factory: str | None = None
-    built: str | None = None
-    vectors: str | None = None
-    shards: list[str] = field(default_factory=list)
-    parts: list[str] = field(default_factory=list)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    broken: list[tuple[Key, str, Stamp]] = field(default_factory=list)
-    removed: list[Key] = field(default_factory=list)
-    elsewhere: list[Key] = field(default_factory=list)
-    next_id: int = 0
-    next_file: int = 0
-
-    def check(self) -> None:
-        """Refuse what this module has not written, above all names of files outside of the index's folder.
-
-        Raises:
-            ValueError: If something is not what it should be.
-        """
-        vectors = [] if self.vectors is None else [self.vectors]
-        texts = (self.root, self.factory, self.built)
-        entries = self.files.values() if isinstance(self.files, dict) else [None]
-        valid = {
-            "model": isinstance(self.model, dict)
-            and {"name", "revision", "weights"} <= self.model.keys()
-            and all(text is None or isinstance(text, str) for text in self.model.values()),
-            "root, factory or built": all(text is None or isinstance(text, str) for text in texts),
-            "shards or parts": _are_ours(self.shards, OUR_FILES[0]) and _are_ours(self.parts, OUR_FILES[0]),
-            "vectors": _are_ours(vectors, OUR_FILES[1]),
-            "files": all(_is_entry(entry) for entry in entries),
-            "broken": _is_list(self.broken, _is_broken) and _are_keys([entry[0] for entry in self.broken]),
-            "removed": _is_list(self.removed, _is_key) and len({type(key) for key in self.removed}) < 2,
-            "elsewhere": _is_list(self.elsewhere, lambda key: isinstance(key, str) and os.path.isabs(key)),
-            "next_id or next_file": all(
-                type(number) is int and 0 <= number < MOST for number in (self.next_id, self.next_file)
-            ),
-        }
-        if wrong := [name for name, is_valid in valid.items() if not is_valid]:
-            raise ValueError(f"its {wrong[0]} cannot be right")
-
-
-def _is_list(value: Any, is_valid: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(is_valid(item) for item in value)
-
-
-def _is_key(value: Any) -> bool:
-    return isinstance(value, (str, int)) and not isinstance(value, bool)
-
-
-def _are_keys(values: Any) -> bool:
-    """Return True for paths or numbers of rows, not both, each once."""
-    return _is_list(values, _is_key) and len({type(key) for key in values}) < 2 and len({*values}) == len(values)
-
-
-def _is_entry(value: Any) -> bool:
-    return isinstance(value, dict) and type(value.get("bytes")) is int and isinstance(value.get("sha256"), str)
-
-
-def _is_broken(entry: Any) -> bool:
-    if not isinstance(entry, (list, tuple)) or len(entry) != 3:
-        return False
-    key, reason, stamp = entry
-    is_stamp = stamp is None or (_is_list(stamp, lambda number: type(number) is int) and len(stamp) == 2)
-    return _is_key(key) and isinstance(reason, str) and is_stamp
-
-
-def _fit(keys: Any, ids: torch.Tensor, stamps: torch.Tensor, features: torch.Tensor) -> bool:
-    """Whether they are what a shard holds."""
-    kinds = (ids.dtype, stamps.dtype, features.dtype) == (torch.int64, torch.int64, torch.float32)
-    if not (kinds and _are_keys(keys) and features.ndim == 2):
-        return False
-    return ids.shape == (len(keys),) and stamps.shape == (len(keys), 2) and len(features) == len(keys)
-
-
-def _are_ours(names: Any, pattern: str) -> bool:
-    """Whether they are names of files that this module writes, none of which lies outside of the folder."""
-    return _is_list(names, lambda name: isinstance(name, str) and fnmatch.fnmatchcase(name, pattern))
+SHARD_ROWS = 2**16  # at most in a shard, except for what a build computes between two writes
+REBUILD_HINT = "Build the index again; intact features are kept."
 
 
 @dataclass
 class Shard:
-    """Some pictures.
+    """Features of images.
 
     Args:
-        keys: Of each.
-        ids: Their numbers in the index, rising, (pictures,), int64.
-        stamps: (pictures, 2), int64; see `albef_hf.search.image_sources`.
-        features: Unit length, (pictures, width), float32.
+        keys: One for each image.
+        ids: Ids in the index, ascending, (images,), int64.
+        fingerprints: (images, 2), int64; see `albef_hf.search.image_sources`.
+        features: Unit length, (images, width), float32.
     """
 
     keys: list[Key]
     ids: torch.Tensor
-    stamps: torch.Tensor
+    fingerprints: torch.Tensor
     features: torch.Tensor
 
-    def select(self, rows: torch.Tensor) -> "Shard":
-        """Some of its pictures, by a mask."""
-        keys = [key for key, chosen in zip(self.keys, rows.tolist(), strict=True) if chosen]
-        return Shard(keys, self.ids[rows], self.stamps[rows], self.features[rows])
+    def select(self, mask: torch.Tensor) -> "Shard":
+        """Return the images that a mask selects."""
+        keys = [key for key, is_selected in zip(self.keys, mask.tolist(), strict=True) if is_selected]
+        return Shard(keys, ids=self.ids[mask], fingerprints=self.fingerprints[mask], features=self.features[mask])
 
     @classmethod
     def join(cls, shards: "list[Shard]") -> "Shard":
-        """The pictures of several, one after the other."""
-        keys = [key for shard in shards for key in shard.keys]
-        columns = [(shard.ids, shard.stamps, shard.features) for shard in shards]
-        return cls(keys, *(torch.cat(column) for column in zip(*columns, strict=True)))
+        """Concatenate shards."""
+        return cls(
+            keys=[key for shard in shards for key in shard.keys],
+            ids=torch.cat([shard.ids for shard in shards]),
+            fingerprints=torch.cat([shard.fingerprints for shard in shards]),
+            features=torch.cat([shard.features for shard in shards]),
+        )
+
+    def is_valid(self) -> bool:
+        """Return True if types and shapes are those of a shard."""
+        dtypes = (self.ids.dtype, self.fingerprints.dtype, self.features.dtype)
+        if dtypes != (torch.int64, torch.int64, torch.float32):
+            return False
+        if not are_keys(self.keys) or self.features.ndim != 2:
+            return False
+        count = len(self.keys)
+        return self.ids.shape == (count,) and self.fingerprints.shape == (count, 2) and self.features.shape[0] == count
 
 
 class FeatureStore:
-    """The files of an index.
+    """Read and write the files of an index.
 
     Args:
-        folder: Where they are.
-        manifest: What counts of them.
+        folder: Folder of the index.
+        manifest: The files that count.
     """
 
     def __init__(self, folder: Path, manifest: Manifest):
-        self.folder, self.manifest = folder, manifest
+        self.folder = folder
+        self.manifest = manifest
+        self.saved_names = manifest.file_names  # of the manifest on the disk
 
     @classmethod
     def open(cls, folder: Path) -> "FeatureStore":
         """Read the manifest of a folder.
 
         Raises:
-            ValueError: If there is none, or it cannot be understood.
+            ValueError: If there is none, or it is invalid.
         """
         try:
             content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            if content.pop("format") != FORMAT:
-                raise ValueError(f"it has another format than {FORMAT}, by another version of albef_hf")
-            manifest = Manifest(**content)
-            manifest.check()
-            return cls(folder, manifest)
+            return cls(folder, Manifest.from_json(content))
         except FileNotFoundError as error:
             raise ValueError(
-                f"{folder} holds no index. Make one: python -m albef_hf.search.index build FOLDER --model ID --index "
-                f"{folder}"
+                f"{folder} contains no index. Build one: albef index build FOLDER --model ID --index {folder}"
             ) from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{folder / MANIFEST} cannot be read ({error}). Remove {folder}, and build the index anew."
+                f"{folder / MANIFEST} cannot be read ({error}). Remove {folder} and build the index again."
             ) from error
 
     @property
     def root(self) -> Path | None:
-        """Folder of the pictures, as a whole path."""
-        return None if self.manifest.root is None else Path(from_folder(self.manifest.root, self.folder))
+        """Absolute path of the folder of the images."""
+        return None if self.manifest.root is None else Path(to_absolute(self.manifest.root, self.folder))
 
     @property
     def model_name(self) -> str | None:
-        """Folder of the model, as a whole path, or its name on the Hub."""
+        """Absolute path of the folder of the model, or its name on the Hub."""
         name = self.manifest.model["name"]
-        return from_folder(name, self.folder) if name and name.startswith(".") else name
+        return to_absolute(name, self.folder) if name and name.startswith(".") else name
 
-    def fault(self, name: str) -> str | None:
-        """What is wrong with a file as far as its size tells, or None."""
-        path, expected = self.folder / name, self.manifest.files.get(name, {}).get("bytes")
+    @property
+    def broken(self) -> dict[Key, str]:
+        """Reason for each image that could not be read."""
+        return {key: reason for key, reason, _ in self.manifest.broken}
+
+    def broken_summary(self) -> str:
+        """Count the images that could not be read by reason, with an example of each."""
+        first = {reason: key for key, reason in reversed(self.broken.items())}
+        counts = Counter(self.broken.values())
+        return ", ".join(f"{reason} {count} (first {first[reason]})" for reason, count in counts.items()) or "none"
+
+    def require_weights(self, model: AlbefImageTextModel) -> None:
+        """Refuse a model with other weights than those that the index was built with."""
+        built_with = self.manifest.model
+        if built_with["weights"] != weights_sha256(model):
+            revision = f", revision {built_with['revision']}" if built_with["revision"] else ""
+            raise ValueError(
+                f"The index in {self.folder} was built with other weights than those of this model, those of "
+                f"{self.model_name or 'a model without a name'}{revision}: load that one (in the same precision), or "
+                "build an index in another folder."
+            )
+
+    def check_size(self, name: str) -> str | None:
+        """Return what is wrong with the size of a file, or None."""
+        path = self.folder / name
+        expected = self.manifest.files.get(name, {}).get("bytes")
         if not path.is_file():
             return f"{path} is missing"
         size = path.stat().st_size
         return None if size == expected else f"{path} has {size} bytes instead of {expected}"
 
-    def deep_fault(self, name: str) -> str | None:
-        """What is wrong with a file, every byte of which is read."""
-        fault = self.fault(name)
-        if fault is None and digest(self.folder / name) != self.manifest.files[name]["sha256"]:
-            fault = f"the content of {self.folder / name} is not what was written (SHA-256)"
-        return fault
+    def check_sha256(self, name: str) -> str | None:
+        """Return what is wrong with the size or content of a file, or None; this reads the whole file."""
+        problem = self.check_size(name)
+        if problem is None and sha256(self.folder / name) != self.manifest.files[name]["sha256"]:
+            problem = f"the content of {self.folder / name} has changed since it was written (SHA-256)"
+        return problem
 
     def read(self, name: str) -> Shard:
-        """Map a shard into memory; its features are read from the disk when they are needed.
+        """Map a shard to memory; its features are read from the disk when they are used.
 
         Raises:
             ValueError: If it is damaged.
         """
-        fault = self.fault(name)
-        if fault is None:
-            try:
-                with safe_open(self.folder / name, "pt") as file:
-                    keys = json.loads(file.metadata()["keys"])
-                    columns = [file.get_tensor(column) for column in ("ids", "stamps", "features")]
-                if _fit(keys, *columns):
-                    return Shard(keys, *columns)
-                fault = f"{self.folder / name} does not hold as many numbers, stamps and features as keys"
-            except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-                fault = f"{self.folder / name} cannot be read ({error})"
-        raise ValueError(f"The index is damaged: {fault}. {ANEW}")
+        problem = self.check_size(name)
+        if problem:
+            raise _damaged(problem)
+        try:
+            shard = _read_shard(self.folder / name)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _damaged(f"{self.folder / name} cannot be read ({error})") from error
+        if not shard.is_valid():
+            raise _damaged(f"{self.folder / name} has keys, ids and features that do not belong together")
+        return shard
+
+    def read_all(self) -> list[Shard]:
+        """Map all shards to memory, including those that an interrupted build has left."""
+        return [self.read(name) for name in (*self.manifest.shards, *self.manifest.parts)]
 
     def write_shard(self, shard: Shard) -> str:
-        """Write a shard, which counts as soon as the manifest names it; returns its name."""
-        tensors = {"ids": shard.ids, "stamps": shard.stamps, "features": shard.features}
-        keys = {"keys": json.dumps(shard.keys)}
+        """Write a shard, which counts once the manifest names it, and return its name."""
+        tensors = {"ids": shard.ids, "stamps": shard.fingerprints, "features": shard.features}
+        metadata = {"keys": json.dumps(shard.keys)}
 
         def save(path: Path) -> None:
-            save_file(tensors, path, keys)
+            save_file(tensors, path, metadata)
             follow_umask([path])
 
         return self.write("features", "safetensors", save)
 
-    def write(self, kind: str, suffix: str, write: Callable[[Path], None]) -> str:
-        """Write a file under a new name; returns the name."""
+    def write(self, kind: str, suffix: str, write: Callable[[Path], object]) -> str:
+        """Write a file with a new name and return the name."""
         name = f"{kind}_{self.manifest.next_file:06}.{suffix}"
         self.manifest.next_file += 1
         path = self.folder / name
-        self._put(path, write)
-        self.manifest.files[name] = {"bytes": path.stat().st_size, "sha256": digest(path)}
+        self._write_atomically(path, write)
+        self.manifest.files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         return name
 
-    def add_part(self, keys: list[Key], stamps: list[Stamp], features: torch.Tensor) -> None:
-        """Keep features that have been computed; with `save` they outlast this process."""
+    def add_part(self, keys: list[Key], fingerprints: list[Fingerprint], features: torch.Tensor) -> None:
+        """Write features that have been computed; `save` makes them count."""
         ids = torch.arange(len(keys)) + self.manifest.next_id
         self.manifest.next_id += len(keys)
-        shard = Shard(keys, ids, torch.tensor(stamps, dtype=torch.int64).view(-1, 2), features)
+        pairs = torch.tensor(fingerprints, dtype=torch.int64).view(-1, 2)
+        shard = Shard(keys, ids=ids, fingerprints=pairs, features=features)
         self.manifest.parts.append(self.write_shard(shard))
 
-    def kept(self, ids: Iterable[int]) -> list[Shard]:
-        """Make shards of some of the pictures and no parts, joining small ones.
+    def compact(self, ids: Iterable[int]) -> list[Shard]:
+        """Keep only the images of these ids, and join small shards.
 
         Returns:
-            The shards, which are those of the manifest from now on.
+            The shards of the manifest from now on.
         """
-        ids = torch.as_tensor(np.fromiter(ids, dtype=np.int64)).sort().values
-        groups: list[tuple[list[str], list[Shard]]] = []
+        kept_ids = torch.as_tensor(np.fromiter(ids, dtype=np.int64)).sort().values
+        groups: list[list[tuple[str | None, Shard]]] = []  # a name stands for a file that can stay as it is
         for name in (*self.manifest.shards, *self.manifest.parts):
             shard = self.read(name)
-            rows = torch.isin(shard.ids, ids, assume_unique=True)
-            if not rows.all():
-                name, shard = "", shard.select(rows)
-            if groups and sum(len(other.keys) for other in (*groups[-1][1], shard)) <= SHARD_ROWS:
-                groups[-1][0].append(name)
-                groups[-1][1].append(shard)
+            mask = torch.isin(shard.ids, kept_ids, assume_unique=True)
+            member = (name, shard) if mask.all() else (None, shard.select(mask))
+            if groups and sum(len(other.keys) for _, other in (*groups[-1], member)) <= SHARD_ROWS:
+                groups[-1].append(member)
             else:
-                groups.append(([name], [shard]))
-        names = [
-            names[0] if len(names) == 1 and names[0] else self.write_shard(Shard.join(shards))
-            for names, shards in groups
-        ]
-        self.manifest.shards, self.manifest.parts = names, []
+                groups.append([member])
+        names = []
+        for group in groups:
+            unchanged = group[0][0] if len(group) == 1 else None
+            names.append(unchanged or self.write_shard(Shard.join([shard for _, shard in group])))
+        self.manifest.shards = names
+        self.manifest.parts = []
         return [self.read(name) for name in names]
 
     def save(self) -> None:
-        """Let what the manifest says count, and remove the files that no longer do."""
+        """Replace the manifest on the disk, and remove the files that it does not name."""
         manifest = self.manifest
-        named = {*manifest.shards, *manifest.parts, *([manifest.vectors] if manifest.vectors else [])}
-        manifest.files = {name: entry for name, entry in manifest.files.items() if name in named}
-        content = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1) + "\n"
-        self._put(self.folder / MANIFEST, lambda path: path.write_text(content, encoding="utf-8"))
-        ours = [path for pattern in OUR_FILES for path in self.folder.glob(pattern)]
-        for path in ours:
-            if path.name not in named:
-                with contextlib.suppress(OSError):  # what cannot be removed now is removed the next time
-                    path.unlink()
+        names = manifest.file_names
+        manifest.files = {name: entry for name, entry in manifest.files.items() if name in names}
+        content = json.dumps(manifest.to_json(), indent=1) + "\n"
+        self._write_atomically(self.folder / MANIFEST, lambda path: path.write_text(content, encoding="utf-8"))
+        self.saved_names = names
+        self.remove_unused_files()
 
-    @staticmethod
-    def _put(path: Path, write: Callable[[Path], None]) -> None:
-        with written_aside(path) as aside:
+    def remove_unused_files(self) -> None:
+        """Remove the files of the index that the manifest on the disk does not name."""
+        for pattern in INDEX_PATTERNS:
+            for path in self.folder.glob(pattern):
+                if path.name not in self.saved_names:
+                    with contextlib.suppress(OSError):  # it is removed after the next change
+                        path.unlink()
+
+    def _write_atomically(self, path: Path, write: Callable[[Path], object]) -> None:
+        """Write a file; after an error, such as a full disk, remove everything that the saved manifest does not name.
+
+        Raises:
+            OSError: If the file cannot be written; the message names the file.
+        """
+        with write_errors_named(path):
             try:
-                with write_errors_named(path):
-                    write(aside)
-            except BaseException:
-                aside.unlink(missing_ok=True)
+                with atomic_write(path) as temporary_path:
+                    write(temporary_path)
+            except (OSError, SafetensorError):
+                self.remove_unused_files()
                 raise
+
+
+class FingerprintTable(Mapping[Key, Fingerprint]):
+    """Map keys to fingerprints, which take less memory in an array than in a dictionary.
+
+    Args:
+        positions: Row of each key.
+        fingerprints: (images, 2), int64.
+    """
+
+    def __init__(self, positions: dict[Key, int], fingerprints: np.ndarray):
+        self.positions = positions
+        self.fingerprints = fingerprints
+
+    def __getitem__(self, key: Key) -> Fingerprint:
+        first, second = self.fingerprints[self.positions[key]].tolist()
+        return first, second
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self.positions)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+class MappedIndex:
+    """Map an index to memory and check that its files belong together.
+
+    Args:
+        store: Files of the index.
+        width: Width of the features.
+
+    Attributes:
+        vectors: Index of faiss.
+        shards: Features; images are in the order of their ids.
+        ids: Ids of all images, ascending, (images,).
+        keys: Keys of all images.
+        fingerprints: Fingerprints by key.
+
+    Raises:
+        ValueError: If a build was interrupted before it was finished, or the index is damaged.
+    """
+
+    def __init__(self, store: FeatureStore, width: int):
+        manifest = store.manifest
+        if manifest.vectors is None:
+            raise ValueError(f"The index in {store.folder} is not finished: build it again to resume.")
+        self.vectors_name = manifest.vectors
+        # All of the file is checked, because faiss may crash on invalid content. Invalid features cannot do harm.
+        problem = store.check_sha256(self.vectors_name)
+        if problem:
+            raise _damaged(problem)
+        self.vectors = read_index(store.folder / self.vectors_name)
+        self.shards = [store.read(name) for name in manifest.shards]
+        self.ids = concatenate_ids(self.shards)
+        self._check(width)
+        sizes = [len(shard.keys) for shard in self.shards]
+        self.starts = np.cumsum([0, *sizes])[:-1]  # position of the first image of each shard
+        self.keys = [key for shard in self.shards for key in shard.keys]
+        columns = [shard.fingerprints.numpy() for shard in self.shards]
+        positions = {key: position for position, key in enumerate(self.keys)}
+        self.fingerprints = FingerprintTable(positions, np.concatenate([np.zeros((0, 2), np.int64), *columns]))
+
+    def _check(self, width: int) -> None:
+        if self.vectors.ntotal != len(self.ids):
+            raise _damaged(f"{self.vectors_name} has {self.vectors.ntotal} vectors for {len(self.ids)} images")
+        widths = {self.vectors.d, *(shard.features.shape[1] for shard in self.shards)}
+        if widths != {width} or np.any(np.diff(self.ids) <= 0):
+            raise _damaged("its files do not belong together")
+
+    def positions(self, ids: np.ndarray) -> list[int]:
+        """Return the positions of images by their ids."""
+        positions = np.searchsorted(self.ids, ids)
+        if not np.array_equal(self.ids[np.minimum(positions, len(self.ids) - 1)], ids):
+            raise _damaged(f"{self.vectors_name} has ids of other images")
+        return positions.tolist()
+
+    def features(self, positions: list[int]) -> torch.Tensor:
+        """Read the unit features of images, (images, projection)."""
+        shards = np.searchsorted(self.starts, positions, side="right") - 1
+        rows = positions - self.starts[shards]
+        features = [self.shards[shard].features[row] for shard, row in zip(shards, rows, strict=True)]
+        stacked = torch.stack(features) if features else torch.zeros(0, self.vectors.d)
+        if not stacked.isfinite().all():
+            raise _damaged("features are not finite")
+        return stacked
+
+
+def concatenate_ids(shards: Sequence[Shard]) -> np.ndarray:
+    """Return the ids of all images in shards, (images,), int64."""
+    return np.concatenate([np.zeros(0, np.int64), *(shard.ids.numpy() for shard in shards)])
+
+
+def weights_sha256(model: AlbefImageTextModel) -> str:
+    """Return the SHA-256 of the weights that cosines depend on: both encoders and the joint space."""
+    digest = hashlib.sha256()
+    for part in (model.albef.vision_model, model.albef.text_model, model.contrastive_head):
+        for name, weight in part.state_dict().items():
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def model_origin(model: AlbefImageTextModel, folder: Path) -> dict[str, str | None]:
+    """Return name and revision of a model; the name of a folder is relative to the folder of the index."""
+    name = model.config.name_or_path
+    name = to_relative(name, folder) if name and Path(name).exists() else name
+    return {"name": name, "revision": getattr(model.config, "_commit_hash", None)}
+
+
+def _read_shard(path: Path) -> Shard:
+    with safe_open(path, "pt") as file:
+        keys: Any = json.loads(file.metadata()["keys"])
+        return Shard(
+            keys,
+            ids=file.get_tensor("ids"),
+            fingerprints=file.get_tensor("stamps"),
+            features=file.get_tensor("features"),
+        )
+
+
+def _damaged(problem: str) -> ValueError:
+    return ValueError(f"The index is damaged: {problem}. {REBUILD_HINT}")

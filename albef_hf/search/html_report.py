@@ -1,6 +1,6 @@
-"""A search on a page: the pictures that were found, their scores, and where the model looks for each word.
+"""An HTML page of search results: images, scores, and a heat map for each word of the query.
 
-The page is one file with everything in it, so that it can be kept and sent.
+The page is a single file that can be stored and sent.
 """
 
 import base64
@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 from ..heatmaps_albef import contrastive_heatmaps, matching_heatmaps, overlay, word_heatmaps
-from ..modeling_albef import AlbefAlignedModel
-from ..processing_albef import AlbefProcessor, encodable
+from ..modeling_albef import AlbefImageTextModel
+from ..processing_albef import AlbefProcessor, replace_surrogates
 
-THUMBNAIL, HEATMAP = 320, 132  # pixels of the longer side
-UNREADABLE = '<p class="unreadable">This picture cannot be read any more.</p>'
+THUMBNAIL = 320  # pixels of the longer side
+HEATMAP = 132
+UNREADABLE = '<p class="unreadable">This image cannot be read any more.</p>'
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -32,8 +33,8 @@ PAGE = Template("""<!DOCTYPE html>
   ol { list-style: none; padding: 0; }
   li { border-top: 1px solid var(--line); padding: 1rem 0; display: grid; gap: 1rem;
        grid-template-columns: minmax(0, 21rem) minmax(0, 1fr); }
-  ol.pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); }
-  ol.pictures li { display: block; }
+  ol.images { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); }
+  ol.images li { display: block; }
   li > figure img { max-width: 100%; border-radius: 4px; }
   figure { margin: 0; }
   .unreadable { border: 1px dashed; border-radius: 4px; padding: 3rem 1rem; margin: 0; text-align: center; }
@@ -46,7 +47,7 @@ PAGE = Template("""<!DOCTYPE html>
 </style>
 <h1>$title</h1>
 <p>$about</p>
-$asked
+$query
 <ol$kind>
 $results
 </ol>
@@ -55,22 +56,22 @@ $results
 
 
 def word_maps(
-    model: AlbefAlignedModel, processor: AlbefProcessor, text: str, picture: Image.Image
+    model: AlbefImageTextModel, processor: AlbefProcessor, text: str, image: Image.Image
 ) -> tuple[list[str], torch.Tensor]:
-    """Where a model looks in a picture for each word of a text.
+    """Compute a heat map of an image for each word of a text.
 
-    Maps of the matching, in which the words are read together; of a model with a single multimodal layer, where no
-    word has such a map, those of the contrast of each word by itself.
+    The maps are those of the matching head, for which the words are read together. A model with a single multimodal
+    layer has no such map of a word; the maps are those of the contrastive similarity of each word by itself.
 
     Returns:
-        The words, and a map of each, (words, rows, columns).
+        The words, and their maps, (words, rows, columns).
     """
-    inputs = processor(images=[picture], text=[text], return_tensors="pt").to(model.device)
+    inputs = processor(images=[image], text=[text], return_tensors="pt").to(model.device)
     ids = inputs["input_ids"][0]
-    if model.config.text_config.num_multimodal_layers > 1:
+    if model.config.text.num_multimodal_layers > 1:
         special = torch.isin(ids, torch.tensor(processor.tokenizer.all_special_ids, device=ids.device))
         maps = matching_heatmaps(model, **inputs)[0]
-        # Without special tokens, all maps may be zero: of an image in which nothing speaks for a match.
+        # Without special tokens, all maps may be zero: nothing in the image speaks for a match.
         return word_heatmaps(processor.tokenizer, ids, maps.masked_fill(special[:, None, None], 0))
     words, _ = word_heatmaps(processor.tokenizer, ids, torch.zeros(len(ids), 1, 1))
     pixels = inputs["pixel_values"].expand(len(words), -1, -1, -1)
@@ -79,53 +80,63 @@ def word_maps(
 
 
 def contain(image: Image.Image, side: int) -> Image.Image:
-    """Resize an image so that its longer side has so many pixels, and its shorter one at least one."""
+    """Resize an image to a length of its longer side in pixels; the shorter side has at least one pixel."""
     scale = side / max(image.size)
-    width, height = (max(round(length * scale), 1) for length in image.size)
+    width = max(round(image.width * scale), 1)
+    height = max(round(image.height * scale), 1)
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def results_page(
+def html_report(
     query: str | Image.Image,
     results: Iterable[tuple[str, dict[str, str], Image.Image | None]],
     about: str,
-    model: AlbefAlignedModel,
+    model: AlbefImageTextModel,
     processor: AlbefProcessor,
 ) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
-        query: What was searched for.
-        results: Name, scores and picture of each, the best first; None where the picture cannot be read any more.
-        about: A line on what was searched, and how.
-        model: Draws the heat maps, where the query is a text.
+        query: Text or image that was searched for.
+        results: Name, scores and image of each result, the best first; None for an image that cannot be read any more.
+        about: A line about what was searched and how.
+        model: Computes the heat maps for a text.
         processor: Its processor.
     """
-    is_text = isinstance(query, str)
-    shown = []
-    for name, scores, picture in results:
+    items = []
+    for name, scores, image in results:
+        figure = f"<figure>{UNREADABLE}<figcaption>{_text(name)}</figcaption></figure>"
+        heatmaps: list[str] = []
+        if image is not None:
+            figure = _figure(contain(image, THUMBNAIL), name)
+            heatmaps = _heatmaps(model, processor, query, image) if isinstance(query, str) else []
         lines = "".join(f"<dt>{_text(label)}</dt><dd>{_text(value)}</dd>" for label, value in scores.items())
-        figure, heats = f"<figure>{UNREADABLE}<figcaption>{_text(name)}</figcaption></figure>", []
-        if picture is not None:
-            figure = _figure(contain(picture, THUMBNAIL), name)
-            words, maps = word_maps(model, processor, query, picture) if is_text else ([], [])
-            tiny = contain(picture, HEATMAP)
-            heats = [_figure(overlay(tiny, heat), word) for word, heat in zip(words, maps, strict=True)]
-        shown.append(f'<li>{figure}<div><dl>{lines}</dl><div class="words">{"".join(heats)}</div></div>')
-    kind = "" if is_text else ' class="pictures"'
-    asked = "" if is_text else _figure(contain(query, THUMBNAIL), "searched for")
-    title = _text(query if len(query) <= 200 else query[:200] + " ...") if is_text else "Pictures like this one"
-    results = "\n".join(shown) or "<li>Nothing.</li>"
-    return PAGE.substitute(title=title, about=_text(about), asked=asked, kind=kind, results=results)
+        items.append(f'<li>{figure}<div><dl>{lines}</dl><div class="words">{"".join(heatmaps)}</div></div>')
+    title = "Images like this one"
+    shown_query = ""
+    kind = ' class="images"'
+    if isinstance(query, str):
+        title = _text(query if len(query) <= 200 else query[:200] + " ...")
+        kind = ""
+    else:
+        shown_query = _figure(contain(query, THUMBNAIL), "query")
+    results_html = "\n".join(items) or "<li>No results.</li>"
+    return PAGE.substitute(title=title, about=_text(about), query=shown_query, kind=kind, results=results_html)
+
+
+def _heatmaps(model: AlbefImageTextModel, processor: AlbefProcessor, text: str, image: Image.Image) -> list[str]:
+    words, maps = word_maps(model, processor, text, image)
+    small = contain(image, HEATMAP)
+    return [_figure(overlay(small, heatmap), word) for word, heatmap in zip(words, maps, strict=True)]
 
 
 def _text(text: str) -> str:
-    return html.escape(encodable(text))
+    return html.escape(replace_surrogates(text))
 
 
-def _figure(picture: Image.Image, caption: str) -> str:
+def _figure(image: Image.Image, caption: str) -> str:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
+    image.save(file, "JPEG", quality=85)
     source = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
     caption = _text(caption)
     return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'

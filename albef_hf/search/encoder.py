@@ -1,0 +1,121 @@
+"""Encode the images of a source; threads read the next batch while the model encodes one."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from ..data.row_errors import InvalidSampleError
+from ..modeling_albef import AlbefImageTextModel
+from ..processing_albef import AlbefProcessor
+from ..retrieval_albef import batches, evaluation_mode
+from ..utils.progress import progress
+from .image_sources import Fingerprint, ImageSource, Key
+
+READERS = min(8, os.cpu_count() or 1)  # threads
+
+
+@dataclass
+class ReadImage:
+    """An image that has been read.
+
+    Args:
+        key: Key of the image.
+        fingerprint: Its fingerprint when it was read.
+        pixel_values: (1, 3, height, width).
+    """
+
+    key: Key
+    fingerprint: Fingerprint
+    pixel_values: torch.Tensor
+
+
+@dataclass
+class UnreadableImage:
+    """An image that cannot be read, and the reason."""
+
+    key: Key
+    error: InvalidSampleError
+
+
+@dataclass
+class EncodedBatch:
+    """Features of a batch of images.
+
+    Args:
+        keys: Images that could be read.
+        fingerprints: One for each of them.
+        features: Unit features of them, (images, projection), or None if there are none.
+        unreadable: The other images.
+    """
+
+    keys: list[Key]
+    fingerprints: list[Fingerprint]
+    features: torch.Tensor | None
+    unreadable: list[UnreadableImage]
+
+
+class FeatureEncoder:
+    """Encode images in evaluation mode.
+
+    Args:
+        model: Has the image encoder and the joint space.
+        processor: Its processor.
+    """
+
+    def __init__(self, model: AlbefImageTextModel, processor: AlbefProcessor):
+        self.model = model
+        self.processor = processor
+
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
+        """Return the pixels of an image, (1, 3, height, width)."""
+        return self.processor(images=[image], return_tensors="pt")["pixel_values"]
+
+    @torch.no_grad()
+    def encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return hidden states, (images, patches + 1, width), and unit features, (images, projection), of pixels."""
+        with evaluation_mode(self.model):
+            outputs = self.model.get_image_features(pixel_values.to(self.model.device), return_dict=True)
+        return outputs.last_hidden_state, outputs.pooler_output.float().cpu()
+
+    def read(
+        self, source: ImageSource, keys: Sequence[Key], batch_size: int
+    ) -> Iterator[list[ReadImage | UnreadableImage]]:
+        """Read batches of images, one batch ahead of the caller."""
+
+        def read_one(key: Key) -> ReadImage | UnreadableImage:
+            try:
+                fingerprint, image = source.read(key)
+            except InvalidSampleError as error:
+                return UnreadableImage(key, error)
+            return ReadImage(key, fingerprint, self.preprocess(image))
+
+        with ThreadPoolExecutor(READERS) as pool:
+            submitted: list[Future[ReadImage | UnreadableImage]] = []
+            try:
+                for batch in (*batches(keys, batch_size), ()):
+                    previous = submitted
+                    submitted = [pool.submit(read_one, key) for key in batch]
+                    if previous:
+                        yield [future.result() for future in previous]
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def encode_images(self, source: ImageSource, keys: Sequence[Key], batch_size: int) -> Iterator[EncodedBatch]:
+        """Read and encode images with a progress bar."""
+        with progress(total=len(keys), desc="encode images", unit="image", disable=not keys) as bar:
+            for batch in self.read(source, keys, batch_size):
+                readable = [image for image in batch if isinstance(image, ReadImage)]
+                features = None
+                if readable:
+                    features = self.encode(torch.cat([image.pixel_values for image in readable]))[1]
+                yield EncodedBatch(
+                    keys=[image.key for image in readable],
+                    fingerprints=[image.fingerprint for image in readable],
+                    features=features,
+                    unreadable=[image for image in batch if isinstance(image, UnreadableImage)],
+                )
+                bar.update(len(batch))
