@@ -9,6 +9,7 @@ are the package's own training loop. One unit is a float32 product of 2048x768 b
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import measure
 import torch
@@ -19,24 +20,31 @@ from sizes import QUEUES, SIZES, make_config, make_texts
 from torch.utils.data import DataLoader
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, MomentumTeacher
-from albef_hf.data.pairs import Issue
-from albef_hf.training.trainer import MomentumTraining, TrainingOptions, make_accelerator, parameter_groups
+from albef_hf.data.row_errors import SkipReason
+from albef_hf.training.arguments import TrainingArguments
+from albef_hf.training.distributed import make_accelerator
+from albef_hf.training.optimization import parameter_groups
+from albef_hf.training.trainer import Trainer
 
 ALPHA = 0.4
 VARIANTS = {
     "float32": {},
-    "float32, eager attention": {"attention": "eager"},
+    "float32, eager attention": {"attn_implementation": "eager"},
     "float32, checkpointed": {"gradient_checkpointing": True},
     "float32, compiled": {"torch_compile": True},
     "bf16": {"mixed_precision": "bf16"},
-    "bf16, eager attention": {"mixed_precision": "bf16", "attention": "eager"},
+    "bf16, eager attention": {"mixed_precision": "bf16", "attn_implementation": "eager"},
     "bf16, eager attention, checkpointed": {
         "mixed_precision": "bf16",
-        "attention": "eager",
+        "attn_implementation": "eager",
         "gradient_checkpointing": True,
     },
     "bf16, compiled": {"mixed_precision": "bf16", "torch_compile": True},
-    "bf16, eager attention, compiled": {"mixed_precision": "bf16", "attention": "eager", "torch_compile": True},
+    "bf16, eager attention, compiled": {
+        "mixed_precision": "bf16",
+        "attn_implementation": "eager",
+        "torch_compile": True,
+    },
 }
 
 
@@ -78,18 +86,24 @@ def plain_step(config: AlbefConfig, queue_size: int, batch_size: int) -> Callabl
 
 
 def package_training(
-    config: AlbefConfig, queue_size: int, batch_size: int, options: TrainingOptions
-) -> tuple[MomentumTraining, dict[str, torch.Tensor]]:
-    """The package's training loop, and a batch for its `learn`, which pops the counts of issues."""
+    config: AlbefConfig, queue_size: int, batch_size: int, args: TrainingArguments
+) -> tuple[Trainer, Callable[[], bool]]:
+    """Return the package's trainer, and its step on one batch, to be called repeatedly."""
     AcceleratorState._reset_state()  # of a variant before, whose precision and compilation would stay
-    accelerator = make_accelerator(options)
+    accelerator = make_accelerator(args)
     student = AlbefForPreTraining(config).to(accelerator.device)
     teacher = MomentumTeacher(student, queue_size=queue_size)
-    batch = {**make_batch(config, batch_size), "issues": torch.zeros(len(Issue), dtype=torch.long)}
+    batch = {**make_batch(config, batch_size), "issues": torch.zeros(len(SkipReason), dtype=torch.long)}
     loader = accelerator.prepare(DataLoader([batch], batch_size=None))
-    training = MomentumTraining(accelerator, options, student, teacher, loader, 1, None, None)
+    trainer = Trainer(accelerator, args, student, teacher, loader, SimpleNamespace(say=print), None)
     (batch,) = loader
-    return training, batch
+
+    def step() -> bool:
+        copy = dict(batch)
+        trainer.recorder.add_batch(copy, issues=copy.pop("issues"))
+        return trainer.training_step(copy)
+
+    return trainer, step
 
 
 def time_plain(size: str, batch_size: int, repetitions: int) -> Measurement:
@@ -110,18 +124,18 @@ def time_package(
     image_size: int | None = None,
 ) -> Measurement:
     """Measure a step of the package with some of its training options, and a queue and pictures of other sizes."""
-    options = TrainingOptions(alpha=ALPHA, alpha_ramp_steps=0, batch_size=batch_size, **choices)
+    args = TrainingArguments(alpha=ALPHA, alpha_ramp_steps=0, per_device_train_batch_size=batch_size, **choices)
 
-    def make(options: TrainingOptions) -> Callable[[], object]:
+    def make(args: TrainingArguments) -> Callable[[], bool]:
         torch.manual_seed(0)
-        config = make_config(size, options.attention)
+        config = make_config(size, args.attn_implementation)
         config.vision_config.image_size = image_size or config.vision_config.image_size
-        training, batch = package_training(config, queue_size or QUEUES[size], batch_size, options)
-        return lambda: training.learn(dict(batch))
+        _, step = package_training(config, queue_size or QUEUES[size], batch_size, args)
+        return step
 
-    dtype = torch.bfloat16 if options.mixed_precision == "bf16" else torch.float32
-    measured = measure.repeat(make(options), repetitions, batch_size, dtype)
-    visible = replace(options, attention="eager", torch_compile=False, mixed_precision="no")
+    dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
+    measured = measure.repeat(make(args), repetitions, batch_size, dtype)
+    visible = replace(args, attn_implementation="eager", torch_compile=False, mixed_precision="no")
     step = make(visible)
     step()  # in the first one the training itself counts, which would be counted too
     measured.flops = measure.count_flops(step)

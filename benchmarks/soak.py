@@ -2,11 +2,11 @@
 
     python benchmarks/soak.py --minutes 60
 
-It trains a small model with loading processes. At random moments the training gets SIGTERM, or every fourth time
-SIGKILL, and is started anew with --resume. What every step has read is written down, beside the memory it took. In the
-end there has to be one history without a gap: each row once in every epoch, read or skipped; what was done twice after
-a SIGKILL the same both times; the counts of the log those of the rows that were broken by intent; and the memory flat.
-The script ends with 1 where that is not so.
+It trains a small model with DataLoader workers. At random moments the training receives SIGTERM, every fourth time
+SIGKILL, and is started again with --resume_from_checkpoint. The rows that every step has read are recorded, beside the
+memory that it took. In the end there has to be one history without a gap: each row once in every epoch, read or
+skipped; what was repeated after a SIGKILL the same both times; the counts of the log those of the rows that were
+broken on purpose; and the memory constant. Otherwise the script exits with 1.
 """
 
 import argparse
@@ -21,7 +21,6 @@ import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,10 @@ import psutil
 from PIL import Image
 from tqdm.auto import tqdm
 
-from albef_hf.data import ImageTextPairs, Issue, PretrainingCollator, Scenes
-from albef_hf.data.shards import TABLE, index_folder
+from albef_hf.data import ImageTextPairs, PretrainingCollator, Scenes, SkipReason
+from albef_hf.data.shard_index import index_folder
+from albef_hf.data.shards import TABLE
 
-TRAIN = Path(__file__).resolve().parents[1] / "train"
 ROWS_PER_SHARD = 256
 BATCH_SIZE = 16
 MOST_GROWTH = 0.2  # of the memory in an hour; the allocator's own steps are some MB, at any time
@@ -61,14 +60,16 @@ def enormous() -> bytes:
 
 def make_shards(folder: Path, rows: int, share: float) -> dict[int, str]:
     """Write shards, some of whose rows are broken in six ways; returns the reason for each of those."""
-    generator, huge, scenes = random.Random(0), enormous(), Scenes(rows)
+    generator = random.Random(0)
+    huge = enormous()
+    scenes = Scenes(rows)
     ways = {
-        "truncated": Issue.IMAGE_BROKEN,
-        "html": Issue.IMAGE_BROKEN,
-        "empty": Issue.IMAGE_BROKEN,
-        "enormous": Issue.IMAGE_TOO_LARGE,
-        "blank": Issue.CAPTION_EMPTY,
-        "hole": Issue.SHARD_DAMAGED,
+        "truncated": SkipReason.IMAGE_BROKEN,
+        "html": SkipReason.IMAGE_BROKEN,
+        "empty": SkipReason.IMAGE_BROKEN,
+        "enormous": SkipReason.IMAGE_TOO_LARGE,
+        "blank": SkipReason.CAPTION_EMPTY,
+        "hole": SkipReason.SHARD_DAMAGED,
     }
     chosen = generator.sample(range(rows), round(rows * share))
     broken = {row: list(ways)[number % len(ways)] for number, row in enumerate(chosen)}
@@ -136,27 +137,29 @@ class WatchedCollator(PretrainingCollator):
 
 
 def train(journal: str, arguments: list[str]) -> None:
-    """Run the pretraining script in this process, and note each of its steps."""
-    sys.path.insert(0, str(TRAIN))
-    import pretrain
+    """Pretrain in this process, and record each step."""
+    from albef_hf import cli
+    from albef_hf.tasks import pretraining
+    from albef_hf.training import dataloaders, run, trainer
 
-    class WatchedTraining(pretrain.MomentumTraining):
-        """Writes a line for each step that is done, before anything else can happen."""
+    class WatchedRecorder(trainer.StepRecorder):
+        """Take the rows that were tried out of a batch."""
 
-        def _batches(self) -> Iterator[dict[str, Any]]:
-            with contextlib.closing(super()._batches()) as batches:
-                for batch in batches:
-                    self.tried = batch.pop("tried")
-                    yield batch
+        def add_batch(self, batch: dict[str, Any], issues: Any) -> None:
+            self.tried = batch.pop("tried")
+            super().add_batch(batch, issues)
+
+    class WatchedTrainer(trainer.Trainer):
+        """Write a line for each step, before anything else can happen."""
 
         def _end_of_step(self) -> dict[str, float]:
             process = psutil.Process()
             workers = [worker.memory_full_info().uss for worker in process.children()]
             line = {
                 "life": os.getpid(),
-                "step": self.step,
-                "epoch": self.epoch,
-                "tried": self.tried,
+                "step": self.state.step,
+                "epoch": self.state.epoch,
+                "tried": self.recorder.tried,
                 "alive": time.time() - process.create_time(),
                 "megabytes": process.memory_info().rss / 1e6,
                 "workers_megabytes": sum(workers) / 1e6,
@@ -165,9 +168,11 @@ def train(journal: str, arguments: list[str]) -> None:
                 file.write(json.dumps(line) + "\n")
             return super()._end_of_step()
 
-    pretrain.MomentumTraining, pretrain.ImageTextPairs = WatchedTraining, WatchedPairs
-    pretrain.PretrainingCollator = WatchedCollator
-    pretrain.main(arguments)
+    run.Trainer = WatchedTrainer
+    trainer.StepRecorder = WatchedRecorder
+    dataloaders.ImageTextPairs = WatchedPairs
+    pretraining.PretrainingCollator = WatchedCollator
+    cli.main(["pretrain", *arguments])
 
 
 def start(options: argparse.Namespace, folder: Path) -> subprocess.Popen:
@@ -177,23 +182,23 @@ def start(options: argparse.Namespace, folder: Path) -> subprocess.Popen:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(options.processes)]
     command += [str(Path(__file__).resolve()), "--train", str(folder / "journal")]
     settings = {
-        "config": TRAIN / "configs" / "scenes.yaml",
+        "config": "scenes",
         "output_dir": folder / "run",
         "shards": folder / "shards",
         "validation_size": 0,
         "max_steps": 10**7,
-        "batch_size": BATCH_SIZE,
+        "per_device_train_batch_size": BATCH_SIZE,
         "queue_size": 1024,
         "momentum": 0.995,
-        "num_workers": 2,
-        "log_every": 5,
-        "save_every": 40,
-        "eval_every": 10**7,
+        "dataloader_num_workers": 2,
+        "logging_steps": 5,
+        "save_steps": 40,
+        "eval_steps": 10**7,
     }
     command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     output = (folder / "output.txt").open("a")
     environment = os.environ | ({"ACCELERATE_USE_CPU": "true"} if options.processes > 1 else {})
-    return subprocess.Popen([*command, "--resume"], stdout=output, stderr=output, env=environment)
+    return subprocess.Popen([*command, "--resume_from_checkpoint"], stdout=output, stderr=output, env=environment)
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -205,7 +210,9 @@ def kill(process: subprocess.Popen) -> None:
 
 def run(options: argparse.Namespace, folder: Path) -> list[str]:
     """Start, stop and kill until the time is up; returns how each process ended."""
-    moments, ends, until = random.Random(options.seed), [], time.monotonic() + 60 * options.minutes
+    moments = random.Random(options.seed)
+    ends: list[str] = []
+    until = time.monotonic() + 60 * options.minutes
     with tqdm(total=round(60 * options.minutes), unit="s") as bar:
         while time.monotonic() < until:
             process, begun = start(options, folder), time.monotonic()
@@ -271,7 +278,7 @@ def account(options: argparse.Namespace, folder: Path, broken: dict[int, str]) -
     expected = Counter(broken.get(row, "nothing") for tried in seen for row in tried[:-1]) | Counter(
         {"pairs": len(seen)}
     )
-    told = {issue.name.lower(): last[issue.name.lower()] for issue in Issue if last[issue.name.lower()]}
+    told = {issue.name.lower(): last[issue.name.lower()] for issue in SkipReason if last[issue.name.lower()]}
     if told | {"pairs": last["pairs"]} != dict(expected):
         faults.append(f"the log counts {told}, {last['pairs']} pairs; expected were {dict(expected)}")
     if [record["step"] for record in records] != list(range(5, 5 * len(records) + 1, 5)):
@@ -290,7 +297,9 @@ def memory(journals: list[Path], faults: list[str]) -> None:
         "| process | steps | seconds | MB after the warm-up | MB at its end | loading processes |",
         "|" + 6 * "---|",
     ]
-    times, levels, lives = [], [], 0
+    times = []
+    levels = []
+    lives = 0
     lines = [json.loads(line) for journal in journals for line in journal.read_text(encoding="utf-8").splitlines()]
     for number, life in enumerate(dict.fromkeys(line["life"] for line in lines)):
         own = [line for line in lines if line["life"] == life]

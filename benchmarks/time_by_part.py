@@ -17,7 +17,7 @@ import torch
 from pretraining_step import ALPHA, VARIANTS, package_training
 from sizes import QUEUES, SIZES, make_config
 
-from albef_hf.training.trainer import TrainingOptions
+from albef_hf.training.arguments import TrainingArguments
 
 ENCODERS = {"vision_model": "image encoder", "text_model": "text encoder"}
 
@@ -59,21 +59,22 @@ class Clock:
 def make_step(size: str, batch_size: int, choices: dict, clock: Clock) -> Callable[[], object]:
     """A step whose parts are watched."""
     torch.manual_seed(0)
-    options = TrainingOptions(alpha=ALPHA, alpha_ramp_steps=0, batch_size=batch_size, **choices)
-    training, batch = package_training(make_config(size, options.attention), QUEUES[size], batch_size, options)
-    student, teacher = training.student, training.teacher
+    args = TrainingArguments(alpha=ALPHA, alpha_ramp_steps=0, per_device_train_batch_size=batch_size, **choices)
+    config = make_config(size, args.attn_implementation)
+    trainer, step = package_training(config, QUEUES[size], batch_size, args)
+    student = trainer.student
     for name, title in ENCODERS.items():
         clock.watch(getattr(student.albef, name), "forward", title)
     multimodal = student.albef.multimodal_model
-    for method in ("forward", "summarize", "project_images"):
+    for method in ("forward", "encode_cls", "project_images"):
         clock.watch(multimodal, method, "multimodal encoder")
     clock.watch(student.mlm_head, "forward", "masked-language head")
     clock.watch(student.contrastive_head, "loss", "contrast")
-    clock.watch(teacher, "forward", "teacher")
-    clock.watch(training.accelerator, "backward", "backward pass")
-    clock.watch(training.optimizer, "step", "AdamW")
-    clock.watch(training, "_follow", "queue and average")
-    return lambda: training.learn(dict(batch))
+    clock.watch(trainer.teacher, "forward", "teacher")
+    clock.watch(trainer.accelerator, "backward", "backward pass")
+    clock.watch(trainer.optimizer, "step", "AdamW")
+    clock.watch(trainer, "_update_teacher", "queue and average")
+    return step
 
 
 def draw(shares: dict[str, dict[str, float]], path: Path) -> None:

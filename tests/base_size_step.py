@@ -5,7 +5,7 @@ import resource
 import torch
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, MomentumTeacher
-from albef_hf.training.trainer import parameter_groups
+from albef_hf.training.optimization import parameter_groups
 
 torch.manual_seed(0)
 student = AlbefForPreTraining(AlbefConfig()).train()

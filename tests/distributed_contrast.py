@@ -1,15 +1,18 @@
-"""One optimizer step of the loop on every process, of its share of 16 pairs; launched by test_distributed.py."""
+"""One optimizer step on every process, of its part of 16 pairs; launched by training/test_distributed.py."""
 
 import sys
 from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from torch.utils.data import DataLoader
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForRetrieval, MomentumTeacher
-from albef_hf.data.pairs import Issue
+from albef_hf.data.row_errors import SkipReason
+from albef_hf.training.arguments import TrainingArguments
+from albef_hf.training.distributed import make_accelerator
 from albef_hf.training.logging import RunLog
-from albef_hf.training.trainer import MomentumTraining, TrainingOptions, make_accelerator
+from albef_hf.training.trainer import Trainer
 
 PAIRS, TOKENS = 16, 9
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -34,19 +37,19 @@ def pairs() -> dict[str, torch.Tensor]:
 
 
 def cut(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without columns that are padding alone, as a collator pads a batch."""
+    """Remove columns that are only padding, as a collator would."""
     longest = int(batch["attention_mask"].sum(1).max())
     short = {name: values[:, :longest] for name, values in batch.items() if name != "pixel_values"}
-    return short | {"pixel_values": batch["pixel_values"], "issues": torch.zeros(len(Issue), dtype=torch.long)}
+    return short | {"pixel_values": batch["pixel_values"], "issues": torch.zeros(len(SkipReason), dtype=torch.long)}
 
 
 def hardest(weights: torch.Tensor, count: int) -> torch.Tensor:
-    """In place of a draw: the likeliest."""
+    """Return the most probable instead of a draw."""
     return weights.topk(count).indices
 
 
 class ContrastAlone(AlbefForPreTraining):
-    """Learns from ITC only."""
+    """Train with ITC only."""
 
     def forward(self, *args, **kwargs):
         outputs = super().forward(*args, **kwargs)
@@ -56,28 +59,36 @@ class ContrastAlone(AlbefForPreTraining):
 
 HEADS = {"all": AlbefForPreTraining, "itc": ContrastAlone, "retrieval": AlbefForRetrieval}
 CASES = {  # head, batches accumulated, options that are on
-    "keys": ("itc", 1, "share_keys"),
-    "keys, accumulated": ("itc", 2, "share_keys"),
-    "negatives": ("all", 1, "share_keys", "share_negatives"),
-    "negatives of retrieval": ("retrieval", 1, "share_keys", "share_negatives"),
+    "keys": ("itc", 1, "gather_keys"),
+    "keys, accumulated": ("itc", 2, "gather_keys"),
+    "negatives": ("all", 1, "gather_keys", "gather_negatives"),
+    "negatives of retrieval": ("retrieval", 1, "gather_keys", "gather_negatives"),
 }
 
 
 def one_step(folder: Path, head: str, batches: int, *names: str) -> dict:
-    """Losses, gradients and queue of the first step, the pairs shared by processes and batches.
+    """Return losses, gradients and queue of the first step, whose pairs are divided among processes and batches.
 
     Args:
         folder: For the log.
-        head: What it learns from.
+        head: Computes the losses.
         batches: Accumulated by each process.
         names: Options that are on.
     """
-    size = {"batch_size": 2, "gradient_accumulation_steps": batches, "queue_size": 24, "max_steps": 1, "alpha": 0.4}
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    off = {"alpha_ramp_steps": 0, "teacher_dropout": False}
-    options = TrainingOptions(output_dir=str(folder), **size, **off, **dict.fromkeys(names, True))
-    accelerator = make_accelerator(options)
+    args = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=batches,
+        queue_size=24,
+        max_steps=1,
+        alpha=0.4,
+        alpha_ramp_steps=0,
+        teacher_dropout=False,
+        **dict.fromkeys(names, True),
+    )
+    accelerator = make_accelerator(args)
     torch.manual_seed(0)
     config = AlbefConfig(
         projection_dim=16,
@@ -86,30 +97,33 @@ def one_step(folder: Path, head: str, batches: int, *names: str) -> dict:
     )
     student = HEADS[head](config).double()
     teacher = MomentumTeacher(student, 0.9, 24).double()
-    with torch.no_grad():  # a teacher of its own mind
+    with torch.no_grad():  # a teacher that differs
         for weight in teacher.model.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.02)
-    log = RunLog(accelerator, folder, 1, log_every=1)
-    training = MomentumTraining(accelerator, options, student, teacher, None, None, log, lambda step: {})
-    result = {"processes": accelerator.num_processes}
-    step = training._optimizer_step
-
-    def record_and_step() -> None:
-        losses = torch.stack(training.micro_losses).mean(0)
-        result["losses"] = accelerator.reduce(losses, "mean")
-        result["gradients"] = {name: weight.grad.clone() for name, weight in student.named_parameters()}
-        step()
-
-    training._optimizer_step = record_and_step
     own = PAIRS // accelerator.num_processes
     rows = torch.arange(PAIRS)[accelerator.process_index * own :][:own]
     parts = [cut({name: values[some] for name, values in pairs().items()}) for some in rows.chunk(batches)]
-    if head == "retrieval":  # pictures 1 and 9, of two processes, are the same
-        pictures = torch.arange(PAIRS) % 8 + 8 * (torch.arange(PAIRS) // 8) * (torch.arange(PAIRS) != 9)
+    if head == "retrieval":  # images 1 and 9, of two processes, are the same
+        images = torch.arange(PAIRS) % 8 + 8 * (torch.arange(PAIRS) // 8) * (torch.arange(PAIRS) != 9)
         for part, some in zip(parts, rows.chunk(batches), strict=True):
             del part["mlm_input_ids"]
-            part["labels"] = pictures[some]
-    done = [training.learn(part) for part in parts]
+            part["labels"] = images[some]
+    log = RunLog(accelerator, folder, total_steps=1, logging_steps=1)
+    trainer = Trainer(accelerator, args, student, teacher, DataLoader(parts, batch_size=None), log, None)
+    result = {"processes": accelerator.num_processes}
+    optimizer_step = trainer._optimizer_step
+
+    def record_and_step() -> bool:
+        result["losses"] = accelerator.reduce(torch.stack(trainer.recorder.losses).mean(0), "mean")
+        result["gradients"] = {name: weight.grad.clone() for name, weight in student.named_parameters()}
+        return optimizer_step()
+
+    trainer._optimizer_step = record_and_step
+    step = trainer.gathered_keys_step if args.gather_keys else trainer.training_step
+    done = []
+    for part in parts:
+        trainer.recorder.add_batch(part, issues=part.pop("issues"))
+        done.append(step(part))
     assert done == [False] * (batches - 1) + [True]
     log.close()
     return result | {"queue": teacher.queue.state_dict()}

@@ -1,24 +1,24 @@
-"""The pretraining script on every process, with a look at what each of them ends with; see test_pretrain.py."""
+"""A pretraining on two processes, with a comparison of what they end with; launched by training/test_trainer.py."""
 
 import sys
 
 import torch
-from paths import REPOSITORY
 
-sys.path.insert(0, str(REPOSITORY / "train"))
-import pretrain  # noqa: E402
+from albef_hf import cli
+from albef_hf.training import run
+from albef_hf.training.trainer import Trainer
 
 
-class WatchedTraining(pretrain.MomentumTraining):
-    """Asserts after the run that the processes have not come apart."""
+class CheckedTrainer(Trainer):
+    """Assert after the training that the processes agree."""
 
-    def run(self) -> dict[str, float]:
-        metrics = super().run()
+    def train(self) -> dict[str, float]:
+        metrics = super().train()
         assert self.accelerator.num_processes == 2
         assert self.loader.dataset.epoch == 1, "the second epoch has the augmentation of the first"
         state = [*self.student.state_dict().values(), *self.teacher.state_dict().values()]
-        mine = torch.cat([tensor.double().flatten() for tensor in state])
-        first, second = self.accelerator.gather(mine[None])
+        own = torch.cat([tensor.double().flatten() for tensor in state])
+        first, second = self.accelerator.gather(own[None])
         assert torch.equal(first, second), "the processes have different weights, teachers or queues"
         draws = self.accelerator.gather(torch.rand(1))
         assert draws[0] != draws[1], "the processes draw the same dropout"
@@ -27,5 +27,5 @@ class WatchedTraining(pretrain.MomentumTraining):
 
 
 if __name__ == "__main__":
-    pretrain.MomentumTraining = WatchedTraining
-    pretrain.main(sys.argv[1:])
+    run.Trainer = CheckedTrainer
+    cli.main(["pretrain", *sys.argv[1:]])

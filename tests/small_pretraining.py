@@ -1,11 +1,8 @@
-"""A pretraining of some steps at tiny size, for tests of all that a run leaves behind."""
+"""A pretraining of a few steps at tiny size."""
 
 import json
 from pathlib import Path
 
-from paths import REPOSITORY
-
-SCRIPT = REPOSITORY / "train" / "pretrain.py"
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 TINY_MODEL = {
     "projection_dim": 16,
@@ -14,23 +11,26 @@ TINY_MODEL = {
 }
 
 
-def small_run(folder: Path, steps: int) -> list[str]:
+def small_run(folder: Path, steps: int, model_config: dict | None = TINY_MODEL) -> list[str]:
+    """Return the options of a small pretraining."""
     options = {
         "output_dir": folder,
         "overwrite_output_dir": True,
-        "model_config": json.dumps(TINY_MODEL),
         "max_steps": steps,
         "scenes": 40,
-        "batch_size": 8,
+        "per_device_train_batch_size": 8,
         "queue_size": 24,
         "warmup_steps": 2,
-        "num_workers": 0,
-        "log_every": 2,
+        "dataloader_num_workers": 0,
+        "logging_steps": 2,
         "validation_size": 6,
-        "rerank": 3,
+        "rerank_k": 3,
     }
+    if model_config is not None:
+        options["model_config"] = json.dumps(model_config)
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
 
 
 def records_of(folder: Path) -> list[dict]:
+    """Return the records of a run's log."""
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

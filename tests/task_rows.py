@@ -1,36 +1,32 @@
-"""Rows of every task, good and bad ones, and how its scripts are started on small models."""
+"""Rows of every task, valid and invalid ones, and options for small models."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
-from paths import REPOSITORY
+import torch
+from accelerate import Accelerator
+
+from albef_hf.tasks import find_task
 
 
-def load_script(name: str):
-    spec = importlib.util.spec_from_file_location(f"train_{name}", REPOSITORY / "train" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[f"train_{name}"] = module
-    spec.loader.exec_module(module)
-    return module
+def small_evaluation(model: Path, folder: Path, **options: object) -> list[object]:
+    """Return the options of a small evaluation."""
+    settings = {"model": model, "output_dir": folder, "scenes": 24, "validation_size": 10, **options}
+    return [part for name, value in settings.items() for part in (f"--{name}", value)]
 
 
 def small(pretrained: Path, folder: Path, **options: object) -> list[object]:
+    """Return the options of a small fine-tuning."""
     settings = {
-        "model": pretrained,
-        "output_dir": folder,
-        "scenes": 24,
-        "validation_size": 10,
-        "batch_size": 6,
-        "epochs": 1,
-        "num_workers": 0,
-        "log_every": 1,
+        "per_device_train_batch_size": 6,
+        "num_train_epochs": 1,
+        "dataloader_num_workers": 0,
+        "logging_steps": 1,
         "warmup_steps": 1,
         "learning_rate": 1e-3,
-        "eval_every": 2,
+        "eval_steps": 2,
     }
-    return [part for name, value in {**settings, **options}.items() for part in (f"--{name}", value)]
+    return small_evaluation(pretrained, folder, **{**settings, **options})
 
 
 def results_of(folder: Path) -> tuple[dict, list[dict]]:
@@ -41,6 +37,16 @@ def results_of(folder: Path) -> tuple[dict, list[dict]]:
 def write(folder: Path, name: str, rows: list) -> Path:
     (folder / name).write_text(json.dumps(rows))
     return folder / name
+
+
+def make_task(name: str, processor, **options: object):
+    kind = find_task(name)
+    return kind(kind.arguments_class(model="m", **options), processor)
+
+
+def evaluated(task, config, rows) -> tuple[dict, list[dict]]:
+    torch.manual_seed(0)
+    return task.evaluate(task.head(config), rows, Accelerator(cpu=True))
 
 
 CAPTIONED = [{"image": f"{name}.png", "caption": f"a picture called {name}"} for name in "abcd"]

@@ -1,4 +1,4 @@
-"""Exchange images among the rows of an evaluation: what a model reaches then, it reaches without looking."""
+"""Exchange images among the rows of an evaluation: what a model still reaches, it reaches without looking."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -9,20 +9,20 @@ from PIL import Image
 
 
 def fingerprints(images: Sequence[Image.Image]) -> frozenset[bytes]:
-    """Return a digest of each image, to tell which rows show the same one under whatever name."""
+    """Return a hash of each image, which shows that rows have the same image under whatever name."""
     return frozenset(
         hashlib.blake2b(image.tobytes(), digest_size=16, salt=b"%dx%d" % image.size).digest() for image in images
     )
 
 
 def exchange(images: Mapping[int, frozenset[bytes]], seed: int) -> dict[int, int]:
-    """Draw for each row another one, whose images it is to be shown.
+    """Assign to each row the images of another row.
 
-    No row is shown an image that it has. The images of each row are shown once, unless one image belongs to more than
+    No row is shown an image of its own. The images of each row are shown once, unless one image belongs to more than
     half of the rows; then some are shown several times.
 
     Args:
-        images: Digests of the images of each row, by its number.
+        images: Hashes of the images of each row, by row index.
         seed: Another seed gives another exchange.
 
     Returns:
@@ -48,9 +48,9 @@ class ExchangedRows(Sequence):
     """Rows with the images of others.
 
     Args:
-        rows: Supply everything but images; those of a dataset should be without images, which cost time to read.
-        image_rows: Supply the images.
-        columns: Say which image it is, or belong to it.
+        rows: Provide everything but images; rows of a dataset should have no image columns, which are slow to read.
+        image_rows: Provide the images.
+        columns: Columns of the image and of what belongs to it.
         givers: From `exchange`.
     """
 
@@ -61,12 +61,16 @@ class ExchangedRows(Sequence):
         columns: Sequence[str],
         givers: Mapping[int, int],
     ):
-        self.rows, self.image_rows, self.columns, self.givers = rows, image_rows, columns, givers
+        self.rows = rows
+        self.image_rows = image_rows
+        self.columns = columns
+        self.givers = givers
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        own, other = self.rows[row], self.image_rows[self.givers[row]]
+    def __getitem__(self, row: Any) -> Any:
+        own = self.rows[row]
+        other = self.image_rows[self.givers[row]]
         kept = {name: value for name, value in own.items() if name not in self.columns}
         return kept | {name: other[name] for name in self.columns if name in other}

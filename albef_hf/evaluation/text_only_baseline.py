@@ -1,4 +1,4 @@
-"""What can be answered without looking at a picture: a linear classifier of the words of texts."""
+"""What can be answered without the image: a linear classifier of the words of texts."""
 
 import itertools
 import re
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-MOST_CLASSES = 1000  # the most frequent answers; of thousands, each would have a column of weights
+MAX_CLASSES = 1000  # the most frequent answers; with thousands, each would have a column of weights
 
 
 def text_only_answers(
@@ -21,26 +21,40 @@ def text_only_answers(
     epochs: int = 20,
     buckets: int = 2**15,
 ) -> list[Any]:
-    """What a linear classifier of words and pairs of words, trained on the texts alone, makes of other texts.
+    """Train a linear classifier of words and pairs of words on texts alone, and apply it to other texts.
 
     Args:
-        train_texts: What it learns from; those whose label is a rare one among thousands are left out.
+        train_texts: Texts to train on; those whose label is rare among thousands are dropped.
         train_labels: Their labels.
-        texts: What it is asked.
-        epochs: Passes over what it learns from.
+        texts: Texts to classify.
+        epochs: Passes over the training texts.
         buckets: Features that words and pairs of words are hashed to.
     """
-    classes = [label for label, _ in Counter(train_labels).most_common(MOST_CLASSES)]
-    index = {label: number for number, label in enumerate(sorted(classes, key=str))}
-    known = [(text, index[label]) for text, label in zip(train_texts, train_labels, strict=True) if label in index]
-    targets = torch.tensor([number for _, number in known])
-    features = [_hashed_words(text, buckets) for text, _ in known]
-    asked = [_hashed_words(text, buckets) for text in texts]
+    frequent = [label for label, _ in Counter(train_labels).most_common(MAX_CLASSES)]
+    classes = sorted(frequent, key=str)
+    class_index = {label: index for index, label in enumerate(classes)}
+    samples = [
+        (_hashed_words(text, buckets), class_index[label])
+        for text, label in zip(train_texts, train_labels, strict=True)
+        if label in class_index
+    ]
     # Only words that occur in training have weights, however many buckets there are.
-    place = {bucket: number for number, bucket in enumerate(sorted({*itertools.chain(*features)}))}
-    features, asked = ([[place[word] for word in words if word in place] for words in t] for t in (features, asked))
+    used = sorted({bucket for words, _ in samples for bucket in words})
+    feature_index = {bucket: index for index, bucket in enumerate(used)}
+    features = [[feature_index[bucket] for bucket in words] for words, _ in samples]
+    targets = torch.tensor([target for _, target in samples])
+    weights = _train(features, targets, len(used), len(classes), epochs)
+    queries = [[feature_index[b] for b in _hashed_words(text, buckets) if b in feature_index] for text in texts]
+    with torch.no_grad():
+        scores = weights(*_bags(queries))
+    return [classes[index] for index in scores.argmax(1).tolist()]
+
+
+def _train(
+    features: list[list[int]], targets: torch.Tensor, num_features: int, num_classes: int, epochs: int
+) -> nn.EmbeddingBag:
     generator = torch.Generator().manual_seed(0)
-    weights = nn.EmbeddingBag(len(place), len(classes), mode="sum", sparse=False)
+    weights = nn.EmbeddingBag(num_features, num_classes, mode="sum", sparse=False)
     nn.init.zeros_(weights.weight)
     optimizer = torch.optim.Adam(weights.parameters(), lr=0.02)
     for _ in range(epochs):
@@ -49,10 +63,7 @@ def text_only_answers(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    with torch.no_grad():
-        scores = weights(*_bags(asked))
-    answers = sorted(classes, key=str)
-    return [answers[number] for number in scores.argmax(1).tolist()]
+    return weights
 
 
 def _hashed_words(text: str, buckets: int) -> list[int]:
@@ -62,5 +73,6 @@ def _hashed_words(text: str, buckets: int) -> list[int]:
 
 
 def _bags(features: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the indices of all texts one after the other, and where each text begins."""
     lengths = [0, *itertools.accumulate(len(words) for words in features)]
     return torch.tensor([word for words in features for word in words], dtype=torch.long), torch.tensor(lengths[:-1])

@@ -2,159 +2,180 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ..data import Findings, Issue, Pictures, load_image, pictures_of, usable_captions
+from ..data import EvaluationImages, RowErrors, SkipReason, image_ids, load_image, valid_captions
 from ..data.scene_tasks import SceneCaptions
+from ..evaluation.retrieval_table import retrieval_table
 from ..modeling_albef import AlbefForRetrieval
-from ..retrieval_albef import MAX_TOKENS, RANKS, score_all
-from ..utils.options import option, with_defaults
-from .base import FineTuningOptions, Rows, Task, TextLimit, count_issues
+from ..retrieval_albef import MAX_TOKENS, RANKS, RetrievalScores, score_all
+from ..training.arguments import FineTuningArguments
+from .base import FineTuningTask, Rows, TextLimit, count_issues
 
-SHOWN = 10  # best answers of each query that are written down
+SAVED_RANKS = 10  # best answers of each query that are written down
 
 
 @dataclass
-class RetrievalOptions(
-    with_defaults(
-        FineTuningOptions,
-        epochs=10,
-        batch_size=32,
-        learning_rate=1e-5,
-        min_learning_rate=1e-6,
-        warmup_learning_rate=1e-5,
-        warmup_steps=100,
-    )
-):
-    """The paper's settings for Flickr30k (COCO: 5 epochs, 256 candidates)."""
+class RetrievalArguments(FineTuningArguments):
+    """Retrieval; the defaults are the paper's for Flickr30k (COCO: 5 epochs, 256 candidates)."""
 
-    rerank: int = option(128, "candidates of each query that are reranked by matching")
-    itc_weight: float = option(0.0, "weight of the cosine beside the matching score; 0: the paper")
-    mismatch_weight: float = option(
-        1.0,
-        "weight of the logit of no match in the matching score; 1: log-odds, 0: the logit of a match alone, as the "
-        "original's code",
+    num_train_epochs: int = 10
+    per_device_train_batch_size: int = 32
+    learning_rate: float = 1e-5
+    min_learning_rate: float = 1e-6
+    warmup_learning_rate: float = 1e-5
+    warmup_steps: int = 100
+    rerank_k: int = field(default=128, metadata={"help": "candidates of each query that matching reranks"})
+    itc_weight: float = field(
+        default=0.0, metadata={"help": "weight of the cosine beside the matching score; 0: the paper"}
+    )
+    mismatch_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "weight of the logit of no match in the matching score; 1: log-odds, 0: the logit of a match "
+            "alone, as in the original's code"
+        },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(1, "rerank")
+        self.require_at_least(1, "rerank_k")
 
 
-class NumberedRows(Sequence):
-    """Rows with the `number` of their picture, which rows of the same picture share.
+class RowsWithImageIndex(Sequence):
+    """Rows with the `image_index` of their image, equal for rows of the same image.
 
     Args:
-        rows: With `image_id`, or pictures named by paths; else each row is a picture of its own.
+        rows: With `image_id`, or images named by paths; otherwise each row is an image of its own.
     """
 
     def __init__(self, rows: Rows):
         self.rows = rows
-        numbers: dict[Any, int] = {}
-        keys = enumerate(pictures_of(rows))
-        self.numbers = [index if key is None else numbers.setdefault(key, index) for index, key in keys]
+        first_rows: dict[Any, int] = {}
+        ids = enumerate(image_ids(rows))
+        self.indices = [index if key is None else first_rows.setdefault(key, index) for index, key in ids]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.rows[index], "number": self.numbers[index]}
+        return {**self.rows[index], "image_index": self.indices[index]}
 
 
-class PairTask(Task):
-    """A task that is trained on pairs of picture and text, by contrast and matching."""
+class PairTask(FineTuningTask):
+    """A task that is trained on pairs of image and text, by contrast and matching."""
 
-    head = AlbefForRetrieval
+    head: ClassVar[type[PreTrainedModel]] = AlbefForRetrieval
 
     def train_rows(self) -> Rows:
-        """Rows to train on, with the number of their picture."""
-        return NumberedRows(super().train_rows())
+        """Return the rows to train on, each with the index of its image."""
+        return RowsWithImageIndex(super().train_rows())
 
-    def read(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """One of the captions of a picture."""
-        issues: list[Issue] = []
-        captions = usable_captions(row[self.columns[1]])
+    def preprocess_train(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Return an image with one of its captions."""
+        issues: list[SkipReason] = []
+        captions = valid_captions(row[self.columns[1]])
         text = self.clean(captions[rng.integers(len(captions))], issues, self.training_limit)
         return {
             "pixel_values": self.pixels(row["image"], rng),
             "text": text,
-            "number": row["number"],
+            "image_index": row["image_index"],
             "issues": issues,
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Pairs, and the number of each picture as label."""
+        """Return a batch of pairs, with the index of each image as label."""
         return {
             **self.tokenize([sample["text"] for sample in samples], self.training_limit),
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-            "labels": torch.tensor([sample["number"] for sample in samples]),
+            "labels": torch.tensor([sample["image_index"] for sample in samples]),
             "issues": count_issues(samples),
         }
 
-    def look(self, row: Mapping[str, Any], issues: list[Issue]) -> dict[str, Any]:
-        """The first of the captions, and the picture."""
-        text = self.clean(usable_captions(row[self.columns[1]])[0], issues, self.evaluation_limit)
-        return {"text": text, "image": load_image(row["image"], self.options.image_root)}
+    def preprocess_eval(self, row: Mapping[str, Any], issues: list[SkipReason]) -> dict[str, Any]:
+        """Return the first caption and the image."""
+        text = self.clean(valid_captions(row[self.columns[1]])[0], issues, self.evaluation_limit)
+        return {"text": text, "image": load_image(row["image"], self.args.image_root)}
 
 
 class Retrieval(PairTask):
-    """Rows: `image`, `caption` (a text or a list of them), and maybe `image_id`."""
+    """Rows: `image`, `caption` (a text or a list of texts), and optionally `image_id`."""
 
     name = "retrieval"
     protocol = (
         "All pairs are ranked by similarity (itc), and the best candidates of each query again by the log-odds of "
-        "matching (itm); recall at 1, 5 and 10 of the texts of a picture, and of the pictures of a text, and its mean."
+        "matching (itm); recall at 1, 5 and 10 of the texts of an image, and of the images of a text, and its mean."
     )
-    options_class = RetrievalOptions
+    arguments_class = RetrievalArguments
     metric = "itm_r_mean"
     columns = ("image", "caption")
     optional_columns = ("image_id",)
-    scenes = SceneCaptions
+    synthetic_data = SceneCaptions
+    num_images = 0  # of the last evaluation
 
     @torch.no_grad()
     def evaluate(
         self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Recall of both directions among all pictures; processes share the reranking."""
-        pictures = Pictures(rows, self.options.image_root, self.columns[1])
-        limit = TextLimit(self.options.max_words, MAX_TOKENS)
-        issues: list[Issue] = []
-        for text in itertools.chain(*pictures.captions):
+        """Return the recalls of both directions among all images; processes share the reranking."""
+        images = EvaluationImages(rows, self.args.image_root, self.columns[1])
+        limit = TextLimit(self.args.max_words, MAX_TOKENS)
+        issues: list[SkipReason] = []
+        for text in itertools.chain(*images.captions):
             self.clean(text, issues, limit)
-        self.findings = Findings(pictures.bad_rows, len(issues))
-        self.refuse_nothing(pictures)
-        options = self.options
-        weights = {"itc_weight": options.itc_weight, "mismatch_weight": options.mismatch_weight}
-        share = (accelerator.process_index, accelerator.num_processes)
-        queries = (pictures, pictures.captions, options.rerank, options.eval_batch_size)
+        self.row_errors = RowErrors(images.bad_rows, len(issues))
+        self.num_images = len(images)
+        self.require_rows(images)
         with accelerator.autocast():
-            scores = score_all(model, self.processor, *queries, share, accelerator.reduce)
-        metrics = scores.metrics(**weights)
-        for step in ("itc", "itm"):
-            for way in ("text", "image"):
-                metrics[f"{step}_{way}_r_mean"] = fmean(metrics[f"{step}_{way}_r{k}"] for k in RANKS)
-            metrics[f"{step}_r_mean"] = fmean(metrics[f"{step}_{way}_r_mean"] for way in ("text", "image"))
-        texts = [text for several in pictures.captions for text in several]
-        best_texts = scores.image_to_text.reranked(**weights)[:, :SHOWN].tolist()
-        best_images = scores.text_to_image.reranked(**weights)[:, :SHOWN].tolist()
-        predictions = [
-            {"image": i, "row": pictures.numbers[i], "texts": [texts[j] for j in found]}
-            for i, found in enumerate(best_texts)
+            scores = score_all(
+                model,
+                self.processor,
+                images,
+                images.captions,
+                self.args.rerank_k,
+                self.args.per_device_eval_batch_size,
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+                all_reduce=accelerator.reduce,
+            )
+        metrics = scores.metrics(**self._weights())
+        for stage in ("itc", "itm"):
+            for target in ("text", "image"):
+                recalls = [metrics[f"{stage}_{target}_r{k}"] for k in RANKS]
+                metrics[f"{stage}_{target}_r_mean"] = fmean(recalls)
+            metrics[f"{stage}_r_mean"] = fmean(metrics[f"{stage}_{target}_r_mean"] for target in ("text", "image"))
+        return metrics | self.row_errors.counts(), self._predictions(scores, images)
+
+    def _weights(self) -> dict[str, float]:
+        return {"itc_weight": self.args.itc_weight, "mismatch_weight": self.args.mismatch_weight}
+
+    def _predictions(self, scores: RetrievalScores, images: EvaluationImages) -> list[dict[str, Any]]:
+        """Return the best answers of each query."""
+        texts = [text for captions in images.captions for text in captions]
+        best_texts = scores.image_to_text.reranked(**self._weights())[:, :SAVED_RANKS].tolist()
+        best_images = scores.text_to_image.reranked(**self._weights())[:, :SAVED_RANKS].tolist()
+        of_images = [
+            {"image": index, "row": images.row_indices[index], "texts": [texts[text] for text in best]}
+            for index, best in enumerate(best_texts)
         ]
-        predictions += [{"text": text, "images": found} for text, found in zip(texts, best_images, strict=True)]
-        return metrics | self.findings.counts(), predictions
+        return of_images + [{"text": text, "images": best} for text, best in zip(texts, best_images, strict=True)]
 
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
-        """What a random order would reach."""
-        pictures = {("row", number) if key is None else key for number, key in enumerate(pictures_of(rows))}
-        return {"chance_r1": 100 / max(len(pictures), 1)}
+        """Return what a random order would reach."""
+        images = {("row", index) if key is None else key for index, key in enumerate(image_ids(rows))}
+        return {"chance_r1": 100 / max(len(images), 1)}
+
+    def format_metrics(self, metrics: dict[str, float], rows: Rows) -> str:
+        """Return the recalls as a table."""
+        table = retrieval_table(metrics, self.num_images)
+        return f"{table}\n{self.metric} {metrics[self.metric]:.2f}"
 
 
 TASK = Retrieval

@@ -1,0 +1,1 @@
+"""Training: one loop for pretraining and all downstream tasks, on Accelerate."""

@@ -1,18 +1,95 @@
-"""A model that nobody has trained yet: its settings, checked, and a processor that fits."""
+"""The models of a training: student and processor from wherever the options say, and the teacher."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from transformers import BlipImageProcessorPil, PreTrainedTokenizerBase
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from ..configuration_albef import AlbefConfig
+from ..data import embedded_tokenizer, make_processor
+from ..modeling_albef import AlbefForPreTraining, AlbefImageTextModel
+from ..momentum import MOMENTUM_FILE, MomentumTeacher
 from ..processing_albef import AlbefProcessor
-from ..utils.options import nearest
+from ..utils.spelling import refuse_unknown
+from .arguments import FineTuningArguments, PretrainingArguments
+
+
+def load_pretraining_model(
+    args: PretrainingArguments, head: type[AlbefForPreTraining] = AlbefForPreTraining
+) -> tuple[AlbefForPreTraining, AlbefProcessor]:
+    """Return the student and its processor: from an ALBEF, from an image and a text model, or untrained.
+
+    Raises:
+        ValueError: If tokenizer and model do not fit, or texts can be longer than the model has positions.
+    """
+    if args.model:
+        student = head.from_pretrained(args.model, dtype=torch.float32)
+        processor = AlbefProcessor.from_pretrained(args.model)
+    else:
+        source = args.tokenizer or args.text_model
+        tokenizer = AutoTokenizer.from_pretrained(source) if source else embedded_tokenizer()
+        settings = with_special_tokens(read_model_config(args.model_config), tokenizer)
+        if args.vision_model or args.text_model:
+            student = head.from_vision_text_pretrained(args.vision_model, args.text_model, **settings)
+        else:
+            student = head(AlbefConfig(**settings))
+        processor = make_processor(student.config, tokenizer, args.max_words)
+    student.set_attn_implementation(args.attn_implementation)
+    check_vocabulary(student.config, processor.tokenizer)
+    positions = student.config.text.max_position_embeddings
+    if args.max_tokens > positions:
+        raise ValueError(f"max_tokens is {args.max_tokens}, but the model has {positions} positions.")
+    return student, processor
+
+
+def load_task_model(
+    head: type[PreTrainedModel], args: FineTuningArguments
+) -> tuple[PreTrainedModel, AlbefProcessor, set[str]]:
+    """Return the head of a task from any ALBEF checkpoint, or untrained, with the processor, at a resolution.
+
+    Returns:
+        Model, processor, and the names of the weights that the checkpoint does not have.
+    """
+    if args.model_config:
+        tokenizer = embedded_tokenizer()
+        config = AlbefConfig(**with_special_tokens(read_model_config(args.model_config), tokenizer))
+        processor = make_processor(config, tokenizer, args.max_words)
+    else:
+        config = AlbefConfig.from_pretrained(args.model)
+        processor = AlbefProcessor.from_pretrained(args.model)
+    check_vocabulary(config, processor.tokenizer)
+    processor.max_words = args.max_words
+    processor.tokenizer.model_max_length = config.text.max_position_embeddings
+    if args.image_size:
+        config.vision.image_size = args.image_size
+        config.vision.validate_patches()
+        processor.image_processor.size = {"height": args.image_size, "width": args.image_size}
+    if args.model_config:
+        model = head(config)
+        missing = set(model.state_dict())
+    else:
+        loaded: Any = head.from_pretrained(args.model, config=config, dtype=torch.float32, output_loading_info=True)
+        model, report = loaded
+        missing = set(report["missing_keys"])
+    model.set_attn_implementation(args.attn_implementation)
+    return model, processor, missing
+
+
+def make_teacher(args: PretrainingArguments | FineTuningArguments, student: PreTrainedModel) -> MomentumTeacher | None:
+    """Return the teacher saved with the model, or a copy of the student; None if the head has no use for one."""
+    contrasts = isinstance(student, AlbefImageTextModel)  # and needs the teacher's queues
+    if not hasattr(student, "get_teacher_outputs") or not (args.alpha > 0 or contrasts):
+        return None
+    if args.model and cached_file(args.model, MOMENTUM_FILE, _raise_exceptions_for_missing_entries=False):
+        return MomentumTeacher.from_pretrained(args.model, student, args.momentum, args.queue_size)
+    return MomentumTeacher(student, args.momentum, args.queue_size)
 
 
 def read_model_config(source: str | None) -> dict[str, Any]:
-    """Settings of an `AlbefConfig`, from a JSON file or text; none where there is no source.
+    """Return settings of an `AlbefConfig` from a JSON file or text; none without a source.
 
     Raises:
         ValueError: If the source is neither, or a name is unknown.
@@ -23,14 +100,14 @@ def read_model_config(source: str | None) -> dict[str, Any]:
         settings = json.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"model_config is neither a JSON file nor a JSON text ({error}).") from error
-    check_settings(settings, AlbefConfig().to_dict())
+    refuse_unknown(settings, AlbefConfig().to_dict())
     return settings
 
 
 def with_special_tokens(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Settings of an `AlbefConfig` in which answers begin, end and are padded with the tokens of the tokenizer.
+    """Return settings of an `AlbefConfig` in which answers begin, end and are padded with the tokenizer's tokens.
 
-    Those that the settings name themselves go: they were copied from a model with another tokenizer.
+    Token ids in the settings are replaced: they were copied from a model with another tokenizer.
     """
     ids = {
         "bos_token_id": tokenizer.cls_token_id,
@@ -43,24 +120,8 @@ def with_special_tokens(settings: dict[str, Any], tokenizer: PreTrainedTokenizer
 def check_vocabulary(config: AlbefConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise a `ValueError` for a tokenizer with ids that the model has no embedding for."""
     largest = max(tokenizer.get_vocab().values())
-    if largest >= config.text_config.vocab_size:
+    if largest >= config.text.vocab_size:
         raise ValueError(
-            f"The tokenizer has ids up to {largest}, the model embeds {config.text_config.vocab_size} tokens: set "
-            f"vocab_size of text_config to {largest + 1}, or give the tokenizer the model was made for."
+            f"The tokenizer has ids up to {largest}, the model embeds {config.text.vocab_size} tokens: set "
+            f"vocab_size of text_config to {largest + 1}, or use the tokenizer that the model was trained with."
         )
-
-
-def check_settings(settings: dict, known: dict) -> None:
-    """Refuse a name in `settings`, at any depth, that `known` does not have."""
-    for name, value in settings.items():
-        if name not in known:
-            raise ValueError(f"There is no model_config setting {name}{nearest(name, known)}")
-        if name.endswith("_config") and isinstance(value, dict):
-            check_settings(value, known[name])
-
-
-def make_processor(config: AlbefConfig, tokenizer: PreTrainedTokenizerBase, max_words: int = 30) -> AlbefProcessor:
-    """A processor at the resolution of a model."""
-    size = config.vision_config.image_size
-    images = BlipImageProcessorPil(size={"height": size, "width": size})
-    return AlbefProcessor(images, tokenizer, max_words=max_words)

@@ -1,4 +1,4 @@
-"""Being asked to stop, by a scheduler or a person: a signal is noted, and the loop obeys at the end of a step."""
+"""Graceful shutdown: signals set a flag that the training checks after every step."""
 
 import ctypes
 import os
@@ -9,104 +9,105 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-# SIGTERM: the 128 + 15 of a program that it has ended. SIGUSR1, by which Slurm can announce the end of a job's time:
-# the EX_TEMPFAIL of sysexits.h, "try again later", which nothing else here ends with; 0 would say that all is done.
+# SIGTERM: the usual 128 + 15. SIGUSR1, with which Slurm can announce the end of a job's time: EX_TEMPFAIL of
+# sysexits.h, "try again later", which no other outcome uses; 0 would claim that the training is complete.
 EXIT_CODES = {signal.SIGTERM: 143, **({signal.SIGUSR1: 75} if hasattr(signal, "SIGUSR1") else {})}
 
-PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND")  # set by torchrun and `accelerate launch`
 
 
 def end_with_launcher(launcher: int) -> None:
-    """Have the system send SIGTERM to this process when the launcher that has started it ends, however it ends.
+    """Ask the system to send SIGTERM to this process when the launcher that started it ends.
 
-    Otherwise the processes of a launcher that was killed live on, beside those of a restart. Only Linux can do that. A
-    process that no launcher has started outlives its parent, which may be a shell.
+    Otherwise the processes of a killed launcher keep running beside those of a restart. Only Linux supports this. A
+    process without a launcher outlives its parent, which may be a shell.
 
     Args:
-        launcher: `os.getppid()`, called before the imports of the script, which take seconds.
+        launcher: `os.getppid()`, called before the slow imports.
 
     Raises:
-        Stopped: If the launcher has ended since.
+        TrainingInterrupted: If the launcher has already ended.
     """
     if sys.platform == "linux" and any(name in os.environ for name in LAUNCHERS):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
         if os.getppid() != launcher:
-            raise Stopped(signal.SIGTERM)
+            raise TrainingInterrupted(signal.SIGTERM)
 
 
-class Stopped(SystemExit):
-    """The training has been asked to stop, and has done so; the program ends with the signal's exit code."""
+class TrainingInterrupted(SystemExit):
+    """A signal ended the training after a step; the program exits with that signal's code."""
 
-    def __init__(self, asked: signal.Signals):
-        super().__init__(EXIT_CODES[asked])
+    def __init__(self, received: signal.Signals):
+        super().__init__(EXIT_CODES[received])
 
 
-class StopRequest:
-    """Notes signals while it is entered; outside, and in a thread, they do what they always did.
+class SignalHandler:
+    """Record signals while entered; outside, and in a thread, they keep their usual effect.
 
     Example:
         ```python
-        with StopRequest() as stop:
+        with SignalHandler() as signals:
             for batch in batches:
-                learn(batch)
-                if any(stop.votes()):
+                training_step(batch)
+                if any(signals.flags()):
                     break
         ```
     """
 
     def __init__(self) -> None:
-        self.noted: set[int] = set()
-        self.handlers: dict[int, object] = {}
+        self.received: set[int] = set()
+        self.previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # Python sets no handler from another one
-            self.handlers = {number: signal.signal(number, self._note) for number in EXIT_CODES}
+    def __enter__(self) -> "SignalHandler":
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers from no other thread
+            self.previous = {signum: signal.signal(signum, self._record) for signum in EXIT_CODES}
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        self.handlers = {}
+        for signum, handler in self.previous.items():
+            signal.signal(signum, handler)
+        self.previous = {}
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.noted.add(number)
+    def _record(self, signum: int, frame: FrameType | None) -> None:
+        self.received.add(signum)
 
-    def votes(self) -> list[float]:
-        """For each of `EXIT_CODES` whether this process has got it, as numbers that processes can add up."""
-        return [float(number in self.noted) for number in EXIT_CODES]
-
-
-def chosen(votes: list[float]) -> signal.Signals | None:
-    """The signal that any process has got, from the sum of their votes."""
-    return next((number for number, count in zip(EXIT_CODES, votes, strict=True) if count), None)
+    def flags(self) -> list[float]:
+        """Return 1 or 0 for each of `EXIT_CODES`, as numbers that processes can sum."""
+        return [float(signum in self.received) for signum in EXIT_CODES]
 
 
-def start_undisturbed(batches: Iterator[Any]) -> Iterator[Any]:
-    """The same batches; signals are held back until the first is there.
+def first_signal(flags: list[float]) -> signal.Signals | None:
+    """Return the first signal that any process received, given the sum of their flags."""
+    return next((signum for signum, count in zip(EXIT_CODES, flags, strict=True) if count), None)
 
-    The first one starts the processes that load data, and a signal to all could end them before they ignore it.
+
+def block_signals_until_first_batch(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield the same batches; signals are blocked until the first one has arrived.
+
+    The first batch starts the DataLoader workers, which a signal to all processes could end before they ignore it.
     """
-    held = set(EXIT_CODES) if hasattr(signal, "pthread_sigmask") else set()
-    if held:
-        held -= signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    blocked = set(EXIT_CODES) if hasattr(signal, "pthread_sigmask") else set()
+    if blocked:
+        blocked -= signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
         first = next(batches, None)
     finally:
-        if held:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
+        if blocked:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
     if first is not None:
         yield first
-        del first  # which may lie on a GPU
+        del first  # may occupy GPU memory
         yield from batches
 
 
-def leave_signals_to_the_training(worker: int) -> None:
-    """Let a process that loads data live on: a scheduler signals all processes, and the last step needs its batches.
+def ignore_signals(worker: int) -> None:
+    """Ignore termination signals in DataLoader workers, for `DataLoader(worker_init_fn=...)`.
 
-    For `DataLoader(worker_init_fn=...)`. Such a process ends with the iterator, or when its parent is gone.
+    Schedulers signal all processes, and the last step needs its batches. A worker ends with the iterator, or when its
+    parent is gone.
     """
-    for number in EXIT_CODES:
-        signal.signal(number, signal.SIG_IGN)
+    for signum in EXIT_CODES:
+        signal.signal(signum, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, EXIT_CODES)

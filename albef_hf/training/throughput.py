@@ -1,17 +1,18 @@
-"""What a training shows of itself beside its losses: how busy the machine is, and how far behind the teacher."""
+"""Measure throughput: operations, waits for data, sums over the steps between two log records."""
 
 import contextlib
 import math
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..data.pairs import Issue
+from ..data.row_errors import SkipReason
 
-# Dense bfloat16 (V100 and T4: float16) operations per second, in the makers' data sheets, by a part of the name.
+# Dense bfloat16 (V100 and T4: float16) operations per second, from the makers' data sheets, by a part of the name.
 PEAKS = {
     "B200": 2.25e15,
     "H200": 989e12,
@@ -29,34 +30,35 @@ PEAKS = {
 }
 
 
-def peak_of(device: torch.device, mixed_precision: str) -> float:
-    """Operations per second that a GPU is sold with, in half precision; 0 where they are not known."""
+def peak_flops(device: torch.device, mixed_precision: str) -> float:
+    """Return a GPU's nominal half-precision operations per second; 0 if unknown."""
     if device.type != "cuda" or mixed_precision == "no":
         return 0.0
     name = torch.cuda.get_device_name(device)
-    # As a word: an RTX A4000 is no A40, an L40 no L4.
+    # Whole words only: an RTX A4000 is not an A40, an L40 is not an L4.
     return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), 0.0)
 
 
 class FlopCounter:
-    """Floating-point operations that batches call for: matrix products, convolutions and attention.
+    """Count the floating-point operations of a training step: matrix products, convolutions and attention.
 
-    One forward pass of the teacher, and three of the student, since a backward pass takes twice its forward; what
-    gradient checkpointing computes again does not count. Each shape of a batch is counted once, in a forward pass of
-    its own that leaves no trace. What torch has no formula for is not counted, which is fused attention on a CPU and
-    that of the flash-attention package (4 % of a step at the paper's size); nor is what `share_negatives` adds.
+    A step is one forward pass of the teacher and three of the student, since a backward pass costs two forward
+    passes; what gradient checkpointing recomputes does not count. Each batch shape is counted once, in an extra
+    forward pass without side effects. Operations that torch has no formula for are missing: fused attention on a CPU
+    and that of the flash-attention package (4 % of a step at the paper's size), and what `gather_negatives` adds.
 
     Args:
-        student: The model that learns.
+        student: The model that is trained.
         teacher: Its teacher, or None.
     """
 
     def __init__(self, student: torch.nn.Module, teacher: torch.nn.Module | None):
-        self.student, self.teacher = student, teacher
+        self.student = student
+        self.teacher = teacher
         self.counted: dict[tuple, int] = {}
 
-    def of(self, batch: dict[str, torch.Tensor]) -> int:
-        """Operations for a batch, of this process."""
+    def count(self, batch: dict[str, torch.Tensor]) -> int:
+        """Return the operations of this process for a batch."""
         shape = tuple(tuple(values.shape) for values in batch.values())
         if shape not in self.counted:
             self.counted[shape] = self._count(batch)
@@ -64,57 +66,67 @@ class FlopCounter:
 
     def _count(self, batch: dict[str, torch.Tensor]) -> int:
         device = next(self.student.parameters()).device
-        generators = [device] if device.type == "cuda" else []
-        alone = torch.random.fork_rng(generators), torch.no_grad(), torch.compiler.set_stance("force_eager")
+        cuda_devices = [device] if device.type == "cuda" else []
         with contextlib.ExitStack() as stack:
-            for part in alone:
-                stack.enter_context(part)
+            stack.enter_context(torch.random.fork_rng(cuda_devices))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
             counter = stack.enter_context(FlopCounterMode(display=False))
-            heard = {} if self.teacher is None else {"teacher_outputs": self.teacher(**batch), "alpha": 0.5}
-            of_teacher = counter.get_total_flops()
-            self.student(**batch, **heard)
-            return of_teacher + 3 * (counter.get_total_flops() - of_teacher)
+            targets = {} if self.teacher is None else {"teacher_outputs": self.teacher(**batch), "alpha": 0.5}
+            teacher_flops = counter.get_total_flops()
+            self.student(**batch, **targets)
+            return teacher_flops + 3 * (counter.get_total_flops() - teacher_flops)
 
 
 @torch.no_grad()
 def relative_distance(student: torch.nn.Module, teacher: torch.nn.Module) -> torch.Tensor:
-    """Length of the difference of two models' weights, as a share of the length of the student's; a scalar."""
+    """Return the norm of the difference between two models' weights over the norm of the student's, a scalar."""
     weights = [weight.detach().float() for weight in student.parameters()]
     differences = torch._foreach_sub(weights, [weight.float() for weight in teacher.parameters()])
-
-    def length(tensors: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack(torch._foreach_norm(tensors)).norm()
-
-    return length(differences) / length(weights)
+    return _total_norm(differences) / _total_norm(weights)
 
 
-class Window:
-    """What has happened since the last record of a training."""
+def _total_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(torch._foreach_norm(list(tensors))).norm()
+
+
+class MetricsWindow:
+    """Sums over the steps since the last log record, on this process."""
 
     def __init__(self, device: torch.device) -> None:
         self.start = time.monotonic()
         self.waited = 0.0
         self.pairs = 0
         self.flops = 0
-        self.issues = torch.zeros(len(Issue), dtype=torch.long, device=device)
+        self.issues = torch.zeros(len(SkipReason), dtype=torch.long, device=device)
         self.steps = 0
         self.sums = torch.zeros((), device=device)
 
-    def state(self) -> dict[str, Any]:
-        """All of it, for a checkpoint."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything, for a checkpoint."""
         return vars(self) | {"start": time.monotonic() - self.start}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on with what `state` has given."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         device = self.sums.device
         moved = {name: value.to(device) if torch.is_tensor(value) else value for name, value in state.items()}
         vars(self).update(moved | {"start": time.monotonic() - state["start"]})
 
-    def add(self, values: torch.Tensor) -> None:
-        """Add the numbers of a step, without waiting for the device."""
+    def add_batch(self, pairs: int, issues: torch.Tensor, flops: int) -> None:
+        """Count a batch."""
+        self.pairs += pairs
+        self.issues += issues
+        self.flops += flops
+
+    def add_step(self, values: torch.Tensor) -> None:
+        """Add the numbers of an optimizer step, without waiting for the device."""
         self.sums = self.sums + values
         self.steps += 1
 
+    def exclude(self, seconds: float) -> None:
+        """Do not count time spent on evaluation or saving as training time."""
+        self.start += seconds
+
     def average(self, count: int) -> torch.Tensor:
-        """Mean of the steps, of `count` numbers each; not a number where all of them were skipped."""
+        """Return the mean over the steps, of `count` numbers; NaN if all steps were skipped."""
         return self.sums / self.steps if self.steps else self.sums.new_full((count,), math.nan)

@@ -16,9 +16,9 @@ import torch
 from tqdm.auto import tqdm
 
 from albef_hf import AlbefForPreTraining, AlbefProcessor
-from albef_hf.data import Pictures, Scenes
+from albef_hf.data import EvaluationImages, Scenes
 from albef_hf.data.sources import read_annotations
-from albef_hf.modeling_albef import sample_hard_negatives
+from albef_hf.losses_albef import sample_hard_negatives
 from albef_hf.retrieval_albef import ImageEncoder, encode_texts, match
 
 BATCH = 64
@@ -32,7 +32,7 @@ def main() -> None:
     model = AlbefForPreTraining.from_pretrained(options.model).eval()
     processor = AlbefProcessor.from_pretrained(options.model)
     rows = read_annotations(options.files) if options.files else Scenes(options.pictures, SEED, max_objects=4)
-    pictures = Pictures(rows, options.image_root, most=options.pictures)
+    pictures = EvaluationImages(rows, options.image_root, max_images=options.pictures)
     if len(pictures) < 2:
         sys.exit("one picture has no wrong text: give --pictures 2 or more, of files that have them.")
     torch.manual_seed(0)
@@ -54,7 +54,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 @torch.no_grad()
-def right_above_wrong(model: AlbefForPreTraining, processor: AlbefProcessor, pictures: Pictures) -> torch.Tensor:
+def right_above_wrong(
+    model: AlbefForPreTraining, processor: AlbefProcessor, pictures: EvaluationImages
+) -> torch.Tensor:
     """How often the right text is above a random and a hard wrong one, (pictures, scores, 2), mean of the captions."""
     encoder = ImageEncoder(model, processor, pictures, range(len(pictures)), BATCH)
     embeds = encoder.embeds()

@@ -1,6 +1,6 @@
 """The ways to pretrain of the paper's Table 1: each takes one more thing away from the full objective.
 
-Whether the teacher softens targets at all (`alpha`) and how hard negatives are (`negative_hardness`) are options of
+Whether the teacher softens targets at all (`alpha`) and how hard negatives are (`hardness_strength`) are options of
 the training, so that rows which differ in nothing else have the same class.
 """
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from albef_hf import AlbefConfig, AlbefForPreTraining
-from albef_hf.modeling_albef import AlbefContrastiveHead, AlbefTeacherOutput
+from albef_hf.head_layers_albef import AlbefContrastiveHead
+from albef_hf.outputs_albef import AlbefTeacherOutput
 
 
 class SilentHead(AlbefContrastiveHead):
@@ -69,7 +70,7 @@ class Pretraining:
     distilled: bool = False
 
 
-AT_RANDOM = {"negative_hardness": 0.0}
+AT_RANDOM = {"hardness_strength": 0.0}
 PRETRAININGS = {
     "without_contrast": Pretraining("MLM + ITM", WithoutContrast, AT_RANDOM),
     "random_negatives": Pretraining("ITC + MLM + ITM", PlainLanguage, AT_RANDOM),

@@ -80,7 +80,10 @@ COLUMNS = (
     Column("NLVR2", "nlvr2", ("accuracy",)),
     Column("VQA", "vqa", ("accuracy",)),
 )
-CONTRAST, RERANKED, EVERY_PAIR, TUNED = COLUMNS[:2], COLUMNS[2:4], COLUMNS[4:6], COLUMNS[6:8]
+CONTRAST = COLUMNS[:2]
+RERANKED = COLUMNS[2:4]
+EVERY_PAIR = COLUMNS[4:6]
+TUNED = COLUMNS[6:8]
 
 
 def variants(columns: tuple[Column, ...], step: str, how: str, title: str) -> tuple[Column, ...]:

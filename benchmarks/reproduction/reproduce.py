@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -29,25 +30,20 @@ from objectives import PRETRAININGS
 from tqdm.auto import tqdm
 
 from albef_hf import AlbefForPreTraining, AlbefProcessor
-from albef_hf.data import Pictures
 from albef_hf.retrieval_albef import RetrievalScores, score_all
 from albef_hf.tasks import find_task
-from albef_hf.training.trainer import TrainingOptions, make_accelerator
-from albef_hf.utils.options import parse_options
+from albef_hf.tasks.pretraining import Pretraining
+from albef_hf.training.arguments import PretrainingArguments, TrainingArguments
+from albef_hf.training.distributed import make_accelerator
+from albef_hf.training.run import train
+from albef_hf.utils.command_line import parse_arguments
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.parents[1] / "train"))  # last, since its evaluate.py would hide the library of that name
-
-from pretrain import PretrainingOptions, load_rows, pretrain  # noqa: E402
-
-# isort: split
-from finetune import finetune  # noqa: E402, which takes its folder out of the path again
-
 TASKS = ("retrieval", "entailment", "nlvr2", "vqa")
 CANDIDATES = 16  # of a query, from contrast, that matching orders
 MORE_PICTURES = 10  # times those that training is evaluated on, to see what reranking adds
 LAST = [*PRETRAININGS][-1]  # the one that is fine-tuned with distillation too, the paper's last row
-STATE = {"resume": True, "overwrite_output_dir": True}
+STATE = {"resume_from_checkpoint": True, "overwrite_output_dir": True}
 
 
 @dataclass(frozen=True)
@@ -192,21 +188,26 @@ def pretrain_one(run: Run, places: Places) -> dict[str, float]:
         "scenes_vague_share": run.noise / 2,
         **way.settings,
     }
-    options = read_recipe(PretrainingOptions, places.recipe / "pretraining.yaml", settings, way.distilled)
-    with accelerator_for(options) as accelerator:
-        return pretrain(options, accelerator, way.head) | more_metrics(options, accelerator)
+    args = read_recipe(PretrainingArguments, places.recipe / "pretraining.yaml", settings, way.distilled)
+    with accelerator_for(args) as accelerator:
+        return train(task_with(way.head), args, accelerator) | more_metrics(args, accelerator)
 
 
-def more_metrics(options: PretrainingOptions, accelerator: Accelerator) -> dict[str, float]:
+def task_with(head: type[AlbefForPreTraining]) -> type[Pretraining]:
+    """Return pretraining with other losses."""
+    return type("Pretraining", (Pretraining,), {"head": head})
+
+
+def more_metrics(args: PretrainingArguments, accelerator: Accelerator) -> dict[str, float]:
     """Recall of a saved model where contrast names candidates and matching orders them, as the paper uses it.
 
     Also by the logit of a match alone, as the original's `Retrieval.py` orders, and both steps among more pictures,
     where chance has less part in what the second adds.
     """
-    every = scores_of(options, accelerator)
+    every = scores_of(args, accelerator)
     ways = every.image_to_text, every.text_to_image
     best = RetrievalScores(*(replace(way, logits=way.logits[:, :CANDIDATES]) for way in ways))
-    many = replace(options, validation_size=MORE_PICTURES * options.validation_size, rerank=CANDIDATES)
+    many = replace(args, validation_size=MORE_PICTURES * args.validation_size, rerank_k=CANDIDATES)
     among_many = scores_of(many, accelerator).metrics()
     return {
         **renamed(best.metrics(), "itm", "reranked"),
@@ -217,13 +218,12 @@ def more_metrics(options: PretrainingOptions, accelerator: Accelerator) -> dict[
     }
 
 
-def scores_of(options: PretrainingOptions, accelerator: Accelerator) -> RetrievalScores:
+def scores_of(args: PretrainingArguments, accelerator: Accelerator) -> RetrievalScores:
     """All scores of a saved model."""
-    model = AlbefForPreTraining.from_pretrained(options.output_dir).to(accelerator.device)
-    processor = AlbefProcessor.from_pretrained(options.output_dir)
-    _, rows = load_rows(options, model.config.vision_config.image_size, accelerator)
-    pictures = Pictures(rows, options.image_root, most=options.validation_size)
-    return score_all(model, processor, pictures, pictures.captions, options.rerank)
+    model = AlbefForPreTraining.from_pretrained(args.output_dir).to(accelerator.device)
+    processor = AlbefProcessor.from_pretrained(args.output_dir)
+    _, images = Pretraining(args, processor).load_rows(accelerator)
+    return score_all(model, processor, images, images.captions, args.rerank_k)
 
 
 def renamed(metrics: dict[str, float], step: str, name: str) -> dict[str, float]:
@@ -233,28 +233,28 @@ def renamed(metrics: dict[str, float], step: str, name: str) -> dict[str, float]
 
 def finetune_one(run: Run, places: Places) -> dict[str, float]:
     """The metrics of a fine-tuned model."""
-    kind = find_task(run.task)
+    task_class = find_task(run.task)
     settings = {
         "model": places.output / run.model,
         "output_dir": places.output / run.model / f"{run.task}{'-distilled' * run.distilled}",
         "seed": run.seed,
     }
-    options = read_recipe(kind.options_class, places.recipe / "finetuning.yaml", settings, run.distilled)
-    with accelerator_for(options) as accelerator:
-        return finetune(kind, options, accelerator)
+    args = read_recipe(task_class.arguments_class, places.recipe / "finetuning.yaml", settings, run.distilled)
+    with accelerator_for(args) as accelerator:
+        return train(task_class, args, accelerator)
 
 
-def read_recipe(kind: type[TrainingOptions], recipe: Path, settings: dict, distilled: bool) -> TrainingOptions:
+def read_recipe(kind: type[TrainingArguments], recipe: Path, settings: dict, distilled: bool) -> Any:
     """Options of a recipe with the settings of a run; without distillation, `alpha` is 0."""
     settings = {**STATE, **settings, **({} if distilled else {"alpha": 0})}
     given = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    return parse_options(kind, __doc__, ["--config", str(recipe), *given])
+    return parse_arguments(kind, __doc__, ["--config", str(recipe), *given])
 
 
 @contextlib.contextmanager
-def accelerator_for(options: TrainingOptions) -> Iterator:
+def accelerator_for(args: TrainingArguments) -> Iterator:
     """An accelerator, and its end."""
-    accelerator = make_accelerator(options)
+    accelerator = make_accelerator(args)
     try:
         yield accelerator
     finally:

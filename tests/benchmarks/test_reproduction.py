@@ -72,7 +72,7 @@ def test_without_contrast_only_matching_and_masked_language_teach(objectives, ba
 
 
 def test_negatives_are_hard_only_where_the_paper_says_so(objectives):
-    assert {name: way.settings.get("negative_hardness", 1) for name, way in objectives.PRETRAININGS.items()} == {
+    assert {name: way.settings.get("hardness_strength", 1) for name, way in objectives.PRETRAININGS.items()} == {
         **dict.fromkeys(("without_contrast", "random_negatives"), 0),
         **dict.fromkeys(("hard_negatives", "distilled_contrast", "full"), 1),
     }
@@ -277,7 +277,7 @@ def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, c
     again = json.loads(results.read_text().splitlines()[-1])
     assert {**again, "cpu_seconds": lost["cpu_seconds"]} == lost
     log = tmp_path / "out" / "logs" / "without_contrast-noise0.4-seed1-pretraining.txt"
-    assert "goes on from" in log.read_text()
+    assert "resumed from" in log.read_text()
     shutil.rmtree(tmp_path / "out" / "without_contrast-noise0.4-seed1")  # its fine-tuning needs it again
     results.write_text("".join(json.dumps(line) + "\n" for line in done if line["task"] == "pretraining"))
     reproduce(capsys, "--pretrainings", "without_contrast", "--tasks", "retrieval")

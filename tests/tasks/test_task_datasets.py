@@ -1,4 +1,4 @@
-"""What `datasets` reads is read as the tasks' own annotations are: labels, pictures, and all that is optional."""
+"""Rows of `datasets` are read like annotation files: labels, images, and optional columns."""
 
 import io
 from pathlib import Path
@@ -9,9 +9,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from task_rows import results_of, small
+from task_rows import results_of, small, small_evaluation
 
-from albef_hf.data import BadSampleError
+from albef_hf.data import InvalidSampleError
 from albef_hf.tasks import find_task
 
 PICTURE = datasets.Image()
@@ -38,7 +38,7 @@ def task_on(processor, tmp_path):
         rows.to_parquet(file)
         kind = find_task(name)
         source = {"dataset": "parquet", "data_files": [file], "validation_split": "train", "columns": list(named)}
-        return kind(kind.options_class(model="m", **source, **options), processor)
+        return kind(kind.arguments_class(model="m", **source, **options), processor)
 
     return make
 
@@ -60,7 +60,7 @@ def test_numbered_labels_are_read_by_their_names(task_on):
         "neutral",
         "contradiction",
     ]
-    with pytest.raises(BadSampleError, match="label_unknown: None"):
+    with pytest.raises(InvalidSampleError, match="label_unknown: None"):
         task.text_and_label(rows[3])
 
 
@@ -76,7 +76,7 @@ def test_numbered_answers_and_identifiers_are_read_by_what_they_mean(task_on):
     assert [task.answers(row) for row in task.train_rows()] == [["red"], ["blue"]]
     columns = {"image": [stored(picture())] * 3, "caption": ["a", "b", "c"], "image_id": [7.0, 8.0, 7.0]}
     features = {"image": PICTURE, "caption": TEXT, "image_id": datasets.Value("float64")}
-    assert [row["number"] for row in task_on("retrieval", columns, features).train_rows()] == [0, 1, 0]
+    assert [row["image_index"] for row in task_on("retrieval", columns, features).train_rows()] == [0, 1, 0]
 
 
 def test_a_dataset_is_trained_on_and_evaluated_from_the_command_line(task_on, run, pretrained, tmp_path):
@@ -87,8 +87,8 @@ def test_a_dataset_is_trained_on_and_evaluated_from_the_command_line(task_on, ru
     task_on("entailment", columns, features, *named)  # writes the file
     source = ["--dataset", "parquet", "--data_files", tmp_path / "entailment.parquet", "--validation_split", "train"]
     source += ["--columns", *named]
-    run("finetune", "--task", "entailment", *small(pretrained, tmp_path / "tuned"), *source)
-    run("evaluate", "--task", "entailment", *small(tmp_path / "tuned", tmp_path / "again"), *source)
+    run("finetune", "entailment", *small(pretrained, tmp_path / "tuned"), *source)
+    run("evaluate", "entailment", *small_evaluation(tmp_path / "tuned", tmp_path / "again"), *source)
     metrics, predictions = results_of(tmp_path / "again")
     names = ["entailment", "neutral", "contradiction"] * 4
     right = [found["answer"] == name for found, name in zip(predictions, names, strict=True)]
@@ -101,19 +101,19 @@ def test_captions_of_a_picture_share_its_number(task_on, config):
     for kind in ("int64", "int32", "string"):
         features = {"image": PICTURE, "caption": TEXT, "image_id": datasets.Value(kind)}
         task = task_on("retrieval", columns, features)
-        assert [row["number"] for row in task.train_rows()] == [0, 1, 0]
+        assert [row["image_index"] for row in task.train_rows()] == [0, 1, 0]
     metrics, predictions = evaluated(task, config)
     assert len([found for found in predictions if "texts" in found]) == 2, "two pictures, not three"
     assert task.baselines([], task.validation_rows()) == {"chance_r1": 50}
     columns["file"], features["file"] = columns.pop("image_id"), features.pop("image_id")
     task = task_on("retrieval", columns | {"file": ["x", "y", "x"]}, features, "image_id=file")
-    assert [row["number"] for row in task.train_rows()] == [0, 1, 0]
+    assert [row["image_index"] for row in task.train_rows()] == [0, 1, 0]
 
 
 def test_pictures_that_are_paths_are_told_apart_by_them(task_on):
     columns = {"file": ["a.png", "b.png", "a.png"], "caption": ["a", "b", "c"]}
     task = task_on("retrieval", columns, {"file": TEXT, "caption": TEXT}, "image=file")
-    assert [row["number"] for row in task.train_rows()] == [0, 1, 0]
+    assert [row["image_index"] for row in task.train_rows()] == [0, 1, 0]
 
 
 def test_boxes_of_a_dataset_are_chosen_from(task_on, config):
@@ -149,8 +149,8 @@ def test_questions_keep_their_types_and_sources(task_on):
     task = task_on("vqa", columns, features, "answer=answers")
     rows, rng = task.train_rows(), np.random.default_rng(0)
     assert "useless" not in rows.column_names
-    assert task.read(rows[0], rng)["answers"] == {"red": 0.9, "pink": 0.1}
-    assert task.read(rows[1], rng)["answers"] == {"yes": 0.5}, "what Visual Genome says weighs half"
+    assert task.preprocess_train(rows[0], rng)["answers"] == {"red": 0.9, "pink": 0.1}
+    assert task.preprocess_train(rows[1], rng)["answers"] == {"yes": 0.5}, "what Visual Genome says weighs half"
     scores = task.score([{"row": 0, "answer": "red"}, {"row": 1, "answer": "no"}], task.validation_rows())
     assert scores["per_answer_type/other"] == 100 and scores["per_answer_type/yes/no"] == 0
 
@@ -175,7 +175,7 @@ def test_pairs_of_pictures_may_have_a_column_each(task_on, config):
     features = {"left": PICTURE, "right": PICTURE, "sentence": TEXT, "label": TEXT}
     named = ("left_image=left", "right_image=right")
     task = task_on("nlvr2", columns, features, *named)
-    sample = task.read(task.train_rows()[0], np.random.default_rng(0))
+    sample = task.preprocess_train(task.train_rows()[0], np.random.default_rng(0))
     assert sample["pixel_values"].shape == (2, 3, 32, 32)
     metrics, predictions = evaluated(task, config)
     assert [found["row"] for found in predictions] == [0] and metrics["rows_left_out"] == 1
@@ -189,7 +189,7 @@ def test_text_assignment_reads_captions_of_a_dataset(task_on):
     task = task_on("text_assignment", columns, features, "caption=text")
     rows = task.train_rows()
     assert [row["caption"] for row in rows] == ["a", "b", "c"] and "other" not in rows[0]
-    assert task.read(rows[0], np.random.default_rng(0))["pixel_values"].shape == (3, 32, 32)
+    assert task.preprocess_train(rows[0], np.random.default_rng(0))["pixel_values"].shape == (3, 32, 32)
 
 
 def test_a_column_that_is_not_there_or_named_twice_is_told(task_on):

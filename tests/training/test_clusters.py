@@ -1,6 +1,6 @@
-"""Configurations of many GPUs and nodes say what they should, and a job of Slurm goes on by itself.
+"""Configurations of several GPUs and nodes are valid, and a Slurm job resumes by itself.
 
-ALBEF_LONG=1 launches the configurations too, on processors in place of GPUs, and has two tasks in the job of Slurm.
+ALBEF_LONG=1 also launches the configurations, on CPUs instead of GPUs, and runs two tasks in the Slurm job.
 """
 
 import os
@@ -17,9 +17,9 @@ from accelerate.utils import DistributedType
 from paths import REPOSITORY
 from small_pretraining import records_of, small_run
 
-from albef_hf.training.trainer import require_known_processes
+from albef_hf.training.distributed import check_processes
 
-CONFIGS = REPOSITORY / "train" / "configs" / "accelerate"
+CONFIGS = REPOSITORY / "train" / "accelerate"
 SLURM = REPOSITORY / "train" / "slurm" / "pretrain.sbatch"
 LONG = bool(os.environ.get("ALBEF_LONG"))
 only_long = pytest.mark.skipif(not LONG, reason="takes long: ALBEF_LONG=1 runs it")
@@ -44,9 +44,10 @@ def test_accelerate_reads_its_configurations(name, kind, machines, processes):
 def probe(tmp_path) -> Path:
     path = tmp_path / "probe.py"
     path.write_text(
-        "from albef_hf.training.trainer import TrainingOptions, make_accelerator, require_known_processes\n"
-        "accelerator = make_accelerator(TrainingOptions())\n"
-        "require_known_processes(accelerator)\n"
+        "from albef_hf.training.arguments import TrainingArguments\n"
+        "from albef_hf.training.distributed import check_processes, make_accelerator\n"
+        "accelerator = make_accelerator(TrainingArguments())\n"
+        "check_processes(accelerator)\n"
         "print('seen', accelerator.process_index, accelerator.num_processes, accelerator.mixed_precision)\n"
     )
     return path
@@ -76,29 +77,29 @@ def test_processes_of_two_nodes_know_each_other(probe):
 
 
 @only_long
-def test_copies_that_know_nothing_of_each_other_are_refused(probe):
+def test_processes_that_do_not_know_each_other_are_refused(probe):
     environment = {name: value for name, value in ON_PROCESSORS.items() if name != "ACCELERATE_USE_CPU"}
     environment["CUDA_VISIBLE_DEVICES"] = ""
     said = launch("eight_gpus", "--num_processes", 2, probe, environment=environment).communicate(timeout=300)[0]
-    assert "2 processes were started, and each takes itself for one of 1" in said
+    assert "WORLD_SIZE is 2 but Accelerate sees 1 process(es)" in said
 
 
-def test_what_would_train_something_else_is_refused(monkeypatch):
+def test_unknown_processes_and_sharded_models_are_refused(monkeypatch):
     alone = SimpleNamespace(num_processes=1, distributed_type=DistributedType.NO)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    require_known_processes(alone)
-    with pytest.raises(ValueError, match="the teacher averages whole weights, so use MULTI_GPU"):
-        require_known_processes(SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP))
+    check_processes(alone)
+    with pytest.raises(ValueError, match="the teacher averages unsharded weights. Use MULTI_GPU"):
+        check_processes(SimpleNamespace(num_processes=1, distributed_type=DistributedType.FSDP))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="each takes itself for one of 1.*set ACCELERATE_USE_CPU=true"):
-        require_known_processes(alone)
+    with pytest.raises(ValueError, match=r"Accelerate sees 1 process\(es\).*set ACCELERATE_USE_CPU=true"):
+        check_processes(alone)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Slurm
 # ---------------------------------------------------------------------------------------------------------------------
 
-# Stand-ins: a process for each task, which get the signals of srun, whose exit code is the highest of theirs.
+# Substitutes: one process per task, to which srun passes its signals; its exit code is the highest of theirs.
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
 for ((task = 0; task < SLURM_NTASKS; task++)); do
@@ -126,7 +127,7 @@ def test_the_slurm_script_is_bash():
     assert "#SBATCH --signal=B:USR1@300" in SLURM.read_text()
 
 
-def test_a_job_whose_time_is_up_queues_again_and_goes_on(tmp_path):
+def test_a_job_at_its_time_limit_is_requeued_and_resumes(tmp_path):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -139,7 +140,14 @@ def test_a_job_whose_time_is_up_queues_again_and_goes_on(tmp_path):
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_NTASKS": str(tasks),
     }
-    arguments = small_run(tmp_path / "out", STEPS) + ["--log_every", "1", "--validation_size", "0", "--scenes", "80"]
+    arguments = small_run(tmp_path / "out", STEPS) + [
+        "--logging_steps",
+        "1",
+        "--validation_size",
+        "0",
+        "--scenes",
+        "80",
+    ]
     arguments = [argument for argument in arguments if argument not in ("--overwrite_output_dir", "True")]
 
     def submit() -> subprocess.Popen:
@@ -159,7 +167,7 @@ def test_a_job_whose_time_is_up_queues_again_and_goes_on(tmp_path):
     stopped = len(records_of(tmp_path / "out"))
     job = submit()
     said = job.communicate(timeout=200)[0]
-    assert job.returncode == 0 and "goes on from" in said, said
+    assert job.returncode == 0 and "resumed from" in said, said
     assert requeued.read_text().count("\n") == 1 and 0 < stopped < STEPS
     steps = [record["step"] for record in records_of(tmp_path / "out") if "loss" in record]
     assert steps == list(range(1, STEPS + 1))

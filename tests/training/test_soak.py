@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import soak
 
-from albef_hf.data import BadSampleError, Issue, Shards, load_image, usable_captions
+from albef_hf.data import InvalidSampleError, Shards, SkipReason, load_image, valid_captions
 
 OPTIONS = argparse.Namespace(rows=40, processes=1)
 BROKEN = {3: "image_broken", 20: "shard_damaged"}
@@ -33,7 +33,7 @@ def faults(tmp_path):
         write(tmp_path / "journal_0.jsonl", lines)
         last = {"pairs": 160, "image_broken": 5, "shard_damaged": 5} | counts
         (tmp_path / "run").mkdir(exist_ok=True)
-        counted = {issue.name.lower(): 0 for issue in Issue} | last
+        counted = {issue.name.lower(): 0 for issue in SkipReason} | last
         write(tmp_path / "run" / "log.jsonl", [{"step": 5} | counted, {"step": 10} | counted])
         return soak.account(OPTIONS, tmp_path, BROKEN)
 
@@ -92,10 +92,10 @@ def test_the_shards_are_broken_as_they_say(tmp_path):
     rows, found = Shards([tmp_path / "shards"]), {}
     for number in range(120):
         try:
-            usable_captions(rows[number]["caption"])
+            valid_captions(rows[number]["caption"])
             load_image(rows[number]["image"])
-        except BadSampleError as error:
-            found[number] = error.issue.name.lower()
+        except InvalidSampleError as error:
+            found[number] = error.reason.name.lower()
     assert found == broken
 
 

@@ -1,0 +1,137 @@
+"""`albef evaluate`: metrics of a pretrained or fine-tuned model on a task, with baselines and every prediction."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from ..configuration_albef import AlbefConfig
+from ..processing_albef import AlbefProcessor
+from ..training.arguments import FineTuningArguments, TrainingArguments
+from ..training.distributed import make_accelerator
+from ..training.model_setup import load_task_model
+from ..training.output_folder import LATER_RESULTS, OPTIONS_FILE, write_metrics, write_results
+from ..utils.command_line import parse_arguments
+from ..utils.progress import log_library_progress
+from ..utils.renamed_options import with_present_names
+
+if TYPE_CHECKING:
+    from ..tasks.base import FineTuningTask
+
+# Options of a training that an evaluation uses, too.
+SHARED_OPTIONS = {"attn_implementation", "mixed_precision", "output_dir", "seed"}
+UNUSED_OPTIONS = {field.name for field in fields(TrainingArguments)} - SHARED_OPTIONS
+UNUSED_OPTIONS |= {"flip_probability", "min_crop_scale", "randaugment_operations"}
+
+
+def main(task_class: type["FineTuningTask"], arguments: list[str]) -> dict[str, float]:
+    """Parse the options and evaluate; return the metrics."""
+    description = (
+        f"Evaluate a model on {task_class.name}: metrics, baselines and every prediction. The model may be "
+        "fine-tuned, or pretrained if it has all weights of the head. Without --output_dir, results go to the folder "
+        "evaluation in that of the model."
+    )
+
+    def parse(**defaults: Any) -> Any:
+        return parse_arguments(
+            task_class.arguments_class,
+            description,
+            arguments,
+            prog=f"albef evaluate {task_class.name}",
+            recipes=task_class.name,
+            unused=UNUSED_OPTIONS,
+            defaults={"output_dir": "", **defaults},
+        )
+
+    args = parse()
+    rerank_k = _rerank_k_of_training(args)
+    if rerank_k is not None:
+        args = parse(rerank_k=rerank_k)
+    log_library_progress()
+    return evaluate(task_class, args)
+
+
+def evaluate(task_class: type["FineTuningTask"], args: FineTuningArguments) -> dict[str, float]:
+    """Return the metrics of a model on the validation rows; the main process prints and writes them."""
+    folder = results_folder(args)
+    args.output_dir = str(folder)
+    args.report_to = ["none"]  # a recipe, or the options of a run, may name trackers
+    accelerator = make_accelerator(args)
+    model, processor = load_trained_model(task_class, args)
+    task = task_class(args, processor)
+    rows = task.validation_rows()
+    accelerator.print(_describe(task, rows))
+    metrics, predictions = task.evaluate(model.to(accelerator.device), rows, accelerator)
+    metrics |= task.evaluate_exchanged(model, rows, accelerator)
+    if accelerator.is_main_process:
+        write_results(folder, metrics, predictions)
+        baselines = _baselines(task, rows) if task.metric in metrics else {}  # without answers there are none
+        write_metrics(folder, metrics | baselines)
+        print(task.format_metrics(metrics, rows))
+        for name, value in baselines.items():
+            print(f"{name:28s} {value:8.2f}")
+        print(f"skipped or cut: {task.row_errors}")
+        print(f"{len(predictions)} predictions and metrics.json are in {folder}")
+    return metrics
+
+
+def results_folder(args: FineTuningArguments) -> Path:
+    """Return the folder of the results; below a model they get their own, since the training left such files there."""
+    folder = Path(args.output_dir or args.model)
+    if (folder / "config.json").exists():
+        return folder / LATER_RESULTS
+    return folder if args.output_dir else Path("runs/evaluation")
+
+
+def load_trained_model(
+    task_class: type["FineTuningTask"], args: FineTuningArguments
+) -> tuple[PreTrainedModel, AlbefProcessor]:
+    """Return the trained head of a task, and the processor, at a resolution.
+
+    Raises:
+        ValueError: If some weights of the head are missing, and would be random.
+    """
+    model, processor, missing = load_task_model(task_class.head, args)
+    if missing:
+        raise ValueError(
+            f"{args.model or 'An untrained model'} has no trained {task_class.head.__name__}: {len(missing)} weights "
+            f"are missing, such as {min(missing)}. Fine-tune it with `albef finetune {task_class.name}`, and evaluate "
+            "the result."
+        )
+    return model, processor
+
+
+def _describe(task: "FineTuningTask", rows: Sequence) -> str:
+    saved = (AlbefConfig.from_pretrained(task.args.model).architectures or ["an unknown head"])[0]
+    trained = "fine-tuned" if saved == task.head.__name__ else f"{saved}, evaluated without fine-tuning"
+    reranked = f", reranking {task.args.rerank_k} candidates of each query" if hasattr(task.args, "rerank_k") else ""
+    return f"{task.args.model} ({trained}) on {len(rows)} rows: {task.args.describe_validation_data()}{reranked}"
+
+
+def _baselines(task: "FineTuningTask", rows: Sequence) -> dict[str, float]:
+    """Return the baselines; those that are trained need rows to train on."""
+    if not task.trains_baselines:
+        return task.baselines([], rows)
+    if not (task.uses_synthetic_data or task.args.train_files or task.args.dataset):
+        print("baselines are not computed; they need rows to train on (train_files or dataset)")
+        return {}
+    try:
+        return task.baselines(task.train_rows(), rows)
+    except ValueError as error:  # such as a dataset without that split
+        print(f"baselines are not computed; there are no rows to train on: {error}")
+        return {}
+
+
+def _rerank_k_of_training(args: FineTuningArguments) -> int | None:
+    """Return how many candidates the training of the model reranked, if that is known and the task reranks."""
+    if not hasattr(args, "rerank_k") or not args.model:
+        return None
+    path = cached_file(args.model, OPTIONS_FILE, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None
+    options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return with_present_names(options).get("rerank_k")

@@ -1,0 +1,78 @@
+"""AdamW and the schedules of learning rate and distillation weight, as functions of the step."""
+
+import math
+
+import torch
+
+from .arguments import TrainingArguments
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Return two groups for AdamW: vectors and biases without weight decay, everything else with it.
+
+    As timm's `create_optimizer`, which the original uses: temperature, `[CLS]` token and learned positions decay.
+    """
+    parameters = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    exempt = [weight for name, weight in parameters if weight.ndim == 1 or name.endswith(".bias")]
+    decayed = [weight for name, weight in parameters if not (weight.ndim == 1 or name.endswith(".bias"))]
+    return [{"params": exempt, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+
+
+def make_optimizer(student: torch.nn.Module, args: TrainingArguments, device: torch.device) -> torch.optim.AdamW:
+    """Return AdamW, fused where torch supports it."""
+    groups = parameter_groups(student, args.weight_decay)
+    return torch.optim.AdamW(groups, lr=args.learning_rate, fused=device.type in ("cuda", "cpu"))
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, args: TrainingArguments, epoch_steps: int, total_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return a schedule that follows `learning_rate_at`; step it once per optimizer step."""
+
+    def factor(step: int) -> float:
+        return learning_rate_at(step, args, epoch_steps, total_steps) / args.learning_rate
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def alpha_at(step: int, alpha: float, ramp_steps: int) -> float:
+    """Return the teacher's weight at a step: a linear ramp from 0 (over epoch 0 in the original's `Pretrain.py`)."""
+    return alpha * min(1.0, step / ramp_steps) if ramp_steps > 0 else alpha
+
+
+def learning_rate_at(step: int, args: TrainingArguments, epoch_steps: int, total_steps: int) -> float:
+    """Return the learning rate of a step: linear warmup, then a cosine.
+
+    With `staircase` it changes where the original's scripts change it: the warmup, a part of the first epoch, rises
+    every 100 steps, and the cosine falls at the end of an epoch.
+
+    Args:
+        step: Counted from 0.
+        args: Provide the highest and lowest rate and the warmup.
+        epoch_steps: Steps of an epoch.
+        total_steps: Steps of the run.
+    """
+    start = args.warmup_learning_rate
+    peak = args.learning_rate
+    lowest = args.min_learning_rate
+    warmup = min(args.warmup_steps, total_steps)
+    if args.staircase and step < epoch_steps or not args.staircase and step < warmup:
+        held = max(step - 1, 0) // 100 * 100 if args.staircase else step
+        return start + (peak - start) * min(held / warmup, 1) if warmup else peak
+    done = (step - warmup) / max(total_steps - warmup, 1)
+    if args.staircase:
+        done = step // epoch_steps * epoch_steps / total_steps
+    return lowest + (peak - lowest) * (1 + math.cos(math.pi * done)) / 2
+
+
+def count_steps(args: TrainingArguments, steps_per_epoch: int | None) -> int:
+    """Return the optimizer steps of a run.
+
+    Raises:
+        ValueError: If the data is a stream and `max_steps` is not set.
+    """
+    if args.max_steps > 0:
+        return args.max_steps
+    if steps_per_epoch is None:
+        raise ValueError("A stream has no length; set max_steps.")
+    return args.num_train_epochs * steps_per_epoch

@@ -1,0 +1,128 @@
+"""Pretraining data: files, datasets, streams, and what is refused before the training."""
+
+import json
+
+import datasets
+import pytest
+from accelerate import Accelerator
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from small_pretraining import TINY_MODEL, records_of
+from transformers import BertTokenizer, pipeline
+
+from albef_hf import AlbefForPreTraining
+from albef_hf.data import EvaluationImages, SkipReason, embedded_tokenizer
+from albef_hf.tasks.pretraining import Pretraining, hold_out
+from albef_hf.training.arguments import PretrainingArguments
+from albef_hf.training.dataloaders import steps_per_epoch
+
+
+def test_an_untrained_model_has_the_special_tokens_of_its_tokenizer(pretrain, tmp_path):
+    """The vocabulary of BERT-base from its end to its beginning; the settings name those of another."""
+    (tmp_path / "reversed").mkdir()
+    words = sorted((vocabulary := embedded_tokenizer().get_vocab()), key=vocabulary.get, reverse=True)
+    (tmp_path / "reversed" / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    BertTokenizer.from_pretrained(tmp_path / "reversed").save_pretrained(tmp_path / "reversed")
+    settings = TINY_MODEL | {"text_config": TINY_MODEL["text_config"] | {"eos_token_id": 102}}
+    folder = pretrain("--tokenizer", str(tmp_path / "reversed"), "--model_config", json.dumps(settings))
+    model = AlbefForPreTraining.from_pretrained(folder)
+    text = model.config.text_config
+    assert [text.pad_token_id, text.bos_token_id, text.eos_token_id] == [30521, 30420, 30419]
+    embedded = model.get_input_embeddings().weight.abs().amax(1)
+    assert embedded[30521] < 1e-3 < embedded[0]  # padding starts at zero
+    assert pipeline("image-text-matching", model=str(folder))(Image.new("RGB", (9, 9)), "a red ball")["score"]
+
+
+def test_original_json_with_bad_pairs(pretrain, scene_images):
+    rows = json.loads((scene_images / "train.json").read_text())
+    rows[3]["image"], rows[5]["caption"], rows[7]["caption"] = "absent.png", [" "], "long " * 2000
+    (scene_images / "train.json").write_text(json.dumps(rows))
+    arguments = ["--train_files", str(scene_images / "train.json"), "--image_root", str(scene_images)]
+    folder = pretrain(*arguments, "--max_skipped_share", "0.5", steps=8)
+    last = [record for record in records_of(folder) if "loss" in record][-1]
+    assert last["pairs"] == 64
+    assert last["image_missing"] > 0 and last["caption_empty"] > 0 and last["caption_cut"] > 0
+    with pytest.raises(RuntimeError, match=r"more than max_skipped_share=0.01 allows\. .* image_missing \d"):
+        pretrain(*arguments, "--max_skipped_share", "0.01", steps=30)
+
+
+def test_load_dataset_with_column_options(pretrain, scene_images):
+    rows = json.loads((scene_images / "train.json").read_text())
+    lines = [json.dumps({"file_name": row["image"], "words": row["caption"][0]}) for row in rows]
+    (scene_images / "metadata.jsonl").write_text("\n".join(lines))
+    held_out = scene_images.parent / "held_out.json"
+    (scene_images / "train.json").rename(held_out)  # load_dataset would take it for the data
+    columns = ["--dataset", str(scene_images), "--caption_column", "words"]
+    stream = [*columns, "--streaming"]
+    validation = ["--validation_files", str(held_out), "--image_root", str(scene_images)]
+    for arguments in (
+        columns,
+        [*stream, *validation],
+        [*stream, "--validation_split", "train", "--dataloader_num_workers", "2"],
+    ):
+        assert records_of(pretrain(*arguments))[-1].keys() >= {"itc_text_r1"}
+    assert "itc_text_r1" not in records_of(pretrain(*stream, "--validation_size", "0"))[-1]
+    with pytest.raises(ValueError, match="set caption_column to one of"):
+        pretrain("--dataset", str(scene_images))
+    with pytest.raises(ValueError, match="No pairs can be held out of a stream; set validation_split"):
+        pretrain(*stream)
+    with pytest.raises(ValueError, match="set max_steps"):
+        pretrain(*stream, "--validation_size", "0", "--max_steps", "-1")
+
+
+def test_held_out_images_are_in_no_training_row():
+    rows = datasets.Dataset.from_dict(
+        {"image": [f"{i % 40}.png" for i in range(200)], "caption": [[str(i)] for i in range(200)]}
+    )
+    training, held_out = hold_out(rows, 1000, seed=0)
+    assert len(training) == 180 and len(held_out) == 20  # a tenth of 40 images, five rows each
+    assert not set(training["image"]) & set(held_out["image"])
+
+
+def test_rows_of_one_image_are_evaluated_as_one(scene_images):
+    rows = datasets.Dataset.from_dict({"image": ["0.png", "1.png", "0.png", "x.png"], "caption": ["a", "b", "c", "d"]})
+    held_out = EvaluationImages(rows, str(scene_images))
+    assert held_out.captions == [["a", "c"], ["b"]] and len(held_out) == 2
+    assert [error.reason for error in held_out.bad_rows.values()] == [SkipReason.IMAGE_MISSING]
+    assert EvaluationImages(rows, str(scene_images), max_images=1).captions == [["a"]]
+    stream = EvaluationImages(iter([{"image": Image.new("RGB", (9, 9), "red"), "caption": "a"}]))
+    assert stream[0].getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_batches_of_a_stream_are_moved_to_the_device(processor, scene_images):
+    content = (scene_images / "0.png").read_bytes()
+    rows = datasets.Dataset.from_dict({"image": [content] * 8, "caption": ["a dog"] * 8}).to_iterable_dataset(4)
+    args = PretrainingArguments(per_device_train_batch_size=4, dataloader_num_workers=0)
+    accelerator = Accelerator(cpu=True)
+    loader = Pretraining(args, processor).train_dataloader(rows, accelerator)
+    assert loader.device == accelerator.device and steps_per_epoch(loader, args) is None
+    assert next(iter(loader))["input_ids"].shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scenes", "7"], "7 rows to train on, but one batch on all 1 processes needs 8"),
+        (["--model_config", '{"text_config": {"vocab_size": 300}}'], "set vocab_size of text_config to 30522"),
+        (["--model_config", '{"hidden_sise": 3}'], "setting hidden_sise"),  # no such name at the top
+        (
+            ["--model_config", '{"vision_config": {"hidden_sise": 3}}'],
+            "setting vision_config.hidden_sise; did you mean hidden_size?",
+        ),
+        (["--model_config", "absent.json"], "neither a JSON file nor a JSON text"),
+        (["--model_config", '{"projection_dim": "8"}'], "expected int, got str"),
+        (["--max_tokens", "41"], "the model has 40 positions"),
+        (["--train_files", "absent.json"], "absent.json cannot be read"),
+        (["--text_model", "/absent/bert"], "/absent/bert"),
+        (["--shards", "/absent"], "/absent has no index.json: albef shards --output_dir /absent"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_options_that_cannot_work_are_refused_before_training(pretrain, arguments, message):
+    with pytest.raises((ValueError, OSError, StrictDataclassError), match=message):
+        pretrain(*arguments)
+
+
+def test_unreadable_data_is_refused_before_training(pretrain, scene_images):
+    with pytest.raises(ValueError, match="cannot be used; the last one: image_missing.*Check the image root"):
+        pretrain("--train_files", str(scene_images / "train.json"), "--image_root", "/absent")

@@ -1,0 +1,79 @@
+"""The command `albef` and the scripts in `train`."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from paths import REPOSITORY
+from small_pretraining import small_run
+
+from albef_hf import cli
+
+
+def test_accelerate_launch_runs_it_and_an_error_is_one_line(tmp_path):
+    script = REPOSITORY / "train" / "pretrain.py"
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", str(script)]
+    command += small_run(tmp_path / "out", 4)
+    environment = {name: value for name, value in os.environ.items() if name != "ALBEF_TRACEBACK"}
+    command += ["--train_files", "absent.json"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode != 0
+    assert "error: absent.json cannot be read" in run.stderr
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "evaluate", "prepare_shards"])
+def test_scripts_run_their_command(name, tmp_path):
+    """Though the folder of the scripts, which python searches first, has an `evaluate` of its own."""
+    arguments = ["vqa"] if name in ("finetune", "evaluate") else []
+    command = [sys.executable, str(REPOSITORY / "train" / f"{name}.py"), *arguments, "--help"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    shown = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert shown.returncode == 0, shown.stderr[-3000:]
+    assert f"usage: albef {name.removeprefix('prepare_')}" in shown.stdout
+
+
+def test_help_lists_the_commands(run, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    printed = capsys.readouterr().out
+    for name, command in cli.COMMANDS.items():
+        assert f"  {name:9} {command.__doc__}" in printed
+
+
+@pytest.mark.parametrize("command", ["finetune", "evaluate"])
+def test_an_unknown_task_is_refused_with_the_known_ones(run, command, capsys):
+    with pytest.raises(SystemExit):
+        run(command, "captioning")
+    assert "choose from" in (error := capsys.readouterr().err) and "vqa" in error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ModuleNotFoundError("No module named 'faiss'", name="faiss"), 'pip install "albef_hf[search]"'),
+        (ModuleNotFoundError("...", name="datasets.distributed"), 'pip install "albef_hf[train]"'),
+        (ValueError("https://me:secret@host/x cannot be read"), "error: https://***@host/x cannot be read"),
+        (OSError("the disk is full"), "error: the disk is full"),
+    ],
+)
+def test_expected_errors_are_one_line(error, message, run, monkeypatch):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "card", fail)
+    monkeypatch.delenv(cli.TRACEBACK)
+    with pytest.raises(SystemExit) as ended:
+        run("card")
+    assert message in ended.value.code
+    monkeypatch.setenv(cli.TRACEBACK, "1")
+    with pytest.raises(type(error)):
+        run("card")
+
+
+def test_errors_of_the_program_keep_their_traceback(run, monkeypatch):
+    monkeypatch.delenv(cli.TRACEBACK)
+    for error in (ModuleNotFoundError("No module named 'own'", name="own"), TypeError("a bug")):
+        monkeypatch.setitem(cli.COMMANDS, "card", lambda arguments, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            run("card")

@@ -1,0 +1,85 @@
+"""The log, its trackers and curves."""
+
+import json
+
+import pytest
+from accelerate import Accelerator
+from full_disk import file_size_limit
+from PIL import Image
+from small_pretraining import records_of
+
+from albef_hf.training.curves import _panels, plot_curves
+from albef_hf.training.guards import MATCHING_PRIOR
+from albef_hf.training.logging import RunLog, installed_trackers
+
+
+def test_a_tracker_that_does_not_start_is_an_error_with_a_remedy(pretrain, monkeypatch):
+    def fail(self, *arguments, **settings):
+        raise ConnectionError("no key")
+
+    monkeypatch.setattr(Accelerator, "init_trackers", fail)
+    with pytest.raises(ValueError, match=r"report_to \(tensorboard\) did not start: no key. Log in"):
+        pretrain()
+
+
+def test_records_are_written_when_there_is_room_again(tmp_path, capsys):
+    log = RunLog(Accelerator(cpu=True), tmp_path, 3, 1)
+    log.begin()
+    log.write(1, {"loss": 1.0})
+    whole = (tmp_path / "log.jsonl").read_bytes()
+    with file_size_limit(len(whole) + 5):  # which leaves a part of the next line
+        log.write(2, {"loss": 2.0})
+        log.write(3, {"loss": 3.0})
+    assert (tmp_path / "log.jsonl").read_bytes() == whole
+    log.write(4, {"loss": 4.0})
+    assert [record["loss"] for record in records_of(tmp_path)] == [1, 2, 3, 4] and not log.writer.failed
+    log.begin(records=2)
+    assert [record["loss"] for record in records_of(tmp_path)] == [1, 2]
+
+
+def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("albef_hf.training.logging.get_available_trackers", lambda: [])
+    assert installed_trackers(["tensorboard"]) == []
+    with pytest.raises(ValueError, match="pip install wandb"):
+        installed_trackers(["wandb"])
+
+
+def test_the_panel_of_the_evaluation_shows_what_chooses_the_best_and_no_counts():
+    record = {
+        "itm_r_mean": 5.0,
+        "itm_text_r1": 4.0,
+        "itm_text_r_mean": 4.5,
+        "rows_left_out": 3,
+        "rows/image_missing": 3,
+    }
+    panels = _panels([{"step": 1, "seconds": 1.0, **record}])
+    assert panels["evaluation (%)"] == ["itm_r_mean", "itm_text_r_mean"]
+
+
+def test_curves_have_a_panel_for_everything_in_the_log(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    records = [
+        {"step": 1, "loss": 2.0, "loss_itc": 1.4, "loss_itm": 0.6, "gradient_norm": 1.0, "learning_rate": 0.1},
+        {"step": 1, "seconds": 0.2, "accuracy": 40.0, "accuracy/yes": 30.0, "rows_left_out": 1},
+    ]
+    panels = {title: names for title, names in _panels(records).items() if names}
+    assert panels == {
+        "losses": ["loss_itc", "loss_itm"],
+        "ITM: loss": ["loss_itm"],
+        "gradient norm": ["gradient_norm"],
+        "learning rate": ["learning_rate"],
+        "evaluation (%)": ["accuracy", "accuracy/yes"],
+    }
+    (tmp_path / "log.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    plot_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size[0] > 800
+    drawn = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, path, **_: [path.touch(), drawn.extend(figure.axes)])
+        plot_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
+    priors = [axes.get_title() for axes in drawn for line in axes.lines if line.get_ydata()[0] == MATCHING_PRIOR]
+    assert priors == ["ITM: loss"]
+    (tmp_path / "log.jsonl").write_text("")
+    plot_curves(tmp_path / "log.jsonl", tmp_path / "empty.png")
+    assert (tmp_path / "empty.png").exists()
