@@ -1,0 +1,137 @@
+"""What the buttons show, what they refuse, and what the page explains."""
+
+import re
+import threading
+
+import numpy as np
+import pytest
+from demo_fixtures import *  # noqa: F403
+from demo_fixtures import LONG_TEXT
+from PIL import Image
+
+from albef_hf.data import Scenes
+from albef_hf.demo.assistant import RERANK_K, UNREADABLE, WHOLE_TEXT, Assistant
+from albef_hf.demo.jobs import JobRunner
+
+pytest.importorskip("gradio", reason='the demo needs pip install "albef_hf[demo]"')
+
+import gradio as gr
+
+from albef_hf.demo.handlers import TOP_K, Handlers
+from albef_hf.demo.page import Page
+
+
+def test_captions_are_shown_as_text_and_not_as_html(handlers, upload):
+    table = handlers.score(upload, "a <b>red</b> ball\na cat")
+    assert "a &lt;b&gt;red&lt;/b&gt; ball" in table and "<b>red" not in table
+    (score, cosine), *others = re.findall(r"<div>(\d+\.\d)%.*?<div>([+-]\d\.\d\d)</div>", table)
+    assert float(score) >= float(others[0][0]) and -1 <= float(cosine) <= 1
+
+
+def test_the_page_says_what_is_missing(handlers, upload, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    broken = {"path": str(tmp_path / "broken.png")}
+    for handler, arguments, message in (
+        (handlers.score, (None, "a dog"), "There is no image yet"),
+        (handlers.score, (broken, "a dog"), "cannot be read as an image"),
+        (handlers.score, ({"path": "/etc/passwd"}, "a dog"), "was not uploaded here"),
+        (handlers.score, (upload, ""), "There is no caption yet"),
+        (handlers.heatmaps, (upload, " "), "There is no text yet"),
+        (handlers.heatmaps, (upload, "x" * 10_000), "this one has 10,000"),
+        (handlers.answer, (upload, "", ""), "There is no question yet"),
+        (handlers.search, ("",), "There is no text yet"),
+        (handlers.search, ("a dog",), "no images to search"),
+        (handlers.search_similar, (None,), "There is no image yet"),
+    ):
+        with pytest.raises(gr.Error) as raised:
+            handler(*arguments)
+        assert message in raised.value.message and not raised.value.print_exception
+
+
+def test_visitors_are_warned_of_truncated_texts(handlers, upload, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(gr, "Warning", warnings.append)
+    handlers.heatmaps(upload, "a red ball")
+    assert not warnings
+    items = handlers.heatmaps(upload, LONG_TEXT)
+    assert len(items) == 30 and "did not read its end: “dog a red ball" in warnings[0]
+
+
+@pytest.fixture
+def searching_handlers(handlers, processor, tmp_path):
+    """Return the handlers of a page with an index of 14 images."""
+    pytest.importorskip("faiss")
+    from albef_hf.search.index import ImageIndex
+
+    (tmp_path / "photographs").mkdir()
+    for index, scene in enumerate(Scenes(14, seed=3)):
+        scene["image"].save(tmp_path / "photographs" / f"{index:02}.png")
+    model = handlers.assistant.retrieval.model
+    handlers.assistant.index = ImageIndex.build(model, processor, tmp_path / "photographs", tmp_path / "index")
+    return handlers
+
+
+def test_a_search_result_can_be_selected(searching_handlers, tmp_path):
+    items, results = searching_handlers.search("a red ball")
+    hits = searching_handlers.assistant.index.search("a red ball", top_k=TOP_K)
+    assert results == ("a red ball", [hit.key for hit in hits]) and len(hits) == 12
+    assert [caption for _, caption in items] == [f"ITM {hit.match:.0%}, ITC {hit.similarity:+.2f}" for hit in hits]
+    click = gr.SelectData(None, {"index": 2, "value": None})
+    image, text, heatmaps, tabs = searching_handlers.select(results, click)
+    assert np.array_equal(image, Image.open(tmp_path / "photographs" / hits[2].key))
+    assert text == "a red ball" and [word for _, word in heatmaps] == [WHOLE_TEXT, "a", "red", "ball"]
+
+
+def test_results_that_can_no_longer_be_read_keep_their_place(searching_handlers, tmp_path):
+    folder = tmp_path / "photographs"
+    query = {"path": str(folder / "05.png")}
+    click = gr.SelectData(None, {"index": 2, "value": None})
+    items, results = searching_handlers.search_similar(query)
+    assert results[0] == "" and results[1][0] == "05.png" and items[0][1] == "ITC +1.00"
+    assert all(part == gr.skip() for part in searching_handlers.select(results, click)[1:])
+    (folder / results[1][2]).unlink()
+    with pytest.raises(gr.Error, match="cannot be read any more"):
+        searching_handlers.select(results, click)
+    (folder / results[1][3]).write_bytes(b"broken since")
+    items, again = searching_handlers.search_similar(query)
+    (unreadable,) = [caption for _, caption in items if UNREADABLE in caption]
+    assert len(items) == len(again[1]) >= 11
+    assert re.fullmatch(r"can no longer be read, ITC [+-]\d\.\d\d", unreadable)
+
+
+def test_a_job_that_hangs_does_not_block_the_page(handlers, upload):
+    hanging = threading.Event()
+    score = handlers.assistant.score
+    handlers.jobs = JobRunner(seconds=0.2, max_overdue=4)
+    handlers.assistant.score = lambda *arguments: hanging.wait(60)
+    for message in [*["took more than 0.2 seconds"] * 4, "The page is busy"]:
+        with pytest.raises(gr.Error, match=message):
+            handlers.score(upload, "a dog")
+    hanging.set()
+    handlers.assistant.score = score
+    handlers.jobs.seconds = 60
+    for thread in handlers.jobs.overdue:
+        thread.join()
+    assert "a dog" in handlers.score(upload, "a dog")
+
+
+def markdown(config: dict) -> str:
+    """Return what a page explains."""
+    return " ".join(part["props"].get("value") for part in config["components"] if part["type"] == "markdown")
+
+
+def test_the_page_says_how_many_images_are_reranked(searching_handlers):
+    explained = markdown(Page(searching_handlers).build().get_config_file())
+    assert (
+        f"only the {RERANK_K} images with the highest cosine" in explained
+        and "`albef search` matches 128" in explained
+    )
+
+
+def test_a_tab_without_a_model_or_index_says_how_to_add_one(assistant, handlers):
+    config = Page(Handlers(Assistant(assistant.retrieval))).build().get_config_file()
+    explained = markdown(config)
+    assert "`--question_model`" in explained and "`albef finetune vqa`" in explained
+    assert "`--index`" in explained and "`albef index build`" in explained
+    ids = {part["props"].get("elem_id") for part in config["components"]}
+    assert "score" in ids and not ids & {"ask", "search"}
