@@ -1,10 +1,10 @@
-# The commands of the README, on a machine that has Python 3.11 or newer and nothing else.
+# The commands of the README, for a machine that has Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 VENV ?= .venv
 # The version of torch for `make constraints`, which takes the newest release of everything else.
 TORCH ?= torch==2.13.0
 
-# A process for each core, with one thread: two threads in each would wait for each other.
+# One process per core, with one thread each: more threads would wait for each other.
 PARALLEL ?= --numprocesses logical --maxprocesses 8 --dist loadfile
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
 # The package with all extras that tests need.
@@ -13,11 +13,12 @@ EVERYTHING = -e ".[demo-test,common]"
 .PHONY: pretrain test test-newest test-oldest constraints common demo-test
 
 pretrain: $(VENV)/installed
-	$(VENV)/bin/python train/pretrain.py --config train/configs/scenes.yaml
+	$(VENV)/bin/albef pretrain --config scenes
 
 test: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(PYTEST) --durations 8 $(PARALLEL)
 
 # The same tests with the newest release of every library. CONTRIBUTING says what to do when they fail.
@@ -37,7 +38,7 @@ test-oldest:
 	$(VENV)/bin/uv pip install --quiet --python $(VENV) --resolution lowest-direct $(EVERYTHING)
 	$(PYTEST) $(PARALLEL)
 
-# Pins the newest release of every library, after test-newest has passed; on the oldest Python, which gets the fewest.
+# Pin the newest release of every library, after test-newest has passed; the oldest Python has the fewest releases.
 constraints: override VENV = .venv-constraints
 constraints:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11) and 'constraints.txt is made with Python 3.11')"
@@ -50,16 +51,16 @@ constraints:
 	sed '/^nvidia-/d; /^triton==/d; s/+cpu$$//' $(VENV)/frozen.txt >> $(VENV)/constraints.txt
 	mv $(VENV)/constraints.txt constraints.txt
 
-# transformers' own tests, of the installed version, and those of the export to ONNX.
+# transformers' own tests, from the installed version, and the tests of the ONNX export.
 common: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation -e ".[common]"
 	PYTHONPATH="$$($(VENV)/bin/python tests/common/fetch.py $(VENV)/common)" $(VENV)/bin/python -m pytest -q -rs \
 		tests/common/models.py tests/common/processor.py tests/test_export.py
 
-# The demo in a browser: chromium and chromedriver have to be there (Debian: chromium-driver).
+# The demo in a browser: needs chromium and chromedriver (Debian: chromium-driver).
 demo-test: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation -e ".[demo-test]"
-	$(PYTEST) -rs tests/test_demo.py
+	$(PYTEST) -rs tests/demo/test_demo.py
 
 # No build isolation: pip would build the package with an unpinned setuptools.
 $(VENV)/installed: setup.cfg constraints.txt
