@@ -2,15 +2,16 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import re
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
-from transformers import HfArgumentParser
 
 from .redaction import redact
 from .spelling import closest
@@ -47,7 +48,7 @@ def parse_arguments(
     config_parser.add_argument("--config", help=f"YAML file of options{names}; the command line takes precedence")
     _inherit_help(kind)
     usage = "%(prog)s [--config FILE_OR_RECIPE] [--OPTION VALUE ...]"
-    parser = HfArgumentParser(
+    parser = _parser_class()(
         kind, prog=prog, usage=usage, description=description, parents=[config_parser], allow_abbrev=False
     )
     parser.set_defaults(**defaults)
@@ -64,6 +65,26 @@ def parse_arguments(
         return kind(**{entry.name: getattr(values, entry.name) for entry in dataclasses.fields(kind)})
     except ValueError as error:
         parser.error(str(error))
+
+
+def _parser_class() -> type:
+    """Return transformers' `HfArgumentParser`.
+
+    Its file needs only the standard library and YAML; it is loaded by itself, since importing transformers takes
+    longer than `--help` should.
+    """
+    found = importlib.util.find_spec("transformers")
+    places = found.submodule_search_locations if found else None
+    path = Path(places[0]) / "hf_argparser.py" if places else None
+    if "transformers" in sys.modules or path is None or not path.exists():
+        from transformers import HfArgumentParser
+
+        return HfArgumentParser
+    spec = importlib.util.spec_from_file_location(f"{__package__}._hf_argparser", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where it looks up the types of a dataclass
+    spec.loader.exec_module(module)
+    return module.HfArgumentParser
 
 
 def recipe_names(folder: str) -> list[str]:
