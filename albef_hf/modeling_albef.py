@@ -5,7 +5,7 @@ Align before Fuse, Li et al. 2021, arXiv 2107.07651; the original code is github
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -240,15 +240,15 @@ class _EncodedPairs:
 
     Args:
         images: States of the image encoder, (batch, patches + 1, image width).
-        image_key_values: The images projected by `AlbefMultimodalModel.project_images`.
         texts: States of the text encoder, (batch, tokens, text width).
         attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
+        image_key_values: The images projected by `AlbefMultimodalModel.project_images`; empty until they are.
     """
 
     images: torch.Tensor
-    image_key_values: list[KeyValues]
     texts: torch.Tensor
     attention_mask: torch.Tensor
+    image_key_values: list[KeyValues] = field(default_factory=list)
 
 
 class AlbefImageTextModel(AlbefPreTrainedModel):
@@ -310,16 +310,15 @@ class AlbefImageTextModel(AlbefPreTrainedModel):
         texts, mask = pairs.texts, pairs.attention_mask
         if gather is None:
             wrong_images = select_key_values(pairs.image_key_values, image_for_text)
-            all_texts, all_masks = texts, mask
         else:  # of the images of other processes, only the drawn ones are projected
             wrong_images = self.albef.multimodal_model.project_images(gather(pairs.images)[image_for_text])
-            all_texts, all_masks = gather(texts), gather(mask)
-            texts, mask = all_texts[: len(texts)], all_masks[: len(mask)]  # padded to the longest of all processes
-        queries = torch.cat([texts, all_texts[text_for_image]])
-        query_mask = torch.cat([mask, all_masks[text_for_image]])
+            texts, mask = gather(texts), gather(mask)  # those of this process first, padded to the longest of all
+        this_process = slice(len(pairs.images))
+        queries = torch.cat([texts[this_process], texts[text_for_image]])
+        query_mask = torch.cat([mask[this_process], mask[text_for_image]])
         encode_cls = self.albef.multimodal_model.encode_cls
         matched, wrong_text = encode_cls(queries, query_mask, pairs.image_key_values).chunk(2)
-        wrong_image = encode_cls(texts, mask, wrong_images)
+        wrong_image = encode_cls(texts[this_process], mask[this_process], wrong_images)
         itm_logits = self.itm_head(torch.cat([matched, wrong_image, wrong_text]))
         return matching_loss(itm_logits, is_negative), itm_logits
 
@@ -367,6 +366,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
             mlm_input_ids,
             interpolate_pos_encoding=interpolate_pos_encoding,
         )
+        pairs.image_key_values = self.albef.multimodal_model.project_images(pairs.images)
         return AlbefTeacherOutput(
             image_embeds=self.contrastive_head.project_image(pairs.images),
             text_embeds=self.contrastive_head.project_text(pairs.texts),
@@ -433,8 +433,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         images = self.albef.vision_model(pixel_values, **kwargs).last_hidden_state
         both = self.albef.text_model(torch.cat([input_ids, mlm_input_ids]), attention_mask.repeat(2, 1))
         texts, masked_texts = both.last_hidden_state.chunk(2)
-        image_key_values = self.albef.multimodal_model.project_images(images)
-        return _EncodedPairs(images, image_key_values, texts, attention_mask), masked_texts
+        return _EncodedPairs(images, texts, attention_mask), masked_texts
 
     def _contrast_and_match(
         self,
@@ -453,6 +452,8 @@ class AlbefForPreTraining(AlbefImageTextModel):
         )
         candidates = torch.arange(logits[0].shape[1], device=positives.device)
         is_negative = positives[:, None] != candidates
+        # After the contrast, since gradients are summed in this order.
+        pairs.image_key_values = self.albef.multimodal_model.project_images(pairs.images)
         loss_itm, itm_logits = self._match_hard_negatives(pairs, logits, is_negative, gather, hardness_strength)
         return AlbefForPreTrainingOutput(
             loss_itc=loss_itc,
@@ -594,7 +595,7 @@ class AlbefForRetrieval(AlbefImageTextModel):
         texts = self.get_text_features(input_ids, attention_mask, return_dict=True)
         outputs = self._contrast(images.pooler_output, texts.pooler_output, labels, teacher_outputs, alpha, gather)
         image_key_values = self.albef.multimodal_model.project_images(images.last_hidden_state)
-        pairs = _EncodedPairs(images.last_hidden_state, image_key_values, texts.last_hidden_state, attention_mask)
+        pairs = _EncodedPairs(images.last_hidden_state, texts.last_hidden_state, attention_mask, image_key_values)
         logits = (outputs.logits_per_image, outputs.logits_per_text)
         is_negative = labels[:, None] != (labels if gather is None else gather(labels))
         loss_itm, itm_logits = self._match_hard_negatives(pairs, logits, is_negative, gather, hardness_strength)
