@@ -46,6 +46,26 @@ class PlainForPreTraining(AlbefForPreTraining):
             logits=self.mlm_head(masked),
         )
 
+    def match(
+        self,
+        images: torch.Tensor,
+        texts: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits: tuple[torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the matching loss of the pairs and of hard negatives, and its logits, (3 * batch, 2)."""
+        per_image, per_text = logits
+        is_negative = ~torch.eye(len(images), dtype=torch.bool, device=images.device)
+        image_for_text, text_for_image = sample_hard_negatives(per_image, per_text, is_negative)
+        matched = self.fuse(texts, attention_mask, images)
+        wrong = self.fuse(
+            torch.cat([texts, texts[text_for_image]]),
+            torch.cat([attention_mask, attention_mask[text_for_image]]),
+            torch.cat([images[image_for_text], images]),
+        )
+        itm_logits = self.itm_head(torch.cat([matched, wrong])[:, 0])
+        return matching_loss(itm_logits, is_negative), itm_logits
+
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -57,23 +77,13 @@ class PlainForPreTraining(AlbefForPreTraining):
         alpha: float,
     ) -> AlbefForPreTrainingOutput:
         """As the package's, in training."""
-        images, texts = self.encode_image(pixel_values), self.encode_text(input_ids, attention_mask)
-        image_embeds, text_embeds = (
-            self.contrastive_head.project_image(images),
-            self.contrastive_head.project_text(texts),
-        )
-        own = torch.arange(len(images), device=images.device)
-        loss_itc, _, logits = self.contrastive_head.loss(image_embeds, text_embeds, own, teacher_outputs, alpha)
-        others_pairs = own[:, None] != own
-        image_for_text, text_for_image = sample_hard_negatives(*logits, others_pairs)
-        matched = self.fuse(texts, attention_mask, images)
-        wrong = self.fuse(
-            torch.cat([texts, texts[text_for_image]]),
-            torch.cat([attention_mask, attention_mask[text_for_image]]),
-            torch.cat([images[image_for_text], images]),
-        )
-        itm_logits = self.itm_head(torch.cat([matched, wrong])[:, 0])
-        loss_itm = matching_loss(itm_logits, others_pairs)
+        images = self.encode_image(pixel_values)
+        texts = self.encode_text(input_ids, attention_mask)
+        image_embeds = self.contrastive_head.project_image(images)
+        text_embeds = self.contrastive_head.project_text(texts)
+        positives = torch.arange(len(images), device=images.device)
+        loss_itc, _, logits = self.contrastive_head.loss(image_embeds, text_embeds, positives, teacher_outputs, alpha)
+        loss_itm, itm_logits = self.match(images, texts, attention_mask, logits)
         masked = self.fuse(self.encode_text(mlm_input_ids, attention_mask), attention_mask, images)
         mlm_logits = self.mlm_head(masked)
         losses = distilled_cross_entropy(

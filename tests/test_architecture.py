@@ -259,8 +259,7 @@ def test_functions_are_short(path):
         if isinstance(node, ast.FunctionDef):
             docstring = ast.get_docstring(node, clean=False)
             lines = node.end_lineno - node.lineno + 1 - (len(docstring.split("\n")) if docstring else 0)
-            is_forward = node.name == "forward" and path.is_relative_to(PACKAGE)
-            limit = MAX_FORWARD_LINES if is_forward else MAX_LINES
+            limit = MAX_FORWARD_LINES if node.name == "forward" else MAX_LINES
             assert lines <= limit, f"{path.name}:{node.lineno} {node.name} has {lines} lines"
 
 
