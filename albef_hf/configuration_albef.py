@@ -2,10 +2,10 @@
 
 import copy
 from collections.abc import Collection, Sequence
-from typing import cast
+from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from .compatibility_albef import sub_config_specs
 
@@ -54,6 +54,9 @@ REASONING_CLASSES = ("False", "True")
 ENTAILMENT_CLASSES = ("contradiction", "neutral", "entailment")
 CLASSIFIERS = ("AlbefForVisualReasoning", "AlbefForVisualEntailment")  # neither uses the other's classes
 
+IMAGE_POOLING = ("cls", "pooler", "mean")
+DEFAULT_IMAGE_SIZE = 224  # of image models without one, such as ResNet
+
 
 @strict
 class AlbefVisionConfig(PreTrainedConfig):
@@ -64,7 +67,7 @@ class AlbefVisionConfig(PreTrainedConfig):
         num_hidden_layers: Number of transformer layers.
         num_attention_heads: Number of attention heads; must divide `hidden_size`.
         intermediate_size: Width of the feed-forward layers.
-        image_size: Height and width of the input images in pixels; a multiple of `patch_size`.
+        image_size: Height and width of the input images in pixels, or the two as a pair; multiples of `patch_size`.
         patch_size: Height and width of a patch in pixels.
         num_channels: Number of color channels.
         hidden_act: Activation of the feed-forward layers.
@@ -80,7 +83,7 @@ class AlbefVisionConfig(PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
-    image_size: int = 256
+    image_size: int | list[int] | tuple[int, ...] = 256
     patch_size: int = 16
     num_channels: int = 3
     hidden_act: str = "gelu"
@@ -96,11 +99,18 @@ class AlbefVisionConfig(PreTrainedConfig):
 
     def validate_patches(self) -> None:
         """Check that patches tile the image."""
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}); "
-                f"the nearest smaller one is {self.image_size - self.image_size % self.patch_size}."
-            )
+        for side in size_pair(self.image_size):
+            if side % self.patch_size:
+                raise ValueError(
+                    f"image_size ({side}) must be a multiple of patch_size ({self.patch_size}); "
+                    f"the nearest smaller one is {side - side % self.patch_size}."
+                )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Return the rows and columns of patches."""
+        height, width = size_pair(self.image_size)
+        return height // self.patch_size, width // self.patch_size
 
     def validate_heads(self) -> None:
         """Check that the heads share the width evenly."""
@@ -178,9 +188,17 @@ class AlbefConfig(PreTrainedConfig):
     """Architecture of an ALBEF model; the defaults are the paper's: ViT-B/16, BERT-base, a joint space of 256.
 
     Args:
-        vision_config: An `AlbefVisionConfig` or the dictionary of one.
+        vision_config: An `AlbefVisionConfig`, or the configuration of any image model of transformers, or that is
+            registered with `AutoConfig` and `AutoModel`; or the dictionary of one, whose `model_type` says which.
         text_config: An `AlbefTextConfig` or the dictionary of one.
         projection_dim: Width of the space in which images and texts are contrasted.
+        image_size: Height and width of the input images in pixels, or the two as a pair, if the image model of
+            transformers was made for another size. It interpolates its positions as it does itself. The paper's ViT
+            has its size in `vision_config`.
+        image_pooling: The first state of the image encoder, which is contrasted: "cls" for its class token, "pooler"
+            for its pooled output, "mean" for the mean of the patches. By default what the image model was trained
+            with, see `image_encoder_albef.py`; the paper's ViT always has "cls".
+        image_registers: Whether register tokens, such as those of DINOv2 and DINOv3, are states, too.
         initial_temperature: Starting value of the learned temperature of the contrastive loss.
         tie_word_embeddings: Whether the masked-language head shares the word embeddings, as in BERT.
         initializer_range: Standard deviation of newly initialized heads.
@@ -203,16 +221,19 @@ class AlbefConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     projection_dim: int = 256
+    image_size: int | list[int] | tuple[int, ...] | None = None
+    image_pooling: str | None = None
+    image_registers: bool = False
     initial_temperature: float | int = 0.07
     tie_word_embeddings: bool = True
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
-        if not isinstance(self.vision_config, PreTrainedConfig):
-            self.vision_config = AlbefVisionConfig(**(self.vision_config or {}))
+        self.vision_config = read_vision_config(self.vision_config)
         if not isinstance(self.text_config, PreTrainedConfig):
             self.text_config = AlbefTextConfig(**(self.text_config or {}))
-        self.text_config.encoder_hidden_size = self.vision_config.hidden_size
+        self._check_image_settings()
+        self.text_config.encoder_hidden_size = self.image_hidden_size
         if self.id2label is None and self.label2id is not None:
             self.id2label = _invert(self.label2id)
         # transformers reads the class to load here, also if nothing was saved.
@@ -233,10 +254,58 @@ class AlbefConfig(PreTrainedConfig):
         self.classes_asked_for = asked_for
         _check_ranges(self)
 
+    def _check_image_settings(self) -> None:
+        if self.image_pooling not in (None, *IMAGE_POOLING):
+            raise ValueError(f"image_pooling is {self.image_pooling!r}; choose from {', '.join(IMAGE_POOLING)}.")
+        names = ("image_size", "image_pooling", "image_registers")
+        given = [name for name in names if getattr(self, name)]
+        if given and isinstance(self.vision_config, AlbefVisionConfig):
+            raise ValueError(
+                f"{', '.join(given)}: for other image models than the paper's ViT. Its size is image_size of "
+                "vision_config, and it has a class token and no registers."
+            )
+
     @property
     def vision(self) -> AlbefVisionConfig:
-        """Return `vision_config`, which is no longer a dictionary."""
+        """Return `vision_config` of the paper's ViT, which is no longer a dictionary."""
         return cast(AlbefVisionConfig, self.vision_config)
+
+    @property
+    def image_hidden_size(self) -> int:
+        """Return the width of the image encoder's states.
+
+        Raises:
+            ValueError: If the configuration of the image model does not tell.
+        """
+        vision: Any = self.vision_config
+        sizes = getattr(vision, "hidden_sizes", None) or [None]
+        names = ("hidden_size", "hidden_dim", "num_features")
+        hidden_size, *others = (getattr(vision, name, None) for name in names)
+        size = next((size for size in (hidden_size, sizes[-1], *others) if size), None)
+        if size is None:
+            raise ValueError(
+                f"{type(vision).__name__} has none of hidden_size, hidden_sizes, hidden_dim and num_features: set its "
+                "hidden_size to the width of the model's last_hidden_state."
+            )
+        return size
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Return height and width of the input images in pixels."""
+        size = self.image_size or getattr(self.vision_config, "image_size", None)
+        return size_pair(size or DEFAULT_IMAGE_SIZE)
+
+    def set_input_size(self, size: int | Sequence[int]) -> None:
+        """Change height and width of the input images; positions are interpolated when weights are loaded.
+
+        Raises:
+            ValueError: If patches of the paper's ViT do not tile such an image.
+        """
+        if isinstance(self.vision_config, AlbefVisionConfig):
+            self.vision_config.image_size = size if isinstance(size, int) else list(size)
+            self.vision_config.validate_patches()
+        else:
+            self.image_size = size if isinstance(size, int) else list(size)
 
     @property
     def text(self) -> AlbefTextConfig:
@@ -296,6 +365,9 @@ class AlbefConfig(PreTrainedConfig):
         settings["architectures"] = settings["architectures"] or None
         asked_for = settings.pop("classes_asked_for")
         saved_by = settings.pop("classes_saved_by")
+        for name in ("image_size", "image_pooling", "image_registers"):  # as before there were other image models
+            if not settings[name]:
+                del settings[name]
         if saved_by is None and not asked_for:
             del settings["id2label"], settings["label2id"]
         elif not asked_for and saved_by != (self.architectures or [None])[0]:
@@ -326,6 +398,41 @@ class AlbefConfig(PreTrainedConfig):
         config.num_hidden_layers = config.num_multimodal_layers
         config.encoder_hidden_size = config.hidden_size
         return config
+
+
+def size_pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a square or of a pair.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2:
+        raise ValueError(f"image_size is {size}: pass one number for a square, or height and width.")
+    return sides
+
+
+def read_vision_config(vision_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+    """Return the configuration of an image encoder; of a model of images and texts, that of its images.
+
+    Raises:
+        ValueError: If the `model_type` of a dictionary is unknown.
+    """
+    if isinstance(vision_config, PreTrainedConfig):
+        return getattr(vision_config, "vision_config", vision_config)
+    settings = dict(vision_config or {})
+    model_type = settings.pop("model_type", AlbefVisionConfig.model_type)
+    if model_type == AlbefVisionConfig.model_type:
+        return AlbefVisionConfig(**settings)
+    try:
+        return read_vision_config(AutoConfig.for_model(model_type, **settings))
+    except ValueError as error:
+        if "Unrecognized model identifier" not in str(error):
+            raise
+        raise ValueError(
+            f"transformers does not know the image model {model_type!r} of vision_config: upgrade transformers, or "
+            "import the code that registers it with AutoConfig and AutoModel first."
+        ) from error
 
 
 def _check_class_count(num_labels: int | None, id2label: dict | None) -> None:
@@ -365,7 +472,8 @@ def _check_ranges(config: PreTrainedConfig) -> None:
     """Raise a `ValueError` for sizes and probabilities that no model can have, also while loading."""
     for name, least in _LEAST.items():
         value = getattr(config, name, least)
-        if not least <= value:
+        value = min(size_pair(value)) if isinstance(value, (list, tuple)) else value  # image_size
+        if value is not None and not least <= value:
             raise ValueError(f"{name} is {value}; it must be at least {least}.")
         if name.endswith("_prob") and value > 1:
             raise ValueError(f"{name} is {value}; it must be at most 1.")

@@ -3,6 +3,7 @@
 Align before Fuse, Li et al. 2021, arXiv 2107.07651; the original code is github.com/salesforce/ALBEF.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .compatibility_albef import CACHE_NAME, follow_umask, renamed_attribute
-from .configuration_albef import AUTO_MAP, RENAMED_CLASSES, AlbefConfig, AlbefTextConfig, AlbefVisionConfig
+from .configuration_albef import AUTO_MAP, RENAMED_CLASSES, AlbefConfig, AlbefTextConfig, AlbefVisionConfig, size_pair
 
 logger = logging.get_logger(f"transformers.{__name__}")
 
@@ -58,6 +59,23 @@ def refuse_unknown(kwargs: Mapping[str, Any]) -> None:
             f"forward does not accept {', '.join(unknown)}: check the spelling or remove it. The loss is returned "
             "whenever labels are passed."
         )
+
+
+def check_images(pixel_values: torch.Tensor | None) -> None:
+    """Raise a `ValueError` if there is no image."""
+    if pixel_values is None:
+        raise ValueError("pixel_values is None: pass at least one image, (batch, channels, height, width).")
+    if pixel_values.shape[0] == 0:
+        raise ValueError("There is no image: pass at least one, (batch, channels, height, width).")
+
+
+def wrong_size(pixel_values: torch.Tensor, expected: tuple[int, int]) -> str:
+    """Return what to do about images of another height and width than the model expects."""
+    height, width = pixel_values.shape[-2:]
+    return (
+        f"The images are {height}x{width} pixels, the model expects {expected[0]}x{expected[1]}: resize them "
+        "(AlbefProcessor does), or pass interpolate_pos_encoding=True."
+    )
 
 
 def to_weight_device(weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
@@ -330,25 +348,21 @@ class AlbefVisionEmbeddings(nn.Module):
 
     def __init__(self, config: AlbefVisionConfig):
         super().__init__()
-        self.image_size = config.image_size
-        self.grid_size = config.image_size // config.patch_size
+        self.image_size = size_pair(config.image_size)
+        self.grid = config.grid
         self.patch_embedding = nn.Conv2d(
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + self.grid_size**2, config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid), config.hidden_size))
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
-        height, width = pixel_values.shape[-2:]
-        if not interpolate_pos_encoding and (height, width) != (self.image_size, self.image_size):
-            raise ValueError(
-                f"The images are {height}x{width} pixels, the model expects {self.image_size}x{self.image_size}: "
-                "resize them (AlbefProcessor does), or pass interpolate_pos_encoding=True."
-            )
+        if not interpolate_pos_encoding and tuple(pixel_values.shape[-2:]) != self.image_size:
+            raise ValueError(wrong_size(pixel_values, self.image_size))
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         positions = self.position_embeddings
         if interpolate_pos_encoding:
-            positions = interpolate_position_embeddings(positions, patches.shape[-2:])
+            positions = interpolate_position_embeddings(positions, patches.shape[-2:], self.grid)
         tokens = patches.flatten(2).transpose(1, 2)  # (batch, patches, width)
         # Not len(): an exported graph would keep the batch size it was traced with.
         return torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1) + positions
@@ -385,20 +399,33 @@ class AlbefTextEmbeddings(nn.Module):
         return self.dropout(self.norm(embeddings + self.position_embeddings(positions)))
 
 
-def interpolate_position_embeddings(positions: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Resample learned positions of a square grid to another grid, but not the `[CLS]` row (the original's `vit.py`).
+def interpolate_position_embeddings(
+    positions: torch.Tensor, grid: tuple[int, int], own_grid: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """Resample learned positions of a grid to another grid, but not the `[CLS]` row (the original's `vit.py`).
 
     Args:
-        positions: (1, 1 + side * side, width).
+        positions: (1, 1 + own rows * own columns, width).
         grid: Rows and columns of patches after resampling.
+        own_grid: Rows and columns before; by default those of a square.
 
     Returns:
         (1, 1 + rows * columns, width).
+
+    Raises:
+        ValueError: If the grid is not given and not a square.
     """
-    side = round((positions.shape[1] - 1) ** 0.5)
-    if (side, side) == tuple(grid):
+    if own_grid is None:
+        side = math.isqrt(positions.shape[1] - 1)
+        own_grid = (side, side)
+    if own_grid == tuple(grid):
         return positions
-    patches = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    if math.prod(own_grid) != positions.shape[1] - 1:
+        raise ValueError(
+            f"The image positions are of {positions.shape[1] - 1} patches, which is not a square: load the model at "
+            "its own image_size, and pass interpolate_pos_encoding=True for images of another size."
+        )
+    patches = positions[:, 1:].unflatten(1, own_grid).permute(0, 3, 1, 2)
     patches = F.interpolate(patches, size=tuple(grid), mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
@@ -416,13 +443,18 @@ class ResampleImagePositions(ConversionOps):
         **kwargs,
     ) -> dict[str, torch.Tensor]:
         (positions,) = next(iter(input_dict.values()))
-        side = round((model.get_parameter(full_layer_name).shape[1] - 1) ** 0.5)
-        return {target_patterns[0]: interpolate_position_embeddings(positions, (side, side))}
+        if positions.shape != model.get_parameter(full_layer_name).shape:
+            positions = interpolate_position_embeddings(positions, _vision_config(model.config).grid)
+        return {target_patterns[0]: positions}
 
     @property
     def reverse_op(self) -> ConversionOps:
         """Return the operation for saving: this one, which does not change positions that fit the model."""
         return self
+
+
+def _vision_config(config: AlbefConfig | AlbefVisionConfig) -> AlbefVisionConfig:
+    return config if isinstance(config, AlbefVisionConfig) else config.vision
 
 
 _POSITIONS = r"embeddings\.position_embeddings(?!\.weight)"  # those of texts are the weight of an nn.Embedding
@@ -497,6 +529,26 @@ class AlbefPreTrainedModel(PreTrainedModel):
                     logger.warning_once(f"The checkpoint has no {name}: matching weights of {other_name} are copied.")
         self._copied_weights |= self._copy_untied_weights()
 
+    def enable_input_require_grads(self) -> None:
+        """Let the word and patch embeddings have a gradient, as transformers does for activation checkpointing.
+
+        transformers would also ask an image model of its own, whose embeddings may be a tuple.
+        """
+        self._require_grads_hooks = []
+        for module in self.modules():
+            if isinstance(module, (AlbefVisionModel, AlbefTextModel, AlbefAnswerDecoder)):
+                embeddings = module.get_input_embeddings()
+                self._require_grads_hooks.append(embeddings.register_forward_hook(_require_gradient))
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args, **kwargs) -> None:
+        """Set the attention as transformers does; an image model without attention, such as a CNN, has no other."""
+        others = [module for module in self.modules() if isinstance(module, PreTrainedModel)]
+        others = [module for module in others if not isinstance(module, AlbefPreTrainedModel)]
+        if isinstance(attn_implementation, str) and not all(map(has_attention, others)):
+            parts = {"vision_config": "eager", "text_config": attn_implementation}
+            attn_implementation = {"": attn_implementation, **parts}
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """Save as transformers does, with this code and with an `auto_map` for all Auto classes.
 
@@ -536,6 +588,15 @@ class AlbefPreTrainedModel(PreTrainedModel):
                 init.copy_(weight, other)
                 copied.add(name)
         return copied
+
+
+def has_attention(model: PreTrainedModel | type[PreTrainedModel]) -> bool:
+    """Return whether an image model of transformers has attention that can be computed in several ways."""
+    return model._supports_sdpa or model._supports_flash_attn
+
+
+def _require_gradient(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+    output.requires_grad_()
 
 
 def _copy_if_fresh(module: nn.Module, others: dict[str, torch.Tensor]) -> list[str]:
@@ -591,10 +652,7 @@ class AlbefVisionModel(AlbefPreTrainedModel):
             ValueError: If there is no image, or an image has another size and `interpolate_pos_encoding` is off.
         """
         refuse_unknown(kwargs)
-        if pixel_values is None:
-            raise ValueError("pixel_values is None: pass at least one image, (batch, channels, height, width).")
-        if pixel_values.shape[0] == 0:
-            raise ValueError("There is no image: pass at least one, (batch, channels, height, width).")
+        check_images(pixel_values)
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)

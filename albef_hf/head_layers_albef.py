@@ -22,7 +22,7 @@ class AlbefContrastiveHead(nn.Module):
 
     def __init__(self, config: AlbefConfig):
         super().__init__()
-        self.image_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim)
+        self.image_projection = nn.Linear(config.image_hidden_size, config.projection_dim)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
         self.initial_temperature = config.initial_temperature
         self.temperature = nn.Parameter(torch.tensor(float(config.initial_temperature)))

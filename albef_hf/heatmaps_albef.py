@@ -7,6 +7,7 @@ part of the score's gradient there. Cell 14 of the original's `visualization.ipy
 import contextlib
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -105,14 +106,16 @@ def contrastive_heatmaps(
     layer: int = -1,
     reduce_heads: HeadReduction = _mean_of_heads,
 ) -> torch.Tensor:
-    """Compute Grad-CAM of the ITC score in the image encoder.
+    """Compute Grad-CAM of the ITC score in the image encoder: on its attention, or on its last features.
+
+    The class token attends to patches; the pooled output of another image encoder is made of its features.
 
     Args:
         model: A model with the joint space.
         input_ids: (batch, tokens).
         pixel_values: The image of each text, (batch, channels, height, width), of any resolution.
         attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
-        layer: Index of a layer of the image encoder.
+        layer: Index of a layer of the image encoder; -1 for an encoder without a class token.
         reduce_heads: As in `matching_heatmaps`.
 
     Returns:
@@ -122,11 +125,35 @@ def contrastive_heatmaps(
     with _gradients():
         model = _eager_copy(model)
         pixel_values = pixel_values.detach().clone().requires_grad_()
-        images = model.get_image_features(pixel_values, interpolate_pos_encoding=True, output_attentions=True)
+        images = model.albef.vision_model(pixel_values, interpolate_pos_encoding=True, output_attentions=True)
         texts = model.get_text_features(_differentiable(input_ids), attention_mask)
-        similarity = model.contrastive_head(images.pooler_output, texts.pooler_output).diagonal()
-        maps = _grad_cam(_select_layer(images.attentions, layer), similarity, reduce_heads)[:, 0]
-    return maps.unflatten(-1, _grid(model, pixel_values))
+        image_embeds = model.contrastive_head.project_image(images.last_hidden_state)
+        similarity = model.contrastive_head(image_embeds, texts.pooler_output).diagonal()
+        grid = _grid(model, pixel_values, images.last_hidden_state)
+        if getattr(model.albef.vision_model, "pooling", "cls") != "cls":
+            maps = _feature_heatmaps(model.albef.vision_model, images.features, similarity, layer)
+            return maps[:, -math.prod(grid) :].unflatten(-1, grid)
+        if images.attentions is None:
+            raise ValueError(
+                f"{type(model.albef.vision_model.encoder).__name__} does not return its attention, so the contrastive "
+                "score has no heat map: use matching_heatmaps, or set image_pooling to mean."
+            )
+        maps = _grad_cam(_select_layer(images.attentions, layer), similarity, reduce_heads, grid)[:, 0]
+    return maps.unflatten(-1, grid)
+
+
+def _feature_heatmaps(
+    encoder: torch.nn.Module, features: torch.Tensor, score: torch.Tensor, layer: int
+) -> torch.Tensor:
+    """Compute Grad-CAM as its paper does, on the last features of an image model; returns (batch, tokens)."""
+    if layer != -1:
+        raise ValueError(
+            f"layer is {layer}: this image encoder has no class token that attends to patches, so the contrastive "
+            "score has a heat map of the last features only; leave layer at -1."
+        )
+    (gradient,) = torch.autograd.grad(score.sum(), features)
+    weights = encoder.flatten(gradient).mean(1, keepdim=True)
+    return (encoder.flatten(features.detach()) * weights).sum(-1).clamp(min=0)
 
 
 def _cross_attention_heatmaps(
@@ -148,10 +175,11 @@ def _cross_attention_heatmaps(
         attentions = outputs.multimodal_model_output.cross_attentions
         if layer is None:  # not the last layer, where the score has no gradient for words
             layer = max(min(round(len(attentions) / 3), len(attentions) - 2), 0)
-        maps = _grad_cam(_select_layer(attentions, layer), score(model, outputs.last_hidden_state), reduce_heads)
+        grid = _grid(model, pixel_values, outputs.image_hidden_states)
+        maps = _grad_cam(_select_layer(attentions, layer), score(model, outputs.last_hidden_state), reduce_heads, grid)
     if attention_mask is not None:
         maps = maps * attention_mask[..., None]
-    return maps.unflatten(-1, _grid(model, pixel_values))
+    return maps.unflatten(-1, grid)
 
 
 @contextlib.contextmanager
@@ -204,15 +232,25 @@ def _select_layer(attentions: Sequence[torch.Tensor], layer: int) -> torch.Tenso
         raise ValueError(f"layer is {layer!r:.100}: it must be a whole number from 0 to {last}.") from error
 
 
-def _grad_cam(attention: torch.Tensor, score: torch.Tensor, reduce_heads: HeadReduction) -> torch.Tensor:
-    """Convert attention (batch, heads, tokens, patches + 1) and scores (batch,) to maps, (batch, tokens, patches)."""
+def _grad_cam(
+    attention: torch.Tensor, score: torch.Tensor, reduce_heads: HeadReduction, grid: tuple[int, int]
+) -> torch.Tensor:
+    """Convert attention (batch, heads, tokens, image tokens) and scores (batch,) to maps, (batch, tokens, patches).
+
+    The patches are the last of the image tokens; a class token and registers come before them.
+    """
     (gradient,) = torch.autograd.grad(score.sum(), attention)
-    return reduce_heads((attention.detach() * gradient.clamp(min=0))[..., 1:])
+    return reduce_heads((attention.detach() * gradient.clamp(min=0))[..., -math.prod(grid) :])
 
 
-def _grid(model: PreTrainedModel, pixel_values: torch.Tensor) -> tuple[int, int]:
-    patch = model.config.vision_config.patch_size
-    return pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
+def _grid(
+    model: PreTrainedModel, pixel_values: torch.Tensor, image_hidden_states: torch.Tensor
+) -> tuple[int, int]:
+    """Return the rows and columns of patches: of all factors of their number, the closest to the image's shape."""
+    count = image_hidden_states.shape[1] - 1 - getattr(model.albef.vision_model, "num_registers", 0)
+    height, width = pixel_values.shape[-2:]
+    grids = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
+    return min(grids, key=lambda grid: abs(math.log(grid[0] * width / (grid[1] * height))))
 
 
 def word_heatmaps(

@@ -36,6 +36,7 @@ from .configuration_albef import (
     REASONING_CLASSES,
     RENAMED_CLASSES,
     AlbefConfig,
+    AlbefVisionConfig,
 )
 from .encoders_albef import (
     AlbefAnswerDecoder,
@@ -55,6 +56,7 @@ from .head_layers_albef import (
     AlbefMaskedLanguageHead,
     Gather,
 )
+from .image_encoder_albef import AlbefImageEncoder
 from .initialization_albef import load_pretrained_weights, read_text_model, read_vision_model
 from .losses_albef import (
     IGNORED,
@@ -100,7 +102,10 @@ class AlbefUnimodalEncoders(AlbefPreTrainedModel):
 
     def __init__(self, config: AlbefConfig):
         super().__init__(config)
-        self.vision_model = AlbefVisionModel._from_config(config.vision_config)
+        if isinstance(config.vision_config, AlbefVisionConfig):
+            self.vision_model = AlbefVisionModel._from_config(config.vision_config)
+        else:
+            self.vision_model = AlbefImageEncoder(config)
         self.text_model = AlbefTextModel._from_config(config.text_config)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -278,7 +283,12 @@ class AlbefImageTextModel(AlbefPreTrainedModel):
         """Encode images; `pooler_output` has unit features, (batch, projection)."""
         outputs = self.albef.vision_model(pixel_values, interpolate_pos_encoding, **kwargs)
         features = self.contrastive_head.project_image(outputs.last_hidden_state)
-        return BaseModelOutputWithPooling(pooler_output=features, **outputs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=features,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
     @can_return_tuple
     def get_text_features(
@@ -1118,7 +1128,7 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         self.albef = AlbefTwoImageModel(config)
         # The name of this projection in a pretraining checkpoint, where it comes from.
         self.contrastive_head = nn.ModuleDict(
-            {"image_projection": AlbefFrozenProjection(config.vision_config.hidden_size, config.projection_dim)}
+            {"image_projection": AlbefFrozenProjection(config.image_hidden_size, config.projection_dim)}
         )
         self.assignment_head = nn.Linear(config.text_config.hidden_size, 3)
         self.post_init()

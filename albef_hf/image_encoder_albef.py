@@ -1,0 +1,195 @@
+"""Any image model of transformers as ALBEF's image encoder.
+
+States are (batch, 1 + patches, width) for every model. The first one is contrasted with texts: the class token, the
+pooled output, or the mean of the patches. Feature maps are flattened row by row.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+from .configuration_albef import AlbefConfig, size_pair
+from .encoders_albef import check_images, has_attention, refuse_unknown, wrong_size
+
+# Learned tokens before the patches, under their names in transformers and timm; the class token is the first.
+_CLASS_TOKENS = {"cls_token", "class_embedding"}
+_OTHER_PREFIX_TOKENS = {"distillation_token", "dist_token", "register_tokens", "reg_token"}
+# Models whose pooled output is their first state already, not a learned token.
+_POOLED_FIRST = {"dinov3_convnext"}
+# Models with a class token whose pooled output is better: CLIP normalizes it, BEiT was trained with the mean.
+_POOLERS = {
+    "altclip_vision_model",
+    "beit",
+    "chinese_clip_vision_model",
+    "clip_vision_model",
+    "data2vec-vision",
+    "metaclip_2_vision_model",
+}
+
+
+@dataclass
+class AlbefImageEncoderOutput(BaseModelOutput):
+    """Output of an image model as ALBEF reads it.
+
+    Args:
+        last_hidden_state: (batch, 1 + registers + patches, width).
+        hidden_states: As the image model returns them, with `output_hidden_states`, if it can.
+        attentions: As the image model returns them, with `output_attentions`, if it can.
+        features: The image model's own last hidden state, which the others are made of.
+    """
+
+    features: torch.Tensor | None = None
+
+
+class AlbefImageEncoder(nn.Module):
+    """An image model of transformers, or one that is registered with `AutoConfig` and `AutoModel`.
+
+    Args:
+        config: With the configuration of the image model as `vision_config`, and `input_size`, `image_pooling` and
+            `image_registers`.
+
+    Raises:
+        ValueError: If it is not a model of images alone.
+    """
+
+    def __init__(self, config: AlbefConfig):
+        super().__init__()
+        self.input_size = config.input_size
+        self.width = config.image_hidden_size
+        self.encoder = _build(config.vision_config)
+        self.is_native_size = self.input_size == _native_size(config.vision_config, self.input_size)
+        parameters = {name.rpartition(".")[2]: weight for name, weight in self.encoder.named_parameters()}
+        tokens = [_count_tokens(parameters[name]) for name in _OTHER_PREFIX_TOKENS & parameters.keys()]
+        model_type = config.vision_config.model_type
+        has_class_token = bool(_CLASS_TOKENS & parameters.keys()) or model_type in _POOLED_FIRST
+        self.num_prefix_tokens = has_class_token + sum(tokens)
+        self.num_registers = self.num_prefix_tokens - has_class_token if config.image_registers else 0
+        self.pooling = config.image_pooling
+        if self.pooling is None:
+            self.pooling = "cls" if has_class_token and model_type not in _POOLERS else "pooler"
+        if self.pooling == "cls":
+            if not has_class_token:
+                raise ValueError(f"{model_type} has no class token: set image_pooling to pooler or mean.")
+            if getattr(self.encoder, "pooler", None) is not None:
+                self.encoder.pooler = None  # its weights would have no gradient
+        for name, weight in self.encoder.named_parameters():
+            if name.endswith("mask_token"):  # of its own pretraining
+                weight.requires_grad_(False)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> AlbefImageEncoderOutput:
+        """Encode images.
+
+        Args:
+            pixel_values: (batch, channels, height, width), normalized as `AlbefProcessor` does; or the states that
+                this function returned for them, (batch, 1 + registers + patches, width), which are returned.
+            interpolate_pos_encoding: Accept images of another size, if the image model can.
+
+        Returns:
+            `last_hidden_state`: (batch, 1 + registers + patches, width), the pooled state first.
+
+        Raises:
+            ValueError: If there is no image, or an image has another size and `interpolate_pos_encoding` is off, or
+                the states have another width than the configuration says.
+        """
+        refuse_unknown(kwargs)
+        check_images(pixel_values)
+        if pixel_values.ndim == 3:
+            return AlbefImageEncoderOutput(last_hidden_state=self._check_width(pixel_values.to(self.encoder.dtype)))
+        is_input_size = tuple(pixel_values.shape[-2:]) == self.input_size
+        if not (interpolate_pos_encoding or is_input_size):
+            raise ValueError(wrong_size(pixel_values, self.input_size))
+        settings = self._settings(kwargs, interpolate=not (is_input_size and self.is_native_size))
+        outputs = self.encoder(pixel_values.to(self.encoder.dtype), **settings)
+        states = self._check_width(self.flatten(outputs.last_hidden_state))
+        patches = states[:, self.num_prefix_tokens :]
+        registers = states[:, self.num_prefix_tokens - self.num_registers : self.num_prefix_tokens]
+        first = self._pool(states, patches, outputs)
+        return AlbefImageEncoderOutput(
+            last_hidden_state=torch.cat([first[:, None], registers, patches], dim=1),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+            features=outputs.last_hidden_state,
+        )
+
+    def _settings(self, kwargs: TransformersKwargs, interpolate: bool) -> dict[str, Any]:
+        """Return the keywords of the image model's own forward pass."""
+        recorded = getattr(self.encoder, "_can_record_outputs", None) or {}
+        settings: dict[str, Any] = {
+            f"output_{name}": kwargs[f"output_{name}"]
+            for name in ("hidden_states", "attentions")
+            if name in recorded and kwargs.get(f"output_{name}") is not None
+        }
+        if interpolate and "interpolate_pos_encoding" in inspect.signature(self.encoder.forward).parameters:
+            settings["interpolate_pos_encoding"] = True
+        return settings
+
+    def flatten(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the states of a feature map, with channels first or last, as (batch, patches, width)."""
+        if states.ndim == 4:
+            return states.flatten(2).transpose(1, 2) if states.shape[1] == self.width else states.flatten(1, 2)
+        return states
+
+    def _check_width(self, states: torch.Tensor) -> torch.Tensor:
+        if states.shape[-1] != self.width:
+            raise ValueError(
+                f"The states of the images are {states.shape[-1]} wide, the configuration says {self.width}: set "
+                f"hidden_size of vision_config to {states.shape[-1]}, or pass states of this image model."
+            )
+        return states
+
+    def _pool(self, states: torch.Tensor, patches: torch.Tensor, outputs: BaseModelOutput) -> torch.Tensor:
+        """Return the state that stands for the image, (batch, width)."""
+        if self.pooling == "cls":
+            return states[:, 0]
+        pooled = outputs.get("pooler_output") if self.pooling == "pooler" else None
+        if pooled is not None:
+            return pooled.flatten(1)  # ResNet's is (batch, width, 1, 1)
+        return patches.mean(1)
+
+
+def _build(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return an image model with random weights; refuse what needs more than pixels."""
+    if type(config) not in MODEL_MAPPING:
+        raise ValueError(
+            f"No model is registered for {type(config).__name__}: call AutoModel.register({type(config).__name__}, "
+            "your_model_class) first, or choose an image model of transformers."
+        )
+    classes = MODEL_MAPPING[type(config)]
+    if not all(map(has_attention, classes if isinstance(classes, tuple) else [classes])):
+        config._attn_implementation = "eager"
+    model = AutoModel.from_config(config)
+    parameters = inspect.signature(model.forward).parameters.values()
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    required = [one.name for one in parameters if one.default is one.empty and one.kind not in kinds]
+    others = [name for name in required if name != "pixel_values"]
+    if others or model.main_input_name != "pixel_values":
+        raise ValueError(
+            f"{type(model).__name__} cannot be the image encoder: it takes {', '.join(others) or model.main_input_name}"
+            ". Choose a model that takes pixel_values alone."
+        )
+    return model
+
+
+def _native_size(config: PreTrainedConfig, default: tuple[int, int]) -> tuple[int, int]:
+    size = getattr(config, "image_size", None)
+    return size_pair(size) if size else default
+
+
+def _count_tokens(weight: torch.Tensor) -> int:
+    """Return the number of tokens of a learned (1, tokens, width) or (width,) parameter."""
+    return weight.shape[-2] if weight.ndim > 1 else 1
+
+
+__all__ = ["AlbefImageEncoder", "AlbefImageEncoderOutput"]
