@@ -243,9 +243,7 @@ def _grad_cam(
     return reduce_heads((attention.detach() * gradient.clamp(min=0))[..., -math.prod(grid) :])
 
 
-def _grid(
-    model: PreTrainedModel, pixel_values: torch.Tensor, image_hidden_states: torch.Tensor
-) -> tuple[int, int]:
+def _grid(model: PreTrainedModel, pixel_values: torch.Tensor, image_hidden_states: torch.Tensor) -> tuple[int, int]:
     """Return the rows and columns of patches: of all factors of their number, the closest to the image's shape."""
     count = image_hidden_states.shape[1] - 1 - getattr(model.albef.vision_model, "num_registers", 0)
     height, width = pixel_values.shape[-2:]

@@ -175,9 +175,10 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
     required = [one.name for one in parameters if one.default is one.empty and one.kind not in kinds]
     others = [name for name in required if name != "pixel_values"]
     if others or model.main_input_name != "pixel_values":
+        inputs = ", ".join(others) or model.main_input_name
         raise ValueError(
-            f"{type(model).__name__} cannot be the image encoder: it takes {', '.join(others) or model.main_input_name}"
-            ". Choose a model that takes pixel_values alone."
+            f"{type(model).__name__} cannot be the image encoder: it takes {inputs}. Choose a model that takes "
+            "pixel_values alone."
         )
     return model
 

@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
+from transformers import AutoConfig
+from transformers.image_processing_base import ImageProcessingMixin
 
 ImageSource = Image.Image | str | os.PathLike | io.BytesIO  # an image, its file, or its file in memory
 MAX_SCANS = 20  # of a JPEG with the maximum of pixels; a smaller one may have more, since each scan visits all pixels
@@ -20,6 +22,7 @@ STRIP_PIXELS = 2**20
 MAX_DOWNLOAD_BYTES = 100_000_000
 CHANNELS = (1, 3, 4)  # of an array: gray, RGB, RGB with alpha
 MAX_NORMALIZED = 16  # a brighter float is a pixel of 0 to 255: no mean and deviation normalize to such a value
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}  # names of timm
 TO_8_BITS = (np.arange(2**16) / 257).astype(np.uint8)
 
 
@@ -198,6 +201,40 @@ def fetch_image(source: ImageSource, exif_transpose: bool = False, timeout: floa
     return read_image(source, exif_transpose)
 
 
+def read_preprocessing(name: str) -> dict[str, Any]:
+    """Return how an image model's own processor prepares images.
+
+    Returns:
+        `image_mean` and `image_std` of the channels, `resample` as Pillow's number, and `size`, height and width in
+        pixels; each only if it is known.
+    """
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
+    except OSError:  # no file; models of timm have these settings in their configuration
+        settings = {}
+    timm = getattr(AutoConfig.from_pretrained(name), "pretrained_cfg", None) or {}
+    found = {
+        "image_mean": settings.get("image_mean", timm.get("mean")),
+        "image_std": settings.get("image_std", timm.get("std")),
+        "resample": settings.get("resample", _RESAMPLING.get(timm.get("interpolation"))),
+        "size": _square_or_pair(settings.get("crop_size") or settings.get("size"))
+        or timm.get("input_size", [None])[1:],
+    }
+    if settings.get("do_normalize") is False:
+        found |= {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
+    elif settings.get("include_top"):  # EfficientNet divides by the deviation twice
+        found["image_std"] = [deviation**2 for deviation in found["image_std"]]
+    return {setting: value for setting, value in found.items() if value}
+
+
+def _square_or_pair(size: Any) -> list[int] | None:
+    """Return height and width of a `size` or `crop_size` of transformers' image processors."""
+    if isinstance(size, dict):
+        size = size.get("height", size.get("shortest_edge")), size.get("width", size.get("shortest_edge"))
+        return list(size) if all(size) else None
+    return [size, size] if isinstance(size, int) else size
+
+
 def array_to_image(array: np.ndarray | torch.Tensor, channels_first: bool | None = None) -> Image.Image:
     """Convert an array of pixels to an RGB image.
 
@@ -304,4 +341,12 @@ def list_images(images: Any, channels_first: bool | None = None) -> list[Image.I
         ) from error
 
 
-__all__ = ["ImageTooLargeError", "array_to_image", "fetch_image", "list_images", "read_image", "to_rgb"]
+__all__ = [
+    "ImageTooLargeError",
+    "array_to_image",
+    "fetch_image",
+    "list_images",
+    "read_image",
+    "read_preprocessing",
+    "to_rgb",
+]

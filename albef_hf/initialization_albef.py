@@ -1,13 +1,16 @@
-"""Initialize ALBEF from a pretrained ViT or DeiT and a pretrained BERT, as the paper does."""
+"""Initialize ALBEF from a pretrained image model and a pretrained BERT; the paper's are a DeiT and BERT-base."""
 
+import copy
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .compatibility_albef import PRETRAINED_NAMES
-from .configuration_albef import AlbefTextConfig
+from .configuration_albef import AlbefTextConfig, read_vision_config, size_pair
 from .encoders_albef import interpolate_position_embeddings
 
 logger = logging.get_logger(f"transformers.{__name__}")
@@ -27,20 +30,47 @@ _POSITIONS = "albef.vision_model.embeddings.position_embeddings"
 Weights = dict[str, torch.Tensor]
 
 
-def read_vision_model(name: str) -> tuple[dict, Weights]:
-    """Load a ViT or DeiT and return its settings and its weights under ALBEF's names.
+def read_vision_model(name: str) -> tuple[dict | PreTrainedConfig, Weights]:
+    """Load an image model, and return its settings and its weights under ALBEF's names.
 
-    Raises:
-        ValueError: If it is another kind of model.
+    A ViT or DeiT becomes the paper's ViT. Of a model of images and texts, such as CLIP, the image model is loaded.
+
+    Returns:
+        Settings of an `AlbefVisionConfig`, or the configuration of another image model; and the weights.
     """
-    model = AutoModel.from_pretrained(name, dtype=torch.float32)
-    if model.config.model_type not in ("vit", "deit"):
-        raise ValueError(f"{name} is a {model.config.model_type} model: start the image encoder from a ViT or DeiT.")
+    config = read_vision_config(AutoConfig.from_pretrained(name))
+    model = AutoModel.from_pretrained(name, config=config, dtype=torch.float32)
+    if config.model_type not in ("vit", "deit"):
+        return config, {f"encoder.{key}": weight for key, weight in model.state_dict().items()}
     weights = {key: weight for key, weight in _rename(model.state_dict()).items() if not key.startswith("pooler.")}
     if weights.pop("embeddings.distillation_token", None) is not None:  # DeiT has a second token, ALBEF does not
         positions = weights["embeddings.position_embeddings"]
         weights["embeddings.position_embeddings"] = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
-    return {setting: getattr(model.config, setting) for setting in _VISION_SETTINGS}, weights
+    return {setting: getattr(config, setting) for setting in _VISION_SETTINGS}, weights
+
+
+def image_settings(
+    vision: dict | PreTrainedConfig, overrides: dict, preprocessing: dict[str, Any], given: int | Sequence[int] | None
+) -> dict[str, Any]:
+    """Return the settings of an `AlbefConfig` for the image encoder.
+
+    Args:
+        vision: From `read_vision_model`.
+        overrides: Settings of the image model to change.
+        preprocessing: From `read_preprocessing`, with the size that the image model was trained at.
+        given: The size to use instead.
+    """
+    if isinstance(vision, dict):
+        sizes = {} if given is None else {"image_size": given}
+        return {"vision_config": {**vision, **overrides, **sizes}}
+    vision = copy.deepcopy(vision)
+    own_size = getattr(vision, "image_size", None)
+    size = overrides.get("image_size", given or preprocessing.get("size") or own_size)
+    for setting, value in overrides.items():
+        if setting != "image_size":
+            setattr(vision, setting, value)
+    is_own_size = own_size is not None and size_pair(size) == size_pair(own_size)
+    return {"vision_config": vision, "image_size": None if is_own_size else size}
 
 
 def read_text_model(name: str) -> tuple[dict, Weights]:
@@ -83,8 +113,8 @@ def load_pretrained_weights(model: PreTrainedModel, vision_weights: Weights, tex
     weights |= _place_text_weights(text_weights, model.config.text_config)
     expected = model.state_dict()
     if _POSITIONS in weights:
-        grid = model.albef.vision_model.embeddings.grid_size
-        weights[_POSITIONS] = interpolate_position_embeddings(weights[_POSITIONS], (grid, grid))
+        grid = model.config.vision.grid
+        weights[_POSITIONS] = interpolate_position_embeddings(weights[_POSITIONS], grid)
     for name, weight in weights.items():
         if name in expected and expected[name].shape != weight.shape:
             raise ValueError(
@@ -124,4 +154,9 @@ def _group_by_module(names: set[str] | list[str]) -> list[str]:
     return [f"{name} ({len(members)}x)" if "*" in name else name for name, members in sorted(modules.items())]
 
 
-__all__ = ["load_pretrained_weights", "read_text_model", "read_vision_model"]
+__all__ = [
+    "image_settings",
+    "load_pretrained_weights",
+    "read_text_model",
+    "read_vision_model",
+]

@@ -57,7 +57,13 @@ from .head_layers_albef import (
     Gather,
 )
 from .image_encoder_albef import AlbefImageEncoder
-from .initialization_albef import load_pretrained_weights, read_text_model, read_vision_model
+from .images_albef import read_preprocessing
+from .initialization_albef import (
+    image_settings,
+    load_pretrained_weights,
+    read_text_model,
+    read_vision_model,
+)
 from .losses_albef import (
     IGNORED,
     at_least_float32,
@@ -506,16 +512,17 @@ class AlbefForPreTraining(AlbefImageTextModel):
         text_config: dict | None = None,
         **config_kwargs,
     ) -> "AlbefForPreTraining":
-        """Initialize the model from a pretrained ViT or DeiT and a pretrained BERT, as the paper does.
+        """Initialize the model from a pretrained image model and a pretrained BERT; the paper's image model is a DeiT.
 
         The lower layers of the BERT become the text encoder, the next ones the multimodal encoder. Cross-attention and
         heads start from random weights, and so do layers that a shorter BERT does not have. A warning lists them.
 
         Args:
-            vision: Hub name or folder of a ViT or DeiT; None for a randomly initialized image encoder.
+            vision: Hub name or folder of an image model, or of a model of images and texts such as CLIP; None for a
+                randomly initialized image encoder. A ViT or DeiT becomes the paper's ViT; others keep their own class.
             text: Hub name or folder of a BERT; None for randomly initialized text and multimodal encoders.
-            vision_config: Settings of the image encoder to override, such as `{"image_size": 384}`; the learned
-                positions are interpolated.
+            vision_config: Settings of the image encoder to override, such as `{"image_size": 384}`; learned positions
+                are interpolated. By default, another image model than a ViT has the size of its own image processor.
             text_config: Settings of the text side to override, such as `{"num_hidden_layers": 3}`.
             config_kwargs: Further settings of `AlbefConfig`.
 
@@ -530,9 +537,11 @@ class AlbefForPreTraining(AlbefImageTextModel):
             ```
         """
         vision_settings, vision_weights = read_vision_model(vision) if vision else ({}, {})
+        preprocessing = read_preprocessing(vision) if vision else {}
+        image_size = config_kwargs.pop("image_size", None)
         text_settings, text_weights = read_text_model(text) if text else ({}, {})
         config = AlbefConfig(
-            vision_config={**vision_settings, **(vision_config or {})},
+            **image_settings(vision_settings, vision_config or {}, preprocessing, image_size),
             text_config={**text_settings, **(text_config or {})},
             **config_kwargs,
         )

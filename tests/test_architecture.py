@@ -38,6 +38,7 @@ ALLOWED = {
     "encoders_albef": {"compatibility_albef", "configuration_albef"},
     "head_layers_albef": {"configuration_albef", "encoders_albef", "losses_albef", "outputs_albef"},
     "answers_albef": {"configuration_albef", "losses_albef"},
+    "image_encoder_albef": {"configuration_albef", "encoders_albef"},
     "initialization_albef": {"compatibility_albef", "configuration_albef", "encoders_albef"},
     "modeling_albef": {
         "answers_albef",
@@ -45,6 +46,8 @@ ALLOWED = {
         "configuration_albef",
         "encoders_albef",
         "head_layers_albef",
+        "image_encoder_albef",
+        "images_albef",
         "initialization_albef",
         "losses_albef",
         "outputs_albef",
@@ -72,7 +75,7 @@ ALLOWED = {
     "momentum": {"compatibility_albef", "losses_albef", "modeling_albef", "outputs_albef", "utils"},
     "metrics": {"metrics"},
     "model_card": {"compatibility_albef", "utils"},
-    "data": {"compatibility_albef", "data", "images_albef", "processing_albef", "utils"},
+    "data": {"compatibility_albef", "configuration_albef", "data", "images_albef", "processing_albef", "utils"},
     "evaluation": {"configuration_albef", "evaluation", "processing_albef", "training", "utils"},
     "conversion": {
         "compatibility_albef",

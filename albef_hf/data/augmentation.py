@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
+from ..configuration_albef import size_pair
+
 GRAY = (128, 128, 128)  # fill color of geometric operations, as in the original
 MAX_LEVEL = 10
 
@@ -56,26 +58,34 @@ def random_augment(image: Image.Image, rng: np.random.Generator, count: int = 2,
 
 
 def random_resized_crop(
-    image: Image.Image, size: int, rng: np.random.Generator, scale: tuple[float, float], attempts: int = 10
+    image: Image.Image,
+    size: int | Sequence[int],
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+    attempts: int = 10,
 ) -> Image.Image:
-    """Crop a random share of the area, with an aspect ratio of 3:4 to 4:3, and resize it (bicubic) to a square.
+    """Crop a random share of the area, with an aspect ratio of 3:4 to 4:3 relative to the result's, and resize it.
 
     If no draw fits into the image, the largest centered crop of an allowed aspect ratio is used, as in torchvision. A
     scale of 1 keeps the whole image, whatever its aspect ratio, so that captions about its edges stay true.
 
     Args:
         image: Image to crop.
-        size: Height and width of the result in pixels.
+        size: Height and width of the result in pixels, or one number for a square.
         rng: Random generator.
         scale: Minimum and maximum share of the area.
+        resample: How pixels are interpolated.
         attempts: Number of draws.
     """
+    new_height, new_width = size_pair(size)
     if scale[0] >= 1:
-        return image.resize((size, size), Image.Resampling.BICUBIC)
+        return image.resize((new_width, new_height), resample)
+    shape = new_width / new_height
     width, height = image.size
     for _ in range(attempts):
         area = width * height * rng.uniform(*scale)
-        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        ratio = shape * np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
         crop_width = round((area * ratio) ** 0.5)
         crop_height = round((area / ratio) ** 0.5)
         if 0 < crop_width <= width and 0 < crop_height <= height:
@@ -83,37 +93,40 @@ def random_resized_crop(
             top = int(rng.integers(height - crop_height + 1))
             break
     else:
-        crop_width = min(width, round(height * 4 / 3))
-        crop_height = min(height, round(width * 4 / 3))
+        crop_width = min(width, round(height * shape * 4 / 3))
+        crop_height = min(height, round(width / shape * 4 / 3))
         left = (width - crop_width) // 2
         top = (height - crop_height) // 2
     box = (left, top, left + crop_width, top + crop_height)
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return image.resize((new_width, new_height), resample, box=box)
 
 
 class Augmentation:
     """Convert an image to augmented, normalized pixels.
 
     Args:
-        image_size: Height and width of the result in pixels.
+        image_size: Height and width of the result in pixels, or one number for a square.
         image_mean: Mean of each channel, between 0 and 1.
         image_std: Standard deviation of each channel.
         min_scale: Minimum share of the image's area that a crop keeps; 0.2 in the paper (0.5 in fine-tuning, and 1, no
             crop at all, in grounding).
         operations: RandAugment operations drawn per image; 2 in the paper.
         flip_probability: Probability that an image is mirrored.
+        resample: How pixels are interpolated.
     """
 
     def __init__(
         self,
-        image_size: int,
+        image_size: int | Sequence[int],
         image_mean: Sequence[float],
         image_std: Sequence[float],
         min_scale: float = 0.2,
         operations: int = 2,
         flip_probability: float = 0.5,
+        resample: int = Image.Resampling.BICUBIC,
     ):
         self.image_size = image_size
+        self.resample = Image.Resampling(resample)
         self.min_scale = min_scale
         self.operations = operations
         self.flip_probability = flip_probability
@@ -127,7 +140,7 @@ class Augmentation:
         Returns:
             Pixels, (3, height, width), and whether left and right were swapped.
         """
-        image = random_resized_crop(image, self.image_size, rng, (self.min_scale, 1.0))
+        image = random_resized_crop(image, self.image_size, rng, (self.min_scale, 1.0), self.resample)
         flipped = bool(rng.random() < self.flip_probability)
         image = ImageOps.mirror(image) if flipped else image
         pixels = torch.from_numpy(np.array(random_augment(image, rng, self.operations))).permute(2, 0, 1)

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from transformers import BertTokenizer, BlipImageProcessorPil, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, BertTokenizer, BlipImageProcessorPil, PreTrainedTokenizerBase
 
+from ..configuration_albef import AlbefConfig
+from ..images_albef import read_preprocessing
 from ..processing_albef import AlbefProcessor
 
 
@@ -13,9 +15,20 @@ def embedded_tokenizer() -> BertTokenizer:
 
 
 def make_processor(
-    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_words: int = 30
+    config: AlbefConfig, tokenizer: PreTrainedTokenizerBase, max_words: int = 30, vision_model: str | None = None
 ) -> AlbefProcessor:
-    """Return a processor at the resolution of a model."""
-    size = config.vision_config.image_size
-    images = BlipImageProcessorPil(size={"height": size, "width": size})
-    return AlbefProcessor(images, tokenizer, max_words=max_words)
+    """Return a processor at the resolution of a model.
+
+    Args:
+        config: Configuration of the model.
+        tokenizer: Its tokenizer.
+        max_words: Maximum number of words of a caption.
+        vision_model: Folder or Hub name of the image model that it started from, whose mean, standard deviation and
+            resampling are used; those of CLIP without one, and for a DeiT, as in the original.
+    """
+    height, width = config.input_size
+    settings = {}
+    if vision_model and AutoConfig.from_pretrained(vision_model).model_type != "deit":
+        settings = read_preprocessing(vision_model)
+    settings["size"] = {"height": height, "width": width}
+    return AlbefProcessor(BlipImageProcessorPil(**settings), tokenizer, max_words=max_words)

@@ -62,12 +62,13 @@ class Task(ABC):
         """Return the augmentation of training images."""
         images = self.processor.image_processor
         return Augmentation(
-            images.size["height"],
+            (images.size["height"], images.size["width"]),
             images.image_mean,
             images.image_std,
             self.args.min_crop_scale,
             self.args.randaugment_operations,
             flip_probability,
+            images.resample,
         )
 
     @classmethod

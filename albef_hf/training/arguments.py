@@ -230,7 +230,10 @@ class PretrainingArguments(DataArguments):
         default=None, metadata={"help": "folder or Hub name of an ALBEF to continue from, with its teacher"}
     )
     vision_model: str | None = field(
-        default=None, metadata={"help": "folder or Hub name of a ViT or DeiT that initializes the image encoder"}
+        default=None,
+        metadata={
+            "help": "folder or Hub name of an image model, such as DeiT or DINOv2, that initializes the image encoder"
+        },
     )
     text_model: str | None = field(
         default=None, metadata={"help": "folder or Hub name of a BERT that initializes the text side"}
@@ -294,9 +297,11 @@ class FineTuningArguments(DataArguments):
     model_config: str | None = field(
         default=None, metadata={"help": "JSON file or text with AlbefConfig settings of an untrained model, instead"}
     )
-    image_size: int = field(
-        default=0,
-        metadata={"help": "resolution in pixels, to which positions are interpolated; 0: that of the model"},
+    image_size: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "pixels of a square, or height and width; positions are interpolated; default: those of the model"
+        },
     )
     columns: list[str] = field(
         default_factory=list,
@@ -322,10 +327,17 @@ class FineTuningArguments(DataArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_at_least(1, "validation_size", "per_device_eval_batch_size")
-        self.require_at_least(0, "image_size")
+        self._check_image_size()
         self.require_fraction("flip_probability")
         if bool(self.model) == bool(self.model_config):
             raise ValueError(
                 "Set model, a folder or Hub repository of an ALBEF to start from, or model_config, the settings of an "
                 "untrained one; exactly one of the two."
             )
+
+    def _check_image_size(self) -> None:
+        """Accept one number, also from a saved run or a YAML file, or two."""
+        if isinstance(self.image_size, int):
+            self.image_size = [self.image_size] if self.image_size else []
+        if len(self.image_size) > 2 or any(side < 1 for side in self.image_size):
+            raise ValueError(f"image_size is {self.image_size}; pass one positive number of pixels, or two.")

@@ -36,7 +36,7 @@ def load_pretraining_model(
             student = head.from_vision_text_pretrained(args.vision_model, args.text_model, **settings)
         else:
             student = head(AlbefConfig(**settings))
-        processor = make_processor(student.config, tokenizer, args.max_words)
+        processor = make_processor(student.config, tokenizer, args.max_words, args.vision_model)
     student.set_attn_implementation(args.attn_implementation)
     check_vocabulary(student.config, processor.tokenizer)
     positions = student.config.text.max_position_embeddings
@@ -64,9 +64,9 @@ def load_task_model(
     processor.max_words = args.max_words
     processor.tokenizer.model_max_length = config.text.max_position_embeddings
     if args.image_size:
-        config.vision.image_size = args.image_size
-        config.vision.validate_patches()
-        processor.image_processor.size = {"height": args.image_size, "width": args.image_size}
+        config.set_input_size(args.image_size if len(args.image_size) == 2 else args.image_size[0])
+        height, width = config.input_size
+        processor.image_processor.size = {"height": height, "width": width}
     if args.model_config:
         model = head(config)
         missing = set(model.state_dict())

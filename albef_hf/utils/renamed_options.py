@@ -26,4 +26,7 @@ def with_present_names(options: Mapping[str, Any]) -> dict[str, Any]:
     renamed = {RENAMED_OPTIONS.get(name, name): value for name, value in options.items()}
     if renamed.get("max_steps") == 0:  # formerly the default
         renamed["max_steps"] = -1
+    size = renamed.get("image_size")
+    if isinstance(size, int):  # formerly of squares alone, 0 for the model's own
+        renamed["image_size"] = [size] if size else []
     return renamed
