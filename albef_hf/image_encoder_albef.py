@@ -137,9 +137,10 @@ class AlbefImageEncoder(nn.Module):
 
     def flatten(self, states: torch.Tensor) -> torch.Tensor:
         """Return the states of a feature map, with channels first or last, as (batch, patches, width)."""
-        if states.ndim == 4:
-            return states.flatten(2).transpose(1, 2) if states.shape[1] == self.width else states.flatten(1, 2)
-        return states
+        if states.ndim != 4:
+            return states
+        is_channels_last = states.shape[-1] == self.width != states.shape[1]
+        return states.flatten(1, 2) if is_channels_last else states.flatten(2).transpose(1, 2)
 
     def _check_width(self, states: torch.Tensor) -> torch.Tensor:
         if states.shape[-1] != self.width:

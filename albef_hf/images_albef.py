@@ -213,18 +213,18 @@ def read_preprocessing(name: str) -> dict[str, Any]:
     except OSError:  # no file; models of timm have these settings in their configuration
         settings = {}
     timm = getattr(AutoConfig.from_pretrained(name), "pretrained_cfg", None) or {}
+    size = _square_or_pair(settings.get("crop_size") or settings.get("size"))
     found = {
         "image_mean": settings.get("image_mean", timm.get("mean")),
         "image_std": settings.get("image_std", timm.get("std")),
         "resample": settings.get("resample", _RESAMPLING.get(timm.get("interpolation"))),
-        "size": _square_or_pair(settings.get("crop_size") or settings.get("size"))
-        or timm.get("input_size", [None])[1:],
+        "size": size or timm.get("input_size", [None])[1:] or None,
     }
     if settings.get("do_normalize") is False:
         found |= {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
     elif settings.get("include_top"):  # EfficientNet divides by the deviation twice
         found["image_std"] = [deviation**2 for deviation in found["image_std"]]
-    return {setting: value for setting, value in found.items() if value}
+    return {setting: value for setting, value in found.items() if value is not None}
 
 
 def _square_or_pair(size: Any) -> list[int] | None:

@@ -400,7 +400,7 @@ def test_a_shorter_bert_fills_what_it_can_and_says_what_stays_fresh(tmp_path, wa
 def test_models_that_are_no_starting_point_are_refused(tmp_path):
     bert = BertModel(BertConfig(**SMALL, num_hidden_layers=1, vocab_size=50))
     bert.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="start the image encoder from a ViT or DeiT"):
+    with pytest.raises(ValueError, match="BertModel cannot be the image encoder: it takes input_ids"):
         AlbefForPreTraining.from_vision_text_pretrained(str(tmp_path), None)
     with pytest.raises(ValueError, match="do not change sizes of the pretrained model"):
         AlbefForPreTraining.from_vision_text_pretrained(None, str(tmp_path), text_config={"intermediate_size": 128})

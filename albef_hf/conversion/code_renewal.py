@@ -36,6 +36,7 @@ SHIPPED_CODE = {
     "explain.py",
     "head_layers_albef.py",
     "heatmaps_albef.py",
+    "image_encoder_albef.py",
     "images_albef.py",
     "initialization_albef.py",
     "losses_albef.py",

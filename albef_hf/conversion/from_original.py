@@ -202,9 +202,7 @@ def _interpolate_positions(momentum: Weights, config: AlbefConfig) -> None:
     """Interpolate the momentum model's positions to the configured resolution, as loading does for the model."""
     name = "model.albef.vision_model.embeddings.position_embeddings"
     if name in momentum:
-        vision = config.vision
-        side = vision.image_size // vision.patch_size
-        momentum[name] = interpolate_position_embeddings(momentum[name], (side, side))
+        momentum[name] = interpolate_position_embeddings(momentum[name], config.vision.grid)
 
 
 def _check_momentum(momentum: Weights, model: PreTrainedModel, names: Names) -> None:

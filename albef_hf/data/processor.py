@@ -3,10 +3,13 @@
 from pathlib import Path
 
 from transformers import AutoConfig, BertTokenizer, BlipImageProcessorPil, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..configuration_albef import AlbefConfig
 from ..images_albef import read_preprocessing
 from ..processing_albef import AlbefProcessor
+
+logger = logging.get_logger(f"transformers.{__name__}")
 
 
 def embedded_tokenizer() -> BertTokenizer:
@@ -30,5 +33,10 @@ def make_processor(
     settings = {}
     if vision_model and AutoConfig.from_pretrained(vision_model).model_type != "deit":
         settings = read_preprocessing(vision_model)
+        if "image_mean" not in settings:
+            logger.warning(
+                f"{vision_model} has no preprocessor_config.json: images are normalized with the mean and standard "
+                "deviation of CLIP. Add the file if the model was trained with others."
+            )
     settings["size"] = {"height": height, "width": width}
     return AlbefProcessor(BlipImageProcessorPil(**settings), tokenizer, max_words=max_words)
