@@ -259,11 +259,17 @@ class AlbefConfig(PreTrainedConfig):
             raise ValueError(f"image_pooling is {self.image_pooling!r}; choose from {', '.join(IMAGE_POOLING)}.")
         names = ("image_size", "image_pooling", "image_registers")
         given = [name for name in names if getattr(self, name)]
-        if given and isinstance(self.vision_config, AlbefVisionConfig):
+        if given and self.has_albef_vit:
             raise ValueError(
                 f"{', '.join(given)}: for other image models than the paper's ViT. Its size is image_size of "
                 "vision_config, and it has a class token and no registers."
             )
+
+    @property
+    def has_albef_vit(self) -> bool:
+        """Return whether the image encoder is the paper's ViT."""
+        # Not by class: transformers may load the code of a folder twice.
+        return cast(PreTrainedConfig, self.vision_config).model_type == AlbefVisionConfig.model_type
 
     @property
     def vision(self) -> AlbefVisionConfig:
@@ -301,9 +307,9 @@ class AlbefConfig(PreTrainedConfig):
         Raises:
             ValueError: If patches of the paper's ViT do not tile such an image.
         """
-        if isinstance(self.vision_config, AlbefVisionConfig):
-            self.vision_config.image_size = size if isinstance(size, int) else list(size)
-            self.vision_config.validate_patches()
+        if self.has_albef_vit:
+            self.vision.image_size = size if isinstance(size, int) else list(size)
+            self.vision.validate_patches()
         else:
             self.image_size = size if isinstance(size, int) else list(size)
 

@@ -454,7 +454,7 @@ class ResampleImagePositions(ConversionOps):
 
 
 def _vision_config(config: AlbefConfig | AlbefVisionConfig) -> AlbefVisionConfig:
-    return config if isinstance(config, AlbefVisionConfig) else config.vision
+    return config.vision if config.model_type == AlbefConfig.model_type else config
 
 
 _POSITIONS = r"embeddings\.position_embeddings(?!\.weight)"  # those of texts are the weight of an nn.Embedding

@@ -36,7 +36,6 @@ from .configuration_albef import (
     REASONING_CLASSES,
     RENAMED_CLASSES,
     AlbefConfig,
-    AlbefVisionConfig,
 )
 from .encoders_albef import (
     AlbefAnswerDecoder,
@@ -108,7 +107,7 @@ class AlbefUnimodalEncoders(AlbefPreTrainedModel):
 
     def __init__(self, config: AlbefConfig):
         super().__init__(config)
-        if isinstance(config.vision_config, AlbefVisionConfig):
+        if config.has_albef_vit:
             self.vision_model = AlbefVisionModel._from_config(config.vision_config)
         else:
             self.vision_model = AlbefImageEncoder(config)

@@ -19,6 +19,7 @@ HUB_FILES = (
     "encoders_albef",
     "head_layers_albef",
     "answers_albef",
+    "image_encoder_albef",
     "initialization_albef",
     "modeling_albef",
     "images_albef",
