@@ -474,6 +474,26 @@ class AlbefPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^(contrastive|itm|mlm|assignment)_head\.", r"^classifier\.", r"^decoder\."]
     # Modules that start as copies of other modules if the checkpoint does not have them: {name: name of the other}.
     _copied_modules: dict[str, str] = {}
+    # Names of submodules that are not trained, and stay in evaluation mode.
+    frozen_modules: tuple[str, ...] = ()
+
+    def freeze(self, *names: str) -> None:
+        """Stop training submodules: they get no gradient, and stay in evaluation mode after `train()`.
+
+        Args:
+            names: Names of submodules, such as `albef.vision_model`.
+        """
+        for name in names:
+            self.get_submodule(name).requires_grad_(False)
+        self.frozen_modules = (*self.frozen_modules, *names)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "AlbefPreTrainedModel":
+        """Set training or evaluation mode; submodules that `freeze` named stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen_modules:
+            self.get_submodule(name).eval()
+        return self
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

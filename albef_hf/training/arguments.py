@@ -14,6 +14,7 @@ from ..utils.renamed_options import RENAMED_OPTIONS
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 MAX_POSITIONS = 512  # of BERT
+ENCODERS = ("image_encoder", "text_encoder")
 
 
 @dataclass
@@ -42,6 +43,29 @@ class TrainingArguments:
     min_learning_rate: float = field(default=1e-5, metadata={"help": "learning rate at the end of the cosine"})
     warmup_steps: int = field(default=1000, metadata={"help": "steps of linear warmup"})
     warmup_learning_rate: float = field(default=0.0, metadata={"help": "learning rate at the start of the warmup"})
+    image_encoder_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "peak learning rate of the image encoder, scheduled alike; default: learning_rate"},
+    )
+    text_encoder_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "peak learning rate of the text encoder, scheduled alike; default: learning_rate"},
+    )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "factor of the learning rate from each layer of an encoder to the one below, as in BEiT; the last "
+            "layer has it once; 1: none"
+        },
+    )
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "encoders that are not trained: image_encoder, text_encoder, or both; the teacher shares them. "
+            "The output layer of masked language, which is tied to the word embeddings, is frozen with the text "
+            "encoder"
+        },
+    )
     staircase: bool = field(
         default=False,
         metadata={"help": "hold the rate for an epoch, and for 100 steps of the warmup, as the original does"},
@@ -152,9 +176,29 @@ class TrainingArguments:
                 f"learning_rate is {self.learning_rate} and min_learning_rate {self.min_learning_rate}; "
                 "both must be positive, and the first the larger one."
             )
+        self._check_encoders()
         self._check_report_to()
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"mixed_precision is {self.mixed_precision!r}; choose no, bf16 or fp16.")
+
+    def _check_encoders(self) -> None:
+        """Refuse unknown encoders, rates that cannot be, and options of encoders that are frozen."""
+        unknown = [name for name in self.freeze if name not in ENCODERS]
+        if unknown:
+            raise ValueError(f"freeze contains {unknown[0]!r}; choose from {', '.join(ENCODERS)}.")
+        for encoder in ENCODERS:
+            name = f"{encoder}_learning_rate"
+            rate = getattr(self, name)
+            if rate is not None and encoder in self.freeze:
+                raise ValueError(f"{name} has no effect on a frozen encoder; remove it, or {encoder} from freeze.")
+            if rate is not None and rate <= 0:
+                raise ValueError(
+                    f"{name} is {rate}; it must be positive. To train nothing of it, set freeze {encoder}."
+                )
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1.")
+        if self.layer_decay < 1 and set(self.freeze) == set(ENCODERS):
+            raise ValueError("layer_decay has no effect on frozen encoders; remove it, or train one of them.")
 
     def _check_report_to(self) -> None:
         unknown = [name for name in self.report_to if name not in TRACKERS]

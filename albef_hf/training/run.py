@@ -19,7 +19,7 @@ from .dataloaders import steps_per_epoch
 from .distributed import make_accelerator
 from .guards import describe_skipped
 from .logging import RunLog, start_trackers
-from .model_setup import make_teacher
+from .model_setup import freeze_encoders, make_teacher
 from .optimization import count_steps
 from .output_folder import LATER_RESULTS, end_training, lock_output_dir, prepare_output_dir, start_upload
 from .trainer import Trainer
@@ -45,6 +45,7 @@ def train(task_class: type["Task"], args: Any, accelerator: Accelerator) -> dict
     upload = start_upload(args, accelerator)
     set_seed(args.seed)  # the same on all processes, so that their teachers and queues start alike
     student, processor = task_class.load_model(args)
+    freeze_encoders(student, args)
     teacher = make_teacher(args, student)
     check_contrastive_options(args, student, has_teacher=teacher is not None)
     task = task_class(args, processor)
@@ -113,12 +114,16 @@ def describe_run(
     args = task.args
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     epochs = f" ({total_steps / epoch_steps:.3g} epochs)" if epoch_steps else ""
+    trained = student.num_parameters(only_trainable=True)
+    frozen = student.num_parameters() - trained
+    parts = f" ({trained / 1e6:.1f} trained, {frozen / 1e6:.1f} frozen)" if frozen else ""
     memory = "no teacher"
     if teacher is not None:
         queue = len(teacher.queue.image_features)
-        memory = f"teacher of the same size, {f'queue of {queue} pairs' if queue else 'no queue'}"
+        size = "that shares what is frozen" if teacher.shared else "of the same size"
+        memory = f"teacher {size}, {f'queue of {queue} pairs' if queue else 'no queue'}"
     return (
-        f"{task.name}: {student.num_parameters() / 1e6:.1f} million parameters, {memory}\n"
+        f"{task.name}: {student.num_parameters() / 1e6:.1f} million parameters{parts}, {memory}\n"
         f"{total_steps} steps{epochs} of {per_step} rows: {args.per_device_train_batch_size} on each of "
         f"{accelerator.num_processes} process(es), {args.gradient_accumulation_steps} accumulated; "
         f"everything goes to {args.output_dir}"
