@@ -573,6 +573,20 @@ def _copy_if_fresh(module: nn.Module, others: dict[str, torch.Tensor]) -> list[s
     return copied
 
 
+def check_states(states: torch.Tensor, config: AlbefVisionConfig) -> torch.Tensor:
+    """Return states of images that were encoded before.
+
+    Raises:
+        ValueError: If they have another width than those of the encoder.
+    """
+    if states.shape[-1] != config.hidden_size:
+        raise ValueError(
+            f"pixel_values has shape {tuple(states.shape)}: pass images, (batch, channels, height, width), or states "
+            f"that this encoder returned before, (batch, 1 + patches, {config.hidden_size})."
+        )
+    return states
+
+
 class AlbefVisionModel(AlbefPreTrainedModel):
     """The image encoder: a vision transformer that returns all patches."""
 
@@ -601,20 +615,24 @@ class AlbefVisionModel(AlbefPreTrainedModel):
         """Encode images.
 
         Args:
-            pixel_values: (batch, channels, height, width), normalized as `AlbefProcessor` does.
+            pixel_values: (batch, channels, height, width), normalized as `AlbefProcessor` does; or states that this
+                encoder returned before, (batch, 1 + patches, width), which are returned in the precision of the model.
             interpolate_pos_encoding: Resample the learned positions to images of another size.
 
         Returns:
             `last_hidden_state`: (batch, 1 + patches, width), the `[CLS]` token first.
 
         Raises:
-            ValueError: If there is no image, or an image has another size and `interpolate_pos_encoding` is off.
+            ValueError: If there is no image, or an image has another size and `interpolate_pos_encoding` is off, or
+                states have another width.
         """
         refuse_unknown(kwargs)
         if pixel_values is None:
             raise ValueError("pixel_values is None: pass at least one image, (batch, channels, height, width).")
         if pixel_values.shape[0] == 0:
             raise ValueError("There is no image: pass at least one, (batch, channels, height, width).")
+        if pixel_values.ndim == 3:
+            return BaseModelOutput(last_hidden_state=check_states(pixel_values, self.config).to(self.dtype))
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)

@@ -15,6 +15,7 @@ from ..utils.renamed_options import RENAMED_OPTIONS
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 MAX_POSITIONS = 512  # of BERT
 ENCODERS = ("image_encoder", "text_encoder")
+NO_AUGMENTATION = {"min_crop_scale": 1.0, "randaugment_operations": 0, "flip_probability": 0.0}
 
 
 @dataclass
@@ -64,6 +65,13 @@ class TrainingArguments:
             "help": "encoders that are not trained: image_encoder, text_encoder, or both; the teacher shares them. "
             "The output layer of masked language, which is tied to the word embeddings, is frozen with the text "
             "encoder"
+        },
+    )
+    cache_image_states: str | None = field(
+        default=None,
+        metadata={
+            "help": "directory for the states of a frozen image encoder, computed once for all training images, which "
+            "are not augmented then"
         },
     )
     staircase: bool = field(
@@ -245,6 +253,26 @@ class DataArguments(SourceArguments, TrainingArguments):
         self.require_at_least(0, "validation_size", "randaugment_operations")
         self.require_fraction("min_crop_scale")
         self.require_one_source()
+        if self.cache_image_states:
+            self._check_image_states()
+
+    def _check_image_states(self) -> None:
+        """Refuse states of an encoder that is trained, and augmentation, which would have no effect."""
+        if "image_encoder" not in self.freeze:
+            raise ValueError(
+                "cache_image_states keeps the states of a frozen image encoder; set freeze image_encoder too, or "
+                "remove it."
+            )
+        for name, value in NO_AUGMENTATION.items():
+            default = type(self).__dataclass_fields__.get(name)
+            if default is None:  # an option of some commands
+                continue
+            if getattr(self, name) not in (value, default.default):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but images are not augmented with cache_image_states; remove "
+                    f"it, or set {value}."
+                )
+            setattr(self, name, value)
 
     def describe_rows(self, files: list[str], split: str | None, count: int) -> str:
         """Return where rows come from, for the model card."""
@@ -311,6 +339,8 @@ class PretrainingArguments(DataArguments):
         fresh = [name for name in ("vision_model", "text_model", "model_config", "tokenizer") if getattr(self, name)]
         if self.model and fresh:
             raise ValueError(f"model comes with its own configuration and tokenizer; remove {', '.join(fresh)}.")
+        if self.cache_image_states and self.streaming:
+            raise ValueError("cache_image_states needs to know all images; remove streaming.")
         if self.shards and (self.train_files or self.dataset):
             raise ValueError("shards, train_files and dataset are all sources of rows; choose one.")
 

@@ -18,6 +18,7 @@ from .best_checkpoint import LAST
 from .dataloaders import steps_per_epoch
 from .distributed import make_accelerator
 from .guards import describe_skipped
+from .image_states import load_image_states
 from .logging import RunLog, start_trackers
 from .model_setup import freeze_encoders, make_teacher
 from .optimization import count_steps
@@ -50,6 +51,8 @@ def train(task_class: type["Task"], args: Any, accelerator: Accelerator) -> dict
     check_contrastive_options(args, student, has_teacher=teacher is not None)
     task = task_class(args, processor)
     rows, validation = task.load_rows(accelerator)
+    if args.cache_image_states:
+        task.image_states = load_image_states(task, student, rows, accelerator)
     loader = task.train_dataloader(rows, accelerator)
     task.check_validation(validation)
     start_trackers(args, accelerator)
