@@ -67,6 +67,14 @@ class TrainingArguments:
             "encoder"
         },
     )
+    lora_rank: int = field(
+        default=0,
+        metadata={
+            "help": "rank of LoRA adapters in the attention of the encoders, whose own weights are frozen, as in the "
+            "output layer of masked language; saved models have them merged; needs peft; 0: none"
+        },
+    )
+    lora_alpha: int = field(default=16, metadata={"help": "scale of the adapters, divided by lora_rank"})
     cache_image_states: str | None = field(
         default=None,
         metadata={
@@ -176,7 +184,7 @@ class TrainingArguments:
         self.require_at_least(1, "gradient_accumulation_steps", "num_train_epochs", "logging_steps")
         self.require_at_least(1, "max_nonfinite_steps", "save_total_limit")
         self.require_at_least(0, "queue_size", "dataloader_num_workers", "eval_steps", "warmup_steps")
-        self.require_at_least(0, "max_grad_norm", "weight_decay", "keep_every")
+        self.require_at_least(0, "max_grad_norm", "weight_decay", "keep_every", "lora_rank")
         self.require_at_least(-1, "max_steps", "alpha_ramp_steps", "save_steps")
         self.require_fraction("alpha", "momentum", "max_skipped_share", "hardness_strength")
         if not 0 <= self.min_learning_rate <= self.learning_rate or self.learning_rate == 0:
@@ -203,6 +211,8 @@ class TrainingArguments:
                 raise ValueError(
                     f"{name} is {rate}; it must be positive. To train nothing of it, set freeze {encoder}."
                 )
+        if self.lora_rank and set(self.freeze) == set(ENCODERS):
+            raise ValueError("lora_rank has no effect on frozen encoders; remove it, or one of them from freeze.")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1.")
         if self.layer_decay < 1 and set(self.freeze) == set(ENCODERS):

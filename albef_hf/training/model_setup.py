@@ -80,8 +80,14 @@ def load_task_model(
 
 
 def freeze_encoders(student: Any, args: TrainingArguments) -> None:
-    """Freeze the encoders that the options name; call it before the teacher is made, which shares them."""
+    """Freeze the encoders that the options name, and with LoRA the weights of the others.
+
+    Call it before the teacher is made, which shares what is frozen.
+    """
     student.freeze(*(ENCODER_MODULES[encoder] for encoder in args.freeze))
+    if args.lora_rank:
+        for module in ENCODER_MODULES.values():
+            student.get_submodule(module).requires_grad_(False)
 
 
 def make_teacher(args: PretrainingArguments | FineTuningArguments, student: PreTrainedModel) -> MomentumTeacher | None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..modeling_albef import AlbefImageTextModel
 from ..momentum import MomentumTeacher
+from ..processing_albef import AlbefProcessor
 from ..utils.progress import log_library_progress
 from .arguments import TrainingArguments
 from .best_checkpoint import LAST
@@ -20,6 +21,7 @@ from .distributed import make_accelerator
 from .guards import describe_skipped
 from .image_states import load_image_states
 from .logging import RunLog, start_trackers
+from .lora import add_lora
 from .model_setup import freeze_encoders, make_teacher
 from .optimization import count_steps
 from .output_folder import LATER_RESULTS, end_training, lock_output_dir, prepare_output_dir, start_upload
@@ -45,10 +47,7 @@ def train(task_class: type["Task"], args: Any, accelerator: Accelerator) -> dict
     folder = prepare_output_dir(args, accelerator)
     upload = start_upload(args, accelerator)
     set_seed(args.seed)  # the same on all processes, so that their teachers and queues start alike
-    student, processor = task_class.load_model(args)
-    freeze_encoders(student, args)
-    teacher = make_teacher(args, student)
-    check_contrastive_options(args, student, has_teacher=teacher is not None)
+    student, teacher, processor = load_models(task_class, args)
     task = task_class(args, processor)
     rows, validation = task.load_rows(accelerator)
     if args.cache_image_states:
@@ -86,6 +85,17 @@ def train(task_class: type["Task"], args: Any, accelerator: Accelerator) -> dict
     log.say(f"rows skipped or cut: {describe_skipped(trainer.state.counts)}")
     saved_model.finish(trainer.state.step)
     return saved_model.metrics
+
+
+def load_models(task_class: type["Task"], args: Any) -> tuple[PreTrainedModel, MomentumTeacher | None, AlbefProcessor]:
+    """Return student, teacher and processor; what is frozen is shared by both, and LoRA is added to both."""
+    student, processor = task_class.load_model(args)
+    freeze_encoders(student, args)
+    teacher = make_teacher(args, student)
+    if args.lora_rank:
+        add_lora(student, teacher, args)
+    check_contrastive_options(args, student, has_teacher=teacher is not None)
+    return student, teacher, processor
 
 
 def check_contrastive_options(args: TrainingArguments, student: object, has_teacher: bool) -> None:

@@ -9,7 +9,7 @@ import torch
 from paths import TESTS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_pretraining import records_of, small_run
+from small_pretraining import records_of, small_run, weights_of
 from task_rows import small
 
 from albef_hf import AlbefForPreTraining, AlbefForRetrieval, MomentumTeacher
@@ -17,10 +17,6 @@ from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.throughput import FlopCounter, relative_distance
 
 BOTH = ("albef.vision_model", "albef.text_model")
-
-
-def parameters_of(folder, part: str) -> dict[str, torch.Tensor]:
-    return {name: w for name, w in load_file(folder / "model.safetensors").items() if name.startswith(part)}
 
 
 def test_frozen_encoders_stay_in_evaluation_mode_without_gradients(config, batch):
@@ -130,7 +126,7 @@ def test_a_frozen_pretraining(pretrain, tmp_path):
     pretrain(steps=1).rename(tmp_path / "start")
     folder = pretrain("--model", tmp_path / "start", "--freeze", "image_encoder", "text_encoder", steps=3)
     for part, moves in (("albef.vision_model", False), ("albef.text_model", False), ("albef.multimodal", True)):
-        before, after = parameters_of(tmp_path / "start", part), parameters_of(folder, part)
+        before, after = weights_of(tmp_path / "start", part), weights_of(folder, part)
         assert before and any(not torch.equal(before[name], after[name]) for name in before) == moves, part
     optimizer = torch.load(folder / "checkpoints" / "step_3" / "optimizer.pt", weights_only=True)["optimizer"]
     trained = [n for n, w in AlbefForPreTraining.from_pretrained(folder).named_parameters() if not n.startswith(BOTH)]
@@ -145,7 +141,7 @@ def test_every_task_trains_with_frozen_encoders(task, run, pretrained, tmp_path)
     options = small(pretrained, tmp_path / "tuned")
     run("finetune", task, *options, "--freeze", "image_encoder", "text_encoder", "--max_steps", 1)
     for part in BOTH:
-        before, after = parameters_of(pretrained, part), parameters_of(tmp_path / "tuned", part)
+        before, after = weights_of(pretrained, part), weights_of(tmp_path / "tuned", part)
         assert before and all(torch.equal(before[name], after[name]) for name in before)
 
 

@@ -109,6 +109,11 @@ def test_a_run_from_states_of_images_is_bit_identical(pretrain, stop_at, tmp_pat
     stopped_and_resumed(pretrain, tmp_path, stop_at, 2, options, 4)
 
 
+def test_a_run_with_lora_is_bit_identical(pretrain, stop_at, tmp_path):
+    pytest.importorskip("peft", reason='peft is not installed: pip install "albef_hf[lora]"')
+    stopped_and_resumed(pretrain, tmp_path, stop_at, 3, ["--lora_rank", "4"], 4)
+
+
 def test_a_stream_is_resumed_at_its_position(pretrain, stop_at, scene_images, tmp_path):
     """Twenty rows, shuffled; the run stops in the third pass over them."""
     rows = json.loads((scene_images / "train.json").read_text())
