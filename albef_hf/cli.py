@@ -25,6 +25,7 @@ EXTRAS = {
     "filelock": "search",
     "gradio": "demo",
     "matplotlib": "train",
+    "peft": "lora",
     "yaml": "train",
 }
 

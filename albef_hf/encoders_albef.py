@@ -69,6 +69,20 @@ def check_images(pixel_values: torch.Tensor | None) -> None:
         raise ValueError("There is no image: pass at least one, (batch, channels, height, width).")
 
 
+def check_states(states: torch.Tensor, width: int) -> torch.Tensor:
+    """Return states of images that were encoded before.
+
+    Raises:
+        ValueError: If they have another width than those of the encoder.
+    """
+    if states.shape[-1] != width:
+        raise ValueError(
+            f"pixel_values has shape {tuple(states.shape)}: pass images, (batch, channels, height, width), or states "
+            f"that this encoder returned before, (batch, 1 + patches, {width})."
+        )
+    return states
+
+
 def wrong_size(pixel_values: torch.Tensor, expected: tuple[int, int]) -> str:
     """Return what to do about images of another height and width than the model expects."""
     height, width = pixel_values.shape[-2:]
@@ -506,6 +520,26 @@ class AlbefPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^(contrastive|itm|mlm|assignment)_head\.", r"^classifier\.", r"^decoder\."]
     # Modules that start as copies of other modules if the checkpoint does not have them: {name: name of the other}.
     _copied_modules: dict[str, str] = {}
+    # Names of submodules that are not trained, and stay in evaluation mode.
+    frozen_modules: tuple[str, ...] = ()
+
+    def freeze(self, *names: str) -> None:
+        """Stop training submodules: they get no gradient, and stay in evaluation mode after `train()`.
+
+        Args:
+            names: Names of submodules, such as `albef.vision_model`.
+        """
+        for name in names:
+            self.get_submodule(name).requires_grad_(False)
+        self.frozen_modules = (*self.frozen_modules, *names)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "AlbefPreTrainedModel":
+        """Set training or evaluation mode; submodules that `freeze` named stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen_modules:
+            self.get_submodule(name).eval()
+        return self
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -642,17 +676,23 @@ class AlbefVisionModel(AlbefPreTrainedModel):
         """Encode images.
 
         Args:
-            pixel_values: (batch, channels, height, width), normalized as `AlbefProcessor` does.
+            pixel_values: (batch, channels, height, width), normalized as `AlbefProcessor` does; or states that this
+                encoder returned before, (batch, 1 + patches, width), which are returned in the precision of the model.
             interpolate_pos_encoding: Resample the learned positions to images of another size.
 
         Returns:
             `last_hidden_state`: (batch, 1 + patches, width), the `[CLS]` token first.
 
         Raises:
-            ValueError: If there is no image, or an image has another size and `interpolate_pos_encoding` is off.
+            ValueError: If there is no image, or an image has another size and `interpolate_pos_encoding` is off, or
+                states have another width.
         """
         refuse_unknown(kwargs)
         check_images(pixel_values)
+        if pixel_values.ndim == 3:
+            return BaseModelOutput(
+                last_hidden_state=check_states(pixel_values, self.config.hidden_size).to(self.dtype)
+            )
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)

@@ -16,7 +16,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_albef import AlbefConfig, size_pair
-from .encoders_albef import check_images, has_attention, refuse_unknown, wrong_size
+from .encoders_albef import check_images, check_states, has_attention, refuse_unknown, wrong_size
 
 # Learned tokens before the patches, under their names in transformers and timm; the class token is the first.
 _CLASS_TOKENS = {"cls_token", "class_embedding"}
@@ -83,6 +83,21 @@ class AlbefImageEncoder(nn.Module):
             if name.endswith("mask_token"):  # of its own pretraining
                 weight.requires_grad_(False)
 
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Return the configuration of the image model."""
+        return self.encoder.config
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the weights."""
+        return self.encoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the precision of the weights."""
+        return self.encoder.dtype
+
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -106,13 +121,14 @@ class AlbefImageEncoder(nn.Module):
         refuse_unknown(kwargs)
         check_images(pixel_values)
         if pixel_values.ndim == 3:
-            return AlbefImageEncoderOutput(last_hidden_state=self._check_width(pixel_values.to(self.encoder.dtype)))
+            return AlbefImageEncoderOutput(last_hidden_state=check_states(pixel_values, self.width).to(self.dtype))
         is_input_size = tuple(pixel_values.shape[-2:]) == self.input_size
         if not (interpolate_pos_encoding or is_input_size):
             raise ValueError(wrong_size(pixel_values, self.input_size))
         settings = self._settings(kwargs, interpolate=not (is_input_size and self.is_native_size))
-        outputs = self.encoder(pixel_values.to(self.encoder.dtype), **settings)
-        states = self._check_width(self.flatten(outputs.last_hidden_state))
+        outputs = self.encoder(pixel_values.to(self.dtype), **settings)
+        states = self.flatten(outputs.last_hidden_state)
+        self._check_width(states)
         patches = states[:, self.num_prefix_tokens :]
         registers = states[:, self.num_prefix_tokens - self.num_registers : self.num_prefix_tokens]
         first = self._pool(states, patches, outputs)
@@ -142,13 +158,12 @@ class AlbefImageEncoder(nn.Module):
         is_channels_last = states.shape[-1] == self.width != states.shape[1]
         return states.flatten(1, 2) if is_channels_last else states.flatten(2).transpose(1, 2)
 
-    def _check_width(self, states: torch.Tensor) -> torch.Tensor:
+    def _check_width(self, states: torch.Tensor) -> None:
         if states.shape[-1] != self.width:
             raise ValueError(
                 f"The states of the images are {states.shape[-1]} wide, the configuration says {self.width}: set "
-                f"hidden_size of vision_config to {states.shape[-1]}, or pass states of this image model."
+                f"hidden_size of vision_config to {states.shape[-1]}."
             )
-        return states
 
     def _pool(self, states: torch.Tensor, patches: torch.Tensor, outputs: BaseModelOutput) -> torch.Tensor:
         """Return the state that stands for the image, (batch, width)."""

@@ -210,7 +210,8 @@ class AlbefTwoImageModel(AlbefUnimodalEncoders):
 
         Args:
             input_ids: (batch, tokens), `[CLS]` first.
-            pixel_values: (batch, 2, channels, height, width).
+            pixel_values: (batch, 2, channels, height, width), or states of the image encoder, (batch, 2, 1 + patches,
+                image width).
             attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
             interpolate_pos_encoding: Resample the learned image positions to images of another size.
 
@@ -221,7 +222,7 @@ class AlbefTwoImageModel(AlbefUnimodalEncoders):
         Raises:
             ValueError: If `pixel_values` does not have two images per text.
         """
-        if pixel_values is None or pixel_values.ndim != 5 or pixel_values.shape[1] != 2:
+        if pixel_values is None or pixel_values.ndim not in (4, 5) or pixel_values.shape[1] != 2:
             shape = None if pixel_values is None else tuple(pixel_values.shape)
             raise ValueError(
                 f"pixel_values has shape {shape}: pass two images per text, (batch, 2, channels, height, width), such "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_model
 from torch import nn
 from torch.nn import functional as F
@@ -23,6 +24,8 @@ from .outputs_albef import AlbefTeacherOutput
 from .utils.files import listed, load_weights
 
 MOMENTUM_FILE = "momentum.safetensors"
+SHARED = "shared"  # metadata of the file: names of the weights that it leaves to the student's
+RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms
 
 
 class FeatureQueue(nn.Module):
@@ -95,9 +98,13 @@ class MomentumTeacher(nn.Module):
     As in the original, the teacher is in training mode with dropout, like the student; `teacher.eval()` changes that.
     Call it with the student's batch, and call `enqueue` and `update` after every optimizer step.
 
+    Weights of the student without `requires_grad` are shared instead of copied, and are not saved: freeze them before
+    the teacher is made.
+
     Args:
         student: A model with `get_teacher_outputs`, also inside `torch.compile`, `DistributedDataParallel` or PEFT. It
-            is copied to float32: in bfloat16 an average with momentum 0.995 would never change.
+            is copied to float32: in bfloat16 an average with momentum 0.995 would never change. Shared weights have
+            to be in float32 already; others are copied, too.
         momentum: Weight of the teacher in an update; 0.995 in the paper.
         queue_size: Pairs in the queue; 65,536 in the paper. A head without a contrastive loss has no queue.
 
@@ -123,7 +130,9 @@ class MomentumTeacher(nn.Module):
             raise ValueError(f"momentum is {momentum}: it must be between 0 and 1; the paper's is 0.995.")
         self.momentum = momentum
         student = _unwrap(student)
-        self.model = copy.deepcopy(student).to(torch.promote_types(student.dtype, torch.float32))
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        self.shared = [weight for weight in student.parameters() if not weight.requires_grad and weight.dtype == dtype]
+        self.model = copy.deepcopy(student, {id(weight): weight for weight in self.shared}).to(dtype)
         self.model.requires_grad_(False).train()
         if not isinstance(student, AlbefImageTextModel):
             queue_size = min(queue_size, 0)  # a negative one is still refused
@@ -150,18 +159,43 @@ class MomentumTeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Update the average: teacher = momentum * teacher + (1 - momentum) * student (section 3.4)."""
-        teacher_weights = list(self.model.parameters())
-        student_weights = [
-            weight.to(average.dtype)
-            for weight, average in zip(_unwrap(student).parameters(), teacher_weights, strict=True)
-        ]
-        torch._foreach_lerp_(teacher_weights, student_weights, 1 - self.momentum)
+        """Update the average: teacher = momentum * teacher + (1 - momentum) * student (section 3.4).
+
+        Shared weights are the student's already. Running statistics of batch norms are copied, as they are averages.
+        """
+        student = _unwrap(student)
+        pairs = zip(self.model.parameters(), student.parameters(), strict=True)
+        pairs = [(average, weight.to(average.dtype)) for average, weight in pairs if average is not weight]
+        torch._foreach_lerp_([average for average, _ in pairs], [weight for _, weight in pairs], 1 - self.momentum)
+        statistics = dict(student.named_buffers())
+        for name, buffer in self.model.named_buffers():
+            if name.endswith(RUNNING_STATISTICS):
+                buffer.copy_(statistics[name])
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return weights and queues, without the weights that are shared with the student."""
+        shared = self._shared_names()
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name not in shared}
+
+    def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load what `state_dict` returned; shared weights stay the student's."""
+        weights = super().state_dict()
+        shared = {name: weights[name] for name in self._shared_names()}
+        return super().load_state_dict({**state_dict, **shared}, *args, **kwargs)
+
+    def _shared_names(self) -> set[str]:
+        shared = {id(weight) for weight in self.shared}
+        return {name for name, weight in self.named_parameters(remove_duplicate=False) if id(weight) in shared}
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write weights, queues and pointer to `momentum.safetensors`, beside the student's `model.safetensors`."""
+        """Write weights, queues and pointer to `momentum.safetensors`, beside the student's `model.safetensors`.
+
+        Weights that are shared with the student are not written; the file lists their names.
+        """
         Path(folder).mkdir(parents=True, exist_ok=True)
-        save_model(self, str(Path(folder) / MOMENTUM_FILE), metadata={"format": "pt"})
+        names = self._shared_names()
+        shared = {SHARED: "\n".join(sorted(names))} if names else {}
+        save_model(self, str(Path(folder) / MOMENTUM_FILE), metadata={"format": "pt", **shared})
         follow_umask([Path(folder) / MOMENTUM_FILE])
 
     @classmethod
@@ -172,7 +206,8 @@ class MomentumTeacher(nn.Module):
 
         The student may have another head than the saved one. As in the original's fine-tuning, the teacher's encoders
         then come from the file, converted as `from_pretrained` converts the student's, and so do the queues if the
-        student has a contrastive loss. Heads that are not in the file are copied from the student.
+        student has a contrastive loss. Heads that are not in the file are copied from the student, and so are weights
+        that the student does not train or that the file was saved without.
 
         Args:
             name: Folder or Hub repository with the file, which `save_pretrained` or the converter wrote.
@@ -189,12 +224,13 @@ class MomentumTeacher(nn.Module):
             raise ValueError(f"{path} has no weights: create a new teacher with MomentumTeacher(student).")
         queue = {key.removeprefix("queue."): weights.pop(key) for key in list(weights) if key.startswith("queue.")}
         weights = {key.removeprefix("model."): weight for key, weight in weights.items()}
+        shared = {key.removeprefix("model.") for key in shared_names(path)}
         rows = len(queue.get("image_features", ()))
         student = _unwrap(student)
         teacher = cls(student, momentum, rows or queue_size)
         try:
             if weights:  # a converted checkpoint may have queues without a momentum model
-                teacher._load(student, weights)
+                teacher._load(student, weights, shared)
             if rows and isinstance(student, AlbefImageTextModel):
                 teacher.queue.load_state_dict(queue)
         except RuntimeError as error:
@@ -204,8 +240,18 @@ class MomentumTeacher(nn.Module):
             ) from error
         return teacher
 
-    def _load(self, student: PreTrainedModel, weights: dict[str, torch.Tensor]) -> None:
-        """Load the weights of a teacher; heads that are not among them stay copies of the student's."""
+    def _load(self, student: PreTrainedModel, weights: dict[str, torch.Tensor], shared: set[str]) -> None:
+        """Load the weights of a teacher; heads that are not among them stay copies of the student's.
+
+        Args:
+            student: The student.
+            weights: Weights of the file.
+            shared: Names of the weights that the file was saved without.
+        """
+        shared = shared | {name.removeprefix("model.") for name in self._shared_names()}
+        own = {key: weight for key, weight in student.state_dict().items() if key in shared}
+        own = {key: weight for key, weight in own.items() if key.startswith("albef.")}  # heads may be tied to them
+        weights = {key: weight for key, weight in weights.items() if key not in shared} | own
         copies = [f"{name}." for part in student.modules() for name in getattr(part, "_copied_modules", ())]
         elsewhere = ("albef.", *copies, *student.all_tied_weights_keys)
         head = {key: weight for key, weight in student.state_dict().items() if not key.startswith(elsewhere)}
@@ -228,6 +274,13 @@ class MomentumTeacher(nn.Module):
         if any(wrong.values()):
             raise RuntimeError("; ".join(f"{what}: {listed(names)}" for what, names in wrong.items() if names))
         self.model.load_state_dict(adapted.state_dict())
+
+
+def shared_names(path: str | os.PathLike) -> set[str]:
+    """Return the names of the weights that a `momentum.safetensors` was saved without: they are the student's."""
+    with safe_open(path, "pt") as file:
+        names = (file.metadata() or {}).get(SHARED)
+    return set(names.split("\n")) if names else set()
 
 
 def mismatches(report: dict[str, Any]) -> list[str]:

@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 TINY_MODEL = {
     "projection_dim": 16,
@@ -34,3 +37,8 @@ def small_run(folder: Path, steps: int, model_config: dict | None = TINY_MODEL) 
 def records_of(folder: Path) -> list[dict]:
     """Return the records of a run's log."""
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def weights_of(folder: Path, part: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a part of a saved model."""
+    return {name: weight for name, weight in load_file(folder / "model.safetensors").items() if name.startswith(part)}

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from ..configuration_albef import AlbefConfig
-from ..momentum import MOMENTUM_FILE
+from ..momentum import MOMENTUM_FILE, shared_names
 from ..utils.files import atomic_write, listed, load_weights, write_errors_named
 from ..utils.progress import progress
 from .checkpoints import MODELS, Weights
@@ -35,8 +35,9 @@ def revert_checkpoint(folder: str | os.PathLike, checkpoint: str | os.PathLike) 
     config = AlbefConfig.from_pretrained(folder)
     task = _find_task(folder, config)
     names = name_table(task, config)
-    state = _rename(_load(folder, task, config).state_dict(), names)
-    momentum = _load_optional(folder, MOMENTUM_FILE)
+    weights = _load(folder, task, config).state_dict()
+    state = _rename(weights, names)
+    momentum = _load_momentum(folder, weights)
     if any(name.startswith("model.") for name in momentum):
         state |= _rename(momentum, teacher_names(task, names))
     for original, name in queue_names(task).items():
@@ -88,6 +89,16 @@ def _rename(weights: Weights, names: Names) -> Weights:
             joined[ours] = join(ours, weights)
         state[original] = joined[ours]
     return state
+
+
+def _load_momentum(folder: str | os.PathLike, weights: Weights) -> Weights:
+    """Load the momentum model, with the model's weights where it was saved without them."""
+    path = cached_file(str(folder), MOMENTUM_FILE, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return {}
+    momentum = load_weights(path)
+    shared = {name: name.removeprefix("model.") for name in shared_names(path)}
+    return momentum | {name: weights[own] for name, own in shared.items() if own in weights}
 
 
 def _load_optional(folder: str | os.PathLike, name: str) -> Weights:

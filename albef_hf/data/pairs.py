@@ -9,6 +9,7 @@ import torch
 from ..processing_albef import clean_caption
 from .augmentation import Augmentation
 from .captions import valid_captions
+from .image_states import ImageRecorder, ImageStates
 from .images import load_image
 from .row_errors import InvalidSampleError, SkipReason
 
@@ -29,6 +30,7 @@ class PairReader:
         image_root: Folder that paths are relative to.
         max_words: Words of a caption that are kept.
         kept_tokens: Tokens that cleaning does not change; see `albef_hf.processing_albef.added_tokens`.
+        image_states: States of a frozen image encoder, which take the place of pixels; nothing is augmented.
     """
 
     def __init__(
@@ -37,24 +39,31 @@ class PairReader:
         image_root: str | None = None,
         max_words: int = 30,
         kept_tokens: Sequence[str] = (),
+        image_states: ImageStates | ImageRecorder | None = None,
     ):
         self.augmentation = augmentation
         self.image_root = image_root
         self.max_words = max_words
         self.kept_tokens = kept_tokens
+        self.image_states = image_states
 
     def __call__(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Read one row.
 
         Returns:
-            `pixel_values` (3, height, width), `caption`, `seed` for the masking, `issues` (a list of `SkipReason`).
+            `pixel_values` (3, height, width), or states (1 + patches, width), `caption`, `seed` for the masking,
+            `issues` (a list of `SkipReason`).
 
         Raises:
             InvalidSampleError: If the pair cannot be used.
         """
         captions = valid_captions(row["caption"])
         choice = int(rng.integers(len(captions)))
-        pixel_values, flipped = self.augmentation(load_image(row["image"], self.image_root), rng)
+        if self.image_states:
+            pixel_values = self.image_states.read(row["image"], self.image_root)
+            flipped = False
+        else:
+            pixel_values, flipped = self.augmentation(load_image(row["image"], self.image_root), rng)
         if flipped and row.get("mirrored_caption") is not None:
             captions = valid_captions(row["mirrored_caption"])
         whole_caption = clean_caption(captions[choice], 10**9, self.kept_tokens)

@@ -4,7 +4,7 @@ A task is one file in this folder, found by its name: the head, the paper's defa
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ..data import Augmentation, InvalidSampleError, RowErrors, SkipReason, load_image, valid_text
 from ..data.annotations import read_json_list
+from ..data.image_states import ImageRecorder, ImageStates
 from ..data.pairs import ATTEMPTS
 from ..data.row_values import require_readable
 from ..data.scene_tasks import SceneRows
@@ -57,6 +58,7 @@ class Task(ABC):
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.row_errors = RowErrors()  # of the last evaluation
+        self.image_states: ImageStates | ImageRecorder | None = None  # take the place of training images
 
     def make_augmentation(self, flip_probability: float) -> Augmentation:
         """Return the augmentation of training images."""
@@ -79,6 +81,10 @@ class Task(ABC):
     @abstractmethod
     def load_rows(self, accelerator: Accelerator) -> tuple[Any, Any]:
         """Return the rows to train on, and what to evaluate on: rows, or images with their captions."""
+
+    @abstractmethod
+    def make_reader(self) -> Callable[[Mapping[str, Any], np.random.Generator], dict[str, Any]]:
+        """Return the function that turns a row into a training sample."""
 
     @abstractmethod
     def train_dataloader(self, rows: Any, accelerator: Accelerator) -> DataLoader:
@@ -242,9 +248,13 @@ class FineTuningTask(Task):
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return a batch for the head, and `issues`."""
 
+    def make_reader(self) -> Callable[[Mapping[str, Any], np.random.Generator], dict[str, Any]]:
+        """Return the function that turns a row into a training sample."""
+        return self.preprocess_train
+
     def train_dataloader(self, rows: Rows, accelerator: Accelerator) -> DataLoader:
         """Return the batches of this process."""
-        return make_dataloader(rows, self.preprocess_train, self.collate, self.args, accelerator)
+        return make_dataloader(rows, self.make_reader(), self.collate, self.args, accelerator)
 
     # Evaluation
 
@@ -325,9 +335,18 @@ class FineTuningTask(Task):
             issues.append(SkipReason.CAPTION_CUT)
         return kept
 
-    def pixels(self, image: Any, rng: np.random.Generator) -> torch.Tensor:
-        """Return augmented pixels of an image, (channels, height, width)."""
-        return self.augmentation(load_image(image, self.args.image_root), rng)[0]
+    def pixels(self, image: Any, rng: np.random.Generator, image_root: str | None = None) -> torch.Tensor:
+        """Return augmented pixels of an image, (channels, height, width), or its states, (1 + tokens, width).
+
+        Args:
+            image: See `load_image`.
+            rng: Random generator.
+            image_root: Folder that paths are relative to; default: that of the options.
+        """
+        image_root = image_root or self.args.image_root
+        if self.image_states:
+            return self.image_states.read(image, image_root)
+        return self.augmentation(load_image(image, image_root), rng)[0]
 
     def inputs(self, model: PreTrainedModel, texts: list[str], images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """Return a head's inputs for texts and as many images, on its device."""

@@ -134,12 +134,21 @@ class Pretraining(Task):
 
     # Training
 
+    def make_reader(self) -> PairReader:
+        """Return the function that turns a row into a training sample."""
+        return PairReader(
+            self.make_augmentation(0.5),
+            self.args.image_root,
+            self.args.max_words,
+            added_tokens(self.tokenizer),
+            self.image_states,
+        )
+
     def train_dataloader(self, rows: Any, accelerator: Accelerator) -> DataLoader:
         """Return the batches of this process."""
         args = self.args
-        reader = PairReader(self.make_augmentation(0.5), args.image_root, args.max_words, added_tokens(self.tokenizer))
         collate = PretrainingCollator(self.tokenizer, args.max_tokens, args.mlm_probability)
-        return make_dataloader(rows, reader, collate, args, accelerator)
+        return make_dataloader(rows, self.make_reader(), collate, args, accelerator)
 
     # Evaluation
 

@@ -95,7 +95,7 @@ class VisualQuestionAnswering(LabelTask):
         issues: list[SkipReason] = []
         question = self.clean(row["question"], issues, self.training_limit)
         answers = weighted_answers(row, self.answers(row))
-        pixels = self.augmentation(load_image(row["image"], self._root(row)), rng)[0]
+        pixels = self.pixels(row["image"], rng, self._root(row))
         return {"pixel_values": pixels, "question": question, "answers": answers, "issues": issues}
 
     def answers(self, row: Mapping[str, Any]) -> list[str]:

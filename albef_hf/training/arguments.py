@@ -14,6 +14,8 @@ from ..utils.renamed_options import RENAMED_OPTIONS
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 MAX_POSITIONS = 512  # of BERT
+ENCODERS = ("image_encoder", "text_encoder")
+NO_AUGMENTATION = {"min_crop_scale": 1.0, "randaugment_operations": 0, "flip_probability": 0.0}
 
 
 @dataclass
@@ -42,6 +44,44 @@ class TrainingArguments:
     min_learning_rate: float = field(default=1e-5, metadata={"help": "learning rate at the end of the cosine"})
     warmup_steps: int = field(default=1000, metadata={"help": "steps of linear warmup"})
     warmup_learning_rate: float = field(default=0.0, metadata={"help": "learning rate at the start of the warmup"})
+    image_encoder_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "peak learning rate of the image encoder, scheduled alike; default: learning_rate"},
+    )
+    text_encoder_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "peak learning rate of the text encoder, scheduled alike; default: learning_rate"},
+    )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "factor of the learning rate from each layer of an encoder to the one below, as in BEiT; the last "
+            "layer has it once; 1: none"
+        },
+    )
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "encoders that are not trained: image_encoder, text_encoder, or both; the teacher shares them. "
+            "The output layer of masked language, which is tied to the word embeddings, is frozen with the text "
+            "encoder"
+        },
+    )
+    lora_rank: int = field(
+        default=0,
+        metadata={
+            "help": "rank of LoRA adapters in the attention of the encoders, whose own weights are frozen, as in the "
+            "output layer of masked language; saved models have them merged; needs peft; 0: none"
+        },
+    )
+    lora_alpha: int = field(default=16, metadata={"help": "scale of the adapters, divided by lora_rank"})
+    cache_image_states: str | None = field(
+        default=None,
+        metadata={
+            "help": "directory for the states of a frozen image encoder, computed once for all training images, which "
+            "are not augmented then"
+        },
+    )
     staircase: bool = field(
         default=False,
         metadata={"help": "hold the rate for an epoch, and for 100 steps of the warmup, as the original does"},
@@ -144,7 +184,7 @@ class TrainingArguments:
         self.require_at_least(1, "gradient_accumulation_steps", "num_train_epochs", "logging_steps")
         self.require_at_least(1, "max_nonfinite_steps", "save_total_limit")
         self.require_at_least(0, "queue_size", "dataloader_num_workers", "eval_steps", "warmup_steps")
-        self.require_at_least(0, "max_grad_norm", "weight_decay", "keep_every")
+        self.require_at_least(0, "max_grad_norm", "weight_decay", "keep_every", "lora_rank")
         self.require_at_least(-1, "max_steps", "alpha_ramp_steps", "save_steps")
         self.require_fraction("alpha", "momentum", "max_skipped_share", "hardness_strength")
         if not 0 <= self.min_learning_rate <= self.learning_rate or self.learning_rate == 0:
@@ -152,9 +192,31 @@ class TrainingArguments:
                 f"learning_rate is {self.learning_rate} and min_learning_rate {self.min_learning_rate}; "
                 "both must be positive, and the first the larger one."
             )
+        self._check_encoders()
         self._check_report_to()
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"mixed_precision is {self.mixed_precision!r}; choose no, bf16 or fp16.")
+
+    def _check_encoders(self) -> None:
+        """Refuse unknown encoders, rates that cannot be, and options of encoders that are frozen."""
+        unknown = [name for name in self.freeze if name not in ENCODERS]
+        if unknown:
+            raise ValueError(f"freeze contains {unknown[0]!r}; choose from {', '.join(ENCODERS)}.")
+        for encoder in ENCODERS:
+            name = f"{encoder}_learning_rate"
+            rate = getattr(self, name)
+            if rate is not None and encoder in self.freeze:
+                raise ValueError(f"{name} has no effect on a frozen encoder; remove it, or {encoder} from freeze.")
+            if rate is not None and rate <= 0:
+                raise ValueError(
+                    f"{name} is {rate}; it must be positive. To train nothing of it, set freeze {encoder}."
+                )
+        if self.lora_rank and set(self.freeze) == set(ENCODERS):
+            raise ValueError("lora_rank has no effect on frozen encoders; remove it, or one of them from freeze.")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1.")
+        if self.layer_decay < 1 and set(self.freeze) == set(ENCODERS):
+            raise ValueError("layer_decay has no effect on frozen encoders; remove it, or train one of them.")
 
     def _check_report_to(self) -> None:
         unknown = [name for name in self.report_to if name not in TRACKERS]
@@ -201,6 +263,26 @@ class DataArguments(SourceArguments, TrainingArguments):
         self.require_at_least(0, "validation_size", "randaugment_operations")
         self.require_fraction("min_crop_scale")
         self.require_one_source()
+        if self.cache_image_states:
+            self._check_image_states()
+
+    def _check_image_states(self) -> None:
+        """Refuse states of an encoder that is trained, and augmentation, which would have no effect."""
+        if "image_encoder" not in self.freeze:
+            raise ValueError(
+                "cache_image_states keeps the states of a frozen image encoder; set freeze image_encoder too, or "
+                "remove it."
+            )
+        for name, value in NO_AUGMENTATION.items():
+            default = type(self).__dataclass_fields__.get(name)
+            if default is None:  # an option of some commands
+                continue
+            if getattr(self, name) not in (value, default.default):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but images are not augmented with cache_image_states; remove "
+                    f"it, or set {value}."
+                )
+            setattr(self, name, value)
 
     def describe_rows(self, files: list[str], split: str | None, count: int) -> str:
         """Return where rows come from, for the model card."""
@@ -270,6 +352,8 @@ class PretrainingArguments(DataArguments):
         fresh = [name for name in ("vision_model", "text_model", "model_config", "tokenizer") if getattr(self, name)]
         if self.model and fresh:
             raise ValueError(f"model comes with its own configuration and tokenizer; remove {', '.join(fresh)}.")
+        if self.cache_image_states and self.streaming:
+            raise ValueError("cache_image_states needs to know all images; remove streaming.")
         if self.shards and (self.train_files or self.dataset):
             raise ValueError("shards, train_files and dataset are all sources of rows; choose one.")
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..model_card import Evaluation
 from ..momentum import MomentumTeacher
 from .hub_upload import HubUpload
 from .logging import MODEL, RunLog
+from .lora import merge_lora
 from .output_folder import METRICS_FILE, hub_dataset, save_model_folder, write_card, write_metrics, write_results
 
 if TYPE_CHECKING:
@@ -81,6 +83,8 @@ class SavedModel(ABC):
     def save(self, folder: Path, write_more: Callable[[Path], None] = lambda folder: None, what: str = MODEL) -> bool:
         """Write everything that `from_pretrained` and further training need; see `save_model_folder`."""
         parts = [self.student, self.task.processor, *([self.teacher] if self.teacher else [])]
+        if self.task.args.lora_rank and self.accelerator.is_main_process:
+            parts = [merge_lora(part) if isinstance(part, nn.Module) else part for part in parts]
         return save_model_folder(folder, self.task.args, parts, self.log, self.upload, write_more, what)
 
     def write_card(self, step: int, evaluation: Evaluation | None, selection: str | None = None) -> None:

@@ -14,7 +14,8 @@ from ..modeling_albef import AlbefForPreTraining, AlbefImageTextModel
 from ..momentum import MOMENTUM_FILE, MomentumTeacher
 from ..processing_albef import AlbefProcessor
 from ..utils.spelling import refuse_unknown
-from .arguments import FineTuningArguments, PretrainingArguments
+from .arguments import FineTuningArguments, PretrainingArguments, TrainingArguments
+from .optimization import ENCODER_MODULES
 
 
 def load_pretraining_model(
@@ -76,6 +77,17 @@ def load_task_model(
         missing = set(report["missing_keys"])
     model.set_attn_implementation(args.attn_implementation)
     return model, processor, missing
+
+
+def freeze_encoders(student: Any, args: TrainingArguments) -> None:
+    """Freeze the encoders that the options name, and with LoRA the weights of the others.
+
+    Call it before the teacher is made, which shares what is frozen.
+    """
+    student.freeze(*(ENCODER_MODULES[encoder] for encoder in args.freeze))
+    if args.lora_rank:
+        for module in ENCODER_MODULES.values():
+            student.get_submodule(module).requires_grad_(False)
 
 
 def make_teacher(args: PretrainingArguments | FineTuningArguments, student: PreTrainedModel) -> MomentumTeacher | None:

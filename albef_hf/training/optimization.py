@@ -1,10 +1,15 @@
 """AdamW and the schedules of learning rate and distillation weight, as functions of the step."""
 
 import math
+import re
+from collections.abc import Sequence
 
 import torch
 
 from .arguments import TrainingArguments
+
+# Encoders by their names in options, as submodules of every head.
+ENCODER_MODULES = {"image_encoder": "albef.vision_model", "text_encoder": "albef.text_model"}
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
@@ -19,9 +24,44 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
 
 
 def make_optimizer(student: torch.nn.Module, args: TrainingArguments, device: torch.device) -> torch.optim.AdamW:
-    """Return AdamW, fused where torch supports it."""
-    groups = parameter_groups(student, args.weight_decay)
+    """Return AdamW, fused where torch supports it; the first group has the rate of the heads."""
+    rates = encoder_rates(student, args)
+    groups = []
+    for rate in dict.fromkeys([args.learning_rate, *rates.values()]):
+        for group in parameter_groups(student, args.weight_decay):
+            weights = [weight for weight in group["params"] if rates.get(weight, args.learning_rate) == rate]
+            if weights:
+                groups.append({**group, "params": weights, "lr": rate})
     return torch.optim.AdamW(groups, lr=args.learning_rate, fused=device.type in ("cuda", "cpu"))
+
+
+def encoder_rates(student: torch.nn.Module, args: TrainingArguments) -> dict[torch.Tensor, float]:
+    """Return the peak learning rate of each weight of the encoders, if it may differ from that of the heads."""
+    rates: dict[torch.Tensor, float] = {}
+    for encoder, module in ENCODER_MODULES.items():
+        peak = getattr(args, f"{encoder}_learning_rate")
+        if peak is None and args.layer_decay == 1:
+            continue
+        peak = args.learning_rate if peak is None else peak
+        weights = dict(student.get_submodule(module).named_parameters())
+        for weight, height in zip(weights.values(), layers_above(list(weights)), strict=True):
+            rates[weight] = peak * args.layer_decay**height
+    return rates
+
+
+def layers_above(names: Sequence[str]) -> list[int]:
+    """Return how often each weight of an encoder is decayed: once in the last layer, most in the embeddings (BEiT).
+
+    Args:
+        names: Names of the weights in order. A layer is what has a number, such as `layers.3`. Weights without a
+            number belong to the embeddings if they come before the first layer, and are above all layers otherwise.
+    """
+    matches = [re.match(r"([^.]+\.)*?\d+(?=\.)", name) for name in names]
+    layers = [match[0] if match else "" for match in matches]
+    depths = {layer: depth for depth, layer in enumerate(dict.fromkeys(filter(None, layers)), start=1)}
+    first = next((index for index, layer in enumerate(layers) if layer), 0)
+    top = len(depths) + 1
+    return [top - depths.get(layer, 0 if index < first else top) for index, layer in enumerate(layers)]
 
 
 def make_scheduler(

@@ -12,14 +12,17 @@ from transformers import PreTrainedModel
 
 from ..modeling_albef import AlbefImageTextModel
 from ..momentum import MomentumTeacher
+from ..processing_albef import AlbefProcessor
 from ..utils.progress import log_library_progress
 from .arguments import TrainingArguments
 from .best_checkpoint import LAST
 from .dataloaders import steps_per_epoch
 from .distributed import make_accelerator
 from .guards import describe_skipped
+from .image_states import load_image_states
 from .logging import RunLog, start_trackers
-from .model_setup import make_teacher
+from .lora import add_lora
+from .model_setup import freeze_encoders, make_teacher
 from .optimization import count_steps
 from .output_folder import LATER_RESULTS, end_training, lock_output_dir, prepare_output_dir, start_upload
 from .trainer import Trainer
@@ -44,11 +47,11 @@ def train(task_class: type["Task"], args: Any, accelerator: Accelerator) -> dict
     folder = prepare_output_dir(args, accelerator)
     upload = start_upload(args, accelerator)
     set_seed(args.seed)  # the same on all processes, so that their teachers and queues start alike
-    student, processor = task_class.load_model(args)
-    teacher = make_teacher(args, student)
-    check_contrastive_options(args, student, has_teacher=teacher is not None)
+    student, teacher, processor = load_models(task_class, args)
     task = task_class(args, processor)
     rows, validation = task.load_rows(accelerator)
+    if args.cache_image_states:
+        task.image_states = load_image_states(task, student, rows, accelerator)
     loader = task.train_dataloader(rows, accelerator)
     task.check_validation(validation)
     start_trackers(args, accelerator)
@@ -84,6 +87,17 @@ def train(task_class: type["Task"], args: Any, accelerator: Accelerator) -> dict
     return saved_model.metrics
 
 
+def load_models(task_class: type["Task"], args: Any) -> tuple[PreTrainedModel, MomentumTeacher | None, AlbefProcessor]:
+    """Return student, teacher and processor; what is frozen is shared by both, and LoRA is added to both."""
+    student, processor = task_class.load_model(args)
+    freeze_encoders(student, args)
+    teacher = make_teacher(args, student)
+    if args.lora_rank:
+        add_lora(student, teacher, args)
+    check_contrastive_options(args, student, has_teacher=teacher is not None)
+    return student, teacher, processor
+
+
 def check_contrastive_options(args: TrainingArguments, student: object, has_teacher: bool) -> None:
     """Refuse options of keys and negatives for a model without them.
 
@@ -113,12 +127,16 @@ def describe_run(
     args = task.args
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     epochs = f" ({total_steps / epoch_steps:.3g} epochs)" if epoch_steps else ""
+    trained = student.num_parameters(only_trainable=True)
+    frozen = student.num_parameters() - trained
+    parts = f" ({trained / 1e6:.1f} trained, {frozen / 1e6:.1f} frozen)" if frozen else ""
     memory = "no teacher"
     if teacher is not None:
         queue = len(teacher.queue.image_features)
-        memory = f"teacher of the same size, {f'queue of {queue} pairs' if queue else 'no queue'}"
+        size = "that shares what is frozen" if teacher.shared else "of the same size"
+        memory = f"teacher {size}, {f'queue of {queue} pairs' if queue else 'no queue'}"
     return (
-        f"{task.name}: {student.num_parameters() / 1e6:.1f} million parameters, {memory}\n"
+        f"{task.name}: {student.num_parameters() / 1e6:.1f} million parameters{parts}, {memory}\n"
         f"{total_steps} steps{epochs} of {per_step} rows: {args.per_device_train_batch_size} on each of "
         f"{accelerator.num_processes} process(es), {args.gradient_accumulation_steps} accumulated; "
         f"everything goes to {args.output_dir}"

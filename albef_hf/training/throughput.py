@@ -43,9 +43,10 @@ class FlopCounter:
     """Count the floating-point operations of a training step: matrix products, convolutions and attention.
 
     A step is one forward pass of the teacher and three of the student, since a backward pass costs two forward
-    passes; what gradient checkpointing recomputes does not count. Each batch shape is counted once, in an extra
-    forward pass without side effects. Operations that torch has no formula for are missing: fused attention on a CPU
-    and that of the flash-attention package (4 % of a step at the paper's size), and what `gather_negatives` adds.
+    passes; frozen encoders have none, and what gradient checkpointing recomputes does not count. Each batch shape is
+    counted once, in an extra forward pass without side effects. Operations that torch has no formula for are missing:
+    fused attention on a CPU and that of the flash-attention package (4 % of a step at the paper's size), and what
+    `gather_negatives` adds.
 
     Args:
         student: The model that is trained.
@@ -75,14 +76,22 @@ class FlopCounter:
             targets = {} if self.teacher is None else {"teacher_outputs": self.teacher(**batch), "alpha": 0.5}
             teacher_flops = counter.get_total_flops()
             self.student(**batch, **targets)
-            return teacher_flops + 3 * (counter.get_total_flops() - teacher_flops)
+            counts = counter.get_flop_counts()
+            names = [f"{type(self.student).__name__}.{name}" for name in getattr(self.student, "frozen_modules", ())]
+            frozen_flops = sum(sum(counts[name].values()) for name in names if name in counts)
+            return 3 * counter.get_total_flops() - 2 * (teacher_flops + frozen_flops)
 
 
 @torch.no_grad()
 def relative_distance(student: torch.nn.Module, teacher: torch.nn.Module) -> torch.Tensor:
-    """Return the norm of the difference between two models' weights over the norm of the student's, a scalar."""
-    weights = [weight.detach().float() for weight in student.parameters()]
-    differences = torch._foreach_sub(weights, [weight.float() for weight in teacher.parameters()])
+    """Return the norm of the difference between two models' weights over the norm of the student's, a scalar.
+
+    Weights that are not trained do not count.
+    """
+    pairs = zip(student.parameters(), teacher.parameters(), strict=True)
+    trained = [(weight.detach().float(), other.float()) for weight, other in pairs if weight.requires_grad]
+    weights = [weight for weight, _ in trained]
+    differences = torch._foreach_sub(weights, [other for _, other in trained])
     return _total_norm(differences) / _total_norm(weights)
 
 

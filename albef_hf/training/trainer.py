@@ -274,7 +274,13 @@ class Trainer:
 
     def _training_stats(self, info_nce: float | None) -> dict[str, float]:
         """Return the present values of schedules, temperature, queue and teacher."""
-        stats: dict[str, float] = {"learning_rate": float(self.scheduler.get_last_lr()[0])}
+        rates = self.scheduler.get_last_lr()
+        stats: dict[str, float] = {"learning_rate": float(rates[0])}
+        for name in ("image_encoder_learning_rate", "text_encoder_learning_rate"):
+            if getattr(self.args, name) is not None:
+                stats[name] = stats["learning_rate"] * getattr(self.args, name) / self.args.learning_rate
+        if self.args.layer_decay < 1:
+            stats["lowest_learning_rate"] = float(min(rates))
         if info_nce is not None and self.num_keys and isinstance(self.student, AlbefImageTextModel):
             # A lower bound on the mutual information of image and text, in nats (section 4 of the paper).
             stats["mutual_information_bound"] = math.log(self.num_keys) - info_nce

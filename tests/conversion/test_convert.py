@@ -96,7 +96,8 @@ def test_the_table_covers_base_size(name):
     assert all(key.endswith("position_ids") for key in unknown)
 
 
-def test_a_trained_model_of_ours_becomes_an_original_checkpoint(heads, tmp_path):
+@pytest.mark.parametrize("frozen", [(), ("albef.vision_model", "albef.text_model")], ids=["trained", "frozen"])
+def test_a_trained_model_of_ours_becomes_an_original_checkpoint(heads, frozen, tmp_path):
     """A model trained here converts to the original and back without a difference."""
     config = AlbefConfig(
         projection_dim=16,
@@ -114,6 +115,7 @@ def test_a_trained_model_of_ours_becomes_an_original_checkpoint(heads, tmp_path)
         },
     )
     student = AlbefForPreTraining(config)
+    student.freeze(*frozen)
     student.save_pretrained(tmp_path / "trained")
     MomentumTeacher(student, queue_size=6).save_pretrained(tmp_path / "trained")
     revert_checkpoint(tmp_path / "trained", tmp_path / "original.pth")
@@ -123,6 +125,8 @@ def test_a_trained_model_of_ours_becomes_an_original_checkpoint(heads, tmp_path)
     teacher = MomentumTeacher.from_pretrained(tmp_path / "again", again)
     saved = MomentumTeacher.from_pretrained(tmp_path / "trained", student)
     assert all(torch.equal(weight, teacher.state_dict()[name]) for name, weight in saved.state_dict().items())
+    shared = saved.model.state_dict()  # with the weights that the file was saved without
+    assert all(torch.equal(weight, teacher.model.state_dict()[name]) for name, weight in shared.items())
 
 
 # What a file may contain

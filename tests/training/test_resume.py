@@ -96,11 +96,22 @@ def stopped_and_resumed(pretrain, tmp_path: Path, stop_at, step: int, arguments:
         (7, ["--dataloader_num_workers", "2", "--gradient_accumulation_steps", "2", "--scenes", "88"]),
         (5, ["--mixed_precision", "bf16", "--attn_implementation", "eager", "--logging_steps", "4"]),
         (6, ["--no_teacher_dropout", "--eval_steps", "6", "--max_grad_norm", "1"]),  # where an evaluation is due
+        (3, ["--freeze", "text_encoder", "--image_encoder_learning_rate", "1e-3", "--layer_decay", "0.5"]),
     ],
-    ids=["mid-epoch", "workers-accumulation", "bf16-end-of-epoch", "evaluation-due"],
+    ids=["mid-epoch", "workers-accumulation", "bf16-end-of-epoch", "evaluation-due", "frozen-rates"],
 )
 def test_a_run_resumed_after_sigterm_is_bit_identical(pretrain, stop_at, tmp_path, step, arguments):
     stopped_and_resumed(pretrain, tmp_path, stop_at, step, arguments, 8)
+
+
+def test_a_run_from_states_of_images_is_bit_identical(pretrain, stop_at, tmp_path):
+    options = ["--freeze", "image_encoder", "--cache_image_states", str(tmp_path / "states")]
+    stopped_and_resumed(pretrain, tmp_path, stop_at, 2, options, 4)
+
+
+def test_a_run_with_lora_is_bit_identical(pretrain, stop_at, tmp_path):
+    pytest.importorskip("peft", reason='peft is not installed: pip install "albef_hf[lora]"')
+    stopped_and_resumed(pretrain, tmp_path, stop_at, 3, ["--lora_rank", "4"], 4)
 
 
 def test_a_stream_is_resumed_at_its_position(pretrain, stop_at, scene_images, tmp_path):

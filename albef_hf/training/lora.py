@@ -1,0 +1,61 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) in the attention of the encoders, by peft."""
+
+import copy
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..momentum import MomentumTeacher
+from .arguments import TrainingArguments
+from .optimization import ENCODER_MODULES
+
+# Names of the projections of attention in transformers' encoders and in those of this package.
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "o_proj", "query", "key", "value", "qkv")
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def add_lora(student: PreTrainedModel, teacher: MomentumTeacher | None, args: TrainingArguments) -> None:
+    """Add adapters to the encoders that are not frozen; only adapters and the rest of the model are trained.
+
+    Args:
+        student: The weights of its encoders have no `requires_grad`.
+        teacher: Its teacher, which shares those weights and averages the adapters.
+        args: Options of the run.
+
+    Raises:
+        ValueError: If an encoder has no attention.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=list(PROJECTIONS))
+    for encoder, module in ENCODER_MODULES.items():
+        if encoder in args.freeze:
+            continue
+        part = student.get_submodule(module)
+        if not any(name.rpartition(".")[2] in PROJECTIONS for name, _ in part.named_modules()):
+            raise ValueError(
+                f"lora_rank adapts the projections of attention, which {type(part).__name__} does not have: set "
+                f"freeze {encoder}, or remove lora_rank."
+            )
+        inject_adapter_in_model(config, part)
+        if teacher is not None:
+            average = teacher.model.get_submodule(module)
+            inject_adapter_in_model(config, average)
+            average.load_state_dict(part.state_dict())
+            average.requires_grad_(False)
+
+
+def merge_lora(model: Model) -> Model:
+    """Return a copy of a model, or a teacher, in which adapters are merged into plain weights."""
+    from peft.tuners.lora import LoraLayer
+
+    model = copy.deepcopy(model)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()  # type: ignore[attr-defined]
+            plain: Any = layer.get_base_layer()
+            plain.weight = nn.Parameter(plain.weight.data, requires_grad=False)  # no longer shared with the student
+            model.set_submodule(name, plain)
+    return model

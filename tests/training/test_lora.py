@@ -1,0 +1,122 @@
+"""LoRA: adapters in the encoders are trained, averaged by the teacher, saved merged, and resumed bit-identically."""
+
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from small_pretraining import weights_of
+from task_rows import small
+
+from albef_hf import AlbefForPreTraining, MomentumTeacher
+from albef_hf.training.arguments import TrainingArguments
+from albef_hf.training.lora import add_lora, merge_lora
+from albef_hf.training.model_setup import freeze_encoders
+from albef_hf.training.optimization import make_optimizer
+
+peft = pytest.importorskip("peft", reason='peft is not installed: pip install "albef_hf[lora]"')
+
+BOTH = ("albef.vision_model", "albef.text_model")
+LORA = ("--lora_rank", "4", "--learning_rate", "0.01")
+
+
+@pytest.fixture
+def adapted(model):
+    """A student with adapters that differ from their start, and its teacher."""
+
+    def make(**options) -> tuple[AlbefForPreTraining, MomentumTeacher]:
+        args = TrainingArguments(lora_rank=4, **options)
+        freeze_encoders(model, args)
+        teacher = MomentumTeacher(model, momentum=0.5, queue_size=4)
+        add_lora(model, teacher, args)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_B" in name:
+                    weight.normal_(std=0.1)
+        return model, teacher
+
+    return make
+
+
+def test_adapters_and_heads_are_trained_and_nothing_else(adapted, batch):
+    model, teacher = adapted()
+    model(**batch, teacher_outputs=teacher(**batch), alpha=0.4).loss.backward()
+    trained = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    of_encoders = {name for name in trained if name.startswith(BOTH)}
+    assert len(of_encoders) == 2 * 2 * 4 * 2 and all("lora" in name for name in of_encoders)
+    assert {"contrastive_head.image_projection.weight", "albef.multimodal_model.layers.0.mlp.fc1.weight"} <= trained
+    optimizer = make_optimizer(model, TrainingArguments(), torch.device("cpu"))
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained)
+
+
+def test_the_teacher_averages_adapters_and_shares_what_they_adapt(adapted):
+    model, teacher = adapted()
+    own, averages = dict(model.named_parameters()), dict(teacher.model.named_parameters())
+    before = {name: weight.clone() for name, weight in averages.items()}
+    teacher.update(model)
+    for name, weight in averages.items():
+        assert (weight is own[name]) == (name.startswith(BOTH) and "lora" not in name), name
+        assert torch.allclose(weight, 0.5 * (before[name] + own[name])), name
+    name = "albef.text_model.layers.0.self_attn.q_proj.lora_B.default.weight"
+    assert averages[name].abs().sum() > 0 and not averages[name].requires_grad
+
+
+def test_merged_it_computes_the_same(adapted, batch, tmp_path):
+    model, teacher = adapted()
+    teacher.update(model)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    merge_lora(model).save_pretrained(tmp_path)
+    merge_lora(teacher).save_pretrained(tmp_path)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())  # not merged itself
+    assert not [name for name in load_file(tmp_path / "model.safetensors") if "lora" in name or "base_layer" in name]
+    loaded = AlbefForPreTraining.from_pretrained(tmp_path)
+    for part, inputs in (("vision_model", "pixel_values"), ("text_model", "input_ids")):
+        states = [m.albef.get_submodule(part).eval()(batch[inputs]).last_hidden_state for m in (loaded, model)]
+        assert torch.allclose(*states, atol=1e-5), part
+    names = load_file(tmp_path / "momentum.safetensors").keys()
+    assert "model.albef.vision_model.layers.0.self_attn.q_proj.weight" in names
+    assert "model.albef.vision_model.layers.0.mlp.fc1.weight" not in names
+    with safe_open(tmp_path / "momentum.safetensors", "pt") as file:
+        assert "lora" not in file.metadata()["shared"] and "base_layer" not in file.metadata()["shared"]
+    again = MomentumTeacher.from_pretrained(tmp_path, loaded)
+    outputs = [t.eval()(**batch) for t in (again, teacher)]
+    assert torch.allclose(outputs[0].image_embeds, outputs[1].image_embeds, atol=1e-5)
+    assert torch.allclose(outputs[0].logits, outputs[1].logits, atol=1e-5)
+
+
+def test_an_encoder_that_is_frozen_or_has_no_attention_gets_no_adapter(adapted, config):
+    model, _ = adapted(freeze=["image_encoder"])
+    assert not [name for name, _ in model.albef.vision_model.named_parameters() if "lora" in name]
+    assert [name for name, _ in model.albef.text_model.named_parameters() if "lora" in name]
+    other = AlbefForPreTraining(config)
+    other.albef.vision_model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1))
+    with pytest.raises(ValueError, match="attention, which Sequential does not have: set freeze image_encoder"):
+        add_lora(other, None, TrainingArguments(lora_rank=4))
+    with pytest.raises(ValueError, match="lora_rank has no effect on frozen encoders"):
+        TrainingArguments(lora_rank=4, freeze=["image_encoder", "text_encoder"])
+
+
+def test_a_pretraining_with_lora_saves_a_plain_model(pretrain, tmp_path):
+    pretrain(steps=1).rename(tmp_path / "start")
+    folder = pretrain("--model", tmp_path / "start", *LORA, "--gradient_checkpointing", steps=4)
+    for part in BOTH:
+        before, after = weights_of(tmp_path / "start", part), weights_of(folder, part)
+        assert before.keys() == after.keys()
+        different = {name for name in before if not torch.equal(before[name], after[name])}
+        assert different == {name for name in before if "_proj.weight" in name}
+    again = pretrain("--model", folder, "--output_dir", tmp_path / "again", *LORA, steps=1)
+    assert (again / "momentum.safetensors").exists()
+
+
+def test_a_fine_tuning_with_lora(run, pretrained, tmp_path):
+    options = small(pretrained, tmp_path / "tuned")
+    run("finetune", "entailment", *options, "--max_steps", 2, *LORA)
+    assert weights_of(tmp_path / "tuned", BOTH[0]).keys() == weights_of(pretrained, BOTH[0]).keys()
+
+
+def test_without_peft_the_command_says_what_to_install(run, monkeypatch, pretrained, tmp_path):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.delenv("ALBEF_TRACEBACK")
+    with pytest.raises(SystemExit, match=r'peft is not installed: pip install "albef_hf\[lora\]"'):
+        run("finetune", "entailment", *small(pretrained, tmp_path / "tuned"), "--lora_rank", 4)
