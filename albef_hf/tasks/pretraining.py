@@ -115,7 +115,8 @@ class Pretraining(Task):
         """Refuse a tokenizer that does not know most of the captions' words."""
         captions = [texts[0] for texts in rows.captions[:CHECKED_CAPTIONS]]
         tokens = self.processor(text=captions or [""])["input_ids"]
-        known = [token for ids in tokens for token in ids if token not in self.tokenizer.all_special_ids]
+        words = [token for ids in tokens for token in ids if token not in self.tokenizer.all_special_ids]
+        known = [token for token in words if self.processor.has_words([token])]  # not the spaces of SentencePiece
         unknown = sum(ids.count(self.tokenizer.unk_token_id) for ids in tokens)
         if unknown > len(known):
             raise ValueError(
@@ -137,7 +138,13 @@ class Pretraining(Task):
     def train_dataloader(self, rows: Any, accelerator: Accelerator) -> DataLoader:
         """Return the batches of this process."""
         args = self.args
-        reader = PairReader(self.make_augmentation(0.5), args.image_root, args.max_words, added_tokens(self.tokenizer))
+        reader = PairReader(
+            self.make_augmentation(0.5),
+            args.image_root,
+            args.max_words,
+            added_tokens(self.tokenizer),
+            self.processor.keep_case,
+        )
         collate = PretrainingCollator(self.tokenizer, args.max_tokens, args.mlm_probability)
         return make_dataloader(rows, reader, collate, args, accelerator)
 
