@@ -35,8 +35,8 @@ CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).paramet
 # Models of transformers that the text side can start from, and whether their positions start behind the padding id.
 TEXT_MODEL_TYPES = {"bert": False, "camembert": True, "roberta": True, "xlm-roberta": True}
 
-# Parameter names of transformers' ViT, DeiT, BERT and RoBERTa, as (pattern, name in this package). They changed between
-# 5.17 and 5.23, and each pattern matches both. Order matters: attention comes first, so that the remaining `output`
+# Parameter names of transformers' ViT, DeiT, BERT and RoBERTa, as (pattern, name in this package). They changed from
+# 5.17 to 5.23, and each pattern matches both. Order matters: attention comes first, so that the remaining `output`
 # belongs to the feed-forward part.
 PRETRAINED_NAMES = [
     (r"^(?:vit|deit|bert|roberta)\.", ""),

@@ -95,9 +95,9 @@ def is_lowercasing(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def split_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """Put a space into the special tokens that somebody wrote in a text, which would else be special.
+    """Put a space into special tokens that are written in a text, so that they are split like other text.
 
-    They would be special if tokens were added, and always with a SentencePiece vocabulary, which contains them.
+    They would be special if tokens were added, and always with a SentencePiece vocabulary, which has them as pieces.
     """
     for name in BERT_TOKENS:
         token = getattr(tokenizer, name)
@@ -146,7 +146,7 @@ _SPACING = tuple(
         (r"(?:^|(?<= ))(['’]) (?=\w)", r"\1"),  # 'twas, the '90s
         (r'(?<!\d)" ([^"]*?) ?"', r'"\1"'),
         (r"(?<=\w) ([$£€¥#])(?! \w)", r"\1"),  # 5$, c#
-        (r" ([.,:;!?%)\]}”…])", r"\1"),
+        (r" ([.,:;!?%)\]}”…،؛؟])", r"\1"),
         (r"([(\[{$£€¥#@“]) ", r"\1"),
         (f" ?({_CHINESE_JAPANESE}) (?={_CHINESE_JAPANESE})", r"\1"),
     )
@@ -175,7 +175,8 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
     `[CLS]` and `[SEP]` are the tokenizer's own, for RoBERTa `<s>` and `</s>`.
 
     It is not a `BertTokenizer`, because that class adds `[SEP]` again when it is loaded. It splits a "[SEP]" in a text
-    like other text, also if it is called directly, as transformers' own pipelines do.
+    like other text, also if it is called directly, as transformers' own pipelines do. A SentencePiece vocabulary has
+    special tokens as pieces, so texts have to go through `tokenize` or the processor there.
 
     Args:
         tokenizer: The tokenizer of a BERT or RoBERTa, or one that this function has made.
@@ -186,14 +187,12 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
     """
     if not tokenizer.is_fast:
         raise ValueError(
-            f"A {type(tokenizer).__name__} is not a fast tokenizer: choose a text model that has a tokenizer.json, such "
-            "as a multilingual one."
+            f"{type(tokenizer).__name__} is not a fast tokenizer: choose a text model with a tokenizer.json, such as "
+            "a multilingual one."
         )
     missing = [name for name in ("cls", "sep", "pad", "mask") if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
-        raise ValueError(
-            f"The tokenizer has no {', '.join(missing)} token; ALBEF needs the tokenizer of a BERT or RoBERTa."
-        )
+        raise ValueError(f"The tokenizer has no {', '.join(missing)} token; use that of a BERT or RoBERTa.")
     if not settings and tokenize(tokenizer, "") == {"input_ids": [tokenizer.cls_token_id], "attention_mask": [1]}:
         tokenizer.split_special_tokens = True  # folders of earlier versions do not have this setting
         return tokenizer
@@ -206,7 +205,7 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=True,
+        clean_up_tokenization_spaces=is_wordpiece(tokenizer),
         **tokenizer.special_tokens_map,
         split_special_tokens=True,
         **settings,
@@ -242,8 +241,8 @@ class AlbefProcessor(ProcessorMixin):
 
     Args:
         image_processor: For example `BlipImageProcessor(size={"height": 256, "width": 256})`.
-        tokenizer: The tokenizer of a BERT or RoBERTa, which is converted by `without_separator`. A tokenizer that was converted with
-            settings keeps them, for example more than 30 tokens.
+        tokenizer: The tokenizer of a BERT or RoBERTa, which is converted by `without_separator`. A tokenizer that was
+            converted with settings keeps them, for example more than 30 tokens.
         max_words: Maximum number of words of a caption.
         keep_case: Clean only white space of captions; by default, if the tokenizer is cased. It is saved if True.
 
@@ -336,7 +335,9 @@ class AlbefProcessor(ProcessorMixin):
         return super(AlbefProcessor, saved).save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def encode_answers(self, answers: str | list[str]) -> BatchEncoding:
-        """Tokenize answers for question answering as `[CLS] answer [SEP]`; an uncased tokenizer drops case and accents.
+        """Tokenize answers for question answering as `[CLS] answer [SEP]`, not cleaned.
+
+        An uncased tokenizer writes them in lower case and without accents.
 
         Lone surrogates, which cannot be encoded, become question marks.
 
@@ -366,7 +367,7 @@ class AlbefProcessor(ProcessorMixin):
         """Return True if there is a token besides `[CLS]`, `[UNK]`, which stands for an unknown word, and spaces."""
         ignored = (self.tokenizer.cls_token_id, self.tokenizer.unk_token_id)
         words = [token for token in token_ids if token not in ignored]
-        return bool(words) and not self.tokenizer.decode(words).isspace()
+        return bool(self.tokenizer.decode(words).strip())
 
     def decode_answers(self, answer_ids: Sequence[Sequence[int]] | Sequence[int]) -> list[str]:
         """Return the text of (answers, tokens) ids, such as `generate` returns, or of the ids of one answer.
