@@ -8,7 +8,7 @@ import torch
 from text_models import KINDS, LANGUAGES, SMALL, make_tokenizer, save_text_model
 from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model
 
-from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForRetrieval, AlbefTextModel
+from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForQuestionAnswering, AlbefForRetrieval, AlbefTextModel
 
 VISION = {**SMALL, "num_hidden_layers": 1, "image_size": 32}
 
@@ -121,3 +121,21 @@ def test_new_settings_are_saved_only_if_they_differ(tmp_path):
     assert json.loads((tmp_path / "text" / "config.json").read_text())["position_offset"] == 2
     AlbefConfig().text.save_pretrained(tmp_path / "text")
     assert "position_offset" not in json.loads((tmp_path / "text" / "config.json").read_text())
+
+
+def test_answers_are_decoded_from_the_offset_on(tmp_path):
+    """With and without a cache, one token after the other and all at once."""
+    save_text_model(tmp_path, "roberta", layers=2)
+    pretrained = start_from(tmp_path, num_hidden_layers=1, num_multimodal_layers=1)
+    pretrained.save_pretrained(tmp_path / "albef")
+    model = AlbefForQuestionAnswering.from_pretrained(tmp_path / "albef").eval()
+    table = model.decoder.embeddings.position_embeddings.weight
+    assert torch.equal(table, pretrained.albef.text_model.embeddings.position_embeddings.weight)
+    inputs = {"input_ids": torch.tensor([[0, 30, 31]]), "pixel_values": torch.randn(1, 3, 32, 32)}
+    settings = {"max_new_tokens": 5, "output_logits": True, "return_dict_in_generate": True}
+    cached, whole = (model.generate(**inputs, **settings, use_cache=use_cache) for use_cache in (True, False))
+    assert cached.sequences[0, 0] == 0 and torch.equal(cached.sequences, whole.sequences)
+    torch.testing.assert_close(torch.stack(cached.logits), torch.stack(whole.logits), atol=1e-4, rtol=0)
+    with torch.no_grad():
+        table[:2] = torch.nan  # no token is there
+        assert model(**inputs, labels=torch.tensor([[0, 40, 2]])).loss.isfinite()
