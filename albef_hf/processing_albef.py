@@ -91,7 +91,7 @@ def is_wordpiece(tokenizer: PreTrainedTokenizerBase) -> bool:
 def is_lowercasing(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return True if a tokenizer does not distinguish upper and lower case, as that of BERT-base uncased."""
     normalizer = tokenizer.backend_tokenizer.normalizer
-    return normalizer is not None and normalizer.normalize_str("A") == "a"
+    return normalizer is not None and "A" not in normalizer.normalize_str("A")
 
 
 def split_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
@@ -301,8 +301,9 @@ class AlbefProcessor(ProcessorMixin):
         if images is None and text is None:
             raise ValueError("Nothing to process: pass images, text, or both.")
         if text is not None:
-            text = self._clean(text)
-            kwargs = {"split_special_tokens": not added_tokens(self.tokenizer), **kwargs}
+            added = added_tokens(self.tokenizer)
+            text = self._clean(text, added)
+            kwargs = {"split_special_tokens": not added, **kwargs}
         if images is not None and not self._are_prepared(images, kwargs):
             images, kwargs = _read_images(images, kwargs)
         if text is None:
@@ -321,9 +322,8 @@ class AlbefProcessor(ProcessorMixin):
         """Return the token ids of a text that is cleaned as in a call, but not truncated."""
         return tokenize(self.tokenizer, self.clean(text, len(text)), truncation=False, verbose=False)["input_ids"]
 
-    def clean(self, text: str, max_words: int | None = None) -> str:
-        """Return a cleaned text of at most `max_words`, by default those of the processor; see `clean_caption`."""
-        max_words = self.max_words if max_words is None else max_words
+    def clean(self, text: str, max_words: int) -> str:
+        """Return a text of at most `max_words`, cleaned as in a call; see `clean_caption`."""
         return clean_caption(text, max_words, added_tokens(self.tokenizer), self.keep_case)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
@@ -399,14 +399,18 @@ class AlbefProcessor(ProcessorMixin):
         tokens = self.tokenizer.convert_ids_to_tokens(ids)
         return join_words(" ".join(tokens).replace(" ##", "").removeprefix("##").split(" "))
 
-    def _clean(self, text: str | list[str]) -> str | list[str]:
+    def _clean(self, text: str | list[str], added: list[str]) -> str | list[str]:
+        def clean(caption: str) -> str:
+            cleaned = clean_caption(caption, self.max_words, added, self.keep_case)
+            return split_special_tokens(self.tokenizer, cleaned)
+
         if isinstance(text, str):
-            return split_special_tokens(self.tokenizer, self.clean(text))
+            return clean(text)
         if not isinstance(text, (list, tuple)) or not all(isinstance(caption, str) for caption in text):
             raise ValueError("text must be a string or a list of strings, one caption each.")
         if not text:
             raise ValueError("text is an empty list: pass at least one caption, or no text.")
-        return [split_special_tokens(self.tokenizer, self.clean(caption)) for caption in text]
+        return [clean(caption) for caption in text]
 
     @property
     def model_input_names(self) -> list[str]:

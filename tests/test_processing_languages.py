@@ -48,7 +48,7 @@ def test_the_tokenizer_decides_how_texts_are_cleaned(processor, cased):
     vocabulary = embedded_tokenizer().get_vocab()
     assert not is_lowercasing(BertTokenizer(vocab=vocabulary, do_lower_case=False))
     text = "Zwei Hunde, im SCHNEE!"
-    assert processor.clean(text) == "zwei hunde im schnee" and cased.clean(text) == text
+    assert processor.clean(text, 30) == "zwei hunde im schnee" and cased.clean(text, 30) == text
     assert processor.clean(text, 2) == "zwei hunde" and cased.clean(text, 2) == "Zwei Hunde,"
 
 
@@ -63,7 +63,7 @@ def test_saved_and_loaded_it_does_the_same(cased, tmp_path):
     del settings["keep_case"]  # earlier versions cleaned all captions as the original does
     (tmp_path / "processor_config.json").write_text(json.dumps(settings))
     earlier = AlbefProcessor.from_pretrained(tmp_path)
-    assert earlier.clean("Ein Ball!") == "ein ball"
+    assert earlier.clean("Ein Ball!", 30) == "ein ball"
     earlier.save_pretrained(tmp_path / "again")
     assert "keep_case" not in json.loads((tmp_path / "again" / "processor_config.json").read_text())
 
