@@ -32,11 +32,14 @@ albef_hf. It renews the code and keeps the weights.""".format(*TESTED_VERSIONS, 
 # transformers 5.24 renamed the argument of masks and the field of outputs; 5.40 removes the old name.
 CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
-# Parameter names of transformers' ViT, DeiT and BERT, as (pattern, name in this package). They changed between 5.17
-# and 5.23, and each pattern matches both. Order matters: attention comes first, so that the remaining `output` belongs
-# to the feed-forward part.
+# Models of transformers that the text side can start from, and whether their positions start behind the padding id.
+TEXT_MODEL_TYPES = {"bert": False, "camembert": True, "roberta": True, "xlm-roberta": True}
+
+# Parameter names of transformers' ViT, DeiT, BERT and RoBERTa, as (pattern, name in this package). They changed from
+# 5.17 to 5.23, and each pattern matches both. Order matters: attention comes first, so that the remaining `output`
+# belongs to the feed-forward part.
 PRETRAINED_NAMES = [
-    (r"^(?:vit|deit|bert)\.", ""),
+    (r"^(?:vit|deit|bert|roberta)\.", ""),
     (r"^(?:encoder\.)?layers?\.", "layers."),
     (r"^embeddings\.patch_embeddings\.projection\.", "embeddings.patch_embedding."),
     (r"\.attention\.(?:self\.|attention\.)?(?:query|q_proj)\.", ".self_attn.q_proj."),
@@ -52,6 +55,9 @@ PRETRAINED_NAMES = [
     (r"^cls\.predictions\.transform\.dense\.", "mlm_head.dense."),
     (r"^cls\.predictions\.transform\.LayerNorm\.", "mlm_head.norm."),
     (r"^cls\.predictions\.bias$", "mlm_head.out_proj.bias"),
+    (r"^lm_head\.dense\.", "mlm_head.dense."),
+    (r"^lm_head\.layer_norm\.", "mlm_head.norm."),
+    (r"^lm_head\.bias$", "mlm_head.out_proj.bias"),
 ]
 
 

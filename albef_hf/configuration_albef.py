@@ -53,8 +53,16 @@ RENAMED_CLASSES = {
 REASONING_CLASSES = ("False", "True")
 ENTAILMENT_CLASSES = ("contradiction", "neutral", "entailment")
 CLASSIFIERS = ("AlbefForVisualReasoning", "AlbefForVisualEntailment")  # neither uses the other's classes
-
-IMAGE_POOLING = ("cls", "pooler", "mean")
+# Settings that earlier models do not have: they are saved only if they differ, so that `config.json` stays the same.
+UNSAVED_DEFAULTS = {
+    "position_offset": 0,
+    "text_pooling": "cls",
+    "image_size": None,
+    "image_pooling": None,
+    "image_registers": False,
+}
+TEXT_POOLINGS = ("cls", "mean")
+IMAGE_POOLINGS = ("cls", "pooler", "mean")
 DEFAULT_IMAGE_SIZE = 224  # of image models without one, such as ResNet
 
 
@@ -132,7 +140,8 @@ class AlbefTextConfig(PreTrainedConfig):
         hidden_act: Activation of the feed-forward layers.
         hidden_dropout_prob: Dropout of embeddings and layer outputs.
         attention_probs_dropout_prob: Dropout of the attention probabilities.
-        max_position_embeddings: Longest text in tokens.
+        max_position_embeddings: Rows of the position table: longest text in tokens, and the offset.
+        position_offset: Position of the first token. The RoBERTa family counts from `pad_token_id + 1`, BERT from 0.
         type_vocab_size: Rows of the token-type table; ALBEF always adds row 0.
         layer_norm_eps: Epsilon of the layer norms (1e-12, as in BERT).
         pad_token_id: Id of the padding token.
@@ -155,6 +164,7 @@ class AlbefTextConfig(PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
     max_position_embeddings: int = 512
+    position_offset: int = 0
     type_vocab_size: int = 2
     layer_norm_eps: float | int = 1e-12
     pad_token_id: int | None = 0
@@ -168,11 +178,29 @@ class AlbefTextConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         _check_ranges(self)
         self.validate_padding()
+        self.validate_positions()
         self.validate_heads()
+
+    @property
+    def max_tokens(self) -> int:
+        """Return the number of tokens that a text may have."""
+        return self.max_position_embeddings - self.position_offset
+
+    def to_diff_dict(self) -> dict:
+        """Serialize as transformers does, without new settings at their defaults."""
+        return _drop_unsaved_defaults(super().to_diff_dict())
 
     def validate_heads(self) -> None:
         """Check that the heads share the width evenly."""
         _check_heads(self)
+
+    def validate_positions(self) -> None:
+        """Check that the offset leaves positions for a text."""
+        if self.max_tokens < 1:
+            raise ValueError(
+                f"position_offset ({self.position_offset}) must be smaller than max_position_embeddings "
+                f"({self.max_position_embeddings}), which includes it."
+            )
 
     def validate_padding(self) -> None:
         """Check that the padding token has an embedding."""
@@ -199,6 +227,8 @@ class AlbefConfig(PreTrainedConfig):
             for its pooled output, "mean" for the mean of the patches. By default what the image model was trained
             with, see `image_encoder_albef.py`; the paper's ViT always has "cls".
         image_registers: Whether register tokens, such as those of DINOv2 and DINOv3, are states, too.
+        text_pooling: State of a text that is contrasted with images: "cls", that of its first token as in the paper,
+            or "mean", the mean over its tokens, as in sentence encoders.
         initial_temperature: Starting value of the learned temperature of the contrastive loss.
         tie_word_embeddings: Whether the masked-language head shares the word embeddings, as in BERT.
         initializer_range: Standard deviation of newly initialized heads.
@@ -224,6 +254,7 @@ class AlbefConfig(PreTrainedConfig):
     image_size: int | list[int] | tuple[int, ...] | None = None
     image_pooling: str | None = None
     image_registers: bool = False
+    text_pooling: str = "cls"
     initial_temperature: float | int = 0.07
     tie_word_embeddings: bool = True
     initializer_range: float | int = 0.02
@@ -253,10 +284,12 @@ class AlbefConfig(PreTrainedConfig):
         self.classes_saved_by = saved_by if named else None
         self.classes_asked_for = asked_for
         _check_ranges(self)
+        if self.text_pooling not in TEXT_POOLINGS:
+            raise ValueError(f"text_pooling is {self.text_pooling!r}; it must be one of {', '.join(TEXT_POOLINGS)}.")
 
     def _check_image_settings(self) -> None:
-        if self.image_pooling not in (None, *IMAGE_POOLING):
-            raise ValueError(f"image_pooling is {self.image_pooling!r}; choose from {', '.join(IMAGE_POOLING)}.")
+        if self.image_pooling not in (None, *IMAGE_POOLINGS):
+            raise ValueError(f"image_pooling is {self.image_pooling!r}; choose from {', '.join(IMAGE_POOLINGS)}.")
         names = ("image_size", "image_pooling", "image_registers")
         given = [name for name in names if getattr(self, name)]
         if given and self.has_albef_vit:
@@ -371,9 +404,6 @@ class AlbefConfig(PreTrainedConfig):
         settings["architectures"] = settings["architectures"] or None
         asked_for = settings.pop("classes_asked_for")
         saved_by = settings.pop("classes_saved_by")
-        for name in ("image_size", "image_pooling", "image_registers"):  # as before there were other image models
-            if not settings[name]:
-                del settings[name]
         if saved_by is None and not asked_for:
             del settings["id2label"], settings["label2id"]
         elif not asked_for and saved_by != (self.architectures or [None])[0]:
@@ -386,8 +416,12 @@ class AlbefConfig(PreTrainedConfig):
         return settings | ({"custom_pipelines": pipelines} if pipelines else {})
 
     def to_diff_dict(self) -> dict:
-        """Serialize as transformers does, but keep two unnamed classes that were asked for or saved."""
-        settings = super().to_diff_dict()
+        """Serialize as transformers does, but keep two unnamed classes that were asked for or saved.
+
+        New settings are dropped at their defaults.
+        """
+        settings = _drop_unsaved_defaults(super().to_diff_dict())
+        settings["text_config"] = _drop_unsaved_defaults(settings["text_config"])
         if self.classes_asked_for or self.classes_saved_by is not None:
             settings |= {"id2label": self.id2label, "label2id": self.label2id}
         return settings
@@ -441,6 +475,11 @@ def read_vision_config(vision_config: dict | PreTrainedConfig | None) -> PreTrai
         ) from error
 
 
+def _drop_unsaved_defaults(settings: dict) -> dict:
+    """Return settings without those in `UNSAVED_DEFAULTS` that have their defaults."""
+    return {name: value for name, value in settings.items() if (name, value) not in UNSAVED_DEFAULTS.items()}
+
+
 def _check_class_count(num_labels: int | None, id2label: dict | None) -> None:
     """Refuse a `num_labels` that contradicts the names of the classes."""
     if num_labels is not None and id2label is not None and num_labels != len(id2label):
@@ -464,6 +503,7 @@ _LEAST = {
     "num_channels": 1,
     "vocab_size": 1,
     "max_position_embeddings": 1,
+    "position_offset": 0,
     "type_vocab_size": 1,
     "projection_dim": 1,
     "initial_temperature": 1e-6,

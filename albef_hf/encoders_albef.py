@@ -389,6 +389,7 @@ class AlbefTextEmbeddings(nn.Module):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.position_offset = config.position_offset
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -396,13 +397,14 @@ class AlbefTextEmbeddings(nn.Module):
     def forward(self, input_ids: torch.Tensor, start: int = 0) -> torch.Tensor:
         """Embed (batch, tokens) ids, the first at position `start`, as (batch, tokens, width)."""
         tokens = start + input_ids.shape[1]
-        max_tokens = self.position_embeddings.num_embeddings
+        max_tokens = self.position_embeddings.num_embeddings - self.position_offset
         if tokens > max_tokens:
             raise ValueError(
                 f"The text has {tokens} tokens, the model takes at most {max_tokens}: truncate it when tokenizing "
                 "(truncation=True, max_length=...)."
             )
-        positions = torch.arange(start, tokens, device=input_ids.device)
+        offset = self.position_offset
+        positions = torch.arange(offset + start, offset + tokens, device=input_ids.device)
         try:
             embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings(input_ids.new_zeros(1))
         except IndexError as error:

@@ -24,20 +24,29 @@ class AlbefContrastiveHead(nn.Module):
         super().__init__()
         self.image_projection = nn.Linear(config.image_hidden_size, config.projection_dim)
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
+        self.text_pooling = config.text_pooling
         self.initial_temperature = config.initial_temperature
         self.temperature = nn.Parameter(torch.tensor(float(config.initial_temperature)))
 
     def project_image(self, image_hidden_states: torch.Tensor) -> torch.Tensor:
         """Project (batch, image tokens, image width) states to unit features, (batch, projection)."""
-        return self._project(self.image_projection, image_hidden_states)
+        return self._project(self.image_projection, image_hidden_states[:, 0])
 
-    def project_text(self, text_hidden_states: torch.Tensor) -> torch.Tensor:
-        """Project (batch, text tokens, text width) states to unit features, (batch, projection)."""
-        return self._project(self.text_projection, text_hidden_states)
+    def project_text(
+        self, text_hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Project (batch, text tokens, text width) states to unit features, (batch, projection).
+
+        The mean of `text_pooling` is over the tokens of the (batch, text tokens) mask, or over all without a mask.
+        """
+        pooled = text_hidden_states[:, 0]
+        if self.text_pooling == "mean":
+            pooled = _masked_mean(text_hidden_states, attention_mask)
+        return self._project(self.text_projection, pooled)
 
     @staticmethod
-    def _project(projection: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
-        features = projection(to_weight_device(projection.weight, hidden_states[:, 0]))
+    def _project(projection: nn.Linear, pooled: torch.Tensor) -> torch.Tensor:
+        features = projection(to_weight_device(projection.weight, pooled))
         return F.normalize(at_least_float32(features), dim=-1)
 
     def forward(self, queries: torch.Tensor, *keys: torch.Tensor) -> torch.Tensor:
@@ -102,6 +111,14 @@ class AlbefContrastiveHead(nn.Module):
                 return loss, info_nce, logits
         batch = len(image_embeds)
         return loss, info_nce, (per_image[:, :batch], per_text[:, :batch])
+
+
+def _masked_mean(hidden_states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the mean of (batch, tokens, width) states over the tokens whose mask is 1, (batch, width)."""
+    if mask is None:
+        return hidden_states.mean(1)
+    weights = mask.to(hidden_states.device, hidden_states.dtype)
+    return (hidden_states * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)
 
 
 class AlbefMaskedLanguageHead(nn.Module):

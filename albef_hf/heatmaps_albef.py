@@ -19,11 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .compatibility_albef import renamed_attribute
+from .processing_albef import is_wordpiece
 
 logger = logging.get_logger(f"transformers.{__name__}")
 
 Box = Sequence[float]  # left, top, width and height in pixels, as in COCO
 HeadReduction = Callable[[torch.Tensor], torch.Tensor]  # (batch, heads, ...) to (batch, ...)
+WORD_BEGINNINGS = ("▁", "Ġ")  # the space in tokens of SentencePiece and of byte-level BPE
 MAX_ASPECT_RATIO = 4  # of an overlay in a grid: taller images are squeezed
 
 
@@ -259,28 +261,18 @@ def word_heatmaps(
     A warning is logged if all maps of words are zero and the map of the sentence is not, as in the last layer.
 
     Args:
-        tokenizer: A BERT tokenizer, whose pieces within a word start with `##`.
+        tokenizer: The tokenizer of the processor. If it is not a BERT's, words are what is between spaces.
         input_ids: Ids of one text, (tokens,).
         heatmaps: Maps of its tokens, (tokens, rows, columns).
 
     Returns:
         The words, without special tokens, and the mean map of each, (words, rows, columns).
     """
-    words: list[str] = []
-    positions: list[list[int]] = []  # of the tokens of each word
     token_ids = input_ids.tolist()
-    tokens = tokenizer.convert_ids_to_tokens(token_ids)
-    for position, (token_id, token) in enumerate(zip(token_ids, tokens, strict=True)):
-        if token_id in tokenizer.all_special_ids:
-            continue
-        if token.startswith("##") and words:
-            words[-1] += token.removeprefix("##")
-            positions[-1].append(position)
-        else:
-            words.append(token)
-            positions.append([position])
-    if not words:
+    positions = _word_positions(tokenizer, token_ids)
+    if not positions:
         return [], heatmaps[:0]
+    words = [_word(tokenizer, [token_ids[position] for position in word_positions]) for word_positions in positions]
     maps = torch.stack([heatmaps[word_positions].mean(0) for word_positions in positions])
     if heatmaps.any() and not maps.any():
         logger.warning_once(
@@ -289,6 +281,28 @@ def word_heatmaps(
             "word as a text to contrastive_heatmaps."
         )
     return words, maps
+
+
+def _word_positions(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[list[int]]:
+    """Return the positions of the tokens of each word, without special tokens."""
+    positions: list[list[int]] = []
+    wordpiece = is_wordpiece(tokenizer)
+    for position, token in enumerate(tokenizer.convert_ids_to_tokens(token_ids)):
+        if token_ids[position] in tokenizer.all_special_ids:
+            continue
+        begins = not token.startswith("##") if wordpiece else token.startswith(WORD_BEGINNINGS)
+        if begins or not positions:
+            positions.append([])
+        positions[-1].append(position)
+    return positions
+
+
+def _word(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    """Return the word that tokens form."""
+    if not is_wordpiece(tokenizer):
+        return tokenizer.decode(token_ids).strip()
+    first, *others = tokenizer.convert_ids_to_tokens(token_ids)
+    return first + "".join(token.removeprefix("##") for token in others)
 
 
 def resize_heatmap(heatmap: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Initialize ALBEF from a pretrained image model and a pretrained BERT; the paper's are a DeiT and BERT-base."""
+"""Initialize ALBEF from a pretrained image model and a pretrained BERT or RoBERTa; in the paper, DeiT and BERT."""
 
 import copy
 import re
@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .compatibility_albef import PRETRAINED_NAMES
+from .compatibility_albef import PRETRAINED_NAMES, TEXT_MODEL_TYPES
 from .configuration_albef import AlbefTextConfig, read_vision_config, size_pair
 from .encoders_albef import interpolate_position_embeddings
 
@@ -74,19 +74,26 @@ def image_settings(
 
 
 def read_text_model(name: str) -> tuple[dict, Weights]:
-    """Load a BERT and return its settings and its weights under ALBEF's names.
+    """Load a BERT or a model of the RoBERTa family and return its settings and its weights under ALBEF's names.
 
-    The weights include the masked-language head if the checkpoint has one.
+    The weights include the masked-language head if the checkpoint has one; its last layer shares the word embeddings.
 
     Raises:
         ValueError: If it is another kind of model.
     """
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type not in TEXT_MODEL_TYPES:
+        raise ValueError(
+            f"{name} is a {config.model_type} model: start the text encoder from one of {', '.join(TEXT_MODEL_TYPES)}."
+        )
     model, report = AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    if model.config.model_type != "bert":
-        raise ValueError(f"{name} is a {model.config.model_type} model: start the text encoder from a BERT.")
+    settings = {setting: getattr(config, setting) for setting in _TEXT_SETTINGS}
+    if TEXT_MODEL_TYPES[config.model_type]:
+        settings["position_offset"] = config.pad_token_id + 1
+        settings |= {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     present = {key: weight for key, weight in model.state_dict().items() if key not in report["missing_keys"]}
-    present = {key: weight for key, weight in present.items() if not key.startswith("cls.predictions.decoder.")}
-    return {setting: getattr(model.config, setting) for setting in _TEXT_SETTINGS}, _rename(present)
+    tied = ("cls.predictions.decoder.", "lm_head.decoder.")
+    return settings, _rename({key: weight for key, weight in present.items() if not key.startswith(tied)})
 
 
 def _rename(state_dict: Weights) -> Weights:
@@ -126,10 +133,11 @@ def load_pretrained_weights(model: PreTrainedModel, vision_weights: Weights, tex
     logger.warning_once(f"Randomly initialized, to be trained: {', '.join(_group_by_module(missing))}.")
     if report.unexpected_keys:
         logger.warning_once(f"Not used by ALBEF: {', '.join(_group_by_module(report.unexpected_keys))}.")
+    _compare_depth(text_weights, model.config.text_config)
 
 
 def _place_text_weights(weights: Weights, config: AlbefTextConfig) -> Weights:
-    """Assign BERT's lower layers to the text encoder and the next ones to the multimodal encoder; drop the rest."""
+    """Assign the lower layers to the text encoder and the next ones to the multimodal encoder; drop the rest."""
     placed = {}
     for name, weight in weights.items():
         layer = re.match(r"layers\.(\d+)\.(.*)", name)
@@ -143,6 +151,20 @@ def _place_text_weights(weights: Weights, config: AlbefTextConfig) -> Weights:
         elif multimodal_index < config.num_multimodal_layers:
             placed[f"albef.multimodal_model.layers.{multimodal_index}.{layer[2]}"] = weight
     return placed
+
+
+def _compare_depth(weights: Weights, config: AlbefTextConfig) -> None:
+    """Warn if the pretrained text model has fewer or more layers than both encoders together."""
+    depth = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
+    wanted = config.num_hidden_layers + config.num_multimodal_layers
+    dropped = f"the upper {depth - wanted} layers are dropped"
+    random = f"the upper {wanted - depth} layers of ALBEF start from random weights"
+    if weights and depth != wanted:
+        logger.warning_once(
+            f"The pretrained text model has {depth} layers for num_hidden_layers={config.num_hidden_layers} of the "
+            f"text encoder and num_multimodal_layers={config.num_multimodal_layers} of the multimodal encoder: "
+            f"{dropped if depth > wanted else random}. Set these of text_config for another division."
+        )
 
 
 def _group_by_module(names: set[str] | list[str]) -> list[str]:

@@ -166,7 +166,7 @@ def model_card(
     conversion = _read_json(folder / CONVERSION_FILE)
     emissions = _read_emissions(folder / EMISSIONS_FILE, head)
     data = ModelCardData(
-        language="en",
+        language=None if _is_cased(folder) else "en",  # a cased tokenizer may be of any language
         license="bsd-3-clause" if conversion else None,  # that of the original's weights
         library_name="transformers",
         pipeline_tag=PIPELINE_TAGS.get(head),
@@ -184,6 +184,7 @@ def model_card(
         repo_id=repo_id,
         head=head,
         config=config,
+        cased=_is_cased(folder),
         training=training,
         evaluation=evaluation,
         conversion=conversion,
@@ -191,6 +192,11 @@ def model_card(
         versions=VERSIONS,
         teacher=(folder / MOMENTUM_FILE).exists() and not any(fnmatch(MOMENTUM_FILE, name) for name in exclude),
     )
+
+
+def _is_cased(folder: Path) -> bool:
+    """Return True if the processor in a folder keeps the case of texts."""
+    return bool((_read_json(folder / "processor_config.json") or {}).get("keep_case"))
 
 
 def save_card(card: "ModelCard", folder: Path) -> None:

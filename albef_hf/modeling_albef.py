@@ -305,7 +305,7 @@ class AlbefImageTextModel(AlbefPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Encode texts; `pooler_output` has unit features, (batch, projection)."""
         outputs = self.albef.text_model(input_ids, attention_mask, **kwargs)
-        features = self.contrastive_head.project_text(outputs.last_hidden_state)
+        features = self.contrastive_head.project_text(outputs.last_hidden_state, attention_mask)
         return BaseModelOutputWithPooling(pooler_output=features, **outputs)
 
     def _match_hard_negatives(
@@ -385,7 +385,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         pairs.image_key_values = self.albef.multimodal_model.project_images(pairs.images)
         return AlbefTeacherOutput(
             image_embeds=self.contrastive_head.project_image(pairs.images),
-            text_embeds=self.contrastive_head.project_text(pairs.texts),
+            text_embeds=self.contrastive_head.project_text(pairs.texts, pairs.attention_mask),
             logits=self._mlm_logits(masked_texts, pairs, labels),
         )
 
@@ -461,7 +461,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
     ) -> AlbefForPreTrainingOutput:
         """Compute ITC and ITM, whose hard negatives are drawn by the contrastive logits."""
         image_embeds = self.contrastive_head.project_image(pairs.images)
-        text_embeds = self.contrastive_head.project_text(pairs.texts)
+        text_embeds = self.contrastive_head.project_text(pairs.texts, pairs.attention_mask)
         positives = torch.arange(len(image_embeds), device=image_embeds.device)
         loss_itc, info_nce, logits = self.contrastive_head.loss(
             image_embeds, text_embeds, positives, teacher_outputs, alpha, gather
@@ -498,7 +498,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
             itm_logits=self.itm_head(outputs.last_hidden_state[:, 0]),
             logits=self.mlm_head(outputs.last_hidden_state),
             image_embeds=self.contrastive_head.project_image(outputs.image_hidden_states),
-            text_embeds=self.contrastive_head.project_text(outputs.text_hidden_states),
+            text_embeds=self.contrastive_head.project_text(outputs.text_hidden_states, attention_mask),
             **attention_outputs(outputs),
         )
 
@@ -512,15 +512,17 @@ class AlbefForPreTraining(AlbefImageTextModel):
         text_config: dict | None = None,
         **config_kwargs,
     ) -> "AlbefForPreTraining":
-        """Initialize the model from a pretrained image model and a pretrained BERT; the paper's image model is a DeiT.
+        """Initialize from a pretrained image model and a pretrained BERT or RoBERTa; in the paper, a DeiT and a BERT.
 
-        The lower layers of the BERT become the text encoder, the next ones the multimodal encoder. Cross-attention and
-        heads start from random weights, and so do layers that a shorter BERT does not have. A warning lists them.
+        The lower `num_hidden_layers` of the text model (6 by default) become the text encoder, the next
+        `num_multimodal_layers` (6) the multimodal encoder. Cross-attention and heads start from random weights, and so
+        do layers that a shorter text model does not have; those of a deeper one are dropped. Warnings list both.
 
         Args:
             vision: Hub name or folder of an image model, or of a model of images and texts such as CLIP; None for a
                 randomly initialized image encoder. A ViT or DeiT becomes the paper's ViT; others keep their own class.
-            text: Hub name or folder of a BERT; None for randomly initialized text and multimodal encoders.
+            text: Hub name or folder of a BERT, RoBERTa, XLM-R or CamemBERT; None for randomly initialized text and
+                multimodal encoders.
             vision_config: Settings of the image encoder to override, such as `{"image_size": 384}`; learned positions
                 are interpolated. By default, another image model than a ViT has the size of its own image processor.
             text_config: Settings of the text side to override, such as `{"num_hidden_layers": 3}`.

@@ -146,7 +146,7 @@ def _shorten(text: str, length: int) -> str:
 
 def _positions(model: PreTrainedModel) -> int:
     """Return the number of tokens that a text or an answer may have."""
-    return model.config.text_config.max_position_embeddings
+    return model.config.text_config.max_tokens
 
 
 INTEGER_SETTINGS = ("top_k", "rerank_k", "num_beams", "max_new_tokens")

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.image_utils import ImageInput
@@ -27,13 +28,14 @@ def replace_surrogates(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
-def clean_caption(caption: str, max_words: int = 30, kept_tokens: Sequence[str] = ()) -> str:
+def clean_caption(caption: str, max_words: int = 30, kept_tokens: Sequence[str] = (), keep_case: bool = False) -> str:
     """Lowercase, clean and truncate a caption (`pre_caption` in the original's `dataset/utils.py`).
 
     Args:
         caption: Any text; lone surrogates, which cannot be encoded, are removed.
-        max_words: Maximum number of words.
+        max_words: Maximum number of words. A text without spaces, such as a Chinese one, counts as one word.
         kept_tokens: Tokens to leave unchanged, from `added_tokens`.
+        keep_case: Keep case and punctuation, and clean white space only; see `AlbefProcessor`.
 
     Example:
         ```python
@@ -42,6 +44,8 @@ def clean_caption(caption: str, max_words: int = 30, kept_tokens: Sequence[str] 
 
         ```
     """
+    if keep_case:
+        return " ".join(replace_surrogates(caption).split()[:max_words])
     if kept_tokens:
         parts = re.split(f"({'|'.join(map(re.escape, kept_tokens))})", caption)
         cleaned = (part if part in kept_tokens else clean_caption(part, max_words) for part in parts)
@@ -73,10 +77,33 @@ def _exclusive(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the tokens that were added to a tokenizer beyond BERT's, the longest first."""
+    """Return the tokens that were added to a tokenizer beyond the usual special ones, the longest first."""
     known = {getattr(tokenizer, name) for name in BERT_TOKENS}
     added = {token.content for token in tokenizer.added_tokens_decoder.values()} - known
     return sorted(added, key=len, reverse=True)
+
+
+def is_wordpiece(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return True for the tokenizer of a BERT, whose pieces within a word start with `##`."""
+    return isinstance(tokenizer.backend_tokenizer.model, WordPiece)
+
+
+def is_lowercasing(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return True if a tokenizer does not distinguish upper and lower case, as that of BERT-base uncased."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    return normalizer is not None and "A" not in normalizer.normalize_str("A")
+
+
+def split_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Put a space into special tokens that are written in a text, so that they are split like other text.
+
+    They would be special if tokens were added, and always with a SentencePiece vocabulary, which has them as pieces.
+    """
+    for name in BERT_TOKENS:
+        token = getattr(tokenizer, name)
+        if token:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: str | list[str], **settings) -> BatchEncoding:
@@ -88,9 +115,12 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: str | list[str], **setti
         settings: Settings of the call, such as `truncation=True`; the tokenizer does not keep them.
 
     Returns:
-        The output of the tokenizer. Added tokens are not split. Without added tokens, BERT's special tokens are split
-        like other text.
+        The output of the tokenizer. Added tokens are not split, special tokens are split like other text.
     """
+    if isinstance(texts, str):
+        texts = split_special_tokens(tokenizer, texts)
+    else:
+        texts = [split_special_tokens(tokenizer, text) for text in texts]
     with _exclusive(tokenizer):
         return tokenizer(texts, **{"split_special_tokens": not added_tokens(tokenizer), **settings})
 
@@ -116,7 +146,7 @@ _SPACING = tuple(
         (r"(?:^|(?<= ))(['’]) (?=\w)", r"\1"),  # 'twas, the '90s
         (r'(?<!\d)" ([^"]*?) ?"', r'"\1"'),
         (r"(?<=\w) ([$£€¥#])(?! \w)", r"\1"),  # 5$, c#
-        (r" ([.,:;!?%)\]}”…])", r"\1"),
+        (r" ([.,:;!?%)\]}”…،؛؟])", r"\1"),
         (r"([(\[{$£€¥#@“]) ", r"\1"),
         (f" ?({_CHINESE_JAPANESE}) (?={_CHINESE_JAPANESE})", r"\1"),
     )
@@ -142,19 +172,27 @@ def join_words(words: Sequence[str]) -> str:
 def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrainedTokenizerFast:
     """Return a tokenizer with the same vocabulary that emits `[CLS] x` without `[SEP]`, as the original's does.
 
+    `[CLS]` and `[SEP]` are the tokenizer's own, for RoBERTa `<s>` and `</s>`.
+
     It is not a `BertTokenizer`, because that class adds `[SEP]` again when it is loaded. It splits a "[SEP]" in a text
-    like other text, also if it is called directly, as transformers' own pipelines do.
+    like other text, also if it is called directly, as transformers' own pipelines do. A SentencePiece vocabulary has
+    special tokens as pieces, so texts have to go through `tokenize` or the processor there.
 
     Args:
-        tokenizer: A BERT tokenizer, or one that this function has made.
+        tokenizer: The tokenizer of a BERT or RoBERTa, or one that this function has made.
         settings: Defaults for calls of the processor, such as `max_length=512` instead of 30 tokens.
 
     Raises:
-        ValueError: If the tokenizer lacks one of BERT's special tokens.
+        ValueError: If the tokenizer lacks one of BERT's special tokens, or is not a fast tokenizer.
     """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer: choose a text model with a tokenizer.json, such as "
+            "a multilingual one."
+        )
     missing = [name for name in ("cls", "sep", "pad", "mask") if getattr(tokenizer, f"{name}_token_id") is None]
     if missing:
-        raise ValueError(f"The tokenizer has no {', '.join(missing)} token; ALBEF needs a BERT tokenizer.")
+        raise ValueError(f"The tokenizer has no {', '.join(missing)} token; use that of a BERT or RoBERTa.")
     if not settings and tokenize(tokenizer, "") == {"input_ids": [tokenizer.cls_token_id], "attention_mask": [1]}:
         tokenizer.split_special_tokens = True  # folders of earlier versions do not have this setting
         return tokenizer
@@ -167,7 +205,7 @@ def without_separator(tokenizer: PreTrainedTokenizerBase, **settings) -> PreTrai
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=True,
+        clean_up_tokenization_spaces=is_wordpiece(tokenizer),
         **tokenizer.special_tokens_map,
         split_special_tokens=True,
         **settings,
@@ -198,12 +236,15 @@ class AlbefProcessor(ProcessorMixin):
 
     Images are resized to a square (bicubic) and normalized with CLIP's mean and standard deviation. Captions are
     cleaned, truncated to 30 words, tokenized without `[SEP]`, truncated to 30 tokens and padded to the longest.
+    Cleaning is the original's, in lower case without punctuation, if the tokenizer is uncased. For a cased one, only
+    white space is cleaned.
 
     Args:
         image_processor: For example `BlipImageProcessor(size={"height": 256, "width": 256})`.
-        tokenizer: A BERT tokenizer, which is converted by `without_separator`. A tokenizer that was converted with
-            settings keeps them, for example more than 30 tokens.
+        tokenizer: The tokenizer of a BERT or RoBERTa, which is converted by `without_separator`. A tokenizer that was
+            converted with settings keeps them, for example more than 30 tokens.
         max_words: Maximum number of words of a caption.
+        keep_case: Clean only white space of captions; by default, if the tokenizer is cased. It is saved if True.
 
     Example:
         ```python
@@ -215,11 +256,25 @@ class AlbefProcessor(ProcessorMixin):
     text_kwargs = AlbefProcessorKwargs._defaults["text_kwargs"]
     valid_processor_kwargs = AlbefProcessorKwargs
 
-    def __init__(self, image_processor, tokenizer, max_words: int = 30, **kwargs):
+    def __init__(self, image_processor, tokenizer, max_words: int = 30, keep_case: bool | None = None, **kwargs):
         self.max_words = max_words
+        tokenizer = without_separator(tokenizer)
+        self.keep_case = not is_lowercasing(tokenizer) if keep_case is None else keep_case
         # transformers adds it only while it saves the processor for the first time.
         self.auto_map = {"AutoProcessor": f"processing_albef.{type(self).__name__}"}
-        super().__init__(image_processor, without_separator(tokenizer), **kwargs)
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> "AlbefProcessor":
+        """Build a saved processor as transformers does; those of earlier versions clean captions as the original."""
+        return super().from_args_and_dict(args, {"keep_case": False, **processor_dict}, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Serialize as transformers does, but `keep_case` only if it is True."""
+        settings = super().to_dict()
+        if not settings["keep_case"]:
+            del settings["keep_case"]
+        return settings
 
     def __call__(
         self,
@@ -265,8 +320,11 @@ class AlbefProcessor(ProcessorMixin):
 
     def encode_whole(self, text: str) -> list[int]:
         """Return the token ids of a text that is cleaned as in a call, but not truncated."""
-        cleaned = clean_caption(text, len(text), added_tokens(self.tokenizer))
-        return tokenize(self.tokenizer, cleaned, truncation=False, verbose=False)["input_ids"]
+        return tokenize(self.tokenizer, self.clean(text, len(text)), truncation=False, verbose=False)["input_ids"]
+
+    def clean(self, text: str, max_words: int) -> str:
+        """Return a text of at most `max_words`, cleaned as in a call; see `clean_caption`."""
+        return clean_caption(text, max_words, added_tokens(self.tokenizer), self.keep_case)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Save the processor without the truncation and padding of its last call."""
@@ -277,7 +335,9 @@ class AlbefProcessor(ProcessorMixin):
         return super(AlbefProcessor, saved).save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def encode_answers(self, answers: str | list[str]) -> BatchEncoding:
-        """Tokenize answers for question answering as `[CLS] answer [SEP]`, in lower case and without accents.
+        """Tokenize answers for question answering as `[CLS] answer [SEP]`, not cleaned.
+
+        An uncased tokenizer writes them in lower case and without accents.
 
         Lone surrogates, which cannot be encoded, become question marks.
 
@@ -294,12 +354,7 @@ class AlbefProcessor(ProcessorMixin):
         answers = [answers] if isinstance(answers, str) else list(answers)
         if not answers or not all(isinstance(answer, str) for answer in answers):
             raise ValueError("answers must be strings, and there must be at least one.")
-        texts = [replace_surrogates(answer) for answer in answers]
-        if added_tokens(self.tokenizer):
-            for name in BERT_TOKENS:
-                token = getattr(self.tokenizer, name)
-                texts = [text.replace(token, token.lower()) for text in texts]  # lower case is not a special token
-        ids = tokenize(self.tokenizer, texts)["input_ids"]
+        ids = tokenize(self.tokenizer, [replace_surrogates(answer) for answer in answers])["input_ids"]
         empty = [answer for answer, tokens in zip(answers, ids, strict=True) if not self.has_words(tokens)]
         if empty:
             raise ValueError(f"The answer {empty[0]!r} has no word that is in the vocabulary: remove it.")
@@ -309,14 +364,16 @@ class AlbefProcessor(ProcessorMixin):
         return padded
 
     def has_words(self, token_ids: Sequence[int]) -> bool:
-        """Return True if there is a token besides `[CLS]` and `[UNK]`, which stands for an unknown word."""
-        return not {*token_ids} <= {self.tokenizer.cls_token_id, self.tokenizer.unk_token_id}
+        """Return True if there is a token besides `[CLS]`, `[UNK]`, which stands for an unknown word, and spaces."""
+        ignored = (self.tokenizer.cls_token_id, self.tokenizer.unk_token_id)
+        words = [token for token in token_ids if token not in ignored]
+        return bool(self.tokenizer.decode(words).strip())
 
     def decode_answers(self, answer_ids: Sequence[Sequence[int]] | Sequence[int]) -> list[str]:
         """Return the text of (answers, tokens) ids, such as `generate` returns, or of the ids of one answer.
 
-        Spaces, which tokens do not have, are written as usual: "10:30" and "t-shirt". Accents and upper case are not
-        restored, and an unknown word is an `[UNK]`. Ids of -100 are padding.
+        Spaces, which BERT's tokens do not have, are written as usual: "10:30" and "t-shirt". Accents and upper case
+        that an uncased tokenizer dropped are not restored, and an unknown word is an `[UNK]`. Ids of -100 are padding.
 
         Raises:
             ValueError: If an id is not in the vocabulary.
@@ -332,19 +389,28 @@ class AlbefProcessor(ProcessorMixin):
                     f"The answers have the token id {max(ids)}, but the tokenizer has {len(self.tokenizer)} tokens: "
                     "use the processor that the model was trained with."
                 )
-            tokens = self.tokenizer.convert_ids_to_tokens(ids)
-            words = " ".join(tokens).replace(" ##", "").removeprefix("##").split(" ")
-            answers.append(unicodedata.normalize("NFC", join_words(words)))  # the tokenizer splits Korean letters
+            answers.append(unicodedata.normalize("NFC", self._decode(ids)))  # BERT's tokenizer splits Korean letters
         return answers
 
+    def _decode(self, ids: list[int]) -> str:
+        """Return the text of token ids, with the usual spaces if the tokens do not contain them."""
+        if not is_wordpiece(self.tokenizer):
+            return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
+        tokens = self.tokenizer.convert_ids_to_tokens(ids)
+        return join_words(" ".join(tokens).replace(" ##", "").removeprefix("##").split(" "))
+
     def _clean(self, text: str | list[str], added: list[str]) -> str | list[str]:
+        def clean(caption: str) -> str:
+            cleaned = clean_caption(caption, self.max_words, added, self.keep_case)
+            return split_special_tokens(self.tokenizer, cleaned)
+
         if isinstance(text, str):
-            return clean_caption(text, self.max_words, added)
+            return clean(text)
         if not isinstance(text, (list, tuple)) or not all(isinstance(caption, str) for caption in text):
             raise ValueError("text must be a string or a list of strings, one caption each.")
         if not text:
             raise ValueError("text is an empty list: pass at least one caption, or no text.")
-        return [clean_caption(caption, self.max_words, added) for caption in text]
+        return [clean(caption) for caption in text]
 
     @property
     def model_input_names(self) -> list[str]:

@@ -116,7 +116,7 @@ def encode_texts(
     as_int("The number of texts", len(texts))
     as_int("batch_size", batch_size)
     with evaluation_mode(model):
-        max_length = min(MAX_TOKENS, model.config.text_config.max_position_embeddings)
+        max_length = min(MAX_TOKENS, model.config.text_config.max_tokens)
         tokens = processor(text=list(texts), max_length=max_length, return_tensors="pt")
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
         order = mask.sum(1).argsort()

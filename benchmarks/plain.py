@@ -42,7 +42,7 @@ class PlainForPreTraining(AlbefForPreTraining):
         masked = self.fuse(self.encode_text(mlm_input_ids, attention_mask), attention_mask, images)
         return AlbefTeacherOutput(
             image_embeds=self.contrastive_head.project_image(images),
-            text_embeds=self.contrastive_head.project_text(texts),
+            text_embeds=self.contrastive_head.project_text(texts, attention_mask),
             logits=self.mlm_head(masked),
         )
 
@@ -80,7 +80,7 @@ class PlainForPreTraining(AlbefForPreTraining):
         images = self.encode_image(pixel_values)
         texts = self.encode_text(input_ids, attention_mask)
         image_embeds = self.contrastive_head.project_image(images)
-        text_embeds = self.contrastive_head.project_text(texts)
+        text_embeds = self.contrastive_head.project_text(texts, attention_mask)
         positives = torch.arange(len(images), device=images.device)
         loss_itc, _, logits = self.contrastive_head.loss(image_embeds, text_embeds, positives, teacher_outputs, alpha)
         loss_itm, itm_logits = self.match(images, texts, attention_mask, logits)

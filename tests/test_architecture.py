@@ -56,7 +56,7 @@ ALLOWED = {
     "images_albef": set(),
     "processing_albef": {"images_albef"},
     "retrieval_albef": {"compatibility_albef", "processing_albef"},
-    "heatmaps_albef": {"compatibility_albef"},
+    "heatmaps_albef": {"compatibility_albef", "processing_albef"},
     "pipeline_albef": {
         "compatibility_albef",
         "configuration_albef",

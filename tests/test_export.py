@@ -79,7 +79,9 @@ def test_image_encoder(sharp, tmp_path):
     assert_the_same(AlbefVisionModel(sharp.vision_config).eval(), ("pixel_values",), tmp_path)
 
 
-def test_text_features(sharp, tmp_path):
+@pytest.mark.parametrize(("pooling", "offset"), [("cls", 0), ("mean", 2)])
+def test_text_features(sharp, tmp_path, pooling, offset):
+    sharp.text_pooling, sharp.text.position_offset = pooling, offset
     assert_the_same(TextFeatures(AlbefForRetrieval(sharp)).eval(), ("input_ids", "attention_mask"), tmp_path)
 
 

@@ -8,7 +8,10 @@ import yaml
 from full_disk import file_size_limit
 from huggingface_hub import ModelCard
 from PIL import Image
+from text_models import make_tokenizer
+from transformers import BlipImageProcessorPil
 
+from albef_hf import AlbefProcessor
 from albef_hf.conversion.checkpoints import MODELS
 from albef_hf.model_card import Evaluation, Training, model_card, on_the_hub
 
@@ -73,6 +76,16 @@ def test_nothing_is_made_up(task, folder):
         assert word not in card.content
     assert "\n\n\n" not in card.content.split("```")[0]
     assert "Training data and evaluation results have not been documented." in card.content
+
+
+def test_a_cased_tokenizer_may_read_any_language(folder):
+    saved = folder(MODELS["retrieval"])
+    card = model_card(saved, "you/little")
+    assert metadata(card)["language"] == "en" and "It reads English; texts are lower-cased,\nstripped" in card.content
+    AlbefProcessor(BlipImageProcessorPil(), make_tokenizer("xlm-roberta")).save_pretrained(saved)
+    card = model_card(saved, "you/little")
+    assert "language" not in metadata(card) and "lower-cased" not in card.content
+    assert "identify them. It reads the languages of its training data; texts are truncated. It" in card.content
 
 
 def test_what_is_known_is_in_the_card(folder):

@@ -290,5 +290,5 @@ def _make_processor(task: str, config: AlbefConfig) -> AlbefProcessor | None:
         )
         return None
     if task in UNLIMITED_TOKENS:
-        tokenizer = without_separator(tokenizer, max_length=text.max_position_embeddings)
+        tokenizer = without_separator(tokenizer, max_length=text.max_tokens)
     return make_processor(config, tokenizer, MAX_WORDS.get(task, DEFAULT_MAX_WORDS))

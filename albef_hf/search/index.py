@@ -348,7 +348,7 @@ class ImageIndex:
             return self.encoder.encode(pixel_values)[1][0], None
         require_words(query)
         tokens = len(self.processor.encode_whole(query))
-        longest = min(MAX_TOKENS, self.model.config.text.max_position_embeddings)
+        longest = min(MAX_TOKENS, self.model.config.text.max_tokens)
         if tokens > longest:
             logger.warning_once(f"Only the first {longest} of the {tokens} tokens of the query are read.")
         text = encode_texts(self.model, self.processor, [query])

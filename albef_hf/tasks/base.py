@@ -21,7 +21,7 @@ from ..data.pairs import ATTEMPTS
 from ..data.row_values import require_readable
 from ..data.scene_tasks import SceneRows
 from ..evaluation.exchanged_images import fingerprints
-from ..processing_albef import AlbefProcessor, added_tokens, clean_caption, tokenize
+from ..processing_albef import AlbefProcessor, tokenize
 from ..training.arguments import MAX_POSITIONS, DataArguments, FineTuningArguments
 from ..training.best_checkpoint import BestModel, SavedModel
 from ..training.dataloaders import make_dataloader
@@ -328,10 +328,9 @@ class FineTuningTask(Task):
             InvalidSampleError: If there is no text.
         """
         text = valid_text(text)
-        added = added_tokens(self.tokenizer)
-        kept = clean_caption(text, limit.words, added)
+        kept = self.processor.clean(text, limit.words)
         tokens = tokenize(self.tokenizer, kept, verbose=False)["input_ids"]
-        if len(tokens) > limit.tokens or len(kept) < len(clean_caption(text, 10**9, added)):
+        if len(tokens) > limit.tokens or len(kept) < len(self.processor.clean(text, 10**9)):
             issues.append(SkipReason.CAPTION_CUT)
         return kept
 

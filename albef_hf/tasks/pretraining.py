@@ -115,7 +115,8 @@ class Pretraining(Task):
         """Refuse a tokenizer that does not know most of the captions' words."""
         captions = [texts[0] for texts in rows.captions[:CHECKED_CAPTIONS]]
         tokens = self.processor(text=captions or [""])["input_ids"]
-        known = [token for ids in tokens for token in ids if token not in self.tokenizer.all_special_ids]
+        words = [token for ids in tokens for token in ids if token not in self.tokenizer.all_special_ids]
+        known = [token for token in words if self.processor.has_words([token])]  # not the spaces of SentencePiece
         unknown = sum(ids.count(self.tokenizer.unk_token_id) for ids in tokens)
         if unknown > len(known):
             raise ValueError(
@@ -141,7 +142,8 @@ class Pretraining(Task):
             self.args.image_root,
             self.args.max_words,
             added_tokens(self.tokenizer),
-            self.image_states,
+            image_states=self.image_states,
+            keep_case=self.processor.keep_case,
         )
 
     def train_dataloader(self, rows: Any, accelerator: Accelerator) -> DataLoader:

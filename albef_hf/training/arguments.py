@@ -318,7 +318,8 @@ class PretrainingArguments(DataArguments):
         },
     )
     text_model: str | None = field(
-        default=None, metadata={"help": "folder or Hub name of a BERT that initializes the text side"}
+        default=None,
+        metadata={"help": "folder or Hub name of a BERT, RoBERTa, XLM-R or CamemBERT that initializes the text side"},
     )
     model_config: str | None = field(
         default=None, metadata={"help": "AlbefConfig as a JSON file or text; missing settings are those of base size"}

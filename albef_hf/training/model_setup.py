@@ -40,7 +40,7 @@ def load_pretraining_model(
         processor = make_processor(student.config, tokenizer, args.max_words, args.vision_model)
     student.set_attn_implementation(args.attn_implementation)
     check_vocabulary(student.config, processor.tokenizer)
-    positions = student.config.text.max_position_embeddings
+    positions = student.config.text.max_tokens
     if args.max_tokens > positions:
         raise ValueError(f"max_tokens is {args.max_tokens}, but the model has {positions} positions.")
     return student, processor
@@ -63,7 +63,7 @@ def load_task_model(
         processor = AlbefProcessor.from_pretrained(args.model)
     check_vocabulary(config, processor.tokenizer)
     processor.max_words = args.max_words
-    processor.tokenizer.model_max_length = config.text.max_position_embeddings
+    processor.tokenizer.model_max_length = config.text.max_tokens
     if args.image_size:
         config.set_input_size(args.image_size if len(args.image_size) == 2 else args.image_size[0])
         height, width = config.input_size

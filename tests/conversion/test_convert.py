@@ -504,6 +504,17 @@ def test_the_command_reports_errors_in_one_line(tmp_path, run, monkeypatch):
         run("convert", tmp_path / "model", tmp_path / "original.pth", "--reverse")
 
 
+@pytest.mark.parametrize("text", ["text_pooling", "position_offset"])
+def test_text_models_that_the_original_does_not_have_are_refused(config, tmp_path, text):
+    if text == "text_pooling":
+        config.text_pooling = "mean"
+    else:
+        config.text.position_offset = 2
+    MODELS["pretraining"](config).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"{text}=(mean|2).*the original reads"):
+        revert_checkpoint(tmp_path / "model", tmp_path / "original.pth")
+
+
 def test_options_are_accepted_with_underscores_and_hyphens(monkeypatch):
     calls = []
     monkeypatch.setattr(convert, "_from_original", lambda options: calls.append((options.image_size, options.repo_id)))

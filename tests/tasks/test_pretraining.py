@@ -8,9 +8,10 @@ from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from small_pretraining import TINY_MODEL, records_of
+from text_models import LANGUAGES, SMALL, save_text_model
 from transformers import BertTokenizer, pipeline
 
-from albef_hf import AlbefForPreTraining
+from albef_hf import AlbefForPreTraining, AlbefProcessor
 from albef_hf.data import EvaluationImages, SkipReason, embedded_tokenizer
 from albef_hf.tasks.pretraining import Pretraining, hold_out
 from albef_hf.training.arguments import PretrainingArguments
@@ -31,6 +32,50 @@ def test_an_untrained_model_has_the_special_tokens_of_its_tokenizer(pretrain, tm
     embedded = model.get_input_embeddings().weight.abs().amax(1)
     assert embedded[30521] < 1e-3 < embedded[0]  # padding starts at zero
     assert pipeline("image-text-matching", model=str(folder))(Image.new("RGB", (9, 9)), "a red ball")["score"]
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta"])
+def test_pretraining_starts_from_text_models_of_several_languages(pretrain, scene_images, tmp_path, kind):
+    text_model = save_text_model(tmp_path / "text", kind, layers=2)
+    rows = json.loads((scene_images / "train.json").read_text())
+    captions = list(LANGUAGES.values())
+    for index, row in enumerate(rows):
+        row["caption"] = captions[index % len(captions)]
+    (scene_images / "train.json").write_text(json.dumps(rows))
+    settings = {
+        "projection_dim": 16,
+        "text_pooling": "mean",
+        "vision_config": {**SMALL, "num_hidden_layers": 1, "image_size": 32},
+        "text_config": {"num_hidden_layers": 1, "num_multimodal_layers": 1},
+    }
+    files = ["--train_files", scene_images / "train.json", "--image_root", scene_images]
+    options = ["--text_model", tmp_path / "text", "--model_config", json.dumps(settings), "--max_tokens", "100"]
+    folder = pretrain(*map(str, [*files, *options]), steps=3)
+    records = [record for record in records_of(folder) if "loss" in record]
+    assert all(record["loss"] < 100 for record in records) and records_of(folder)[-1].keys() >= {"itc_text_r1"}
+    model = AlbefForPreTraining.from_pretrained(folder)
+    assert model.config.text_pooling == "mean"
+    weights = (text_model.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    assert (weights[0] - weights[1]).abs().max() < 0.01  # three small steps from there
+    processor = AlbefProcessor.from_pretrained(folder)
+    assert processor.keep_case and processor.decode_answers(processor.encode_whole(captions[2])) == [captions[2]]
+    match = pipeline("image-text-matching", model=str(folder))
+    assert match(Image.new("RGB", (9, 9)), captions[1])["score"]
+    with pytest.raises(ValueError, match="max_tokens is 513, but the model has 512 positions"):
+        pretrain(*map(str, [*files, *options]), "--max_tokens", "513")
+
+
+def test_a_tokenizer_of_another_language_is_refused(pretrain, scene_images, tmp_path):
+    """SentencePiece has a space in front of every unknown word, which is no known word."""
+    save_text_model(tmp_path / "text", "xlm-roberta", layers=1)
+    rows = json.loads((scene_images / "train.json").read_text())
+    for row in rows:
+        row["caption"] = "Ωραία Γη"
+    (scene_images / "train.json").write_text(json.dumps(rows))
+    files = ["--train_files", str(scene_images / "train.json"), "--image_root", str(scene_images)]
+    settings = {"vision_config": TINY_MODEL["vision_config"], "text_config": {"num_multimodal_layers": 1}}
+    with pytest.raises(ValueError, match="words of the captions are unknown to the tokenizer"):
+        pretrain(*files, "--text_model", str(tmp_path / "text"), "--model_config", json.dumps(settings))
 
 
 def test_original_json_with_bad_pairs(pretrain, scene_images):
