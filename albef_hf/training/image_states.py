@@ -83,7 +83,9 @@ def load_image_states(task: "Task", student: PreTrainedModel, rows: Any, acceler
         if problem:
             raise ValueError(f"cache_image_states: {problem}")
         encode_missing(folder, encoder, task.processor, images, accelerator, task.args.dataloader_num_workers)
-    return ImageStates(folder)
+    states = ImageStates(folder)
+    accelerator.print(f"training from the states of {len(states.indices):,} images in {folder}, without augmentation")
+    return states
 
 
 class RowImages(Dataset):

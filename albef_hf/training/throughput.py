@@ -11,6 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.row_errors import SkipReason
+from ..momentum import RUNNING_STATISTICS
 
 # Dense bfloat16 (V100 and T4: float16) operations per second, from the makers' data sheets, by a part of the name.
 PEAKS = {
@@ -67,6 +68,8 @@ class FlopCounter:
 
     def _count(self, batch: dict[str, torch.Tensor]) -> int:
         device = next(self.student.parameters()).device
+        statistics = [b for name, b in self.student.named_buffers() if name.endswith(RUNNING_STATISTICS)]
+        before = [buffer.clone() for buffer in statistics]
         cuda_devices = [device] if device.type == "cuda" else []
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(cuda_devices))
@@ -76,6 +79,8 @@ class FlopCounter:
             targets = {} if self.teacher is None else {"teacher_outputs": self.teacher(**batch), "alpha": 0.5}
             teacher_flops = counter.get_total_flops()
             self.student(**batch, **targets)
+            for buffer, value in zip(statistics, before, strict=True):
+                buffer.copy_(value)
             counts = counter.get_flop_counts()
             names = [f"{type(self.student).__name__}.{name}" for name in getattr(self.student, "frozen_modules", ())]
             frozen_flops = sum(sum(counts[name].values()) for name in names if name in counts)

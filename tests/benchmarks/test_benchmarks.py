@@ -12,6 +12,11 @@ from paths import REPOSITORY
     ("script", "arguments", "said"),
     [
         ("image_loading.py", ["--repetitions", "1"], "| 640x480 |"),
+        (
+            "cheap_training.py",
+            ["--repetitions", "1", "--batch_size", "2", "--only", "both encoders frozen, states from a cache"],
+            "| both encoders frozen, states from a cache |",
+        ),
         ("time_by_part.py", ["--repetitions", "1", "--batch_size", "2", "--output", "parts.png"], "| teacher |"),
     ],
 )

@@ -164,6 +164,16 @@ def test_a_frozen_encoder_counts_once_and_not_in_the_distance(model, batch):
     assert relative_distance(model, teacher.model) == 0
 
 
+def test_counting_changes_no_running_statistics(config, batch):
+    model = AlbefForPreTraining(config).train()
+    model.albef.vision_model.norm = torch.nn.BatchNorm1d(5)  # of the tokens of an image
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert FlopCounter(model, None).count(batch) > 0
+    assert before and all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    model(**batch)
+    assert not all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
