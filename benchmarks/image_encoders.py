@@ -55,14 +55,14 @@ KINDS = {
         "TimmWrapperConfig",
         {
             "architecture": "vit_tiny_patch16_224",
-            "model_args": {"img_size": 32, "num_classes": 0, "depth": 2},
+            "model_args": {"img_size": 32, "depth": 2},
             "num_features": 192,
             "image_size": 32,
         },
     ),
     "timm (ConvNeXt)": (
         "TimmWrapperConfig",
-        {"architecture": "convnext_atto", "model_args": {"num_classes": 0}, "num_features": 320, "image_size": 64},
+        {"architecture": "convnext_atto", "num_features": 320, "image_size": 64},
     ),
     "SigLIP 2 (NaFlex)": ("Siglip2VisionConfig", {**TINY, "num_patches": 16, "patch_size": 8}),
 }
@@ -124,11 +124,15 @@ def try_other_size(model: AlbefForRetrieval) -> str:
     return f"{height + 32}x{width + 96}: {rows}x{columns}"
 
 
-def try_heatmaps(model: AlbefForRetrieval) -> str:
-    """Compute the heat maps of matching and of contrast."""
-    batch = make_batch(model.config)
-    rows, columns = matching_heatmaps(model, **batch).shape[2:]
-    contrastive_heatmaps(model, **batch)
+def try_matching_heatmap(model: AlbefForRetrieval) -> str:
+    """Compute the heat maps of matching."""
+    rows, columns = matching_heatmaps(model, **make_batch(model.config)).shape[2:]
+    return f"{rows}x{columns}"
+
+
+def try_contrastive_heatmap(model: AlbefForRetrieval) -> str:
+    """Compute the heat maps of contrast."""
+    rows, columns = contrastive_heatmaps(model, **make_batch(model.config)).shape[1:]
     return f"{rows}x{columns}"
 
 
@@ -158,8 +162,8 @@ def try_onnx(model: AlbefForRetrieval) -> str:
 
 def try_processor(model: AlbefForRetrieval) -> str:
     """Make the processor of a model that starts from this image model, and compare its settings."""
-    if model.config.has_albef_vit:
-        return "CLIP's, as the paper"
+    if model.config.has_albef_vit or model.config.vision_config.model_type == "deit":
+        return "CLIP's, as in the paper"
     own = {"image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6), "resample": 2}
     with tempfile.TemporaryDirectory() as folder:
         model.albef.vision_model.encoder.save_pretrained(folder)
@@ -173,7 +177,8 @@ TRIALS: dict[str, Callable[[AlbefForRetrieval], str]] = {
     "loss, gradients, teacher": try_training,
     "checkpointing": try_checkpointing,
     "other size": try_other_size,
-    "heat maps": try_heatmaps,
+    "heat map of matching": try_matching_heatmap,
+    "of contrast": try_contrastive_heatmap,
     "own mean, deviation, resampling": try_processor,
     "ONNX": try_onnx,
 }

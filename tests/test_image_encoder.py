@@ -17,6 +17,7 @@ from albef_hf import (
 from albef_hf.compatibility_albef import enable_activation_checkpointing
 from albef_hf.data import embedded_tokenizer, make_processor
 from albef_hf.heatmaps_albef import contrastive_heatmaps, matching_heatmaps
+from albef_hf.images_albef import read_preprocessing
 from albef_hf.momentum import MomentumTeacher
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -233,6 +234,19 @@ def test_the_processor_has_the_image_models_own_settings(kind, tmp_path):
     assert images.resample == PREPROCESSING[kind]["resample"]
     larger = AlbefForPreTraining.from_vision_text_pretrained(str(tmp_path), text_config=TINY, image_size=64)
     assert larger.config.input_size == (64, 64)
+
+
+def test_a_model_of_timm_has_its_settings_in_its_configuration(tmp_path):
+    own = {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1], "input_size": [3, 64, 48], "interpolation": "bilinear"}
+    labels = {"label_names": ["a"], "num_classes": 1}  # without them, transformers asks timm
+    config = {"model_type": "timm_wrapper", "architecture": "vit_tiny", **labels, "pretrained_cfg": own}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_preprocessing(str(tmp_path)) == {
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.3, 0.2, 0.1],
+        "resample": 2,
+        "size": [64, 48],
+    }
 
 
 def test_the_image_model_of_a_model_of_images_and_texts(tmp_path):
