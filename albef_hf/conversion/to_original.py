@@ -74,6 +74,10 @@ def _load(folder: str | os.PathLike, task: str, config: AlbefConfig) -> PreTrain
         raise ValueError(f"{folder} has no {listed(sorted(report['missing_keys']))}.")
     if not config.tie_word_embeddings:
         raise ValueError(f"{folder} has no tied word embeddings, but the original ties them.")
+    if not config.has_albef_vit:
+        raise ValueError(
+            f"{folder} has a {config.vision.model_type} as its image encoder, but the original has its own ViT."
+        )
     if config.text_pooling != "cls" or config.text.position_offset:
         raise ValueError(
             f"{folder} has text_pooling={config.text_pooling} and position_offset={config.text.position_offset}, but "

@@ -17,6 +17,7 @@ from original import convert as convert_golden
 from paths import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import Dinov2Config
 
 from albef_hf import (
     AlbefConfig,
@@ -502,6 +503,14 @@ def test_the_command_reports_errors_in_one_line(tmp_path, run, monkeypatch):
     AlbefConfig(architectures=["AlbefModel"]).save_pretrained(tmp_path / "model")
     with pytest.raises(SystemExit, match="contains AlbefModel. The original has AlbefForPreTraining"):
         run("convert", tmp_path / "model", tmp_path / "original.pth", "--reverse")
+
+
+def test_an_image_encoder_that_the_original_does_not_have_is_refused(config, tmp_path):
+    tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32}
+    vision = Dinov2Config(**tiny, patch_size=8)
+    AlbefForRetrieval(AlbefConfig(vision_config=vision, text_config=config.text_config)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has a dinov2 as its image encoder, but the original has its own ViT"):
+        revert_checkpoint(tmp_path, tmp_path / "original.pth")
 
 
 @pytest.mark.parametrize("text", ["text_pooling", "position_offset"])
