@@ -12,6 +12,7 @@ from transformers import logging as transformers_logging
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor, MomentumTeacher, cli
 from albef_hf.data import Scenes, embedded_tokenizer
+from albef_hf.training import logging as training_logging
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -69,8 +70,9 @@ def warnings_of_albef(monkeypatch) -> list[str]:
 
 @pytest.fixture
 def run(monkeypatch):
-    """Run a command of `albef` in this process."""
+    """Run a command of `albef` in this process; it draws no curves, which take longer than a small training."""
     monkeypatch.setenv("ALBEF_TRACEBACK", "1")
+    monkeypatch.setattr(training_logging, "plot_curves", lambda log, image: image.write_bytes(b"curves"))
     monkeypatch.setattr(cli, "keep_output_from_failing", lambda: None)  # would replace what pytest captures
 
     def start(command: str, *arguments: object) -> None:

@@ -21,13 +21,15 @@ from torch._dynamo.utils import counters
 
 from albef_hf import AlbefForPreTraining, AlbefProcessor, MomentumTeacher, modeling_albef
 from albef_hf.data import PretrainingCollator, Scenes
-from albef_hf.training import distributed
+from albef_hf.training import distributed, logging
+from albef_hf.training.curves import plot_curves
 from albef_hf.training.trainer import Trainer
 
 LONG = bool(os.environ.get("ALBEF_LONG"))
 
 
-def test_output_directory_of_a_run(pretrain):
+def test_output_directory_of_a_run(pretrain, monkeypatch):
+    monkeypatch.setattr(logging, "plot_curves", plot_curves)  # which others do without
     folder = pretrain("--eval_steps", "2")
     assert_colleagues_can_read(folder)
     names = {path.name for path in folder.iterdir()}
