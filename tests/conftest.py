@@ -103,7 +103,7 @@ def assert_colleagues_can_read(folder: Path) -> None:
 def photographs(tmp_path) -> Path:
     for name, color in (("a", "red"), ("b", "blue"), ("c", "green"), ("d", "black")):
         Image.new("RGB", (40, 50), color).save(tmp_path / f"{name}.png")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     return tmp_path
 
 

@@ -43,7 +43,7 @@ tasks = [[command, task] for command in ("finetune", "evaluate") for task in tas
 for arguments in tasks + [[command] for command in cli.COMMANDS]:
     with contextlib.suppress(SystemExit):
         cli.main([*arguments, "--help"])
-    slow = {"torch", "transformers", "numpy", "accelerate"} & set(sys.modules)
+    slow = {"faiss", "gradio", "huggingface_hub", "numpy", "PIL", "torch", "transformers"} & set(sys.modules)
     if slow:
         sys.exit(f"albef {' '.join(arguments)} --help imports {slow}")
 """

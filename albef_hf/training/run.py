@@ -14,7 +14,6 @@ from ..modeling_albef import AlbefImageTextModel
 from ..momentum import MomentumTeacher
 from ..utils.progress import log_library_progress
 from .arguments import TrainingArguments
-from .best_checkpoint import LAST
 from .dataloaders import steps_per_epoch
 from .distributed import make_accelerator
 from .guards import describe_skipped
@@ -22,6 +21,7 @@ from .logging import RunLog, start_trackers
 from .model_setup import make_teacher
 from .optimization import count_steps
 from .output_folder import LATER_RESULTS, end_training, lock_output_dir, prepare_output_dir, start_upload
+from .saved_model import LAST
 from .trainer import Trainer
 
 if TYPE_CHECKING:

@@ -249,7 +249,7 @@ def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, c
         *("itc_of_many", "reranked_of_many"),
     }
     assert len(metrics) == 42 and metrics["itc_of_many_image_r10"] < metrics["itc_image_r10"] == 100
-    for by_logit in ("", "_by_logit"):  # of ten pictures, 16 candidates are all
+    for by_logit in ("", "_by_logit"):  # of ten images, 16 candidates are all
         for k in (1, 5, 10):
             assert metrics[f"itm{by_logit}_image_r{k}"] == metrics[f"reranked{by_logit}_image_r{k}"]
     assert "1 of 1 runs are to be done" in said and first.count("\n") == 1
