@@ -69,10 +69,15 @@ def warnings_of_albef(monkeypatch) -> list[str]:
 
 
 @pytest.fixture
-def run(monkeypatch):
-    """Run a command of `albef` in this process; it draws no curves, which take longer than a small training."""
-    monkeypatch.setenv("ALBEF_TRACEBACK", "1")
+def no_curves(monkeypatch) -> None:
+    """Draw no curves, which takes longer than a small training."""
     monkeypatch.setattr(training_logging, "plot_curves", lambda log, image: image.write_bytes(b"curves"))
+
+
+@pytest.fixture
+def run(monkeypatch, no_curves):
+    """Run a command of `albef` in this process."""
+    monkeypatch.setenv("ALBEF_TRACEBACK", "1")
     monkeypatch.setattr(cli, "keep_output_from_failing", lambda: None)  # would replace what pytest captures
 
     def start(command: str, *arguments: object) -> None:

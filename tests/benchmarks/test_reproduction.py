@@ -203,8 +203,8 @@ def test_students_t(report):
 
 
 @pytest.fixture
-def reproduce(objectives, tmp_path):
-    """Runs the script in this process, or in one for each job, with the tiny recipes; returns what it says."""
+def reproduce(objectives, no_curves, tmp_path):
+    """Run the script in this process, or in one for each job, with the tiny recipes; return what it prints."""
     import reproduce
 
     def run(capsys, *arguments: str) -> str:
@@ -236,7 +236,7 @@ def what_matching_knows(model: Path, monkeypatch, capsys) -> None:
     assert all((negatives.random_texts(9) != torch.arange(9)).all() for _ in range(20))
 
 
-def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, capsys, monkeypatch):
+def test_all_of_it_runs_resumes_and_reports(reproduce, report, tmp_path, capsys, monkeypatch):
     """First a pretraining, then what is missing of a table, and nothing twice."""
     results = tmp_path / "out" / "results.jsonl"
     said = reproduce(capsys, "--pretrainings", "full", "--tasks", "--jobs", "2")
