@@ -4,8 +4,9 @@ VENV ?= .venv
 # The version of torch for `make constraints`, which takes the newest release of everything else.
 TORCH ?= torch==2.13.0
 
-# One process per core, with one thread each: more threads would wait for each other.
-PARALLEL ?= --numprocesses logical --maxprocesses 8 --dist loadfile
+# One process per core, with one thread each: more threads would wait for each other. A process that is done takes tests
+# over from the others, so that none is left with a long file.
+PARALLEL ?= --numprocesses logical --maxprocesses 8 --dist worksteal
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
 # The package with all extras that tests need.
 EVERYTHING = -e ".[demo-test,common]"

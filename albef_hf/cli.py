@@ -49,14 +49,14 @@ def finetune(arguments: list[str]) -> None:
     from .utils.command_line import parse_arguments
 
     name, arguments = _task_name("finetune", arguments, finetune.__doc__)
-    from .tasks import find_task
+    from .tasks import find_arguments
 
     description = (
         f"Fine-tune ALBEF on {name}, with a momentum teacher, and keep the best model. Without data options it trains "
         "on tasks posed by the built-in scenes. The defaults are the paper's; a recipe such as --config scenes "
         "changes them."
     )
-    kind = find_task(name).arguments_class
+    kind = find_arguments(name)
     args = parse_arguments(kind, description, arguments, prog=f"albef finetune {name}", recipes=name)
     _train(name, args)
 
@@ -64,10 +64,13 @@ def finetune(arguments: list[str]) -> None:
 def evaluate(arguments: list[str]) -> None:
     """Evaluate a model on a task, pretrained or fine-tuned."""
     name, arguments = _task_name("evaluate", arguments, evaluate.__doc__)
-    from .evaluation.evaluate import main
-    from .tasks import find_task
+    from .evaluation.arguments import parse_evaluation
+    from .tasks import find_arguments, find_task
 
-    main(find_task(name), arguments)
+    args = parse_evaluation(name, find_arguments(name), arguments)
+    from .evaluation.evaluate import evaluate as evaluate_task
+
+    evaluate_task(find_task(name), args)
 
 
 def convert(arguments: list[str]) -> None:

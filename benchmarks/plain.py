@@ -16,7 +16,7 @@ class PlainForPreTraining(AlbefForPreTraining):
     """The pretraining head, one forward pass after the other."""
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """States of the pictures, (batch, patches + 1, width)."""
+        """States of the images, (batch, patches + 1, width)."""
         return self.albef.vision_model(pixel_values).last_hidden_state
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

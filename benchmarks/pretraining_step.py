@@ -51,7 +51,7 @@ VARIANTS = {
 
 
 def make_batch(config: AlbefConfig, batch_size: int) -> dict[str, torch.Tensor]:
-    """Random pictures, and texts of 25 to 30 tokens, 15 % of which are masked."""
+    """Random images, and texts of 25 to 30 tokens, 15 % of which are masked."""
     input_ids, mask = make_texts(batch_size, 25, 30)
     chosen = (torch.rand(mask.shape) < 0.15) & (mask == 1)
     chosen[:, 0] = False
@@ -137,7 +137,7 @@ def time_package(
     queue_size: int | None = None,
     image_size: int | None = None,
 ) -> Measurement:
-    """Measure a step of the package with some of its training options, and a queue and pictures of other sizes."""
+    """Measure a step of the package with some of its training options, and a queue and images of other sizes."""
     args = TrainingArguments(alpha=ALPHA, alpha_ramp_steps=0, per_device_train_batch_size=batch_size, **choices)
 
     def make(args: TrainingArguments) -> Callable[[], bool]:

@@ -44,10 +44,10 @@ WARM_UP = 240  # seconds of a process that do not count, while the allocator mee
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def jpeg(picture: Image.Image) -> bytes:
-    """A picture as it is in shards."""
+def jpeg(image: Image.Image) -> bytes:
+    """An image as it is in shards."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
+    image.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
@@ -77,11 +77,11 @@ def make_shards(folder: Path, rows: int, share: float) -> dict[int, str]:
     for start in tqdm(range(0, rows, ROWS_PER_SHARD), "shards"):
         with tarfile.open(folder / f"{start // ROWS_PER_SHARD:05d}.tar", "w") as tar:
             for row in range(start, min(start + ROWS_PER_SHARD, rows)):
-                way, picture = broken.get(row), jpeg(scenes[row]["image"])
-                instead = {"truncated": picture[:-400], "html": b"<html>404</html>", "empty": b"", "enormous": huge}
-                picture = instead.get(way, picture)
+                way, image = broken.get(row), jpeg(scenes[row]["image"])
+                instead = {"truncated": image[:-400], "html": b"<html>404</html>", "empty": b"", "enormous": huge}
+                image = instead.get(way, image)
                 caption = "  " if way == "blank" else scenes[row]["caption"][0]
-                for kind, content in (("jpg", picture), ("txt", caption.encode())):
+                for kind, content in (("jpg", image), ("txt", caption.encode())):
                     member = tarfile.TarInfo(f"{row:09d}.{kind}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
@@ -176,7 +176,7 @@ def train(journal: str, arguments: list[str]) -> None:
 
 
 def start(options: argparse.Namespace, folder: Path) -> subprocess.Popen:
-    """The training in a process of its own, which goes on where the one before it was stopped."""
+    """The training in a process of its own, which resumes where the one before it was stopped."""
     command = [sys.executable]
     if options.processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(options.processes)]

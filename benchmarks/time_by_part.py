@@ -1,4 +1,4 @@
-"""Which part of a pretraining step takes how long, as a table and as a picture.
+"""Which part of a pretraining step takes how long, as a table and as a chart.
 
     python benchmarks/time_by_part.py
     python benchmarks/time_by_part.py --size base --batch_size 4 --output time_by_part_base.png
@@ -97,12 +97,12 @@ def draw(shares: dict[str, dict[str, float]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print a table, draw a picture."""
+    """Measure, print a table, draw a chart."""
     parser = measure.parser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="small", help="base is the paper's")
     parser.add_argument("--batch_size", type=int, default=16, help="pairs in a step")
     parser.add_argument("--variants", nargs="+", default=["float32", "bf16, eager attention"], choices=VARIANTS)
-    parser.add_argument("--output", type=Path, default=Path("time_by_part.png"), help="the picture")
+    parser.add_argument("--output", type=Path, default=Path("time_by_part.png"), help="the chart")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     unit, shares = measure.matrix_product(), {}
@@ -125,7 +125,7 @@ def main() -> None:
     for part in next(iter(shares.values())):
         print(f"| {part} | {' | '.join(f'{units[part]:.2f}' for units in shares.values())} |")
     draw(shares, options.output)
-    print(f"the picture is {options.output}")
+    print(f"the chart is {options.output}")
 
 
 if __name__ == "__main__":

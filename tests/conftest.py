@@ -12,6 +12,7 @@ from transformers import logging as transformers_logging
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor, MomentumTeacher, cli
 from albef_hf.data import Scenes, embedded_tokenizer
+from albef_hf.training import logging as training_logging
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -68,7 +69,13 @@ def warnings_of_albef(monkeypatch) -> list[str]:
 
 
 @pytest.fixture
-def run(monkeypatch):
+def no_curves(monkeypatch) -> None:
+    """Draw no curves, which takes longer than a small training."""
+    monkeypatch.setattr(training_logging, "plot_curves", lambda log, image: image.write_bytes(b"curves"))
+
+
+@pytest.fixture
+def run(monkeypatch, no_curves):
     """Run a command of `albef` in this process."""
     monkeypatch.setenv("ALBEF_TRACEBACK", "1")
     monkeypatch.setattr(cli, "keep_output_from_failing", lambda: None)  # would replace what pytest captures
@@ -101,7 +108,7 @@ def assert_colleagues_can_read(folder: Path) -> None:
 def photographs(tmp_path) -> Path:
     for name, color in (("a", "red"), ("b", "blue"), ("c", "green"), ("d", "black")):
         Image.new("RGB", (40, 50), color).save(tmp_path / f"{name}.png")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     return tmp_path
 
 

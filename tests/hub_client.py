@@ -4,7 +4,7 @@
     python hub_client.py visitor FOLDER    without it: loads them, trains them a step, pushes and loads what has become
     python hub_client.py offline FOLDER    without it and without the Hub: loads from the cache
 
-Each writes to FOLDER what the models make of the same pictures and texts.
+Each writes to FOLDER what the models make of the same images and texts.
 """
 
 import sys
@@ -41,14 +41,14 @@ TEXTS = ["a dog in the snow", "Two red cars!", "a cat", "nothing at all"]
 Tensors = dict[str, torch.Tensor]
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     noise = np.random.default_rng(0).integers(0, 256, (4, 40, 50, 3), dtype=np.uint8)
-    return [Image.fromarray(picture) for picture in noise]
+    return [Image.fromarray(image) for image in noise]
 
 
 def inputs_of(processor: ProcessorMixin, head: str) -> tuple[Tensors, Tensors]:
     """What a head is called with, and what it learns from beside that."""
-    inputs = dict(processor(images=pictures(), text=TEXTS, return_tensors="pt"))
+    inputs = dict(processor(images=images(), text=TEXTS, return_tensors="pt"))
     lessons = {} if head == "AlbefModel" else {"labels": torch.tensor([0, 1, 1, 0])}
     if head == "AlbefForPreTraining":
         column = torch.zeros_like(inputs["input_ids"], dtype=torch.bool).index_fill(1, torch.tensor([1]), True)
@@ -87,17 +87,17 @@ def load(name: str, head: str, **options) -> tuple[PreTrainedModel, ProcessorMix
 
 
 def pipelines(**trust) -> dict:
-    """What pipelines, each from the name of a repository, say of a picture, and which code says it."""
-    picture, boxes = pictures()[0], [[0, 0, 25, 20], [10, 5, 40, 30]]
+    """What pipelines, each from the name of a repository, say of an image, and which code says it."""
+    image, boxes = images()[0], [[0, 0, 25, 20], [10, 5, 40, 30]]
     match = pipeline("image-text-matching", model="owner/versions", **trust)
     ground = pipeline("visual-grounding", model="owner/versions", revision="v1.0", **trust)
     classify = pipeline("zero-shot-image-classification", model="owner/AlbefForRetrieval", **trust)
     return {
         "classes": [class_of(match), class_of(ground), class_of(classify.model)],
-        "matching": match(picture, TEXTS),
-        "matching at v1.0": type(match)(ground.model, ground.processor)(picture, TEXTS),
-        "grounding": ground(picture, TEXTS[0], boxes=boxes)["boxes"],
-        "zero-shot": classify(picture, candidate_labels=TEXTS),
+        "matching": match(image, TEXTS),
+        "matching at v1.0": type(match)(ground.model, ground.processor)(image, TEXTS),
+        "grounding": ground(image, TEXTS[0], boxes=boxes)["boxes"],
+        "zero-shot": classify(image, candidate_labels=TEXTS),
     }
 
 

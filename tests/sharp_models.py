@@ -9,7 +9,7 @@ from albef_hf import AlbefConfig
 
 
 def make(kind: type[PreTrainedModel], config: AlbefConfig, seed: int = 0) -> PreTrainedModel:
-    """A model whose scores differ well, and depend on pictures and on texts."""
+    """A model whose scores differ well, and depend on images and on texts."""
     torch.manual_seed(seed)
     model = kind(copy.deepcopy(config)).eval()  # in which it is written as what it was saved
     with torch.no_grad():

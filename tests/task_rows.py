@@ -56,11 +56,11 @@ FILES = {
         {
             "question_id": 1,
             "image": "a.png",
-            "question": "What colour?",
+            "question": "What color?",
             "answer": ["red"] * 9 + ["pink"],
             "dataset": "vqa",
         },
-        {"image": "b.png", "question": "What colour is it?", "answer": "blue", "dataset": "vg"},
+        {"image": "b.png", "question": "What color is it?", "answer": "blue", "dataset": "vg"},
     ],
     "entailment": [
         {"image": "a.png", "sentence": "It is red.", "label": "entailment"},

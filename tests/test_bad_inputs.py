@@ -190,7 +190,7 @@ def test_every_invalid_row_is_counted(everything, processor, tmp_path):
     assert len(set(watched.asked)) >= len(rows) - 3, "more rows than those of the last batch were skipped"
 
 
-def test_unusual_images_have_their_colours(everything, processor):
+def test_unusual_images_have_their_colors(everything, processor):
     rows, _, root = everything
     dataset = make_loader(rows, root, processor, min_scale=1.0).dataset
     mean, deviation = (

@@ -33,6 +33,30 @@ def test_scripts_run_their_command(name, tmp_path):
     assert f"usage: albef {name.removeprefix('prepare_')}" in shown.stdout
 
 
+# Print the help of every command, and end with an error that names the first one that imports a slow library.
+HELP = """
+import contextlib, sys
+from albef_hf import cli
+from albef_hf.tasks import task_names
+
+tasks = [[command, task] for command in ("finetune", "evaluate") for task in task_names()]
+for arguments in tasks + [[command] for command in cli.COMMANDS]:
+    with contextlib.suppress(SystemExit):
+        cli.main([*arguments, "--help"])
+    slow = {"faiss", "gradio", "huggingface_hub", "numpy", "PIL", "torch", "transformers"} & set(sys.modules)
+    if slow:
+        sys.exit(f"albef {' '.join(arguments)} --help imports {slow}")
+"""
+
+
+def test_help_imports_no_slow_library():
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    shown = subprocess.run([sys.executable, "-c", HELP], env=environment, capture_output=True, text=True, timeout=300)
+    assert shown.returncode == 0, shown.stderr[-3000:]
+    for command in cli.COMMANDS:
+        assert f"usage: albef {command}" in shown.stdout
+
+
 def test_help_lists_the_commands(run, capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])

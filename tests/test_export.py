@@ -1,4 +1,4 @@
-"""In ONNX the encoders and the matching model compute what they do in torch, for any number of pictures and texts.
+"""In ONNX the encoders and the matching model compute what they do in torch, for any number of images and texts.
 
 It needs onnxscript and onnxruntime, which `make common` installs; torch.export alone is in test_transformers.py.
 """
@@ -41,14 +41,14 @@ class TextFeatures(nn.Module):
 
 @pytest.fixture
 def sharp(config) -> AlbefConfig:
-    """Weights at which different texts and pictures give different numbers."""
+    """Weights at which different texts and images give different numbers."""
     config.initializer_range = config.text_config.initializer_range = config.vision_config.initializer_range = 0.2
     torch.manual_seed(0)
     return config
 
 
 def pairs(number: int, tokens: int, padded: int) -> Tensors:
-    """Random pictures and texts; every other text has padding."""
+    """Random images and texts; every other text has padding."""
     mask = torch.ones(number, tokens, dtype=torch.long)
     mask[1::2, tokens - padded :] = 0
     ids = torch.randint(1000, 30000, (number, tokens))

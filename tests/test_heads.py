@@ -317,7 +317,7 @@ def greedy_by_hand(model: AlbefForQuestionAnswering, inputs: dict, tokens: int) 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
-def test_greedy_answers_are_the_likeliest_tokens_with_and_without_cache(question_model, batch, attention):
+def test_greedy_answers_are_the_most_probable_tokens_with_and_without_cache(question_model, batch, attention):
     question_model.set_attn_implementation(attention)
     inputs = inputs_of(batch, AlbefForQuestionAnswering)
     del inputs["labels"]
@@ -330,7 +330,7 @@ def test_greedy_answers_are_the_likeliest_tokens_with_and_without_cache(question
 
 
 @torch.no_grad()
-def test_beams_find_the_likeliest_answer_with_and_without_cache(question_model, batch):
+def test_beams_find_the_most_probable_answer_with_and_without_cache(question_model, batch):
     """With as many beams as there are words, a search of two tokens is exhaustive."""
     inputs = inputs_of(batch, AlbefForQuestionAnswering)
     del inputs["labels"]

@@ -183,16 +183,16 @@ def test_boxes_are_scored_by_heat_over_area():
     total = score_boxes(heat, [whole], (40, 40), 0.0).item()
     assert score_boxes(heat, [whole], (40, 40), 0.5).item() == pytest.approx(total / 40)
     beyond, same = score_boxes(heat, [(-10, -10, 30, 30), (0, 0, 20, 20)], (40, 40), 0.0).tolist()
-    assert beyond == same  # what lies outside of the picture holds nothing
+    assert beyond == same  # what lies outside of the image holds nothing
     assert len(score_boxes(heat, [], (40, 40))) == 0
 
 
 def test_pictures_are_red_where_it_is_hot():
     heat = torch.zeros(4, 4)
     heat[0, 0] = 1
-    picture = overlay(Image.new("RGB", (80, 60), "white"), heat)
-    assert picture.size == (80, 60)
-    red, blue = picture.getpixel((8, 6)), picture.getpixel((70, 50))
+    shown = overlay(Image.new("RGB", (80, 60), "white"), heat)
+    assert shown.size == (80, 60)
+    red, blue = shown.getpixel((8, 6)), shown.getpixel((70, 50))
     assert red[0] > red[2] + 50 and blue[2] >= blue[0]
     sheet = heatmap_grid(Image.new("RGB", (80, 60), "white"), ["a", "dog"], heat.expand(2, 4, 4), columns=2, size=100)
     assert sheet.size == (2 * 108 + 8, 2 * (75 + 24 + 8) + 8)

@@ -1,4 +1,4 @@
-"""Models on the Hub: what is pushed, that it loads without the package, and that this goes on after fine-tuning."""
+"""Models on the Hub: what is pushed, and that it loads without the package, also after fine-tuning."""
 
 import json
 import subprocess
@@ -109,7 +109,7 @@ def test_trained_and_pushed_without_the_package_it_loads_again(story, head):
     assert story["offline"][head]["classes"] == result["again_classes"][:1]
 
 
-def test_offline_asks_nobody(story):
+def test_offline_sends_no_request(story):
     assert story["offline_requests"] == [] and story["visitor_requests"]
 
 

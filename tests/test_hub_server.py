@@ -124,14 +124,14 @@ def test_a_commit_onto_something_old_is_refused(api):
 
 def test_what_is_private_is_the_owners(api, hub, tmp_path):
     commit(api, a_txt=b"secret")
-    visitor, nobody = HfApi(endpoint=hub.url, token="hf_visitor"), HfApi(endpoint=hub.url, token=False)
+    visitor, anonymous = HfApi(endpoint=hub.url, token="hf_visitor"), HfApi(endpoint=hub.url, token=False)
     with pytest.raises(HfHubHTTPError, match="403"):
         commit(visitor, a_txt=b"mine")
     with pytest.raises(HfHubHTTPError, match="403"):
         visitor.create_repo("owner/other")
-    assert nobody.model_info("owner/model").private is False
+    assert anonymous.model_info("owner/model").private is False
     api.update_repo_settings("owner/model", visibility="private")
-    for stranger in (visitor, nobody):
+    for stranger in (visitor, anonymous):
         with pytest.raises(RepositoryNotFoundError):
             stranger.model_info("owner/model")
         with pytest.raises(RepositoryNotFoundError):

@@ -89,7 +89,7 @@ def test_save_and_load_give_the_same_numbers(model, batch, tmp_path):
     assert torch.equal(base(**pairs_of(batch)).last_hidden_state, model.albef(**pairs_of(batch)).last_hidden_state)
 
 
-def test_a_base_checkpoint_gets_fresh_heads_that_are_initialised(model, tmp_path):
+def test_a_base_checkpoint_gets_fresh_heads_that_are_initialized(model, tmp_path):
     model.albef.save_pretrained(tmp_path)
     loaded = AlbefForPreTraining.from_pretrained(tmp_path)
     assert loaded.contrastive_head.temperature.item() == pytest.approx(0.07)
@@ -251,7 +251,7 @@ def test_what_contrast_knows_does_not_tell_hard_negatives_from_the_right_ones():
 
 @pytest.mark.parametrize(("hardness", "leaves_its_prior"), [(1.0, False), (0.0, True)])
 def test_matching_learns_from_easier_negatives_what_contrast_knows(config, hardness, leaves_its_prior):
-    """Pictures of four kinds: contrast knows the kind, and of those of one kind nobody can know which is whose."""
+    """Images of four kinds: contrast knows the kind; within one, no model can tell which image has which text."""
     torch.manual_seed(0)
     for part in (config, config.text_config, config.vision_config):
         part.initializer_range = 0.1

@@ -61,7 +61,7 @@ def test_losses_gradients_and_weights_of_the_draw(golden, alpha, monkeypatch):
 
     for ours, theirs in zip(("loss", *LOSSES), ("loss", "loss_mlm", "loss_ita", "loss_itm"), strict=True):
         assert_close(outputs[ours].detach(), run[theirs], 1e-9, ours)
-    # The original asks for the images of the texts first; rows are compared as `multinomial` sees them, normalised.
+    # The original asks for the images of the texts first; rows are compared as `multinomial` sees them, normalized.
     assert not negatives.drawn
     weights = torch.cat(negatives.weights)
     assert_close(

@@ -185,8 +185,8 @@ def test_retrieval_evaluation(tmp_path):
     similarities, of_images = best_matches(images.pooler_output, features.embeds, k)
     _, of_texts = best_matches(features.embeds, images.pooler_output, k)
     assert_close(similarities, expected["sims_matrix_i2t"].gather(1, of_images), 1e-9, "similarities")
-    pictures = enumerate(images.last_hidden_state.split(1))
-    image_logits, text_logits = rerank(model, pictures, features, of_images, of_texts)
+    states = enumerate(images.last_hidden_state.split(1))
+    image_logits, text_logits = rerank(model, states, features, of_images, of_texts)
     image_scores, text_scores = image_logits[..., 1], text_logits[..., 1]  # the original's: of a match alone
     for ways, numbers, scores in (("i2t", of_images, image_scores), ("t2i", of_texts, text_scores)):
         theirs = expected[f"score_matrix_{ways}"].double()  # kept in float32 there; -100 where not reranked

@@ -62,28 +62,28 @@ def answering(config) -> AlbefForQuestionAnswering:
 
 
 @pytest.fixture
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     generator = np.random.default_rng(0)
     noise = [generator.integers(0, 256, (6, 8, 3), dtype=np.uint8) for _ in range(3)]
     return [Image.fromarray(pixels).resize((40, 30)) for pixels in noise]
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, config, processor, pictures) -> Path:
-    """The current directory, with models of every kind under `you/`, and two pictures."""
+def folder(tmp_path, monkeypatch, config, processor, images) -> Path:
+    """The current directory, with models of every kind under `you/`, and two images."""
     monkeypatch.chdir(tmp_path)
     for name, kind in HEADS.items():
         make(kind, config).save_pretrained(f"you/{name}")
         processor.save_pretrained(f"you/{name}")
-    pictures[0].save("image.png")
-    pictures[1].save("other.png")
+    images[0].save("image.png")
+    images[1].save("other.png")
     return tmp_path
 
 
 @torch.no_grad()
-def plain(model, processor, picture, text):
+def plain(model, processor, image, text):
     """What the model itself says of a pair: probability of a match, and cosine."""
-    outputs = model(**processor(images=picture, text=[text], return_tensors="pt"))
+    outputs = model(**processor(images=image, text=[text], return_tensors="pt"))
     return outputs.itm_logits.softmax(-1)[0, 1].item(), (outputs.image_embeds @ outputs.text_embeds.T).item()
 
 
@@ -99,69 +99,69 @@ def close(results: list, others: list) -> bool:
 # Retrieval
 
 
-def test_texts_are_ranked_by_the_probability_that_they_match(aligned, processor, pictures):
+def test_texts_are_ranked_by_the_probability_that_they_match(aligned, processor, images):
     retrieve = ImageTextRetrievalPipeline(aligned, processor)
-    results = retrieve(pictures[0], candidate_texts=TEXTS)
+    results = retrieve(images[0], candidate_texts=TEXTS)
     assert sorted(result["index"] for result in results) == [0, 1, 2]
     for result in results:
         assert result["text"] == TEXTS[result["index"]]
-        expected = plain(aligned, processor, pictures[0], result["text"])
+        expected = plain(aligned, processor, images[0], result["text"])
         assert (result["score"], result["similarity"]) == pytest.approx(expected, abs=1e-5)
     scores = [result["score"] for result in results]
     assert scores == sorted(scores, reverse=True) and scores[0] - scores[-1] > 1e-3
-    assert close(retrieve(pictures[0], candidate_texts=TEXTS, top_k=2), results[:2])
+    assert close(retrieve(images[0], candidate_texts=TEXTS, top_k=2), results[:2])
     (single,) = (result for result in results if result["text"] == TEXTS[1])
-    assert close(retrieve(pictures[0], candidate_texts=TEXTS[1]), [{**single, "index": 0}])
+    assert close(retrieve(images[0], candidate_texts=TEXTS[1]), [{**single, "index": 0}])
 
 
-def test_pictures_are_ranked_by_the_probability_that_they_match(aligned, processor, pictures):
+def test_images_are_ranked_by_the_probability_that_they_match(aligned, processor, images):
     find = ImageTextRetrievalPipeline(aligned, processor)
-    results = find(TEXTS, candidate_images=pictures)
+    results = find(TEXTS, candidate_images=images)
     for text, found in zip(TEXTS, results, strict=True):
         assert sorted(result["index"] for result in found) == [0, 1, 2]
         scores = [result["score"] for result in found]
         assert scores == sorted(scores, reverse=True)
         for result in found:
-            assert result["image"] is pictures[result["index"]]
+            assert result["image"] is images[result["index"]]
             expected = plain(aligned, processor, result["image"], text)
             assert (result["score"], result["similarity"]) == pytest.approx(expected, abs=1e-5)
-    assert close(find(TEXTS[0], candidate_images=pictures, top_k=1), results[0][:1])
-    assert len(find(TEXTS[0], candidate_images=pictures[0])) == 1
+    assert close(find(TEXTS[0], candidate_images=images, top_k=1), results[0][:1])
+    assert len(find(TEXTS[0], candidate_images=images[0])) == 1
 
 
-def test_only_the_most_similar_candidates_are_matched(aligned, processor, pictures):
+def test_only_the_most_similar_candidates_are_matched(aligned, processor, images):
     retrieve = ImageTextRetrievalPipeline(aligned, processor)
-    everything = retrieve(pictures[0], candidate_texts=TEXTS)
-    (result,) = retrieve(pictures[0], candidate_texts=TEXTS, rerank_k=1)
+    everything = retrieve(images[0], candidate_texts=TEXTS)
+    (result,) = retrieve(images[0], candidate_texts=TEXTS, rerank_k=1)
     assert close(result, max(everything, key=lambda one: one["similarity"]))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_retrieval_takes_inputs_as_others_do(aligned, processor, pictures, batch_size):
+def test_retrieval_takes_inputs_as_others_do(aligned, processor, images, batch_size):
     retrieve = ImageTextRetrievalPipeline(aligned, processor, candidate_texts=TEXTS, batch_size=batch_size)
-    expected = [retrieve(picture) for picture in pictures]
-    assert close(retrieve(pictures), expected)
-    assert close(retrieve(tuple(pictures)), expected)
-    assert close(list(retrieve(picture for picture in pictures)), expected)
-    rows = [{"picture": picture} for picture in pictures]
-    assert close(list(retrieve(KeyDataset(rows, "picture"))), expected)
-    find = ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures, batch_size=batch_size)
+    expected = [retrieve(image) for image in images]
+    assert close(retrieve(images), expected)
+    assert close(retrieve(tuple(images)), expected)
+    assert close(list(retrieve(image for image in images)), expected)
+    rows = [{"image": image} for image in images]
+    assert close(list(retrieve(KeyDataset(rows, "image"))), expected)
+    find = ImageTextRetrievalPipeline(aligned, processor, candidate_images=images, batch_size=batch_size)
     expected = [find(text) for text in TEXTS]
     assert close(find(TEXTS), expected)
     assert close(list(find(np.array(TEXTS).tolist())), expected)
     assert close(list(find(text for text in TEXTS)), expected)
 
 
-def test_rows_of_the_datasets_library_are_taken_as_they_are(aligned, answering, processor, pictures):
+def test_rows_of_the_datasets_library_are_taken_as_they_are(aligned, answering, processor, images):
     datasets = pytest.importorskip("datasets")
-    rows = datasets.Dataset.from_dict({"image": pictures, "question": QUESTIONS})
+    rows = datasets.Dataset.from_dict({"image": images, "question": QUESTIONS})
     answer = VisualQuestionAnsweringPipeline(answering, processor, candidate_answers=ANSWERS)
-    expected = [answer(*row) for row in zip(pictures, QUESTIONS, strict=True)]
+    expected = [answer(*row) for row in zip(images, QUESTIONS, strict=True)]
     assert close(list(answer(rows)), expected)
     assert close(list(answer(KeyDataset(rows, "image"), QUESTIONS[0]))[0], expected[0])
 
 
-def test_candidates_of_a_pipeline_are_encoded_once(aligned, processor, pictures, monkeypatch):
+def test_candidates_of_a_pipeline_are_encoded_once(aligned, processor, images, monkeypatch):
     encoded = []
     get_image_features, get_text_features = aligned.get_image_features, aligned.get_text_features
     monkeypatch.setattr(
@@ -170,35 +170,35 @@ def test_candidates_of_a_pipeline_are_encoded_once(aligned, processor, pictures,
     monkeypatch.setattr(
         aligned, "get_text_features", lambda *a, **k: encoded.append("t") or get_text_features(*a, **k)
     )
-    find = ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)
+    find = ImageTextRetrievalPipeline(aligned, processor, candidate_images=images)
     assert encoded == ["i"]
     find(TEXTS)
     assert encoded == ["i", "t", "t", "t"]
     retrieve = ImageTextRetrievalPipeline(aligned, processor, candidate_texts=TEXTS)
     encoded.clear()
-    retrieve(pictures, batch_size=3)
+    retrieve(images, batch_size=3)
     assert encoded == ["i"]
 
 
-def test_pictures_that_memory_has_no_room_for_are_encoded_again(aligned, processor, pictures, monkeypatch):
-    plenty = ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)(TEXTS)
+def test_images_that_memory_has_no_room_for_are_encoded_again(aligned, processor, images, monkeypatch):
+    plenty = ImageTextRetrievalPipeline(aligned, processor, candidate_images=images)(TEXTS)
     monkeypatch.setattr(retrieval_albef, "MAX_CACHED_VALUES", 0)
-    assert close(ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)(TEXTS), plenty)
+    assert close(ImageTextRetrievalPipeline(aligned, processor, candidate_images=images)(TEXTS), plenty)
 
 
-def test_pairs_are_scored(folder, aligned, processor, pictures):
+def test_pairs_are_scored(folder, aligned, processor, images):
     for model in (aligned, AlbefForPreTraining.from_pretrained("you/albef")):
         match = pipeline("image-text-matching", model=model, processor=processor)
-        results = match(pictures, TEXTS, batch_size=2)
-        for picture, text, result in zip(pictures, TEXTS, results, strict=True):
-            score, similarity = plain(model, processor, picture, text)
+        results = match(images, TEXTS, batch_size=2)
+        for image, text, result in zip(images, TEXTS, results, strict=True):
+            score, similarity = plain(model, processor, image, text)
             assert close(result, {"score": score, "similarity": similarity})
-        assert close(match(pictures[1], TEXTS[1]), results[1])
-        rows = [{"image": picture, "text": text} for picture, text in zip(pictures, TEXTS, strict=True)]
+        assert close(match(images[1], TEXTS[1]), results[1])
+        rows = [{"image": image, "text": text} for image, text in zip(images, TEXTS, strict=True)]
         assert close(list(match(row for row in rows)), results)
 
 
-# Where pictures come from
+# Where images come from
 
 
 @pytest.fixture
@@ -211,9 +211,9 @@ def server(folder):
         running.shutdown()
 
 
-def test_pictures_are_read_from_paths_addresses_and_base64(aligned, processor, pictures, server):
+def test_images_are_read_from_paths_addresses_and_base64(aligned, processor, images, server):
     retrieve = ImageTextRetrievalPipeline(aligned, processor, candidate_texts=TEXTS)
-    expected = retrieve(pictures[0])
+    expected = retrieve(images[0])
     encoded = base64.b64encode(Path("image.png").read_bytes()).decode()
     for image in ("image.png", Path("image.png").resolve(), f"{server}/image.png", encoded):
         assert close(retrieve(image, timeout=20), expected)
@@ -221,11 +221,11 @@ def test_pictures_are_read_from_paths_addresses_and_base64(aligned, processor, p
     sources = ["image.png", f"{server}/other.png"]
     found = find("a red ball", candidate_images=sources)
     assert [result["image"] for result in found] == [sources[result["index"]] for result in found]
-    ours = find("a red ball", candidate_images=pictures[:2])
+    ours = find("a red ball", candidate_images=images[:2])
     assert [result["score"] for result in found] == pytest.approx([result["score"] for result in ours], abs=1e-6)
 
 
-def test_pictures_are_converted_as_in_training(aligned, processor, folder):
+def test_images_are_converted_as_in_training(aligned, processor, folder):
     levels = np.random.default_rng(0).integers(0, 256, (30, 40), dtype=np.uint8)
     transparent = Image.merge("LA", [Image.fromarray(levels), Image.fromarray(levels.T.copy().reshape(30, 40))])
     Image.fromarray(levels.astype(np.uint16) * 257).save("deep.png")
@@ -240,8 +240,8 @@ def test_pictures_are_converted_as_in_training(aligned, processor, folder):
 
 
 @pytest.mark.parametrize("wrong", ["missing.png", "words.txt", "empty.png", "/nothing/there", 7, None, b"\x89PNG"])
-def test_what_is_no_picture_is_named(aligned, processor, folder, server, wrong):
-    Path("words.txt").write_text("no picture")
+def test_what_is_no_image_is_named(aligned, processor, folder, server, wrong):
+    Path("words.txt").write_text("no image")
     Path("empty.png").write_bytes(b"")
     retrieve = ImageTextRetrievalPipeline(aligned, processor, candidate_texts=TEXTS)
     with pytest.raises(
@@ -252,11 +252,11 @@ def test_what_is_no_picture_is_named(aligned, processor, folder, server, wrong):
         retrieve(f"{server}/nowhere.png", timeout=20)
 
 
-def test_an_array_is_one_thing_that_is_no_picture(aligned, answering, processor, pictures):
+def test_an_array_is_one_thing_that_is_no_image(aligned, answering, processor, images):
     retrieve = ImageTextRetrievalPipeline(aligned, processor, candidate_texts=TEXTS)
     match = pipeline("image-text-matching", model=aligned, processor=processor)
     find = ImageTextRetrievalPipeline(aligned, processor)
-    pixels = np.asarray(pictures[0])
+    pixels = np.asarray(images[0])
     for array in (pixels, pixels / 255, torch.tensor(pixels)):
         with pytest.raises(ValueError, match=r"^(array|tensor)\(.* cannot be read as an image: .* Pass a PIL image"):
             retrieve(array)
@@ -265,9 +265,9 @@ def test_an_array_is_one_thing_that_is_no_picture(aligned, answering, processor,
         with pytest.raises(ValueError, match="cannot be read as an image"):
             find("a ball", candidate_images=array)
         with pytest.raises(ValueError, match=r"candidate text (array|tensor)\(.* it must be a string"):
-            find(pictures[0], candidate_texts=array)
-    found = find(pictures[0], candidate_texts=np.array(TEXTS))
-    assert close(found, retrieve(pictures[0]))
+            find(images[0], candidate_texts=array)
+    found = find(images[0], candidate_texts=np.array(TEXTS))
+    assert close(found, retrieve(images[0]))
 
 
 @pytest.mark.parametrize("long", ["a" * 10**6, f"http://127.0.0.1:1/{'a' * 10**6}", f"/{'a' * 10**6}.png"])
@@ -285,26 +285,26 @@ def test_errors_are_short(aligned, processor, long):
 # Questions
 
 
-def test_answers_from_a_list_are_those_of_rank_answers(answering, processor, pictures):
+def test_answers_from_a_list_are_those_of_rank_answers(answering, processor, images):
     answer = VisualQuestionAnsweringPipeline(answering, processor, candidate_answers=ANSWERS)
-    results = answer(pictures, QUESTIONS, top_k=4)
+    results = answer(images, QUESTIONS, top_k=4)
     tokens = processor.encode_answers(ANSWERS)
-    for picture, question, result in zip(pictures, QUESTIONS, results, strict=True):
-        inputs = processor(images=picture, text=[question], return_tensors="pt")
+    for image, question, result in zip(images, QUESTIONS, results, strict=True):
+        inputs = processor(images=image, text=[question], return_tensors="pt")
         rows, probabilities = answering.rank_answers(**inputs, answer_ids=tokens["input_ids"])
         assert [one["answer"] for one in result] == [ANSWERS[row] for row in rows[0]]
         assert [one["score"] for one in result] == pytest.approx(probabilities[0].tolist(), abs=1e-5)
-    assert close(answer(pictures, QUESTIONS), [result[:1] for result in results])
-    assert close(answer(pictures, QUESTIONS, top_k=2, batch_size=3), [result[:2] for result in results])
+    assert close(answer(images, QUESTIONS), [result[:1] for result in results])
+    assert close(answer(images, QUESTIONS, top_k=2, batch_size=3), [result[:2] for result in results])
 
 
-def test_written_answers_come_with_their_probability(answering, processor, pictures):
+def test_written_answers_come_with_their_probability(answering, processor, images):
     answer = VisualQuestionAnsweringPipeline(answering, processor)
     settings = {"top_k": 3, "num_beams": 4, "max_new_tokens": 5}
-    results = answer(pictures, QUESTIONS, **settings)
-    assert close(answer(pictures, QUESTIONS, batch_size=2, **settings), results)
-    for picture, question, result in zip(pictures, QUESTIONS, results, strict=True):
-        inputs = processor(images=picture, text=[question], return_tensors="pt")
+    results = answer(images, QUESTIONS, **settings)
+    assert close(answer(images, QUESTIONS, batch_size=2, **settings), results)
+    for image, question, result in zip(images, QUESTIONS, results, strict=True):
+        inputs = processor(images=image, text=[question], return_tensors="pt")
         written = answering.generate(
             **inputs,
             num_beams=4,
@@ -325,63 +325,63 @@ def test_written_answers_come_with_their_probability(answering, processor, pictu
             assert score == pytest.approx(likelihood.exp().item(), rel=1e-4)
 
 
-def test_a_written_answer_has_a_word(answering, processor, pictures):
+def test_a_written_answer_has_a_word(answering, processor, images):
     with torch.no_grad():
         answering.mlm_head.out_proj.bias[102] = 100  # nothing but the end of the answer is likely
-    results = VisualQuestionAnsweringPipeline(answering, processor)(pictures[0], "what?", top_k=2)
+    results = VisualQuestionAnsweringPipeline(answering, processor)(images[0], "what?", top_k=2)
     assert all(one["answer"] and 0 <= one["score"] < 1e-9 for one in results)
 
 
-def test_questions_and_pictures_may_be_one_for_all(answering, processor, pictures):
+def test_questions_and_images_may_be_one_for_all(answering, processor, images):
     answer = VisualQuestionAnsweringPipeline(answering, processor, candidate_answers=ANSWERS)
-    one = answer(image=pictures[0], question=QUESTIONS[0])
+    one = answer(image=images[0], question=QUESTIONS[0])
     assert isinstance(one, list) and one[0].keys() == {"score", "answer"}
-    about_one = answer(pictures[0], QUESTIONS)
-    assert close(about_one, [answer(pictures[0], question)[:1] for question in QUESTIONS])
-    of_all = answer(pictures, QUESTIONS[0])
-    assert close(of_all, [answer(picture, QUESTIONS[0]) for picture in pictures])
-    rows = [{"image": picture, "question": QUESTIONS[0]} for picture in pictures]
+    about_one = answer(images[0], QUESTIONS)
+    assert close(about_one, [answer(images[0], question)[:1] for question in QUESTIONS])
+    of_all = answer(images, QUESTIONS[0])
+    assert close(of_all, [answer(image, QUESTIONS[0]) for image in images])
+    rows = [{"image": image, "question": QUESTIONS[0]} for image in images]
     assert close(answer(rows), of_all) and close(list(answer(row for row in rows)), of_all)
     assert close(answer(rows[0]), one)
-    assert close(list(answer((picture for picture in pictures), QUESTIONS[0])), of_all)
+    assert close(list(answer((image for image in images), QUESTIONS[0])), of_all)
 
 
-def test_answers_that_the_model_has_no_positions_for_are_named(answering, processor, pictures):
+def test_answers_that_the_model_has_no_positions_for_are_named(answering, processor, images):
     """It has forty: for an answer with its two ends, or for all but the last of the tokens that it writes."""
     long = " ".join(38 * ["dog"])
-    assert VisualQuestionAnsweringPipeline(answering, processor)(pictures[0], "what?", candidate_answers=[long])
+    assert VisualQuestionAnsweringPipeline(answering, processor)(images[0], "what?", candidate_answers=[long])
     with pytest.raises(ValueError, match="candidate answer 'dog dog .* has 41 tokens including .* the model has 40"):
         VisualQuestionAnsweringPipeline(answering, processor, candidate_answers=["yes", f"{long} dog"])
     with torch.no_grad():
         answering.mlm_head.out_proj.bias[102] = -100  # answers have no end
     answer = VisualQuestionAnsweringPipeline(answering, processor)
-    assert answer(pictures[0], "what?", max_new_tokens=40)
+    assert answer(images[0], "what?", max_new_tokens=40)
     with pytest.raises(ValueError, match="max_new_tokens is 41: it must be at most 40"):
-        answer(pictures[0], "what?", max_new_tokens=41)
+        answer(images[0], "what?", max_new_tokens=41)
 
 
-def test_only_lists_go_side_by_side(answering, processor, pictures):
+def test_only_lists_go_side_by_side(answering, processor, images):
     answer = VisualQuestionAnsweringPipeline(answering, processor, candidate_answers=ANSWERS)
-    lazy = (picture for picture in pictures)
-    for images, questions in ((lazy, QUESTIONS), (pictures, iter(QUESTIONS)), (KeyDataset([{}], "image"), QUESTIONS)):
+    lazy = (image for image in images)
+    for given, questions in ((lazy, QUESTIONS), (images, iter(QUESTIONS)), (KeyDataset([{}], "image"), QUESTIONS)):
         with pytest.raises(ValueError, match='separately only as lists: pass lists, or yield rows {"image": ..., '):
-            answer(images, questions)
+            answer(given, questions)
 
 
 # Entailment and reasoning
 
 
-def test_entailment_names_its_classes_by_probability(config, processor, pictures):
+def test_entailment_names_its_classes_by_probability(config, processor, images):
     model = make(AlbefForVisualEntailment, config)
     judge = pipeline("visual-entailment", model=model, processor=processor)
-    results = judge(pictures, TEXTS, batch_size=2)
-    for picture, text, result in zip(pictures, TEXTS, results, strict=True):
+    results = judge(images, TEXTS, batch_size=2)
+    for image, text, result in zip(images, TEXTS, results, strict=True):
         with torch.no_grad():
-            logits = model(**processor(images=picture, text=[text], return_tensors="pt")).logits
+            logits = model(**processor(images=image, text=[text], return_tensors="pt")).logits
         expected = dict(zip(("contradiction", "neutral", "entailment"), logits.softmax(-1)[0].tolist(), strict=True))
         assert {one["label"]: one["score"] for one in result} == pytest.approx(expected, abs=1e-5)
         assert close([one["score"] for one in result], sorted(expected.values(), reverse=True))
-    assert close(judge(pictures[0], TEXTS[0], top_k=1), results[0][:1])
+    assert close(judge(images[0], TEXTS[0], top_k=1), results[0][:1])
 
 
 @pytest.mark.parametrize(
@@ -393,20 +393,20 @@ def test_entailment_names_its_classes_by_probability(config, processor, pictures
         (2, None, lambda logits: logits.softmax(-1)),
     ],
 )
-def test_scores_are_those_of_the_problem_type(classes, problem_type, scores_of, config, processor, pictures):
+def test_scores_are_those_of_the_problem_type(classes, problem_type, scores_of, config, processor, images):
     config.num_labels, config.problem_type = classes, problem_type
     model = make(AlbefForVisualEntailment, config)
-    results = pipeline("visual-entailment", model=model, processor=processor)(pictures[0], TEXTS[0])
+    results = pipeline("visual-entailment", model=model, processor=processor)(images[0], TEXTS[0])
     with torch.no_grad():
-        logits = model(**processor(images=pictures[0], text=TEXTS[:1], return_tensors="pt")).logits[0]
+        logits = model(**processor(images=images[0], text=TEXTS[:1], return_tensors="pt")).logits[0]
     expected = scores_of(logits).sort(descending=True).values.tolist()
     assert [one["score"] for one in results] == pytest.approx(expected, abs=1e-5)
 
 
-def test_reasoning_reads_pairs_of_pictures(config, processor, pictures):
+def test_reasoning_reads_pairs_of_images(config, processor, images):
     model = make(AlbefForVisualReasoning, config)
     judge = pipeline("visual-reasoning", model=model, processor=processor)
-    pairs = [pictures[:2], tuple(pictures[1:]), pictures[::2]]
+    pairs = [images[:2], tuple(images[1:]), images[::2]]
     results = judge(pairs, TEXTS, batch_size=2)
     for pair, text, result in zip(pairs, TEXTS, results, strict=True):
         inputs = processor(images=list(pair), text=[text], return_tensors="pt")
@@ -414,42 +414,42 @@ def test_reasoning_reads_pairs_of_pictures(config, processor, pictures):
         with torch.no_grad():
             expected = dict(zip(("False", "True"), model(**inputs).logits.softmax(-1)[0].tolist(), strict=True))
         assert {one["label"]: one["score"] for one in result} == pytest.approx(expected, abs=1e-5)
-    assert close(judge(tuple(pictures[:2]), TEXTS[0]), results[0])
-    assert close(judge(pictures[:2], TEXTS)[0], results[0])
+    assert close(judge(tuple(images[:2]), TEXTS[0]), results[0])
+    assert close(judge(images[:2], TEXTS)[0], results[0])
     assert close(judge([{"images": pair, "text": text} for pair, text in zip(pairs, TEXTS, strict=True)]), results)
     with pytest.raises(ValueError, match="is not a pair of images: pass a list of two"):
-        judge(pictures, "three")
+        judge(images, "three")
 
 
 # Grounding
 
 
-def test_heat_maps_are_those_of_the_plain_functions(aligned, processor, pictures):
+def test_heat_maps_are_those_of_the_plain_functions(aligned, processor, images):
     ground = pipeline("visual-grounding", model=aligned, processor=processor)
     boxes = [[0, 0, 20, 15], [20, 15, 20, 15], [-5, -5, 30, 30], [0.0, 0.0, 40.0, 30.0]]
     for name, layer in (("matching", 1), ("contrast", 0)):
-        results = ground(pictures, TEXTS, boxes=boxes, heatmap=name, layer=layer, box_alpha=0.7, batch_size=2)
-        for picture, text, result in zip(pictures, TEXTS, results, strict=True):
-            inputs = processor(images=picture, text=[text], return_tensors="pt")
+        results = ground(images, TEXTS, boxes=boxes, heatmap=name, layer=layer, box_alpha=0.7, batch_size=2)
+        for image, text, result in zip(images, TEXTS, results, strict=True):
+            inputs = processor(images=image, text=[text], return_tensors="pt")
             maps = contrastive_heatmaps if name == "contrast" else matching_heatmaps
             heat = maps(aligned, **inputs, layer=layer)
             heat = heat[0] if name == "contrast" else heat[0].mean(0)
             assert result["heatmap"].shape == (30, 40) and result["heatmap"].max() > 0
-            scores = score_boxes(heat, boxes, picture.size, 0.7)
+            scores = score_boxes(heat, boxes, image.size, 0.7)
             assert [boxes.index(box["box"]) for box in result["boxes"]] == scores.argsort(descending=True).tolist()
             found = [box["score"] for box in result["boxes"]]
             assert found == pytest.approx(sorted(scores.tolist(), reverse=True), rel=1e-4)
-            difference = np.asarray(result["overlay"], dtype=float) - np.asarray(overlay(picture, heat), dtype=float)
+            difference = np.asarray(result["overlay"], dtype=float) - np.asarray(overlay(image, heat), dtype=float)
             assert np.abs(difference).max() <= 1
     assert aligned.config._attn_implementation == "sdpa"
     assert all(weight.grad is None for weight in aligned.parameters())
 
 
-def test_rows_may_have_boxes_of_their_own(aligned, processor, pictures):
+def test_rows_may_have_boxes_of_their_own(aligned, processor, images):
     ground = pipeline("visual-grounding", model=aligned, processor=processor)
     rows = [
-        {"image": pictures[0], "text": TEXTS[0], "boxes": [[0, 0, 9, 9]]},
-        {"image": pictures[1], "text": TEXTS[1]},
+        {"image": images[0], "text": TEXTS[0], "boxes": [[0, 0, 9, 9]]},
+        {"image": images[1], "text": TEXTS[1]},
     ]
     first, second = ground(rows, boxes=np.array([[1, 2, 3, 4], [5, 6, 7, 8]]), batch_size=2)
     assert [box["box"] for box in first["boxes"]] == [[0, 0, 9, 9]]
@@ -458,30 +458,30 @@ def test_rows_may_have_boxes_of_their_own(aligned, processor, pictures):
 
 
 @pytest.mark.parametrize("boxes", [[0, 0, 5, 5], [[0, 0, 5]], 3, [[0, 0, 5, float("nan")]], [["a", 0, 5, 5]]])
-def test_boxes_that_are_none_are_named(aligned, processor, pictures, boxes):
+def test_boxes_that_are_none_are_named(aligned, processor, images, boxes):
     ground = pipeline("visual-grounding", model=aligned, processor=processor)
     with pytest.raises(ValueError, match=r"is not a box: pass a list of \[left, top, width, height\] in pixels"):
-        ground(pictures[0], "a ball", boxes=boxes)
+        ground(images[0], "a ball", boxes=boxes)
     with pytest.raises(ValueError, match="has no area"):
-        ground(pictures[0], "a ball", boxes=[[5, 5, 0, 3]])
+        ground(images[0], "a ball", boxes=[[5, 5, 0, 3]])
     with pytest.raises(ValueError, match="heatmap is 'both': choose matching or contrast"):
-        ground(pictures[0], "a ball", heatmap="both")
+        ground(images[0], "a ball", heatmap="both")
 
 
-def test_settings_of_grounding_that_cannot_be_are_named(aligned, processor, pictures):
+def test_settings_of_grounding_that_cannot_be_are_named(aligned, processor, images):
     ground = pipeline("visual-grounding", model=aligned, processor=processor)
     for wrong in (99, "x"):
         with pytest.raises(ValueError, match=f"layer is {wrong!r}: it must be a whole number from 0 to 1"):
-            ground(pictures[0], "a ball", layer=wrong)
+            ground(images[0], "a ball", layer=wrong)
     for wrong in ("x", float("nan"), [0.5]):
         with pytest.raises(ValueError, match="box_alpha is .*: it must be a number, such as 0.5"):
-            ground(pictures[0], "a ball", boxes=[[0, 0, 9, 9]], box_alpha=wrong)
+            ground(images[0], "a ball", boxes=[[0, 0, 9, 9]], box_alpha=wrong)
 
 
 # Short models
 
 
-def test_texts_are_cut_to_the_positions_that_there_are(config, processor, pictures):
+def test_texts_are_cut_to_the_positions_that_there_are(config, processor, images):
     config.text_config.max_position_embeddings = 12
     long, short = " ".join(20 * ["dog"]), " ".join(11 * ["dog"])
     aligned, answering = make(AlbefForRetrieval, config), make(AlbefForQuestionAnswering, config)
@@ -491,21 +491,21 @@ def test_texts_are_cut_to_the_positions_that_there_are(config, processor, pictur
         pipeline("visual-entailment", model=entailing, processor=processor),
         VisualQuestionAnsweringPipeline(answering, processor, candidate_answers=ANSWERS),
     ):
-        assert close(one(pictures[0], long), one(pictures[0], short))
-    find = ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)
+        assert close(one(images[0], long), one(images[0], short))
+    find = ImageTextRetrievalPipeline(aligned, processor, candidate_images=images)
     assert close(find(long), find(short))
     ground = pipeline("visual-grounding", model=aligned, processor=processor)
-    cut, whole = (ground(pictures[0], text)["heatmap"] for text in (long, short))
+    cut, whole = (ground(images[0], text)["heatmap"] for text in (long, short))
     assert np.allclose(cut, whole, atol=1e-6) and cut.any()
 
 
 # Loading
 
 
-def test_three_lines_suffice(folder, processor, pictures):
+def test_three_lines_suffice(folder, processor, images):
     retrieve = pipeline("image-text-retrieval", model="you/albef")
     assert isinstance(retrieve, ImageTextRetrievalPipeline) and isinstance(retrieve.model, AlbefForRetrieval)
-    expected = plain(AlbefForPreTraining.from_pretrained("you/albef"), processor, pictures[0], TEXTS[0])
+    expected = plain(AlbefForPreTraining.from_pretrained("you/albef"), processor, images[0], TEXTS[0])
     (result,) = retrieve("image.png", candidate_texts=TEXTS[:1])
     assert (result["score"], result["similarity"]) == pytest.approx(expected, abs=1e-5)
 
@@ -515,57 +515,57 @@ def test_examples_of_the_classes(folder):
     assert tried > 15 and not failed
 
 
-def test_half_precision_and_device_are_those_of_transformers(folder, pictures):
+def test_half_precision_and_device_are_those_of_transformers(folder, images):
     retrieve = pipeline("image-text-retrieval", model="you/albef", dtype=torch.bfloat16, device="cpu")
     assert retrieve.model.dtype == torch.bfloat16
     exact = pipeline("image-text-retrieval", model="you/albef")
-    both = [one(pictures, candidate_texts=TEXTS[:1], batch_size=2) for one in (retrieve, exact)]
+    both = [one(images, candidate_texts=TEXTS[:1], batch_size=2) for one in (retrieve, exact)]
     for rough, fine in zip(*both, strict=True):
         assert rough[0]["score"] == pytest.approx(fine[0]["score"], abs=0.05)
-    find = pipeline("image-text-retrieval", model="you/albef", dtype="bfloat16", candidate_images=pictures)
+    find = pipeline("image-text-retrieval", model="you/albef", dtype="bfloat16", candidate_images=images)
     assert len(find(TEXTS[0])) == 3
     answer = pipeline("visual-question-answering", model="you/albef-vqa", dtype=torch.bfloat16)
-    assert answer(pictures[0], "what?")[0]["answer"]
-    assert answer(pictures[0], "what?", candidate_answers=ANSWERS)[0]["answer"] in ANSWERS
+    assert answer(images[0], "what?")[0]["answer"]
+    assert answer(images[0], "what?", candidate_answers=ANSWERS)[0]["answer"] in ANSWERS
     ground = pipeline("visual-grounding", model="you/albef", dtype=torch.bfloat16)
-    assert np.isfinite(ground(pictures[0], "a ball")["heatmap"]).all()
+    assert np.isfinite(ground(images[0], "a ball")["heatmap"]).all()
     judge = pipeline("visual-entailment", model="you/albef-entailment", dtype=torch.bfloat16)
-    assert sum(one["score"] for one in judge(pictures[0], "a ball")) == pytest.approx(1, abs=1e-3)
+    assert sum(one["score"] for one in judge(images[0], "a ball")) == pytest.approx(1, abs=1e-3)
 
 
-def test_a_pipeline_leaves_dropout_out(config, processor, pictures):
+def test_a_pipeline_leaves_dropout_out(config, processor, images):
     model = make(AlbefForVisualEntailment, config).train()
     judge = pipeline("visual-entailment", model=model, processor=processor)
-    assert judge(pictures[0], TEXTS[0]) == judge(pictures[0], TEXTS[0])
+    assert judge(images[0], TEXTS[0]) == judge(images[0], TEXTS[0])
 
 
 # What transformers brings along
 
 
-def test_zero_shot_image_classification_of_transformers(folder, processor, pictures, caplog):
+def test_zero_shot_image_classification_of_transformers(folder, processor, images, caplog):
     with caplog.at_level(logging.WARNING):
         classify = pipeline("zero-shot-image-classification", model="you/albef")
     assert isinstance(classify.model, AlbefForRetrieval)
     assert not [record for record in caplog.records if "not supported" in record.message]
     template = "a photo of {} and nothing else"
-    results = classify(pictures, candidate_labels=["dogs", "a ball", "snow"], hypothesis_template=template)
+    results = classify(images, candidate_labels=["dogs", "a ball", "snow"], hypothesis_template=template)
     labels = ["dogs", "a ball", "snow"]
     with torch.no_grad():
-        inputs = processor(images=pictures, text=[template.format(label) for label in labels], return_tensors="pt")
+        inputs = processor(images=images, text=[template.format(label) for label in labels], return_tensors="pt")
         expected = classify.model(**inputs).logits_per_image.softmax(-1)
     for result, row in zip(results, expected, strict=True):
         probabilities = dict(zip(labels, row.tolist(), strict=True))
         assert {one["label"]: one["score"] for one in result} == pytest.approx(probabilities, abs=1e-5)
-    batched = classify(pictures, candidate_labels=labels, hypothesis_template=template, batch_size=2)
+    batched = classify(images, candidate_labels=labels, hypothesis_template=template, batch_size=2)
     assert close(batched, results)
 
 
-def test_special_tokens_in_a_label_stay_text(folder, pictures):
+def test_special_tokens_in_a_label_stay_text(folder, images):
     classify = pipeline("zero-shot-image-classification", model="you/albef")
     seen = []
     embeddings = classify.model.albef.text_model.embeddings
     embeddings.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    classify(pictures[0], candidate_labels=["a [SEP] [MASK] [UNK]"], hypothesis_template="{}")
+    classify(images[0], candidate_labels=["a [SEP] [MASK] [UNK]"], hypothesis_template="{}")
     (ids,) = seen[0].tolist()
     assert classify.tokenizer.decode(ids).replace(" ", "") == "[CLS]a[sep][mask][unk]" and ids.count(101) == 1
 
@@ -574,57 +574,57 @@ def test_special_tokens_in_a_label_stay_text(folder, pictures):
 
 
 @pytest.mark.parametrize("wrong", [7, None, 1.5, ["a list"], b"bytes"])
-def test_what_is_no_text_is_named(aligned, answering, processor, pictures, wrong):
+def test_what_is_no_text_is_named(aligned, answering, processor, images, wrong):
     with pytest.raises(ValueError, match="candidate text .* is a .*: it must be a string"):
-        ImageTextRetrievalPipeline(aligned, processor)(pictures[0], candidate_texts=["fine", wrong])
+        ImageTextRetrievalPipeline(aligned, processor)(images[0], candidate_texts=["fine", wrong])
     with pytest.raises(ValueError, match="text .* is a .*: it must be a string"):
-        ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)(["fine", wrong])
-    rows = [{"image": pictures[0], "question": wrong}]
+        ImageTextRetrievalPipeline(aligned, processor, candidate_images=images)(["fine", wrong])
+    rows = [{"image": images[0], "question": wrong}]
     with pytest.raises(ValueError, match="question .* is a .*: it must be a string"):
         VisualQuestionAnsweringPipeline(answering, processor)(rows)
 
 
 @pytest.mark.parametrize("empty", ["", "  \n", "?!", "\u200b"])
-def test_a_text_has_a_word(aligned, answering, processor, pictures, empty):
+def test_a_text_has_a_word(aligned, answering, processor, images, empty):
     with pytest.raises(ValueError, match="candidate text .* has no word: pass"):
-        ImageTextRetrievalPipeline(aligned, processor)(pictures[0], candidate_texts=["fine", empty])
+        ImageTextRetrievalPipeline(aligned, processor)(images[0], candidate_texts=["fine", empty])
     with pytest.raises(ValueError, match="text .* has no word: pass"):
-        ImageTextRetrievalPipeline(aligned, processor, candidate_images=pictures)(empty)
+        ImageTextRetrievalPipeline(aligned, processor, candidate_images=images)(empty)
     with pytest.raises(ValueError, match="question .* has no word: pass"):
-        VisualQuestionAnsweringPipeline(answering, processor)(pictures[0], empty)
+        VisualQuestionAnsweringPipeline(answering, processor)(images[0], empty)
 
 
-def test_what_is_missing_is_named(aligned, answering, processor, pictures):
+def test_what_is_missing_is_named(aligned, answering, processor, images):
     retrieve = ImageTextRetrievalPipeline(aligned, processor)
     with pytest.raises(ValueError, match="pass candidate_texts or candidate_images"):
-        retrieve(pictures[0])
+        retrieve(images[0])
     with pytest.raises(ValueError, match="not both"):
-        retrieve(pictures[0], candidate_texts=TEXTS, candidate_images=pictures)
+        retrieve(images[0], candidate_texts=TEXTS, candidate_images=images)
     with pytest.raises(ValueError, match="candidate_texts is empty"):
-        retrieve(pictures[0], candidate_texts=[])
+        retrieve(images[0], candidate_texts=[])
     with pytest.raises(ValueError, match="candidate_images is empty"):
         retrieve("a ball", candidate_images=[])
     with pytest.raises(ValueError, match="candidate_texts is 7: pass a list"):
-        retrieve(pictures[0], candidate_texts=7)
+        retrieve(images[0], candidate_texts=7)
     with pytest.raises(ValueError, match="inputs is an empty list"):
         retrieve([], candidate_texts=TEXTS)
-    assert len(retrieve(pictures[0], candidate_texts=TEXTS, top_k=np.int64(1), rerank_k=torch.tensor(2))) == 1
+    assert len(retrieve(images[0], candidate_texts=TEXTS, top_k=np.int64(1), rerank_k=torch.tensor(2))) == 1
     for name, wrong in (("top_k", 0), ("top_k", "many"), ("rerank_k", -1), ("top_k", 1.5)):
         with pytest.raises(ValueError, match=f"{name} is {wrong!r}: it must be an integer of at least 1"):
-            retrieve(pictures[0], candidate_texts=TEXTS, **{name: wrong})
+            retrieve(images[0], candidate_texts=TEXTS, **{name: wrong})
     answer = VisualQuestionAnsweringPipeline(answering, processor)
-    for inputs in ((pictures[0],), ("image.png",), ({"image": pictures[0]},), ([{"question": "what?"}],)):
+    for inputs in ((images[0],), ("image.png",), ({"image": images[0]},), ([{"question": "what?"}],)):
         with pytest.raises(ValueError, match="is incomplete: pass image and question, or rows"):
             answer(*inputs)
     with pytest.raises(ValueError, match="3 of image and 2 of question: pass the same number of both, or one for all"):
-        answer(pictures, QUESTIONS[:2])
-    for inputs, name in (([[], "what?"], "image"), ([[]], "image"), ([pictures, []], "question")):
+        answer(images, QUESTIONS[:2])
+    for inputs, name in (([[], "what?"], "image"), ([[]], "image"), ([images, []], "question")):
         with pytest.raises(ValueError, match=f"{name} is an empty list"):
             answer(*inputs)
     with pytest.raises(ValueError, match="answers must be strings"):
-        answer(pictures[0], "what?", candidate_answers=["yes", 3])
+        answer(images[0], "what?", candidate_answers=["yes", 3])
     with pytest.raises(ValueError, match="candidate_answers is empty"):
-        answer(pictures[0], "what?", candidate_answers=[])
+        answer(images[0], "what?", candidate_answers=[])
 
 
 @pytest.mark.parametrize(("task", "given"), [("image-feature-extraction", "image.png"), ("feature-extraction", "a")])
@@ -635,14 +635,14 @@ def test_pipelines_for_features_say_what_to_use(folder, task, given):
         pipeline(task, model="you/albef")(given)
 
 
-def test_special_tokens_in_somebodys_text_stay_text(aligned, answering, processor, pictures, monkeypatch):
+def test_special_tokens_in_somebodys_text_stay_text(aligned, answering, processor, images, monkeypatch):
     seen = []
     for model in (aligned, answering):
         model.albef.text_model.embeddings.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     text = "a [SEP] [MASK] ball [CLS] [PAD]"
-    ImageTextRetrievalPipeline(aligned, processor)(pictures[0], candidate_texts=[text, "a ball"])
-    ImageTextRetrievalPipeline(aligned, processor)(text, candidate_images=pictures)
-    VisualQuestionAnsweringPipeline(answering, processor)(pictures[0], text)
+    ImageTextRetrievalPipeline(aligned, processor)(images[0], candidate_texts=[text, "a ball"])
+    ImageTextRetrievalPipeline(aligned, processor)(text, candidate_images=images)
+    VisualQuestionAnsweringPipeline(answering, processor)(images[0], text)
     assert len(seen) == 3
     for ids in seen:
         longest = ids[(ids != 0).sum(1).argmax()]
@@ -707,7 +707,7 @@ def test_what_has_been_trained_since_is_taken_once_it_is_saved(folder, processor
     pipeline("visual-entailment", model=model, processor=processor)
 
 
-def test_wrapped_and_derived_models_are_known(config, processor, pictures, tmp_path):
+def test_wrapped_and_derived_models_are_known(config, processor, images, tmp_path):
     class Derived(AlbefForRetrieval):
         pass
 
@@ -716,7 +716,7 @@ def test_wrapped_and_derived_models_are_known(config, processor, pictures, tmp_p
     assert model.config.architectures == ["Derived"]
     for one in (model, torch.compile(model, backend="eager")):
         retrieve = ImageTextRetrievalPipeline(one, processor)
-        assert len(retrieve(pictures[0], candidate_texts=TEXTS)) == 3
+        assert len(retrieve(images[0], candidate_texts=TEXTS)) == 3
 
 
 # Without the package
@@ -775,10 +775,10 @@ def test_the_code_that_a_pipeline_saves_runs_without_the_package(folder):
     assert close(json.loads(run.stdout), expected)
 
 
-def test_a_saved_pipeline_loads_again(folder, aligned, processor, pictures):
+def test_a_saved_pipeline_loads_again(folder, aligned, processor, images):
     short = AlbefProcessor(processor.image_processor, processor.tokenizer, max_words=2)
     retrieve = ImageTextRetrievalPipeline(aligned, short, task="image-text-retrieval")
-    expected = retrieve(pictures[0], candidate_texts=TEXTS)
-    assert not close(expected, ImageTextRetrievalPipeline(aligned, processor)(pictures[0], candidate_texts=TEXTS))
+    expected = retrieve(images[0], candidate_texts=TEXTS)
+    assert not close(expected, ImageTextRetrievalPipeline(aligned, processor)(images[0], candidate_texts=TEXTS))
     retrieve.save_pretrained("saved")
-    assert close(pipeline("image-text-retrieval", model="saved")(pictures[0], candidate_texts=TEXTS), expected)
+    assert close(pipeline("image-text-retrieval", model="saved")(images[0], candidate_texts=TEXTS), expected)

@@ -40,12 +40,12 @@ def test_special_tokens_have_the_originals_ids(processor):
         assert getattr(processor.tokenizer, name) == value
 
 
-def test_pixels_are_resized_bicubically_to_a_square_and_normalised(processor):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
-    resized = np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC)) / 255
+def test_pixels_are_resized_bicubically_to_a_square_and_normalized(processor):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    resized = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)) / 255
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     expected = torch.tensor(((resized - mean) / std).transpose(2, 0, 1), dtype=torch.float32)
-    assert torch.allclose(processor(images=picture, return_tensors="pt")["pixel_values"][0], expected, atol=1e-5)
+    assert torch.allclose(processor(images=image, return_tensors="pt")["pixel_values"][0], expected, atol=1e-5)
 
 
 def test_the_processor_cleans_pads_and_truncates(processor):
@@ -79,9 +79,9 @@ def test_strange_characters_are_tokens_too(processor, text):
 def test_saved_and_loaded_it_does_the_same(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     loaded = AlbefProcessor.from_pretrained(tmp_path)
-    picture = Image.new("RGB", (40, 20), "red")
-    expected = processor(images=picture, text="a red thing", return_tensors="pt")
-    actual = loaded(images=picture, text="a red thing", return_tensors="pt")
+    image = Image.new("RGB", (40, 20), "red")
+    expected = processor(images=image, text="a red thing", return_tensors="pt")
+    actual = loaded(images=image, text="a red thing", return_tensors="pt")
     assert set(actual) == {"pixel_values", "input_ids", "attention_mask"}
     for name, tensor in expected.items():
         assert torch.equal(actual[name], tensor)

@@ -3,16 +3,19 @@
 Each case is a process of its own, since a process registers the package once.
 """
 
+import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from paths import REPOSITORY
+from small_pretraining import TINY_MODEL
+from transformers import BlipImageProcessorPil
 
 import albef_hf
-from albef_hf import AlbefForRetrieval
+from albef_hf import AlbefConfig, AlbefForRetrieval, AlbefProcessor
+from albef_hf.data import embedded_tokenizer
 
 AUTO_CLASSES = """
 from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
@@ -60,26 +63,65 @@ from transformers import AutoConfig, BertConfig
 assert type(AutoConfig.for_model("bert")) is BertConfig
 assert "albef_hf.modeling_albef" not in sys.modules
 """,
-    "no library is imported": """
-import albef_hf, sys
-assert albef_hf.__version__ and "AlbefModel" in dir(albef_hf)
-assert not {"torch", "transformers", "numpy"} & set(sys.modules)
-""",
 }
 
 
-@pytest.fixture
-def folder(config, processor, tmp_path) -> Path:
-    AlbefForRetrieval(config).save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    return tmp_path
+LAZY = """
+import albef_hf, sys
+assert albef_hf.__version__ and "AlbefModel" in dir(albef_hf)
+assert not {"torch", "transformers", "numpy"} & set(sys.modules)
+"""
+
+# Fork a process for each case; most of what transformers imports has been imported before.
+FORKS = """
+import accelerate, json, os, sys, torch._dynamo, torch.export, traceback
+
+assert not {"albef_hf", "transformers"} & set(sys.modules)
+folder, cases = json.load(sys.stdin)
+codes = {}
+for name, script in cases.items():
+    child = os.fork()
+    if child == 0:
+        try:
+            exec(script, {"folder": folder})
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    codes[name] = os.waitpid(child, 0)[1]
+print(json.dumps(codes))
+"""
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory) -> tuple[dict[str, int], str]:
+    """Return the exit code of each case, and what all of them have reported."""
+    folder = str(tmp_path_factory.mktemp("model"))
+    AlbefForRetrieval(AlbefConfig(**TINY_MODEL)).save_pretrained(folder)
+    AlbefProcessor(BlipImageProcessorPil(size={"height": 32, "width": 32}), embedded_tokenizer()).save_pretrained(
+        folder
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", FORKS],
+        input=json.dumps([folder, CASES]),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout.splitlines()[-1]), run.stderr
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_transformers_knows_the_package(case, folder):
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    script = f"folder = {str(folder)!r}\n{CASES[case]}"
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+def test_transformers_knows_the_package(case, outcomes):
+    codes, errors = outcomes
+    assert codes[case] == 0, errors[-3000:]
+
+
+def test_the_package_imports_no_library():
+    run = subprocess.run([sys.executable, "-c", LAZY], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
 
 

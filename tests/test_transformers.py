@@ -59,7 +59,7 @@ def questions_of(batch: dict, kind: type[PreTrainedModel]) -> dict[str, torch.Te
 
 @pytest.fixture
 def sharp(config) -> AlbefConfig:
-    """Weights at which different texts and pictures give different numbers, and no dropout."""
+    """Weights at which different texts and images give different numbers, and no dropout."""
     config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
     config.initializer_range = config.text_config.initializer_range = config.vision_config.initializer_range = 0.2
     return config
@@ -510,12 +510,10 @@ def test_text_features_are_exported_for_any_number_and_length_of_texts(sharp, ba
 
 
 @torch.no_grad()
-def test_the_image_encoder_is_exported_for_any_number_of_pictures(sharp):
+def test_the_image_encoder_is_exported_for_any_number_of_images(sharp):
     model = AlbefVisionModel(sharp.vision_config).eval()
     few, many = torch.randn(2, 3, 32, 32), torch.randn(7, 3, 32, 32)
-    program = torch.export.export(
-        model, (few,), dynamic_shapes={"pixel_values": {0: Dim("pictures", max=64)}}
-    ).module()
+    program = torch.export.export(model, (few,), dynamic_shapes={"pixel_values": {0: Dim("images", max=64)}}).module()
     assert torch.allclose(program(many).last_hidden_state, model(many).last_hidden_state, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ..processing_albef import replace_surrogates
-from ..utils.files import atomic_write, sha256
+from ..utils.files import atomic_write, file_problem, file_record
 from ..utils.progress import progress
 from .row_values import flatten_texts
 from .shards import INDEX, PLACE, TABLE, open_shard, read_index
@@ -99,7 +99,7 @@ def index_folder(
         **(about or {}),
         "left_out": dict(skipped.counts),
         "left_out_first": skipped.first,
-        "table": {"file": TABLE, "bytes": (folder / TABLE).stat().st_size, "sha256": sha256(folder / TABLE)},
+        "table": {"file": TABLE, **file_record(folder / TABLE)},
         "shards": shards,
     }
     with atomic_write(folder / INDEX) as unfinished:
@@ -129,29 +129,25 @@ def check_folder(folder: Path, workers: int = 0) -> list[str]:
         workers: Processes that read; 0 reads in this process.
     """
     index, _ = read_index(folder)
-    entries = [(folder / shard["file"], shard["bytes"], shard["sha256"]) for shard in index["shards"]]
-    problems = progress(run_in_workers(_CheckingJob(entries), workers), "check", len(entries), unit="shard")
+    job = _CheckingJob(folder, index["shards"])
+    problems = progress(run_in_workers(job, workers), "check", len(job), unit="shard")
     return [problem for problem in problems if problem]
 
 
 class _CheckingJob(torch.utils.data.Dataset):
-    """Compare one shard per item with its index entry; the item is a description of the difference, or empty."""
+    """Compare one shard per item with its index entry; the item is a description of the difference, or None."""
 
-    def __init__(self, entries: list[tuple[Path, int, str]]):
+    def __init__(self, folder: Path, entries: list[dict[str, Any]]):
+        self.folder = folder
         self.entries = entries
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, index: int) -> str:
-        path, size, expected_sha256 = self.entries[index]
+    def __getitem__(self, index: int) -> str | None:
+        path = self.folder / self.entries[index]["file"]
         try:
-            if not path.is_file():
-                return f"{path} is missing, or not a file"
-            actual_size = path.stat().st_size
-            if actual_size != size:
-                return f"{path} has {actual_size} bytes instead of {size}"
-            return "" if sha256(path) == expected_sha256 else f"{path} has changed since it was indexed (SHA-256)"
+            return file_problem(path, self.entries[index])
         except OSError as error:
             return f"{path} cannot be read: {error}"
 
@@ -171,7 +167,7 @@ class _IndexingJob(torch.utils.data.Dataset):
         try:
             with open_shard(path) as file:
                 rows = _table_rows(file, path.name, skipped)
-            shard = {"rows": len(rows), "bytes": path.stat().st_size, "sha256": sha256(path)}
+            shard = {"rows": len(rows), **file_record(path)}
         except OSError as error:
             skipped.add("unreadable", f"{path.name}: {error}")
             return np.array([], PLACE), None, skipped

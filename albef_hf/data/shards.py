@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..utils.files import sha256
+from ..utils.files import sha256, size_problem
 from .row_errors import InvalidSampleError, SkipReason
 
 INDEX = "index.json"  # the shards, with their sizes and SHA-256
@@ -109,13 +109,10 @@ class Shards(Sequence):
 
     def faults(self) -> list[str]:
         """Describe the shards that are missing or have another size than in the index."""
-        problems = []
-        for path, size, table in zip(self.paths, self.sizes, self.tables, strict=True):
-            actual_size = path.stat().st_size if path.is_file() else None
-            if actual_size != size:
-                problem = "is missing" if actual_size is None else f"has {actual_size} bytes instead of {size}"
-                problems.append(f"{path} {problem} ({len(table)} pairs)")
-        return problems
+        problems = map(size_problem, self.paths, self.sizes)
+        return [
+            f"{problem} ({len(table)} pairs)" for problem, table in zip(problems, self.tables, strict=True) if problem
+        ]
 
     def read_ahead(self, index: int) -> None:
         """Let the system fetch the whole block of a row, because `ShardOrder` asks for its other rows soon."""

@@ -1,62 +1,26 @@
 """`albef evaluate`: metrics of a pretrained or fine-tuned model on a task, with baselines and every prediction."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import yaml
 from transformers import PreTrainedModel
-from transformers.utils.hub import cached_file
 
 from ..configuration_albef import AlbefConfig
 from ..processing_albef import AlbefProcessor
-from ..training.arguments import FineTuningArguments, TrainingArguments
+from ..training.arguments import FineTuningArguments
 from ..training.distributed import make_accelerator
 from ..training.model_setup import load_task_model
-from ..training.output_folder import LATER_RESULTS, OPTIONS_FILE, write_metrics, write_results
-from ..utils.command_line import parse_arguments
+from ..training.output_folder import LATER_RESULTS, write_metrics, write_results
 from ..utils.progress import log_library_progress
-from ..utils.renamed_options import with_present_names
 
 if TYPE_CHECKING:
     from ..tasks.base import FineTuningTask
 
-# Options of a training that an evaluation uses, too.
-SHARED_OPTIONS = {"attn_implementation", "mixed_precision", "output_dir", "seed"}
-UNUSED_OPTIONS = {field.name for field in fields(TrainingArguments)} - SHARED_OPTIONS
-UNUSED_OPTIONS |= {"flip_probability", "min_crop_scale", "randaugment_operations"}
-
-
-def main(task_class: type["FineTuningTask"], arguments: list[str]) -> dict[str, float]:
-    """Parse the options and evaluate; return the metrics."""
-    description = (
-        f"Evaluate a model on {task_class.name}: metrics, baselines and every prediction. The model may be "
-        "fine-tuned, or pretrained if it has all weights of the head. Without --output_dir, results go to the folder "
-        "evaluation in that of the model."
-    )
-
-    def parse(**defaults: Any) -> Any:
-        return parse_arguments(
-            task_class.arguments_class,
-            description,
-            arguments,
-            prog=f"albef evaluate {task_class.name}",
-            recipes=task_class.name,
-            unused=UNUSED_OPTIONS,
-            defaults={"output_dir": "", **defaults},
-        )
-
-    args = parse()
-    rerank_k = _rerank_k_of_training(args)
-    if rerank_k is not None:
-        args = parse(rerank_k=rerank_k)
-    log_library_progress()
-    return evaluate(task_class, args)
-
 
 def evaluate(task_class: type["FineTuningTask"], args: FineTuningArguments) -> dict[str, float]:
     """Return the metrics of a model on the validation rows; the main process prints and writes them."""
+    log_library_progress()
     folder = results_folder(args)
     args.output_dir = str(folder)
     args.report_to = ["none"]  # a recipe, or the options of a run, may name trackers
@@ -124,14 +88,3 @@ def _baselines(task: "FineTuningTask", rows: Sequence) -> dict[str, float]:
     except ValueError as error:  # such as a dataset without that split
         print(f"baselines are not computed; there are no rows to train on: {error}")
         return {}
-
-
-def _rerank_k_of_training(args: FineTuningArguments) -> int | None:
-    """Return how many candidates the training of the model reranked, if that is known and the task reranks."""
-    if not hasattr(args, "rerank_k") or not args.model:
-        return None
-    path = cached_file(args.model, OPTIONS_FILE, _raise_exceptions_for_missing_entries=False)
-    if path is None:
-        return None
-    options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    return with_present_names(options).get("rerank_k")

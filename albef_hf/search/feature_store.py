@@ -22,12 +22,13 @@ from safetensors.torch import save_file
 
 from ..compatibility_albef import follow_umask
 from ..modeling_albef import AlbefImageTextModel
-from ..utils.files import atomic_write, sha256, write_errors_named
+from ..utils.files import atomic_write, file_problem, file_record, size_problem, write_errors_named
 from .faiss_index import read_index
 from .image_sources import Fingerprint, Key
 from .manifest import INDEX_PATTERNS, MANIFEST, Manifest, are_keys, to_absolute, to_relative
 
 SHARD_ROWS = 2**16  # at most in a shard, except for what a build computes between two writes
+UNKNOWN: dict[str, Any] = {"bytes": None, "sha256": None}  # of a file that the manifest does not list
 REBUILD_HINT = "Build the index again; intact features are kept."
 
 
@@ -138,21 +139,9 @@ class FeatureStore:
                 "build an index in another folder."
             )
 
-    def check_size(self, name: str) -> str | None:
-        """Return what is wrong with the size of a file, or None."""
-        path = self.folder / name
-        expected = self.manifest.files.get(name, {}).get("bytes")
-        if not path.is_file():
-            return f"{path} is missing"
-        size = path.stat().st_size
-        return None if size == expected else f"{path} has {size} bytes instead of {expected}"
-
     def check_sha256(self, name: str) -> str | None:
         """Return what is wrong with the size or content of a file, or None; this reads the whole file."""
-        problem = self.check_size(name)
-        if problem is None and sha256(self.folder / name) != self.manifest.files[name]["sha256"]:
-            problem = f"the content of {self.folder / name} has changed since it was written (SHA-256)"
-        return problem
+        return file_problem(self.folder / name, self.manifest.files.get(name, UNKNOWN))
 
     def read(self, name: str) -> Shard:
         """Map a shard to memory; its features are read from the disk when they are used.
@@ -160,7 +149,7 @@ class FeatureStore:
         Raises:
             ValueError: If it is damaged.
         """
-        problem = self.check_size(name)
+        problem = size_problem(self.folder / name, self.manifest.files.get(name, UNKNOWN)["bytes"])
         if problem:
             raise _damaged(problem)
         try:
@@ -192,7 +181,7 @@ class FeatureStore:
         self.manifest.next_file += 1
         path = self.folder / name
         self._write_atomically(path, write)
-        self.manifest.files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        self.manifest.files[name] = file_record(path)
         return name
 
     def add_part(self, keys: list[Key], fingerprints: list[Fingerprint], features: torch.Tensor) -> None:

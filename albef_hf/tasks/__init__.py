@@ -1,10 +1,11 @@
-"""The tasks, one file each, found by their names; `base*.py` hold what they share."""
+"""The tasks, one file each, found by their names; `base*.py` hold what they share, `arguments.py` their options."""
 
 import importlib
 import pkgutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..training.arguments import FineTuningArguments
     from .base import Task
 
 PRETRAINING = "pretraining"
@@ -13,7 +14,7 @@ PRETRAINING = "pretraining"
 def task_names() -> list[str]:
     """Return the names of the downstream tasks: those of the files in this folder."""
     names = [module.name for module in pkgutil.iter_modules(__path__)]
-    return sorted(name for name in names if name != PRETRAINING and not name.startswith("base"))
+    return sorted(name for name in names if name not in (PRETRAINING, "arguments") and not name.startswith("base"))
 
 
 def find_task(name: str) -> "type[Task]":
@@ -27,4 +28,11 @@ def find_task(name: str) -> "type[Task]":
     return importlib.import_module(f".{name}", __name__).TASK
 
 
-__all__ = ["find_task", "task_names"]
+def find_arguments(name: str) -> "type[FineTuningArguments]":
+    """Return the options of a downstream task, without importing the task, which would import torch."""
+    from . import arguments
+
+    return getattr(arguments, f"{name.title().replace('_', '')}Arguments")
+
+
+__all__ = ["find_arguments", "find_task", "task_names"]

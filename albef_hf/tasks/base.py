@@ -23,9 +23,9 @@ from ..data.scene_tasks import SceneRows
 from ..evaluation.exchanged_images import fingerprints
 from ..processing_albef import AlbefProcessor, tokenize
 from ..training.arguments import MAX_POSITIONS, DataArguments, FineTuningArguments
-from ..training.best_checkpoint import BestModel, SavedModel
 from ..training.dataloaders import make_dataloader
 from ..training.model_setup import load_task_model
+from ..training.saved_model import BestModel, SavedModel
 from ..utils.progress import progress
 
 Rows = Sequence[Mapping[str, Any]]

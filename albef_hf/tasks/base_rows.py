@@ -18,7 +18,7 @@ from ..data import InvalidSampleError, RowErrors, SkipReason, drop_image_columns
 from ..evaluation.exchanged_images import ExchangedRows, exchange
 from ..evaluation.text_only_baseline import text_only_answers
 from ..retrieval_albef import evaluation_mode
-from ..training.best_checkpoint import EXCHANGED
+from ..training.saved_model import EXCHANGED
 from .base import FineTuningTask, Rows, count_issues
 
 BASELINE_ROWS = 20_000  # training rows, spread over all of them, that baselines are trained on

@@ -1,7 +1,6 @@
 """Visual entailment: SNLI-VE (section 5 of the paper, the original's `VE.py`)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,25 +11,9 @@ from ..data import SkipReason, load_image
 from ..data.scene_tasks import SceneEntailment
 from ..metrics.entailment_accuracy.scoring import entailment_accuracy
 from ..modeling_albef import ENTAILMENT_CLASSES, AlbefForVisualEntailment
-from ..training.arguments import FineTuningArguments
+from .arguments import EntailmentArguments
 from .base import Rows, flatten
 from .base_rows import SentenceTask
-
-
-@dataclass
-class EntailmentArguments(FineTuningArguments):
-    """Visual entailment; the defaults are the paper's."""
-
-    num_train_epochs: int = 5
-    per_device_train_batch_size: int = 32
-    learning_rate: float = 2e-5
-    min_learning_rate: float = 1e-6
-    warmup_learning_rate: float = 1e-5
-    warmup_steps: int = 100
-    alpha_ramp_steps: int = 0
-    image_suffix: str = field(
-        default="", metadata={"help": "appended to the names of images, such as .jpg for SNLI-VE's Flickr30k numbers"}
-    )
 
 
 class VisualEntailment(SentenceTask):

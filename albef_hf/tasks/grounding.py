@@ -5,7 +5,6 @@ Training is that of retrieval. An expression's heat map, by Grad-CAM of the matc
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +16,10 @@ from ..data.boxes import Box, add_refcoco_boxes, nearest_box, parse_boxes
 from ..data.scene_tasks import SceneExpressions
 from ..heatmaps_albef import contrastive_heatmaps, matching_heatmaps, resize_heatmap, score_boxes
 from ..metrics.grounding_accuracy.scoring import grounding_accuracy
+from .arguments import GroundingArguments
 from .base import Rows, flatten
 from .base_rows import RowTask
-from .retrieval import PairTask, RetrievalArguments
-
-HEATMAPS = ("matching", "contrast")
-
-
-@dataclass
-class GroundingArguments(RetrievalArguments):
-    """Grounding; the defaults are the paper's."""
-
-    num_train_epochs: int = 5
-    min_crop_scale: float = 1.0
-    refer_root: str | None = field(
-        default=None, metadata={"help": "folder with refs(unc).p, instances.json and the box file of RefCOCO+"}
-    )
-    box_file: str = field(
-        default="dets.json", metadata={"help": "boxes to choose from: dets.json, detected; cocos.json, annotated"}
-    )
-    heatmap: str = field(
-        default="matching", metadata={"help": "matching: of the matching score through the text's attention; contrast"}
-    )
-    layer: int = field(
-        default=-1, metadata={"help": "layer of the heat map, from 0; -1: the paper's, or the last one for contrast"}
-    )
-    box_alpha: float = field(
-        default=0.5, metadata={"help": "exponent of the area by which the heat in a box is divided"}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.heatmap not in HEATMAPS:
-            raise ValueError(f"heatmap is {self.heatmap!r}; choose {' or '.join(HEATMAPS)}.")
+from .retrieval import PairTask
 
 
 class Grounding(PairTask, RowTask):

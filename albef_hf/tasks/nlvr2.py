@@ -1,7 +1,6 @@
 """Visual reasoning about two images: NLVR2 (section 5 of the paper, the original's `NLVR.py`)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,23 +12,11 @@ from ..data.row_values import parse_written_list
 from ..data.scene_tasks import ScenePairs
 from ..metrics.nlvr2_accuracy.scoring import nlvr2_accuracy
 from ..modeling_albef import REASONING_CLASSES, AlbefForVisualReasoning
-from ..training.arguments import FineTuningArguments
+from .arguments import Nlvr2Arguments
 from .base import Rows
 from .base_rows import SentenceTask
 
 SIDES = ("left_image", "right_image")
-
-
-@dataclass
-class Nlvr2Arguments(FineTuningArguments):
-    """NLVR2; the defaults are the paper's."""
-
-    num_train_epochs: int = 10
-    per_device_train_batch_size: int = 16
-    learning_rate: float = 2e-5
-    min_learning_rate: float = 1e-6
-    warmup_learning_rate: float = 1e-5
-    warmup_steps: int = 100
 
 
 class VisualReasoning(SentenceTask):

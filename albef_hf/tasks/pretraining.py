@@ -18,9 +18,9 @@ from ..modeling_albef import AlbefForPreTraining
 from ..processing_albef import AlbefProcessor, added_tokens
 from ..retrieval_albef import score_all
 from ..training.arguments import PretrainingArguments
-from ..training.best_checkpoint import LatestModel
 from ..training.dataloaders import make_dataloader
 from ..training.model_setup import load_pretraining_model
+from ..training.saved_model import LatestModel
 from .base import Task
 
 CHECKED_CAPTIONS = 200  # for words that the tokenizer does not know

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, ClassVar
 
@@ -16,37 +15,10 @@ from ..data.scene_tasks import SceneCaptions
 from ..evaluation.retrieval_table import retrieval_table
 from ..modeling_albef import AlbefForRetrieval
 from ..retrieval_albef import MAX_TOKENS, RANKS, RetrievalScores, score_all
-from ..training.arguments import FineTuningArguments
+from .arguments import RetrievalArguments
 from .base import FineTuningTask, Rows, TextLimit, count_issues
 
 SAVED_RANKS = 10  # best answers of each query that are written down
-
-
-@dataclass
-class RetrievalArguments(FineTuningArguments):
-    """Retrieval; the defaults are the paper's for Flickr30k (COCO: 5 epochs, 256 candidates)."""
-
-    num_train_epochs: int = 10
-    per_device_train_batch_size: int = 32
-    learning_rate: float = 1e-5
-    min_learning_rate: float = 1e-6
-    warmup_learning_rate: float = 1e-5
-    warmup_steps: int = 100
-    rerank_k: int = field(default=128, metadata={"help": "candidates of each query that matching reranks"})
-    itc_weight: float = field(
-        default=0.0, metadata={"help": "weight of the cosine beside the matching score; 0: the paper"}
-    )
-    mismatch_weight: float = field(
-        default=1.0,
-        metadata={
-            "help": "weight of the logit of no match in the matching score; 1: log-odds, 0: the logit of a match "
-            "alone, as in the original's code"
-        },
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_at_least(1, "rerank_k")
 
 
 class RowsWithImageIndex(Sequence):

@@ -1,7 +1,6 @@
 """Text assignment, between pretraining and NLVR2 (section 5 of the paper, the original's `Pretrain_nlvr.py`)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,36 +9,12 @@ from transformers import PreTrainedModel
 from ..data import InvalidSampleError, SkipReason
 from ..data.scene_tasks import SceneCaptions
 from ..modeling_albef import AlbefForTextAssignment
-from ..training.arguments import FineTuningArguments
+from .arguments import MIN_IMAGES, TextAssignmentArguments
 from .base import Rows
 from .base_rows import RowTask
 from .retrieval import PairTask
 
 POSITIONS = ("first", "second", "neither")
-MIN_IMAGES = 3  # to draw from: a text's own one, and two others
-
-
-@dataclass
-class TextAssignmentArguments(FineTuningArguments):
-    """Text assignment; the defaults are the paper's, which has no teacher here."""
-
-    num_train_epochs: int = 1
-    per_device_train_batch_size: int = 64
-    learning_rate: float = 2e-5
-    min_learning_rate: float = 1e-5
-    warmup_learning_rate: float = 1e-5
-    warmup_steps: int = 100
-    alpha: float = 0.0
-    min_crop_scale: float = 0.2
-    max_tokens: int = 25
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_at_least(MIN_IMAGES, "per_device_train_batch_size", "per_device_eval_batch_size")
-        if self.alpha > 0:
-            raise ValueError(
-                f"alpha is {self.alpha}, but text assignment has no teacher, as in the paper; set it to 0."
-            )
 
 
 class TextAssignment(PairTask, RowTask):

@@ -4,7 +4,6 @@ import contextlib
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,34 +18,12 @@ from ..data.scene_tasks import SceneQuestions
 from ..metrics.vqa_accuracy.scoring import vqa_accuracy
 from ..modeling_albef import AlbefForQuestionAnswering
 from ..processing_albef import AlbefProcessor, replace_surrogates, tokenize
-from ..training.arguments import FineTuningArguments
+from .arguments import VqaArguments
 from .base import Rows, TextLimit, count_issues, flatten
 from .base_rows import LabelTask
 
 EVALUATION_WORDS = 50  # of a question in the evaluation, where the original cuts no tokens
 VISUAL_GENOME_WEIGHT = 0.5  # of its answers, which come from a single annotator
-
-
-@dataclass
-class VqaArguments(FineTuningArguments):
-    """Visual question answering; the defaults are the paper's."""
-
-    num_train_epochs: int = 8
-    per_device_train_batch_size: int = 32
-    learning_rate: float = 2e-5
-    min_learning_rate: float = 1e-6
-    warmup_learning_rate: float = 1e-5
-    warmup_steps: int = 400
-    max_tokens: int = 25
-    answer_list: str | None = field(
-        default=None, metadata={"help": "JSON list of answers to choose from; default: those of the training data"}
-    )
-    vg_root: str | None = field(
-        default=None, metadata={"help": 'folder of the images of rows whose "dataset" is "vg"; default: image_root'}
-    )
-    rank_candidates: int = field(
-        default=128, metadata={"help": "answers with the most probable first token, which are scored completely"}
-    )
 
 
 def given_answers(row: Mapping[str, Any]) -> list[str]:

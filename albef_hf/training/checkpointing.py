@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ..utils.files import fsync, is_write_error, remove, sha256
+from ..utils.files import file_problem, file_record, fsync, is_write_error, remove
 
 CHECKPOINTS = "checkpoints"  # folder in the directory of a run
 MANIFEST = "manifest.json"
@@ -230,7 +230,7 @@ def write_manifest(folder: Path, step: int, processes: int) -> None:
     files = {}
     for path in sorted(folder.iterdir()):
         fsync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        files[path.name] = file_record(path)
     content = {"step": step, "processes": processes, "albef_hf": version, "files": files}
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     fsync(folder / MANIFEST)
@@ -242,13 +242,10 @@ def verify(folder: Path) -> str | None:
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():
-            size = (folder / name).stat().st_size
-            if size != expected["bytes"]:
-                return f"{name} has {size} bytes instead of {expected['bytes']}"
-            if sha256(folder / name) != expected["sha256"]:
-                return f"the content of {name} is not what was written (SHA-256)"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
+            if problem := file_problem(folder / name, expected):
+                return problem
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} or a file that it lists cannot be read ({type(error).__name__}: {error})"
     return None

@@ -15,7 +15,6 @@ from ..momentum import MomentumTeacher
 from ..processing_albef import AlbefProcessor
 from ..utils.progress import log_library_progress
 from .arguments import TrainingArguments
-from .best_checkpoint import LAST
 from .dataloaders import steps_per_epoch
 from .distributed import make_accelerator
 from .guards import describe_skipped
@@ -25,6 +24,7 @@ from .lora import add_lora
 from .model_setup import freeze_encoders, make_teacher
 from .optimization import count_steps
 from .output_folder import LATER_RESULTS, end_training, lock_output_dir, prepare_output_dir, start_upload
+from .saved_model import LAST
 from .trainer import Trainer
 
 if TYPE_CHECKING:

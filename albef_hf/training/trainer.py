@@ -33,7 +33,7 @@ from .state import TrainingState
 from .throughput import FlopCounter, relative_distance
 
 if TYPE_CHECKING:
-    from .best_checkpoint import SavedModel
+    from .saved_model import SavedModel
 
 
 class Trainer:
@@ -257,7 +257,7 @@ class Trainer:
         if step % self.eval_steps and step != self.total_steps:
             return
         start = time.monotonic()
-        metrics = self.saved_model.evaluate(step)
+        metrics = self.saved_model.evaluate_and_save(step)
         self.log.write(step, metrics)
         self.recorder.window.exclude(time.monotonic() - start)
 

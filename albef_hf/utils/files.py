@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +28,27 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """Return the size and SHA-256 of a file, to be compared with later."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def size_problem(path: Path, size: int | None) -> str | None:
+    """Return how the size of a file differs from the recorded one, or None."""
+    if not path.is_file():
+        return f"{path} is missing"
+    actual_size = path.stat().st_size
+    return None if actual_size == size else f"{path} has {actual_size} bytes instead of {size}"
+
+
+def file_problem(path: Path, record: Mapping[str, Any]) -> str | None:
+    """Return how a file differs from its record, or None; this reads the whole file."""
+    problem = size_problem(path, record["bytes"])
+    if problem is None and sha256(path) != record["sha256"]:
+        problem = f"the content of {path} has changed since it was written (SHA-256)"
+    return problem
 
 
 def fsync(path: Path) -> None:

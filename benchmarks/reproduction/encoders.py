@@ -1,7 +1,7 @@
 """What all runs start from, as the paper's start from DeiT and BERT: encoders that have been trained each for itself.
 
-The image encoder is a ViT that has learned which shapes of which colours a scene has, the text side a BERT that has
-learned to fill gaps in captions. Neither has seen a picture beside its caption.
+The image encoder is a ViT that has learned which shapes of which colors a scene has, the text side a BERT that has
+learned to fill gaps in captions. Neither has seen an image beside its caption.
 """
 
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ def save_encoders(recipe: Path, folder: Path) -> None:
         vision = ViTForImageClassification(
             ViTConfig(num_labels=len(LABELS), problem_type="multi_label_classification", **settings["vision"])
         )
-        learn(vision, labelled_pictures(scenes, vision.config.image_size, settings["batch_size"]), settings)
+        learn(vision, labeled_images(scenes, vision.config.image_size, settings["batch_size"]), settings)
         vision.save_pretrained(folder / "vision")
 
 
@@ -63,7 +63,7 @@ def scene_tokenizer(folder: Path) -> BertTokenizer:
 
     With all of BERT's, most of so small a model would be embeddings of words that never occur.
     """
-    rows, size = 1000, 16  # the pictures are not looked at
+    rows, size = 1000, 16  # the images are not looked at
     texts = [caption for row in Scenes(rows, SEED, size) for caption in row["caption"]]
     texts += [*SceneQuestions.answers, *(row["question"] for row in SceneQuestions(rows, SEED, size))]
     texts += [row["sentence"] for kind in (SceneEntailment, ScenePairs) for row in kind(rows, SEED, size)]
@@ -75,8 +75,8 @@ def scene_tokenizer(folder: Path) -> BertTokenizer:
     return tokenizer
 
 
-def labelled_pictures(scenes: Scenes, image_size: int, batch_size: int) -> Iterator[Batch]:
-    """Pictures, and which of `LABELS` they show; without end."""
+def labeled_images(scenes: Scenes, image_size: int, batch_size: int) -> Iterator[Batch]:
+    """Images, and which of `LABELS` they show; without end."""
     images = BlipImageProcessorPil()
     augmentation = Augmentation(image_size, images.image_mean, images.image_std, 0.8, 0)
 

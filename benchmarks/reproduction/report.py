@@ -1,4 +1,4 @@
-"""The paper's Table 1 from a result file of reproduce.py, and a picture of it against the share of noise.
+"""The paper's Table 1 from a result file of reproduce.py, and a chart of it against the share of noise.
 
     python benchmarks/reproduction/report.py --results runs/reproduction/results.jsonl
 
@@ -111,7 +111,7 @@ MEASURED = tuple(dict.fromkeys((*COLUMNS, *BY_CONTRAST, *BY_BOTH, *BY_LOGIT, *BY
 
 
 def main() -> None:
-    """Print the tables, draw the picture."""
+    """Print the tables, draw the chart."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE / "results.jsonl", help="what reproduce.py has written")
     parser.add_argument("--plot", type=Path, help="the PNG to draw; default: beside the results")
@@ -231,7 +231,7 @@ def as_text(mean: float, half: float, sign: str = "") -> str:
     return f"{mean:{sign}z.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
 
 
-def plot(values: dict[float, Cells], picture: Path) -> None:
+def plot(values: dict[float, Cells], image: Path) -> None:
     """Each column against the share of noise: a dot for each seed, a line through the means of each row."""
     columns = [column for column in COLUMNS if any(key[1] == column for cells in values.values() for key in cells)]
     across = min(3, len(columns))
@@ -258,7 +258,7 @@ def plot(values: dict[float, Cells], picture: Path) -> None:
     }
     titles = [row.title for row in ROWS if row.title in handles]
     figure.legend([handles[title] for title in titles], titles, loc="outside lower center", ncols=3, fontsize=8)
-    figure.savefig(picture, dpi=110)
+    figure.savefig(image, dpi=110)
 
 
 if __name__ == "__main__":

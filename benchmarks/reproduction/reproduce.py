@@ -1,11 +1,11 @@
-"""The paper's Table 1 in the small: each way to pretrain, at several shares of noise, and what it does downstream.
+"""The paper's Table 1 at a small scale: each way to pretrain, at several shares of noise, and what it does downstream.
 
     python benchmarks/reproduction/reproduce.py --seeds 1 2 3 --noise 0 0.4 --tasks retrieval vqa --jobs 2
     python benchmarks/reproduction/report.py
 
 Data are the built-in scenes; half of the noise are captions of other scenes, half such that fit any. Each run that has
-ended is a line of the result file, and is not repeated; one that was stopped goes on from its checkpoint. So the same
-command goes on, and another adds seeds, shares or tasks. Recipes are the YAML files of a folder: `encoders.yaml`,
+ended is a line of the result file, and is not repeated; an interrupted one resumes from its checkpoint. So the same
+command resumes, and another adds seeds, shares or tasks. Recipes are the YAML files of a folder: `encoders.yaml`,
 `pretraining.yaml`, and `finetuning.yaml` for all tasks.
 """
 
@@ -201,7 +201,7 @@ def task_with(head: type[AlbefForPreTraining]) -> type[Pretraining]:
 def more_metrics(args: PretrainingArguments, accelerator: Accelerator) -> dict[str, float]:
     """Recall of a saved model where contrast names candidates and matching orders them, as the paper uses it.
 
-    Also by the logit of a match alone, as the original's `Retrieval.py` orders, and both steps among more pictures,
+    Also by the logit of a match alone, as the original's `Retrieval.py` orders, and both steps among more images,
     where chance has less part in what the second adds.
     """
     every = scores_of(args, accelerator)

@@ -203,8 +203,8 @@ def test_students_t(report):
 
 
 @pytest.fixture
-def reproduce(objectives, tmp_path):
-    """Runs the script in this process, or in one for each job, with the tiny recipes; returns what it says."""
+def reproduce(objectives, no_curves, tmp_path):
+    """Run the script in this process, or in one for each job, with the tiny recipes; return what it prints."""
     import reproduce
 
     def run(capsys, *arguments: str) -> str:
@@ -236,7 +236,7 @@ def what_matching_knows(model: Path, monkeypatch, capsys) -> None:
     assert all((negatives.random_texts(9) != torch.arange(9)).all() for _ in range(20))
 
 
-def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, capsys, monkeypatch):
+def test_all_of_it_runs_resumes_and_reports(reproduce, report, tmp_path, capsys, monkeypatch):
     """First a pretraining, then what is missing of a table, and nothing twice."""
     results = tmp_path / "out" / "results.jsonl"
     said = reproduce(capsys, "--pretrainings", "full", "--tasks", "--jobs", "2")
@@ -249,7 +249,7 @@ def test_the_whole_thing_runs_goes_on_and_reports(reproduce, report, tmp_path, c
         *("itc_of_many", "reranked_of_many"),
     }
     assert len(metrics) == 42 and metrics["itc_of_many_image_r10"] < metrics["itc_image_r10"] == 100
-    for by_logit in ("", "_by_logit"):  # of ten pictures, 16 candidates are all
+    for by_logit in ("", "_by_logit"):  # of ten images, 16 candidates are all
         for k in (1, 5, 10):
             assert metrics[f"itm{by_logit}_image_r{k}"] == metrics[f"reranked{by_logit}_image_r{k}"]
     assert "1 of 1 runs are to be done" in said and first.count("\n") == 1

@@ -11,7 +11,7 @@ from albef_hf.retrieval_albef import best_matches, encode_tokenized_texts, reran
 
 @pytest.fixture
 def still(config):
-    """No dropout, and weights at which different texts and pictures give different numbers."""
+    """No dropout, and weights at which different texts and images give different numbers."""
     config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
     config.initializer_range = config.text_config.initializer_range = config.vision_config.initializer_range = 0.2
     return config
@@ -44,12 +44,12 @@ def test_reranked_scores(still, layers):
     still.text_config.num_multimodal_layers = layers
     model = AlbefForPreTraining(still).eval()
     size = still.vision_config.image_size
-    pictures = torch.randn(5, 3, size, size)
+    pixel_values = torch.randn(5, 3, size, size)
     input_ids = torch.randint(1000, 2000, (9, 12))
     mask = (torch.arange(12) < torch.randint(2, 13, (9, 1))).long()
-    plain_of_images, plain_of_texts = plain_retrieval(model, pictures, input_ids, mask, k=3)
+    plain_of_images, plain_of_texts = plain_retrieval(model, pixel_values, input_ids, mask, k=3)
     with torch.no_grad():
-        images = model.get_image_features(pictures)
+        images = model.get_image_features(pixel_values)
     texts = encode_tokenized_texts(model, input_ids, mask)
     of_images = best_matches(images.pooler_output, texts.embeds, 3)[1]
     of_texts = best_matches(texts.embeds, images.pooler_output, 3)[1]
@@ -71,8 +71,8 @@ def test_ranked_answers(still):
     answers[:, 0] = 101
     lengths = torch.randint(3, 6, (20, 1))
     answers = answers.scatter(1, lengths - 1, 102).masked_fill(torch.arange(5) >= lengths, 0)
-    pictures = torch.randn(3, 3, size, size)
-    rows, probabilities = plain_ranking(model, questions, mask, pictures, answers, k=6)
-    ours, our_probabilities = model.rank_answers(questions, pictures, answers, mask, top_k=6)
+    pixel_values = torch.randn(3, 3, size, size)
+    rows, probabilities = plain_ranking(model, questions, mask, pixel_values, answers, k=6)
+    ours, our_probabilities = model.rank_answers(questions, pixel_values, answers, mask, top_k=6)
     assert torch.equal(ours, rows)
     assert_close(our_probabilities, probabilities, 1e-5, "probabilities")

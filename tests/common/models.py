@@ -47,7 +47,7 @@ def texts() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": random_attention_mask([BATCH, TOKENS])}
 
 
-def pictures(*pair: int) -> torch.Tensor:
+def images(*pair: int) -> torch.Tensor:
     return floats_tensor([BATCH, *pair, 3, VISION["image_size"], VISION["image_size"]])
 
 
@@ -72,7 +72,7 @@ class ModelTests(ModelTesterMixin):
         return self.get_config(), self.inputs()
 
     def inputs(self) -> dict:
-        return {**texts(), "pixel_values": pictures()}
+        return {**texts(), "pixel_values": images()}
 
     def labels(self, inputs: dict) -> dict:
         return {"labels": torch.arange(BATCH)}
@@ -98,7 +98,7 @@ class VisionModelTest(EncoderTests, unittest.TestCase):
         return AlbefVisionConfig(**VISION)
 
     def inputs(self) -> dict:
-        return {"pixel_values": pictures()}
+        return {"pixel_values": images()}
 
     def test_model_get_set_embeddings(self):
         """As for text, but what embeds patches is a convolution."""
@@ -205,7 +205,7 @@ class VisualReasoningTest(PairTests, unittest.TestCase):
     all_model_classes = (AlbefForVisualReasoning,)
 
     def inputs(self) -> dict:
-        return {**texts(), "pixel_values": pictures(2)}
+        return {**texts(), "pixel_values": images(2)}
 
 
 class TextAssignmentTest(PairTests, unittest.TestCase):
@@ -213,7 +213,7 @@ class TextAssignmentTest(PairTests, unittest.TestCase):
     additional_model_inputs = ["pixel_values", "image_pairs"]
 
     def inputs(self) -> dict:
-        # The first text makes do with the first picture, since it is also given to the model alone.
+        # The first text makes do with the first image, since it is also given to the model alone.
         return {**super().inputs(), "image_pairs": torch.tensor([[0, 0], [1, 2], [3, 2], [1, 3]])}
 
 

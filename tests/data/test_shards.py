@@ -578,7 +578,7 @@ def test_check_reports_changed_shards(prepare, shards, capsys):
     prepare("--output_dir", shards, "--check", "--num_workers", 0)
     assert "All shards match their index." in capsys.readouterr().out
     overwrite(shards / "00001.tar", 600, b"?")
-    with pytest.raises(SystemExit, match=r"00001.tar has changed since it was indexed \(SHA-256\)"):
+    with pytest.raises(SystemExit, match=r"00001.tar has changed since it was written \(SHA-256\)"):
         prepare("--output_dir", shards, "--check", "--num_workers", 0)
 
 
@@ -733,9 +733,9 @@ def test_a_folder_without_pairs_is_refused(prepare, tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_held_out_pictures_are_in_no_training_row(run, shards):
+def test_held_out_images_are_in_no_training_row(run, shards):
     training, held_out = hold_out(Shards([shards, shards]), 1000, seed=0)
-    assert len(training) == 32 and len(held_out) == 2  # a tenth of 17 pictures, each of which is there twice
+    assert len(training) == 32 and len(held_out) == 2  # a tenth of 17 images, each of which is there twice
     assert not set(training.image_ids()) & set(held_out.image_ids())
     assert Counter(captions_of(held_out)).most_common(1)[0][1] == 2
 

@@ -33,7 +33,7 @@ def test_two_processes_count_every_row_once(run, pretrained, photographs, tmp_pa
 def test_results_in_the_directory_of_a_model_do_not_replace_those_of_its_training(run, pretrained, tmp_path):
     run("finetune", "entailment", *small(pretrained, tmp_path / "tuned"))
     trained = results_of(tmp_path / "tuned")
-    options = ["--model", tmp_path / "tuned", "--validation_size", 7]
+    options = ["--model", tmp_path / "tuned", "--scenes", 24, "--validation_size", 7]
     run("evaluate", "entailment", *options)
     run("evaluate", "entailment", *options, "--output_dir", tmp_path / "tuned")
     assert results_of(tmp_path / "tuned") == trained

@@ -2,15 +2,13 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from search_fixtures import *  # noqa: F403
 from search_fixtures import flip, noise
 
-from albef_hf.search import cli, commands
+from albef_hf.search import commands
 from albef_hf.search.cli import build_search_parser
 
 
@@ -132,19 +130,6 @@ def test_renamed_options_are_refused(run, capsys, words, renamed):
 def test_hyphens_are_accepted():
     options = build_search_parser().parse_args(["red", "--rerank-k", "5", "--itc-weight", "1", "--top-k", "3"])
     assert (options.rerank_k, options.itc_weight, options.top_k) == (5, 1.0, 3)
-
-
-@pytest.mark.parametrize("program", ["index", "search"])
-def test_parsers_import_nothing_heavy(program):
-    """The file is run outside of its package, so that it cannot import the package either."""
-    code = f"""
-import runpy, sys
-for name in ("albef_hf", "faiss", "numpy", "PIL", "torch", "transformers"):
-    sys.modules[name] = None
-print(runpy.run_path({cli.__file__!r})["build_{program}_parser"]().format_help())
-"""
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert f"usage: albef {program}" in shown.stdout
 
 
 def test_an_index_at_the_former_default_place_is_found(tmp_path, monkeypatch):

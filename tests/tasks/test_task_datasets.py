@@ -18,7 +18,7 @@ PICTURE = datasets.Image()
 TEXT = datasets.Value("string")
 
 
-def picture(color: str = "red") -> bytes:
+def image_bytes(color: str = "red") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (40, 50), color).save(buffer, "PNG")
     return buffer.getvalue()
@@ -51,7 +51,7 @@ def evaluated(task, pretrained_kind=None) -> tuple[dict, list[dict]]:
 
 def test_numbered_labels_are_read_by_their_names(task_on):
     order = datasets.ClassLabel(names=["entailment", "neutral", "contradiction"])  # SNLI's; the model has another
-    columns = {"image": [stored(picture())] * 4, "sentence": ["it is red"] * 4, "label": [0, 1, 2, -1]}
+    columns = {"image": [stored(image_bytes())] * 4, "sentence": ["it is red"] * 4, "label": [0, 1, 2, -1]}
     task = task_on("entailment", columns, {"image": PICTURE, "sentence": TEXT, "label": order})
     rows = task.validation_rows()
     assert [row["label"] for row in rows] == ["entailment", "neutral", "contradiction", None]
@@ -66,7 +66,7 @@ def test_numbered_labels_are_read_by_their_names(task_on):
 
 def test_numbered_answers_and_identifiers_are_read_by_what_they_mean(task_on):
     words = datasets.ClassLabel(names=["red", "blue"])
-    columns = {"image": [stored(picture())] * 2, "question": ["what colour?"] * 2, "answers": [[0, 1, 1], [1]]}
+    columns = {"image": [stored(image_bytes())] * 2, "question": ["what color?"] * 2, "answers": [[0, 1, 1], [1]]}
     features = {"image": PICTURE, "question": TEXT, "answers": datasets.List(words)}
     task = task_on("vqa", columns, features, "answer=answers")
     assert [task.answers(row) for row in task.train_rows()] == [["red", "blue", "blue"], ["blue"]]
@@ -74,14 +74,14 @@ def test_numbered_answers_and_identifiers_are_read_by_what_they_mean(task_on):
     features["answers"] = datasets.List({"answer": words, "id": datasets.Value("int64")})
     task = task_on("vqa", columns, features, "answer=answers")
     assert [task.answers(row) for row in task.train_rows()] == [["red"], ["blue"]]
-    columns = {"image": [stored(picture())] * 3, "caption": ["a", "b", "c"], "image_id": [7.0, 8.0, 7.0]}
+    columns = {"image": [stored(image_bytes())] * 3, "caption": ["a", "b", "c"], "image_id": [7.0, 8.0, 7.0]}
     features = {"image": PICTURE, "caption": TEXT, "image_id": datasets.Value("float64")}
     assert [row["image_index"] for row in task_on("retrieval", columns, features).train_rows()] == [0, 1, 0]
 
 
 def test_a_dataset_is_trained_on_and_evaluated_from_the_command_line(task_on, run, pretrained, tmp_path):
     order = datasets.ClassLabel(names=["entailment", "neutral", "contradiction"])
-    columns = {"photo": [stored(picture())] * 12, "hypothesis": ["it is red"] * 12, "gold": [0, 1, 2] * 4}
+    columns = {"photo": [stored(image_bytes())] * 12, "hypothesis": ["it is red"] * 12, "gold": [0, 1, 2] * 4}
     features = {"photo": PICTURE, "hypothesis": TEXT, "gold": order}
     named = ("image=photo", "sentence=hypothesis", "label=gold")
     task_on("entailment", columns, features, *named)  # writes the file
@@ -96,14 +96,14 @@ def test_a_dataset_is_trained_on_and_evaluated_from_the_command_line(task_on, ru
 
 
 def test_captions_of_a_picture_share_its_number(task_on, config):
-    pictures = [stored(picture(color)) for color in ("red", "blue", "red")]
-    columns = {"image": pictures, "caption": ["all red", "all blue", "one colour"], "image_id": [7, 8, 7]}
+    images = [stored(image_bytes(color)) for color in ("red", "blue", "red")]
+    columns = {"image": images, "caption": ["all red", "all blue", "one color"], "image_id": [7, 8, 7]}
     for kind in ("int64", "int32", "string"):
         features = {"image": PICTURE, "caption": TEXT, "image_id": datasets.Value(kind)}
         task = task_on("retrieval", columns, features)
         assert [row["image_index"] for row in task.train_rows()] == [0, 1, 0]
     metrics, predictions = evaluated(task, config)
-    assert len([found for found in predictions if "texts" in found]) == 2, "two pictures, not three"
+    assert len([found for found in predictions if "texts" in found]) == 2, "two images, not three"
     assert task.baselines([], task.validation_rows()) == {"chance_r1": 50}
     columns["file"], features["file"] = columns.pop("image_id"), features.pop("image_id")
     task = task_on("retrieval", columns | {"file": ["x", "y", "x"]}, features, "image_id=file")
@@ -119,7 +119,7 @@ def test_pictures_that_are_paths_are_told_apart_by_them(task_on):
 def test_boxes_of_a_dataset_are_chosen_from(task_on, config):
     boxes = datasets.List(datasets.List(datasets.Value("float64")))
     columns = {
-        "image": [stored(picture())] * 2,
+        "image": [stored(image_bytes())] * 2,
         "text": ["the red thing", "the thing"],
         "bbox": [[0.0, 0.0, 20.0, 20.0]] * 2,
         "boxes": [[[0.0, 0.0, 20.0, 20.0], [20.0, 20.0, 20.0, 20.0]]] * 2,
@@ -136,8 +136,8 @@ def test_questions_keep_their_types_and_sources(task_on):
     answer = {"answer": TEXT, "answer_id": datasets.Value("int64")}
     given = [[{"answer": "red", "answer_id": n} for n in range(9)] + [{"answer": "pink", "answer_id": 9}]]
     columns = {
-        "image": [stored(picture())] * 2,
-        "question": ["what colour?", "is it red?"],
+        "image": [stored(image_bytes())] * 2,
+        "question": ["what color?", "is it red?"],
         "answers": given + [[{"answer": "yes", "answer_id": 0}]],
         "question_id": [5, 6],
         "answer_type": ["other", "yes/no"],
@@ -156,7 +156,7 @@ def test_questions_keep_their_types_and_sources(task_on):
 
 
 def test_one_broken_picture_of_two_ends_nothing(task_on, config):
-    pairs = [[stored(picture()), stored(b"no picture")], [stored(picture()), stored(picture("blue"))]]
+    pairs = [[stored(image_bytes()), stored(b"no image")], [stored(image_bytes()), stored(image_bytes("blue"))]]
     columns = {"images": pairs, "sentence": ["one is red"] * 2, "label": [True, False]}
     features = {"images": datasets.List(PICTURE), "sentence": TEXT, "label": datasets.Value("bool")}
     task = task_on("nlvr2", columns, features)
@@ -167,8 +167,8 @@ def test_one_broken_picture_of_two_ends_nothing(task_on, config):
 
 def test_pairs_of_pictures_may_have_a_column_each(task_on, config):
     columns = {
-        "left": [stored(picture()), stored(b"no picture")],
-        "right": [stored(picture("blue"))] * 2,
+        "left": [stored(image_bytes()), stored(b"no image")],
+        "right": [stored(image_bytes("blue"))] * 2,
         "sentence": ["one is red"] * 2,
         "label": ["True", "false"],
     }
@@ -184,7 +184,7 @@ def test_pairs_of_pictures_may_have_a_column_each(task_on, config):
 
 
 def test_text_assignment_reads_captions_of_a_dataset(task_on):
-    columns = {"image": [stored(picture())] * 3, "text": ["a", "b", "c"], "other": [1, 2, 3]}
+    columns = {"image": [stored(image_bytes())] * 3, "text": ["a", "b", "c"], "other": [1, 2, 3]}
     features = {"image": PICTURE, "text": TEXT, "other": datasets.Value("int64")}
     task = task_on("text_assignment", columns, features, "caption=text")
     rows = task.train_rows()
@@ -193,7 +193,7 @@ def test_text_assignment_reads_captions_of_a_dataset(task_on):
 
 
 def test_a_column_that_is_not_there_or_named_twice_is_told(task_on):
-    columns = {"image": [stored(picture())], "caption": ["a"]}
+    columns = {"image": [stored(image_bytes())], "caption": ["a"]}
     features = {"image": PICTURE, "caption": TEXT}
     for named, message in (
         ("image_id=number", "no column 'number'; set columns image_id=... to one of image, caption"),
@@ -207,7 +207,7 @@ def test_a_column_that_is_not_there_or_named_twice_is_told(task_on):
 def test_files_to_evaluate_on_win_over_a_dataset(task_on, tmp_path: Path):
     file = tmp_path / "validation.json"
     file.write_text('[{"image": "other.png", "caption": "of the file"}]')
-    columns = {"image": [stored(picture())], "caption": ["of the dataset"]}
+    columns = {"image": [stored(image_bytes())], "caption": ["of the dataset"]}
     task = task_on("retrieval", columns, {"image": PICTURE, "caption": TEXT}, validation_files=[str(file)])
     assert [row["caption"] for row in task.validation_rows()] == ["of the file"]
     assert [row["caption"] for row in task.train_rows()] == ["of the dataset"]

@@ -25,7 +25,7 @@ UNUSABLE = ([], [None], "\u200b", ["\u0301"], " ", [float("nan")], {"answer": No
 
 
 def test_questions_without_answers_get_predictions_and_no_accuracy(run, pretrained, photographs, tmp_path, capsys):
-    rows = [{"question_id": 7 + number, "image": "a.png", "question": "What colour?"} for number in range(3)]
+    rows = [{"question_id": 7 + number, "image": "a.png", "question": "What color?"} for number in range(3)]
     files = {
         "train_files": write(tmp_path, "train.json", FILES["vqa"] * 6),
         "validation_files": write(tmp_path, "validation.json", FILES["vqa"]),
@@ -49,7 +49,7 @@ def test_questions_without_answers_get_predictions_and_no_accuracy(run, pretrain
 def test_unusable_answers_are_counted(processor, config, photographs):
     task = make_task("vqa", processor, image_root=str(photographs), train_files=["none.json"])
     task.answer_list = ["red", "blue"]
-    good = {"image": "a.png", "question": "What colour?"}
+    good = {"image": "a.png", "question": "What color?"}
     rows = [{**good, "answer": answer} for answer in (*UNUSABLE, ["red", None, "red"], "\ud800", "blue")]
     metrics, predictions = evaluated(task, config, rows)
     assert [found["row"] for found in predictions] == [7, 8, 9]
@@ -428,7 +428,7 @@ def test_the_best_model_is_not_chosen_by_the_test_splits(processor):
 
 
 def test_the_center_prior_is_the_box_nearest_to_the_center(processor):
-    """The centre (50, 20) lies in the first box and is nearest to the middle of the second."""
+    """The center (50, 20) lies in the first box and is nearest to the middle of the second."""
     task = make_task("grounding", processor)
     boxes = [[0, 0, 60, 40], [40, 22, 20, 18]]
     rows = [{"bbox": box, "boxes": boxes} for box in boxes]

@@ -87,7 +87,7 @@ def test_checkpoints_on_another_disk_are_cleared_there(checkpoints, tmp_path):
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
         (lambda folder: (folder / "weights").unlink(), "weights is missing"),
         (lambda folder: (folder / "weights").write_bytes(b"w" * 49_999), "weights has 49999 bytes instead of 50000"),
-        (lambda folder: (folder / "weights").write_bytes(b"v" * 50_000), "the content of weights is not"),
+        (lambda folder: (folder / "weights").write_bytes(b"v" * 50_000), "weights has changed since it was written"),
     ],
     ids=["manifest-cut", "manifest-other", "manifest-deep", "manifest-gone", "file-gone", "file-cut", "file-changed"],
 )

@@ -1,5 +1,6 @@
 """The training loop, from the command line to the files that it writes."""
 
+import functools
 import inspect
 import itertools
 import json
@@ -10,18 +11,25 @@ import sys
 
 import pytest
 import torch
+from accelerate.utils import TorchDynamoPlugin
 from conftest import assert_colleagues_can_read
 from paths import TESTS
 from PIL import Image
 from small_pretraining import TINY_MODEL, records_of, small_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch._dynamo.utils import counters
 
 from albef_hf import AlbefForPreTraining, AlbefProcessor, MomentumTeacher, modeling_albef
 from albef_hf.data import PretrainingCollator, Scenes
+from albef_hf.training import distributed, logging
+from albef_hf.training.curves import plot_curves
 from albef_hf.training.trainer import Trainer
 
+LONG = bool(os.environ.get("ALBEF_LONG"))
 
-def test_output_directory_of_a_run(pretrain):
+
+def test_output_directory_of_a_run(pretrain, monkeypatch):
+    monkeypatch.setattr(logging, "plot_curves", plot_curves)  # which others do without
     folder = pretrain("--eval_steps", "2")
     assert_colleagues_can_read(folder)
     names = {path.name for path in folder.iterdir()}
@@ -125,13 +133,28 @@ def test_every_way_to_train(pretrain, arguments):
     AlbefForPreTraining.from_pretrained(folder)
 
 
-def test_compiled_layers_compute_and_save_the_same(pretrain, tmp_path):
-    """Student and teacher, losses and weights; without dropout, whose draws differ when compiled."""
+def eager_graphs(plugin: type, backend: str, **options) -> TorchDynamoPlugin:
+    assert backend == "inductor"
+    return plugin(backend="eager", **options)
+
+
+def test_compiled_layers_compute_and_save_the_same(pretrain, monkeypatch):
+    """Student and teacher, losses and weights; without dropout, whose draws differ when compiled.
+
+    Layers are traced and guarded as ever, but their graphs are run by PyTorch instead of by generated C++, which takes
+    minutes to compile.
+    """
+    if not LONG:
+        monkeypatch.setattr(distributed, "TorchDynamoPlugin", functools.partial(eager_graphs, TorchDynamoPlugin))
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    counters.clear()
     text_config = {**TINY_MODEL["text_config"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model_config = json.dumps({**TINY_MODEL, "text_config": text_config})
     results = []
     for arguments in (["--torch_compile"], []):
-        folder = pretrain("--model_config", model_config, "--logging_steps", "1", *arguments)
+        folder = pretrain("--model_config", model_config, "--logging_steps", "1", *arguments, steps=2)
+        graphs = counters["stats"].pop("unique_graphs", 0)
+        assert (graphs > 0) == bool(arguments)
         student, report = AlbefForPreTraining.from_pretrained(folder, output_loading_info=True)
         assert not report["missing_keys"] and not report["unexpected_keys"]
         teacher = MomentumTeacher.from_pretrained(folder, student)

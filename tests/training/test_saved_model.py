@@ -17,8 +17,8 @@ from task_rows import results_of, small
 
 from albef_hf.tasks import find_task
 from albef_hf.training.arguments import TrainingArguments
-from albef_hf.training.best_checkpoint import BestModel
 from albef_hf.training.logging import RunLog
+from albef_hf.training.saved_model import BestModel
 
 
 @TENSORBOARD
@@ -62,7 +62,7 @@ def test_all_processes_agree_on_the_best_model_if_it_cannot_be_written(tmp_path)
         student, log = Mock(), RunLog(accelerator, tmp_path, 1, 1)
         best = BestModel(task, [], {}, student, None, accelerator, log, None)
         student.save_pretrained.side_effect = OSError(errno.ENOSPC, "full")
-        best.evaluate(1)
+        best.evaluate_and_save(1)
         end.send(best.metrics)
         os._exit(0)
 

@@ -52,7 +52,7 @@ class SavedModel(ABC):
     metrics: dict[str, float] = field(default_factory=dict)
 
     @abstractmethod
-    def evaluate(self, step: int) -> dict[str, float]:
+    def evaluate_and_save(self, step: int) -> dict[str, float]:
         """Return the metrics of the model as it is now, and save it if it is to be kept."""
 
     @abstractmethod
@@ -106,7 +106,7 @@ class SavedModel(ABC):
 class LatestModel(SavedModel):
     """Save the model at each evaluation, as pretraining does."""
 
-    def evaluate(self, step: int) -> dict[str, float]:
+    def evaluate_and_save(self, step: int) -> dict[str, float]:
         """Save the model, then return its metrics."""
         saved = self.save(self.folder)
         self.accelerator.wait_for_everyone()
@@ -148,7 +148,7 @@ class LatestModel(SavedModel):
 class BestModel(SavedModel):
     """Save the best model so far, with its predictions; the last one is saved beside it."""
 
-    def evaluate(self, step: int) -> dict[str, float]:
+    def evaluate_and_save(self, step: int) -> dict[str, float]:
         """Return the metrics of the model, and save it if it is the best so far."""
         metrics, predictions = self.task.evaluate(self.student, self.validation, self.accelerator)
         self._report(step, metrics, predictions)

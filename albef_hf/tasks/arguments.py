@@ -1,0 +1,140 @@
+"""Options of the downstream tasks; the defaults are the paper's.
+
+The class of a task is named after it: that of `text_assignment` is `TextAssignmentArguments`. Only light libraries are
+imported here, so that `--help` needs neither torch nor the models.
+"""
+
+from dataclasses import dataclass, field
+
+from ..training.arguments import FineTuningArguments
+
+HEATMAPS = ("matching", "contrast")  # of grounding
+MIN_IMAGES = 3  # in a batch of text assignment: a text's own image, and two others
+
+
+@dataclass
+class RetrievalArguments(FineTuningArguments):
+    """Retrieval; the defaults are the paper's for Flickr30k (COCO: 5 epochs, 256 candidates)."""
+
+    num_train_epochs: int = 10
+    per_device_train_batch_size: int = 32
+    learning_rate: float = 1e-5
+    min_learning_rate: float = 1e-6
+    warmup_learning_rate: float = 1e-5
+    warmup_steps: int = 100
+    rerank_k: int = field(default=128, metadata={"help": "candidates of each query that matching reranks"})
+    itc_weight: float = field(
+        default=0.0, metadata={"help": "weight of the cosine beside the matching score; 0: the paper"}
+    )
+    mismatch_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "weight of the logit of no match in the matching score; 1: log-odds, 0: the logit of a match "
+            "alone, as in the original's code"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(1, "rerank_k")
+
+
+@dataclass
+class EntailmentArguments(FineTuningArguments):
+    """Visual entailment; the defaults are the paper's."""
+
+    num_train_epochs: int = 5
+    per_device_train_batch_size: int = 32
+    learning_rate: float = 2e-5
+    min_learning_rate: float = 1e-6
+    warmup_learning_rate: float = 1e-5
+    warmup_steps: int = 100
+    alpha_ramp_steps: int = 0
+    image_suffix: str = field(
+        default="", metadata={"help": "appended to the names of images, such as .jpg for SNLI-VE's Flickr30k numbers"}
+    )
+
+
+@dataclass
+class Nlvr2Arguments(FineTuningArguments):
+    """NLVR2; the defaults are the paper's."""
+
+    num_train_epochs: int = 10
+    per_device_train_batch_size: int = 16
+    learning_rate: float = 2e-5
+    min_learning_rate: float = 1e-6
+    warmup_learning_rate: float = 1e-5
+    warmup_steps: int = 100
+
+
+@dataclass
+class VqaArguments(FineTuningArguments):
+    """Visual question answering; the defaults are the paper's."""
+
+    num_train_epochs: int = 8
+    per_device_train_batch_size: int = 32
+    learning_rate: float = 2e-5
+    min_learning_rate: float = 1e-6
+    warmup_learning_rate: float = 1e-5
+    warmup_steps: int = 400
+    max_tokens: int = 25
+    answer_list: str | None = field(
+        default=None, metadata={"help": "JSON list of answers to choose from; default: those of the training data"}
+    )
+    vg_root: str | None = field(
+        default=None, metadata={"help": 'folder of the images of rows whose "dataset" is "vg"; default: image_root'}
+    )
+    rank_candidates: int = field(
+        default=128, metadata={"help": "answers with the most probable first token, which are scored completely"}
+    )
+
+
+@dataclass
+class GroundingArguments(RetrievalArguments):
+    """Grounding; the defaults are the paper's."""
+
+    num_train_epochs: int = 5
+    min_crop_scale: float = 1.0
+    refer_root: str | None = field(
+        default=None, metadata={"help": "folder with refs(unc).p, instances.json and the box file of RefCOCO+"}
+    )
+    box_file: str = field(
+        default="dets.json", metadata={"help": "boxes to choose from: dets.json, detected; cocos.json, annotated"}
+    )
+    heatmap: str = field(
+        default="matching", metadata={"help": "matching: of the matching score through the text's attention; contrast"}
+    )
+    layer: int = field(
+        default=-1, metadata={"help": "layer of the heat map, from 0; -1: the paper's, or the last one for contrast"}
+    )
+    box_alpha: float = field(
+        default=0.5, metadata={"help": "exponent of the area by which the heat in a box is divided"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heatmap not in HEATMAPS:
+            raise ValueError(f"heatmap is {self.heatmap!r}; choose {' or '.join(HEATMAPS)}.")
+
+
+@dataclass
+class TextAssignmentArguments(FineTuningArguments):
+    """Text assignment; the defaults are the paper's, which has no teacher here."""
+
+    num_train_epochs: int = 1
+    per_device_train_batch_size: int = 64
+    learning_rate: float = 2e-5
+    min_learning_rate: float = 1e-5
+    warmup_learning_rate: float = 1e-5
+    warmup_steps: int = 100
+    alpha: float = 0.0
+    min_crop_scale: float = 0.2
+    max_tokens: int = 25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(MIN_IMAGES, "per_device_train_batch_size", "per_device_eval_batch_size")
+        if self.alpha > 0:
+            raise ValueError(
+                f"alpha is {self.alpha}, but text assignment has no teacher, as in the paper; set it to 0."
+            )
