@@ -65,18 +65,14 @@ class AlbefImageEncoder(nn.Module):
         self.width = config.image_hidden_size
         self.encoder = _build(config.vision_config)
         self.is_native_size = self.input_size == _native_size(config.vision_config, self.input_size)
-        parameters = {name.rpartition(".")[2]: weight for name, weight in self.encoder.named_parameters()}
-        tokens = [_count_tokens(parameters[name]) for name in _OTHER_PREFIX_TOKENS & parameters.keys()]
-        model_type = config.vision_config.model_type
-        has_class_token = bool(_CLASS_TOKENS & parameters.keys()) or model_type in _POOLED_FIRST
-        self.num_prefix_tokens = has_class_token + sum(tokens)
-        self.num_registers = self.num_prefix_tokens - has_class_token if config.image_registers else 0
-        self.pooling = config.image_pooling
-        if self.pooling is None:
-            self.pooling = "cls" if has_class_token and model_type not in _POOLERS else "pooler"
+        class_tokens, other_tokens = _count_prefix_tokens(self.encoder)
+        self.num_prefix_tokens = class_tokens + other_tokens
+        self.num_registers = other_tokens if config.image_registers else 0
+        has_better_pooler = config.vision_config.model_type in _POOLERS
+        self.pooling = config.image_pooling or ("cls" if class_tokens and not has_better_pooler else "pooler")
         if self.pooling == "cls":
-            if not has_class_token:
-                raise ValueError(f"{model_type} has no class token: set image_pooling to pooler or mean.")
+            if not class_tokens:
+                raise ValueError(f"{type(self.encoder).__name__} has no class token: set image_pooling to mean.")
             if getattr(self.encoder, "pooler", None) is not None:
                 self.encoder.pooler = None  # its weights would have no gradient
         for name, weight in self.encoder.named_parameters():
@@ -204,9 +200,12 @@ def _native_size(config: PreTrainedConfig, default: tuple[int, int]) -> tuple[in
     return size_pair(size) if size else default
 
 
-def _count_tokens(weight: torch.Tensor) -> int:
-    """Return the number of tokens of a learned (1, tokens, width) or (width,) parameter."""
-    return weight.shape[-2] if weight.ndim > 1 else 1
+def _count_prefix_tokens(model: PreTrainedModel) -> tuple[int, int]:
+    """Return the number of class tokens, and of other tokens that come between them and the patches."""
+    weights = {name.rpartition(".")[2]: weight for name, weight in model.named_parameters()}
+    class_tokens = int(bool(_CLASS_TOKENS & weights.keys()) or model.config.model_type in _POOLED_FIRST)
+    # Each is (1, tokens, width); DeiT's distillation token is one of them.
+    return class_tokens, sum(weights[name].shape[-2] for name in _OTHER_PREFIX_TOKENS & weights.keys())
 
 
 __all__ = ["AlbefImageEncoder", "AlbefImageEncoderOutput"]

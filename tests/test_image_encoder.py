@@ -194,7 +194,7 @@ def test_the_first_state_is_what_the_configuration_says(pooling):
     expected = own.pooler_output if pooling == "pooler" else own.last_hidden_state[:, 1:].mean(1)
     assert torch.equal(states[:, 0], expected) and states.shape[1] == 17
     assert model.config.to_dict()["image_pooling"] == pooling
-    with pytest.raises(ValueError, match="resnet has no class token"):
+    with pytest.raises(ValueError, match="ResNetModel has no class token"):
         AlbefForRetrieval(config_of("resnet", image_pooling="cls"))
     with pytest.raises(ValueError, match="choose from cls, pooler, mean"):
         config_of("resnet", image_pooling="max")
