@@ -61,8 +61,7 @@ UNSAVED_DEFAULTS = {
     "image_pooling": None,
     "image_registers": False,
 }
-TEXT_POOLINGS = ("cls", "mean")
-IMAGE_POOLINGS = ("cls", "pooler", "mean")
+POOLINGS = {"text_pooling": ("cls", "mean"), "image_pooling": (None, "cls", "pooler", "mean")}
 DEFAULT_IMAGE_SIZE = 224  # of image models without one, such as ResNet
 
 
@@ -119,6 +118,19 @@ class AlbefVisionConfig(PreTrainedConfig):
         """Return the rows and columns of patches."""
         height, width = size_pair(self.image_size)
         return height // self.patch_size, width // self.patch_size
+
+    def set_image_size(self, size: int | Sequence[int]) -> None:
+        """Change the size of the images, and remember the grid of saved positions, which are resampled when loaded."""
+        saved_grid = getattr(self, "saved_grid", self.grid)
+        self.image_size = size if isinstance(size, int) else list(size)
+        self.validate_patches()
+        self.saved_grid = saved_grid
+
+    def to_dict(self) -> dict:
+        """Serialize as transformers does; what is saved has the positions of the present grid."""
+        settings = super().to_dict()
+        settings.pop("saved_grid", None)
+        return settings
 
     def validate_heads(self) -> None:
         """Check that the heads share the width evenly."""
@@ -221,12 +233,12 @@ class AlbefConfig(PreTrainedConfig):
         text_config: An `AlbefTextConfig` or the dictionary of one.
         projection_dim: Width of the space in which images and texts are contrasted.
         image_size: Height and width of the input images in pixels, or the two as a pair, if the image model of
-            transformers was made for another size. It interpolates its positions as it does itself. The paper's ViT
-            has its size in `vision_config`.
+            transformers was made for another size. It interpolates its positions as it does itself. For the paper's
+            ViT, this sets the size in `vision_config`.
         image_pooling: The first state of the image encoder, which is contrasted: "cls" for its class token, "pooler"
             for its pooled output, "mean" for the mean of the patches. By default what the image model was trained
             with, see `image_encoder_albef.py`; the paper's ViT always has "cls".
-        image_registers: Whether register tokens, such as those of DINOv2 and DINOv3, are states, too.
+        image_registers: Keep the states of register tokens, such as those of DINOv2 and DINOv3.
         text_pooling: State of a text that is contrasted with images: "cls", that of its first token as in the paper,
             or "mean", the mean over its tokens, as in sentence encoders.
         initial_temperature: Starting value of the learned temperature of the contrastive loss.
@@ -263,7 +275,9 @@ class AlbefConfig(PreTrainedConfig):
         self.vision_config = read_vision_config(self.vision_config)
         if not isinstance(self.text_config, PreTrainedConfig):
             self.text_config = AlbefTextConfig(**(self.text_config or {}))
-        self._check_image_settings()
+        if self.image_size is not None:
+            self.set_input_size(self.image_size)
+        self.check_image_settings()
         self.text_config.encoder_hidden_size = self.image_hidden_size
         if self.id2label is None and self.label2id is not None:
             self.id2label = _invert(self.label2id)
@@ -284,18 +298,14 @@ class AlbefConfig(PreTrainedConfig):
         self.classes_saved_by = saved_by if named else None
         self.classes_asked_for = asked_for
         _check_ranges(self)
-        if self.text_pooling not in TEXT_POOLINGS:
-            raise ValueError(f"text_pooling is {self.text_pooling!r}; it must be one of {', '.join(TEXT_POOLINGS)}.")
 
-    def _check_image_settings(self) -> None:
-        if self.image_pooling not in (None, *IMAGE_POOLINGS):
-            raise ValueError(f"image_pooling is {self.image_pooling!r}; choose from {', '.join(IMAGE_POOLINGS)}.")
-        names = ("image_size", "image_pooling", "image_registers")
-        given = [name for name in names if getattr(self, name)]
+    def check_image_settings(self) -> None:
+        """Raise a `ValueError` for settings that the paper's ViT does not have."""
+        given = [name for name in ("image_pooling", "image_registers") if getattr(self, name)]
         if given and self.has_albef_vit:
             raise ValueError(
-                f"{', '.join(given)}: for other image models than the paper's ViT. Its size is image_size of "
-                "vision_config, and it has a class token and no registers."
+                f"{' and '.join(given)}: the paper's ViT has a class token and no registers; remove the setting, or "
+                "choose another image model."
             )
 
     @property
@@ -314,7 +324,7 @@ class AlbefConfig(PreTrainedConfig):
         """Return the width of the image encoder's states.
 
         Raises:
-            ValueError: If the configuration of the image model does not tell.
+            ValueError: If the configuration of the image model does not contain it.
         """
         vision: Any = self.vision_config
         sizes = getattr(vision, "hidden_sizes", None) or [None]
@@ -341,17 +351,21 @@ class AlbefConfig(PreTrainedConfig):
             ValueError: If patches of the paper's ViT do not tile such an image.
         """
         if self.has_albef_vit:
-            self.vision.image_size = size if isinstance(size, int) else list(size)
-            self.vision.validate_patches()
+            self.vision.set_image_size(size)
         else:
-            self.image_size = size if isinstance(size, int) else list(size)
+            super().__setattr__("image_size", size if isinstance(size, int) else list(size))
 
     @property
     def text(self) -> AlbefTextConfig:
         """Return `text_config`, which is no longer a dictionary."""
         return cast(AlbefTextConfig, self.text_config)
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in POOLINGS and value not in POOLINGS[name]:
+            raise ValueError(f"{name} is {value!r}; choose from {', '.join(filter(None, POOLINGS[name]))}.")
+        if name == "image_size" and value is not None and isinstance(self.vision_config, PreTrainedConfig):
+            self.set_input_size(value)  # of the paper's ViT, it belongs to vision_config
+            return
         super().__setattr__(name, value)
         if name in ("num_labels", "id2label"):
             super().__setattr__("classes_asked_for", True)

@@ -69,16 +69,16 @@ def check_images(pixel_values: torch.Tensor | None) -> None:
         raise ValueError("There is no image: pass at least one, (batch, channels, height, width).")
 
 
-def check_states(states: torch.Tensor, width: int) -> torch.Tensor:
+def check_states(states: torch.Tensor, tokens: int | None, width: int) -> torch.Tensor:
     """Return states of images that were encoded before.
 
     Raises:
-        ValueError: If they have another width than those of the encoder.
+        ValueError: If they have another shape than those of the encoder; the number of tokens is not always known.
     """
-    if states.shape[-1] != width:
+    if states.shape[-1] != width or tokens not in (None, states.shape[1]):
         raise ValueError(
             f"pixel_values has shape {tuple(states.shape)}: pass images, (batch, channels, height, width), or states "
-            f"that this encoder returned before, (batch, 1 + patches, {width})."
+            f"that this encoder returned before, (batch, {tokens or '1 + patches'}, {width})."
         )
     return states
 
@@ -459,14 +459,37 @@ class ResampleImagePositions(ConversionOps):
         **kwargs,
     ) -> dict[str, torch.Tensor]:
         (positions,) = next(iter(input_dict.values()))
-        if positions.shape != model.get_parameter(full_layer_name).shape:
-            positions = interpolate_position_embeddings(positions, _vision_config(model.config).grid)
+        config = _vision_config(model.config)
+        saved_grid = getattr(config, "saved_grid", None)  # unknown if another configuration was passed
+        if saved_grid and math.prod(saved_grid) != positions.shape[1] - 1:
+            saved_grid = None  # a frozen encoder's, which a teacher takes from its student
+        if saved_grid or positions.shape != model.get_parameter(full_layer_name).shape:
+            positions = interpolate_position_embeddings(positions, config.grid, saved_grid)
         return {target_patterns[0]: positions}
 
     @property
     def reverse_op(self) -> ConversionOps:
-        """Return the operation for saving: this one, which does not change positions that fit the model."""
-        return self
+        """Return the operation for saving, which changes nothing."""
+        return KeepImagePositions()
+
+
+class KeepImagePositions(ConversionOps):
+    """Save the image positions as they are in the model."""
+
+    def convert(
+        self,
+        input_dict: dict[str, list[torch.Tensor]],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs,
+    ) -> dict[str, torch.Tensor]:
+        (positions,) = next(iter(input_dict.values()))
+        return {target_patterns[0]: positions}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """Return the operation for loading."""
+        return ResampleImagePositions()
 
 
 def _vision_config(config: AlbefConfig | AlbefVisionConfig) -> AlbefVisionConfig:
@@ -572,7 +595,8 @@ class AlbefPreTrainedModel(PreTrainedModel):
         """
         self._require_grads_hooks = []
         for module in self.modules():
-            if isinstance(module, (AlbefVisionModel, AlbefTextModel, AlbefAnswerDecoder)):
+            is_encoder = isinstance(module, (AlbefVisionModel, AlbefTextModel, AlbefAnswerDecoder))
+            if is_encoder and any(weight.requires_grad for weight in module.parameters()):
                 embeddings = module.get_input_embeddings()
                 self._require_grads_hooks.append(embeddings.register_forward_hook(_require_gradient))
 
@@ -692,9 +716,8 @@ class AlbefVisionModel(AlbefPreTrainedModel):
         refuse_unknown(kwargs)
         check_images(pixel_values)
         if pixel_values.ndim == 3:
-            return BaseModelOutput(
-                last_hidden_state=check_states(pixel_values, self.config.hidden_size).to(self.dtype)
-            )
+            states = check_states(pixel_values, 1 + math.prod(self.config.grid), self.config.hidden_size)
+            return BaseModelOutput(last_hidden_state=states.to(self.dtype))
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)

@@ -108,16 +108,16 @@ def contrastive_heatmaps(
     layer: int = -1,
     reduce_heads: HeadReduction = _mean_of_heads,
 ) -> torch.Tensor:
-    """Compute Grad-CAM of the ITC score in the image encoder: on its attention, or on its last features.
+    """Compute Grad-CAM of the ITC score in the image encoder: on attention, or on the states of the last layer.
 
-    The class token attends to patches; the pooled output of another image encoder is made of its features.
+    Attention of a class token, if the score depends on it alone; the states of the patches, if they are pooled.
 
     Args:
         model: A model with the joint space.
         input_ids: (batch, tokens).
         pixel_values: The image of each text, (batch, channels, height, width), of any resolution.
         attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
-        layer: Index of a layer of the image encoder; -1 for an encoder without a class token.
+        layer: Index of a layer of the image encoder; only the last if patches are pooled.
         reduce_heads: As in `matching_heatmaps`.
 
     Returns:
@@ -132,9 +132,13 @@ def contrastive_heatmaps(
         image_embeds = model.contrastive_head.project_image(images.last_hidden_state)
         similarity = model.contrastive_head(image_embeds, texts.pooler_output).diagonal()
         grid = _grid(model, pixel_values, images.last_hidden_state)
-        if getattr(model.albef.vision_model, "pooling", "cls") != "cls":
-            maps = _feature_heatmaps(model.albef.vision_model, images.features, similarity, layer)
-            return maps[:, -math.prod(grid) :].unflatten(-1, grid)
+        if images.get("features") is not None:
+            encoder = model.albef.vision_model
+            (gradient,) = torch.autograd.grad(similarity.sum(), images.features, retain_graph=True)
+            gradient = encoder.flatten(gradient)[:, -math.prod(grid) :]
+            if gradient.any():  # the score depends on patches themselves, not on a class token that attends to them
+                patches = encoder.flatten(images.features.detach())[:, -math.prod(grid) :]
+                return _feature_heatmaps(patches, gradient, layer).unflatten(-1, grid)
         if images.attentions is None:
             raise ValueError(
                 f"{type(model.albef.vision_model.encoder).__name__} does not return its attention, so the contrastive "
@@ -144,18 +148,14 @@ def contrastive_heatmaps(
     return maps.unflatten(-1, grid)
 
 
-def _feature_heatmaps(
-    encoder: torch.nn.Module, features: torch.Tensor, score: torch.Tensor, layer: int
-) -> torch.Tensor:
-    """Compute Grad-CAM as its paper does, on the last features of an image model; returns (batch, tokens)."""
+def _feature_heatmaps(patches: torch.Tensor, gradient: torch.Tensor, layer: int) -> torch.Tensor:
+    """Compute Grad-CAM as its paper does, on last states and gradients, (batch, patches, width)."""
     if layer != -1:
         raise ValueError(
-            f"layer is {layer}: this image encoder has no class token that attends to patches, so the contrastive "
-            "score has a heat map of the last features only; leave layer at -1."
+            f"layer is {layer}: the contrastive score depends on the patches of the last layer themselves, so leave "
+            "layer at -1."
         )
-    (gradient,) = torch.autograd.grad(score.sum(), features)
-    weights = encoder.flatten(gradient).mean(1, keepdim=True)
-    return (encoder.flatten(features.detach()) * weights).sum(-1).clamp(min=0)
+    return (patches * gradient.mean(1, keepdim=True)).sum(-1).clamp(min=0)
 
 
 def _cross_attention_heatmaps(

@@ -24,14 +24,19 @@ _OTHER_PREFIX_TOKENS = {"distillation_token", "dist_token", "register_tokens", "
 # Models whose pooled output is their first state already, not a learned token.
 _POOLED_FIRST = {"dinov3_convnext"}
 # Models with a class token whose pooled output is better: CLIP normalizes it, BEiT was trained with the mean.
-_POOLERS = {
-    "altclip_vision_model",
-    "beit",
-    "chinese_clip_vision_model",
-    "clip_vision_model",
-    "data2vec-vision",
-    "metaclip_2_vision_model",
+_POOLERS = {"beit", "chinese_clip_vision_model", "clip_vision_model", "data2vec-vision", "mlcd_vision_model"}
+# Modules that only the pooled output uses; in most models, `pooler`.
+_POOLING_MODULES = {
+    "aimv2_vision_model": "head",
+    "chinese_clip_vision_model": "post_layernorm",
+    "clip_vision_model": "post_layernorm",
+    "convnext": "layernorm",
+    "convnextv2": "layernorm",
+    "mlcd_vision_model": "post_layernorm",
+    "siglip_vision_model": "head",
 }
+# Models that do not return one state for each patch of each image: some are masked, joined or added.
+_UNSUITABLE = {"pixtral", "vit_mae", "yolos"}
 
 
 @dataclass
@@ -70,13 +75,14 @@ class AlbefImageEncoder(nn.Module):
         self.num_registers = other_tokens if config.image_registers else 0
         has_better_pooler = config.vision_config.model_type in _POOLERS
         self.pooling = config.image_pooling or ("cls" if class_tokens and not has_better_pooler else "pooler")
-        if self.pooling == "cls":
-            if not class_tokens:
-                raise ValueError(f"{type(self.encoder).__name__} has no class token: set image_pooling to mean.")
-            if getattr(self.encoder, "pooler", None) is not None:
-                self.encoder.pooler = None  # its weights would have no gradient
+        self.must_have_pooler = config.image_pooling == "pooler"
+        if self.pooling == "cls" and not class_tokens:
+            raise ValueError(f"{type(self.encoder).__name__} has no class token: set image_pooling to mean.")
+        unused = {"mask_token"}  # of its own pretraining
+        if self.pooling != "pooler":
+            unused.add(_POOLING_MODULES.get(config.vision_config.model_type, "pooler"))
         for name, weight in self.encoder.named_parameters():
-            if name.endswith("mask_token"):  # of its own pretraining
+            if unused & set(name.split(".")):
                 weight.requires_grad_(False)
 
     @property
@@ -112,19 +118,21 @@ class AlbefImageEncoder(nn.Module):
 
         Raises:
             ValueError: If there is no image, or an image has another size and `interpolate_pos_encoding` is off, or
-                the states have another width than the configuration says.
+                the model does not return a state for each patch, as wide as the configuration says.
         """
         refuse_unknown(kwargs)
         check_images(pixel_values)
         if pixel_values.ndim == 3:
-            return AlbefImageEncoderOutput(last_hidden_state=check_states(pixel_values, self.width).to(self.dtype))
+            return AlbefImageEncoderOutput(
+                last_hidden_state=check_states(pixel_values, None, self.width).to(self.dtype)
+            )
         is_input_size = tuple(pixel_values.shape[-2:]) == self.input_size
         if not (interpolate_pos_encoding or is_input_size):
             raise ValueError(wrong_size(pixel_values, self.input_size))
         settings = self._settings(kwargs, interpolate=not (is_input_size and self.is_native_size))
         outputs = self.encoder(pixel_values.to(self.dtype), **settings)
         states = self.flatten(outputs.last_hidden_state)
-        self._check_width(states)
+        self._check_states(states, pixel_values.shape[0])  # not len(): an exported graph would keep it
         patches = states[:, self.num_prefix_tokens :]
         registers = states[:, self.num_prefix_tokens - self.num_registers : self.num_prefix_tokens]
         first = self._pool(states, patches, outputs)
@@ -154,11 +162,16 @@ class AlbefImageEncoder(nn.Module):
         is_channels_last = states.shape[-1] == self.width != states.shape[1]
         return states.flatten(1, 2) if is_channels_last else states.flatten(2).transpose(1, 2)
 
-    def _check_width(self, states: torch.Tensor) -> None:
+    def _check_states(self, states: torch.Tensor, images: int) -> None:
+        if states.ndim != 3 or states.shape[0] != images:
+            raise ValueError(
+                f"{type(self.encoder).__name__} returns states of shape {tuple(states.shape)} for {images} images: "
+                "choose an image model that returns a state for each patch."
+            )
         if states.shape[-1] != self.width:
             raise ValueError(
-                f"The states of the images are {states.shape[-1]} wide, the configuration says {self.width}: set "
-                f"hidden_size of vision_config to {states.shape[-1]}."
+                f"{type(self.encoder).__name__} returns states of width {states.shape[-1]}, the configuration says "
+                f"{self.width}: correct the size of vision_config that gives the width, or set its hidden_size."
             )
 
     def _pool(self, states: torch.Tensor, patches: torch.Tensor, outputs: BaseModelOutput) -> torch.Tensor:
@@ -168,11 +181,18 @@ class AlbefImageEncoder(nn.Module):
         pooled = outputs.get("pooler_output") if self.pooling == "pooler" else None
         if pooled is not None:
             return pooled.flatten(1)  # ResNet's is (batch, width, 1, 1)
+        if self.must_have_pooler:
+            raise ValueError(f"{type(self.encoder).__name__} has no pooled output: set image_pooling to cls or mean.")
         return patches.mean(1)
 
 
 def _build(config: PreTrainedConfig) -> PreTrainedModel:
     """Return an image model with random weights; refuse what needs more than pixels."""
+    if config.model_type in _UNSUITABLE:
+        raise ValueError(
+            f"{config.model_type} cannot be the image encoder: it does not return a state for each patch of each "
+            "image. Choose another image model."
+        )
     if type(config) not in MODEL_MAPPING:
         raise ValueError(
             f"No model is registered for {type(config).__name__}: call AutoModel.register({type(config).__name__}, "
@@ -202,7 +222,8 @@ def _native_size(config: PreTrainedConfig, default: tuple[int, int]) -> tuple[in
 
 def _count_prefix_tokens(model: PreTrainedModel) -> tuple[int, int]:
     """Return the number of class tokens, and of other tokens that come between them and the patches."""
-    weights = {name.rpartition(".")[2]: weight for name, weight in model.named_parameters()}
+    named = ((name.split("."), weight) for name, weight in model.named_parameters())
+    weights = {path[-1]: weight for path, weight in named if "head" not in path}  # AIMv2 pools with a token
     class_tokens = int(bool(_CLASS_TOKENS & weights.keys()) or model.config.model_type in _POOLED_FIRST)
     # Each is (1, tokens, width); DeiT's distillation token is one of them.
     return class_tokens, sum(weights[name].shape[-2] for name in _OTHER_PREFIX_TOKENS & weights.keys())

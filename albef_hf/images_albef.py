@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import math
 import os
 import socket
 import stat
@@ -207,6 +208,9 @@ def read_preprocessing(name: str) -> dict[str, Any]:
     Returns:
         `image_mean` and `image_std` of the channels, `resample` as Pillow's number, and `size`, height and width in
         pixels; each only if it is known.
+
+    Raises:
+        ValueError: If it reorders the channels.
     """
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
@@ -220,11 +224,25 @@ def read_preprocessing(name: str) -> dict[str, Any]:
         "resample": settings.get("resample", _RESAMPLING.get(timm.get("interpolation"))),
         "size": size or timm.get("input_size", [None])[1:] or None,
     }
+    if settings.get("do_flip_channel_order"):
+        raise ValueError(f"The processor of {name} reorders the channels to BGR, which AlbefProcessor does not.")
     if settings.get("do_normalize") is False:
         found |= {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
     elif settings.get("include_top"):  # EfficientNet divides by the deviation twice
         found["image_std"] = [deviation**2 for deviation in found["image_std"]]
+    if found["image_mean"] is not None:
+        found |= _of_unit_range(found["image_mean"], found["image_std"], settings)
     return {setting: value for setting, value in found.items() if value is not None}
+
+
+def _of_unit_range(mean: Sequence[float], std: Sequence[float], settings: dict[str, Any]) -> dict[str, list[float]]:
+    """Return mean and deviation for pixels from 0 to 1, of an image processor that scales them to another range."""
+    scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1
+    scale *= 255
+    offset = 1 if settings.get("rescale_offset") else 0  # pixels from -1 on
+    if math.isclose(scale, 1) and not offset:
+        return {}
+    return {"image_mean": [(m + offset) / scale for m in mean], "image_std": [s / scale for s in std]}
 
 
 def _square_or_pair(size: Any) -> list[int] | None:

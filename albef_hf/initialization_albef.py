@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrained
 from transformers.utils import logging
 
 from .compatibility_albef import PRETRAINED_NAMES, TEXT_MODEL_TYPES
-from .configuration_albef import AlbefTextConfig, read_vision_config, size_pair
+from .configuration_albef import AlbefTextConfig, AlbefVisionConfig, read_vision_config, size_pair
 from .encoders_albef import interpolate_position_embeddings
 
 logger = logging.get_logger(f"transformers.{__name__}")
@@ -37,9 +37,19 @@ def read_vision_model(name: str) -> tuple[dict | PreTrainedConfig, Weights]:
 
     Returns:
         Settings of an `AlbefVisionConfig`, or the configuration of another image model; and the weights.
+
+    Raises:
+        ValueError: If the weights of the image model are not found.
     """
     config = read_vision_config(AutoConfig.from_pretrained(name))
-    model = AutoModel.from_pretrained(name, config=config, dtype=torch.float32)
+    loaded: Any = AutoModel.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+    model, report = loaded
+    missing = [key for key in report["missing_keys"] if not re.search(r"pooler\.|mask_token", key)]
+    if missing:
+        raise ValueError(
+            f"{name} has no {sorted(missing)[0]} of its image model ({len(missing)} weights are missing). Save the "
+            "image model alone, as in model.vision_model.save_pretrained(FOLDER), and pass that folder."
+        )
     if config.model_type not in ("vit", "deit"):
         return config, {f"encoder.{key}": weight for key, weight in model.state_dict().items()}
     weights = {key: weight for key, weight in _rename(model.state_dict()).items() if not key.startswith("pooler.")}
@@ -60,9 +70,12 @@ def image_settings(
         preprocessing: From `read_preprocessing`, with the size that the image model was trained at.
         given: The size to use instead.
     """
+    known = AlbefVisionConfig().to_dict() if isinstance(vision, dict) else vision.to_dict()
+    unknown = [setting for setting in overrides if setting not in known and setting != "image_size"]
+    if unknown:
+        raise ValueError(f"The image model has no setting {', '.join(unknown)}: check the spelling or remove it.")
     if isinstance(vision, dict):
-        sizes = {} if given is None else {"image_size": given}
-        return {"vision_config": {**vision, **overrides, **sizes}}
+        return {"vision_config": {**vision, **overrides}, "image_size": given}
     vision = copy.deepcopy(vision)
     own_size = getattr(vision, "image_size", None)
     size = overrides.get("image_size", given or preprocessing.get("size") or own_size)

@@ -107,6 +107,7 @@ class AlbefUnimodalEncoders(AlbefPreTrainedModel):
 
     def __init__(self, config: AlbefConfig):
         super().__init__(config)
+        config.check_image_settings()  # again, since loading may have changed the settings
         if config.has_albef_vit:
             self.vision_model = AlbefVisionModel._from_config(config.vision_config)
         else:
@@ -538,6 +539,11 @@ class AlbefForPreTraining(AlbefImageTextModel):
             )
             ```
         """
+        if not isinstance(vision_config or {}, dict):
+            raise ValueError(
+                "vision_config has to be a dictionary of settings to override. For a whole configuration without "
+                "pretrained weights, use AlbefForPreTraining(AlbefConfig(vision_config=...))."
+            )
         vision_settings, vision_weights = read_vision_model(vision) if vision else ({}, {})
         preprocessing = read_preprocessing(vision) if vision else {}
         image_size = config_kwargs.pop("image_size", None)

@@ -234,7 +234,8 @@ class AlbefProcessorKwargs(ProcessingKwargs, total=False):
 class AlbefProcessor(ProcessorMixin):
     """Preprocess images and captions for ALBEF models.
 
-    Images are resized to a square (bicubic) and normalized with CLIP's mean and standard deviation. Captions are
+    Images are resized (to a square by default, bicubic) and normalized, by default with CLIP's mean and standard
+    deviation, or as the image model that a training started from. Captions are
     cleaned, truncated to 30 words, tokenized without `[SEP]`, truncated to 30 tokens and padded to the longest.
     Cleaning is the original's, in lower case without punctuation, if the tokenizer is uncased. For a cased one, only
     white space is cleaned.

@@ -111,6 +111,7 @@ ALLOWED = {
         "utils",
     },
     "training": {
+        "image_encoder_albef",
         "compatibility_albef",
         "configuration_albef",
         "data",

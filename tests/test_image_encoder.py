@@ -19,6 +19,7 @@ from albef_hf.data import embedded_tokenizer, make_processor
 from albef_hf.heatmaps_albef import contrastive_heatmaps, matching_heatmaps
 from albef_hf.images_albef import read_preprocessing
 from albef_hf.momentum import MomentumTeacher
+from albef_hf.training.model_setup import read_model_config
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 VIT = {**TINY, "image_size": 32, "patch_size": 8}
@@ -185,6 +186,18 @@ def test_initialization_from_a_folder(kind, tmp_path):
         torch.testing.assert_close(states[:, 1:], expected[:, -(states.shape[1] - 1) :])
 
 
+@pytest.mark.parametrize("kind", ["dinov2", "clip", "convnext"], indirect=True)
+def test_an_exported_encoder_takes_any_number_of_images(kind):
+    model = AlbefForRetrieval(config_of(kind)).eval()
+    encoder = model.albef.vision_model
+    pixels = torch.randn(5, *batch_of(model.config)["pixel_values"].shape[1:])
+    shapes = {"pixel_values": {0: torch.export.Dim("images")}}
+    exported = torch.export.export(encoder, (), {"pixel_values": pixels[:2]}, dynamic_shapes=shapes, strict=False)
+    with torch.no_grad():
+        actual, expected = exported.module()(pixel_values=pixels), encoder(pixels)
+    torch.testing.assert_close(actual.last_hidden_state, expected.last_hidden_state)
+
+
 @pytest.mark.parametrize("pooling", ["pooler", "mean"])
 def test_the_first_state_is_what_the_configuration_says(pooling):
     model = AlbefForRetrieval(config_of("dinov2", image_pooling=pooling)).eval()
@@ -299,7 +312,7 @@ def test_ones_own_class(tmp_path):
         AlbefForRetrieval.from_pretrained(tmp_path).eval()(**batch).itm_logits, model(**batch).itm_logits
     )
     config.vision_config.hidden_size = 16
-    with pytest.raises(ValueError, match="states of the images are 8 wide, the configuration says 16"):
+    with pytest.raises(ValueError, match="states of width 8, the configuration says 16"):
         AlbefForRetrieval(config)(**batch)
 
 
@@ -317,9 +330,19 @@ def test_the_papers_vit_is_the_default_and_its_file_has_no_new_keys(tmp_path):
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["vision_config"]["model_type"] == "albef_vision_model"
     assert not {"image_size", "image_pooling", "image_registers"} & saved.keys()
-    for setting in ({"image_size": 64}, {"image_pooling": "mean"}, {"image_registers": True}):
-        with pytest.raises(ValueError, match="for other image models than the paper's ViT"):
+    for setting in ({"image_pooling": "mean"}, {"image_registers": True}):
+        with pytest.raises(ValueError, match="the paper's ViT has a class token and no registers"):
             AlbefConfig(vision_config={**VIT}, **setting)
+    with pytest.raises(ValueError, match="the paper's ViT has a class token and no registers"):
+        AlbefForRetrieval.from_pretrained(tmp_path, image_pooling="mean")
+    with pytest.raises(ValueError, match="text_pooling is 'max'; choose from cls, mean"):
+        AlbefForRetrieval.from_pretrained(tmp_path, text_pooling="max")
+    larger = AlbefForRetrieval.from_pretrained(tmp_path, image_size=64)
+    assert larger.config.vision.image_size == 64 and larger.config.input_size == (64, 64)
+    larger.save_pretrained(tmp_path)
+    again = AlbefForRetrieval.from_pretrained(tmp_path)
+    positions = [model.albef.vision_model.embeddings.position_embeddings for model in (larger, again)]
+    assert torch.equal(*positions)
 
 
 def test_the_papers_vit_on_rectangular_images(tmp_path):
@@ -335,8 +358,96 @@ def test_the_papers_vit_on_rectangular_images(tmp_path):
     model.save_pretrained(tmp_path / "tall")
     loaded = AlbefForRetrieval.from_pretrained(tmp_path / "tall").eval()
     assert torch.equal(loaded(**batch).itm_logits, model(**batch).itm_logits)
-    config.set_input_size([32, 32])
-    with pytest.raises(RuntimeError, match="CONVERSION"):  # transformers prints the error: not a square
-        AlbefForRetrieval.from_pretrained(tmp_path / "tall", config=config)
     with pytest.raises(ValueError, match=r"image_size \(36\) must be a multiple of patch_size \(8\)"):
         config.set_input_size([32, 36])
+
+
+@pytest.mark.parametrize("size", [[48, 16], [32, 32], [192, 64], [64, 64]])
+def test_positions_of_a_rectangle_are_resampled_to_another(size, tmp_path):
+    """Also to as many patches (8x2 and 4x4), and where a number of patches is that of a square."""
+    tall = AlbefForRetrieval(AlbefConfig(vision_config={**VIT, "image_size": [64, 16]}, text_config=TINY))
+    positions = tall.albef.vision_model.embeddings.position_embeddings
+    rows = torch.arange(8.0)[:, None].expand(8, 2).reshape(1, 16, 1)
+    with torch.no_grad():
+        positions[:, 1:] = rows
+    tall.save_pretrained(tmp_path)
+    config = AlbefConfig.from_pretrained(tmp_path)
+    config.set_input_size(size)
+    loaded = AlbefForRetrieval.from_pretrained(tmp_path, config=config)
+    grid = loaded.albef.vision_model.embeddings.position_embeddings[0, 1:, 0].unflatten(0, loaded.config.vision.grid)
+    assert torch.equal(grid, grid[:, :1].expand_as(grid))  # the same along each row
+    assert (grid[1:, 0] > grid[:-1, 0]).all()
+
+
+@pytest.mark.parametrize("pooling", ["cls", "pooler", "mean"])
+def test_every_pooling_has_all_gradients_or_says_why_not(kind, pooling):
+    try:
+        model = AlbefForRetrieval(config_of(kind, image_pooling=pooling)).train()
+        model(**batch_of(model.config), labels=torch.arange(3)).loss.backward()
+    except ValueError as error:
+        assert f"no {'class token' if pooling == 'cls' else 'pooled output'}" in str(error)
+        return
+    assert not [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
+
+
+def test_the_heat_map_of_a_class_token_is_its_attention():
+    """The pooled output of CLIP depends on its class token alone."""
+    model = AlbefForRetrieval(config_of("clip")).eval()
+    batch = batch_of(model.config)
+    maps = contrastive_heatmaps(model, **batch)
+    assert maps.any() and torch.equal(contrastive_heatmaps(model, **batch, layer=1), maps)
+    assert not torch.equal(contrastive_heatmaps(model, **batch, layer=0), maps)
+    with pytest.raises(ValueError, match="leave layer at -1"):
+        contrastive_heatmaps(AlbefForRetrieval(config_of("siglip")).eval(), **batch, layer=0)
+
+
+def test_the_token_of_a_pooling_head_is_no_state():
+    config = transformers.Aimv2VisionConfig(**VIT)
+    encoder = AlbefForRetrieval(AlbefConfig(vision_config=config, text_config=TINY)).eval().albef.vision_model
+    own = encoder.encoder(torch.ones(2, 3, 32, 32))
+    states = encoder(torch.ones(2, 3, 32, 32)).last_hidden_state
+    assert torch.equal(states[:, 0], own.pooler_output) and torch.equal(states[:, 1:], own.last_hidden_state)
+
+
+@pytest.mark.parametrize("config", ["ViTMAEConfig", "YolosConfig"])
+def test_models_without_a_state_for_each_patch_are_refused(config):
+    with pytest.raises(ValueError, match="does not return a state for each patch"):
+        AlbefForRetrieval(AlbefConfig(vision_config=getattr(transformers, config)(), text_config=TINY))
+
+
+def test_weights_that_are_not_found_are_no_start(tmp_path):
+    vision = transformers.CLIPVisionConfig(**VIT)
+    text = transformers.LlamaConfig(**TINY, vocab_size=50, num_key_value_heads=2)
+    llava = transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(vision_config=vision, text_config=text)
+    )
+    llava.save_pretrained(tmp_path / "llava")
+    with pytest.raises(ValueError, match=r"Save the image model alone, as in model.vision_model.save_pretrained"):
+        AlbefForPreTraining.from_vision_text_pretrained(str(tmp_path / "llava"), text_config=TINY)
+
+
+def test_misspelled_settings_are_refused(tmp_path):
+    AutoModel.from_config(vision_config("dinov2")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="The image model has no setting drop_paht_rate"):
+        AlbefForPreTraining.from_vision_text_pretrained(str(tmp_path), vision_config={"drop_paht_rate": 0.1})
+    with pytest.raises(ValueError, match="vision_config has to be a dictionary"):
+        AlbefForPreTraining.from_vision_text_pretrained(vision_config=vision_config("dinov2"))
+    assert read_model_config('{"vision_config": {"drop_path_rate": 0.1}}', str(tmp_path))
+    assert read_model_config('{"vision_config": {"model_type": "convnext", "hidden_sizes": [8, 16]}}')
+    with pytest.raises(ValueError, match="no setting vision_config.hiden_sizes; did you mean hidden_sizes"):
+        read_model_config('{"vision_config": {"model_type": "convnext", "hiden_sizes": [8, 16]}}')
+
+
+def test_pixels_of_another_range_are_normalized_alike(tmp_path):
+    """Pixels from -1 to 1 are normalized by a processor of pixels from 0 to 1."""
+    AutoModel.from_config(vision_config("vit")).save_pretrained(tmp_path)
+    own = {"rescale_factor": 1 / 127.5, "rescale_offset": True, "image_mean": [0.2] * 3, "image_std": [0.4] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(own))
+    found = read_preprocessing(str(tmp_path))
+    pixel = 40
+    assert ((pixel / 127.5 - 1) - 0.2) / 0.4 == pytest.approx(
+        (pixel / 255 - found["image_mean"][0]) / found["image_std"][0]
+    )
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_flip_channel_order": True}))
+    with pytest.raises(ValueError, match="reorders the channels to BGR"):
+        read_preprocessing(str(tmp_path))

@@ -29,7 +29,7 @@ def image_key(image: Any, image_root: str | None = None) -> bytes:
         InvalidSampleError: If the file is missing or outside the root.
     """
     if isinstance(image, Image.Image):
-        content = f"{image.size}".encode() + image.convert("RGB").tobytes()
+        content = f"{image.size}".encode() + load_image(image, image_root).tobytes()  # as the encoder sees it
     else:
         source = image_file(image, image_root)
         try:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..image_encoder_albef import AlbefImageEncoder
 from ..momentum import MomentumTeacher
 from .arguments import TrainingArguments
 from .optimization import ENCODER_MODULES
@@ -29,11 +30,13 @@ def add_lora(student: PreTrainedModel, teacher: MomentumTeacher | None, args: Tr
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=list(PROJECTIONS))
+    # Not the output of SigLIP's pooling head, whose attention reads the weight itself.
+    projections = rf"(?!.*head\.attention\.).*\b({'|'.join(PROJECTIONS)})"
+    config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=projections)
     for encoder, module in ENCODER_MODULES.items():
         if encoder in args.freeze:
             continue
-        part = student.get_submodule(module)
+        part = _adapted_part(student, module)
         if not any(name.rpartition(".")[2] in PROJECTIONS for name, _ in part.named_modules()):
             raise ValueError(
                 f"lora_rank adapts the projections of attention, which {type(part).__name__} does not have: set "
@@ -41,10 +44,16 @@ def add_lora(student: PreTrainedModel, teacher: MomentumTeacher | None, args: Tr
             )
         inject_adapter_in_model(config, part)
         if teacher is not None:
-            average = teacher.model.get_submodule(module)
+            average = _adapted_part(teacher.model, module)
             inject_adapter_in_model(config, average)
             average.load_state_dict(part.state_dict())
             average.requires_grad_(False)
+
+
+def _adapted_part(model: PreTrainedModel, module: str) -> nn.Module:
+    """Return an encoder; of an image model of transformers the model itself, which peft asks for its names."""
+    part = model.get_submodule(module)
+    return part.encoder if isinstance(part, AlbefImageEncoder) else part
 
 
 def merge_lora(model: Model) -> Model:

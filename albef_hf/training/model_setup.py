@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from ..configuration_albef import AlbefConfig
+from ..configuration_albef import AlbefConfig, read_vision_config
 from ..data import embedded_tokenizer, make_processor
 from ..modeling_albef import AlbefForPreTraining, AlbefImageTextModel
 from ..momentum import MOMENTUM_FILE, MomentumTeacher
@@ -32,7 +32,7 @@ def load_pretraining_model(
     else:
         source = args.tokenizer or args.text_model
         tokenizer = AutoTokenizer.from_pretrained(source) if source else embedded_tokenizer()
-        settings = with_special_tokens(read_model_config(args.model_config), tokenizer)
+        settings = with_special_tokens(read_model_config(args.model_config, args.vision_model), tokenizer)
         if args.vision_model or args.text_model:
             student = head.from_vision_text_pretrained(args.vision_model, args.text_model, **settings)
         else:
@@ -100,8 +100,12 @@ def make_teacher(args: PretrainingArguments | FineTuningArguments, student: PreT
     return MomentumTeacher(student, args.momentum, args.queue_size)
 
 
-def read_model_config(source: str | None) -> dict[str, Any]:
+def read_model_config(source: str | None, vision_model: str | None = None) -> dict[str, Any]:
     """Return settings of an `AlbefConfig` from a JSON file or text; none without a source.
+
+    Args:
+        source: The file or text.
+        vision_model: Folder or Hub name of the image model whose settings it may change.
 
     Raises:
         ValueError: If the source is neither, or a name is unknown.
@@ -112,7 +116,13 @@ def read_model_config(source: str | None) -> dict[str, Any]:
         settings = json.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"model_config is neither a JSON file nor a JSON text ({error}).") from error
-    refuse_unknown(settings, AlbefConfig().to_dict())
+    known = AlbefConfig().to_dict()
+    named = {"model_type": (settings.get("vision_config") or {}).get("model_type")}
+    if vision_model:
+        known["vision_config"] |= read_vision_config(AutoConfig.from_pretrained(vision_model)).to_dict()
+    elif named["model_type"]:
+        known["vision_config"] = read_vision_config(named).to_dict()
+    refuse_unknown(settings, known)
     return settings
 
 

@@ -41,7 +41,7 @@ def test_states_in_place_of_pixels_give_the_same_losses(model, batch):
         targets = teacher(**inputs)
         losses.append(model(**inputs, teacher_outputs=targets, alpha=0.4).loss.item())
     assert losses[0] == pytest.approx(losses[1], abs=2e-3) and losses[0] != losses[1]
-    with pytest.raises(ValueError, match=r"shape \(4, 5, 31\).*or states .*, \(batch, 1 \+ patches, 32\)"):
+    with pytest.raises(ValueError, match=r"shape \(4, 5, 31\).*or states .*, \(batch, 5, 32\)"):
         model.albef.vision_model(torch.zeros(4, 5, 31))
 
 
@@ -198,6 +198,10 @@ def test_an_image_is_known_by_its_content(photographs, tmp_path):
     assert image_key("b.png", str(photographs)) != key
     with pytest.raises(InvalidSampleError):
         image_key("../a.png", str(photographs))
+    opaque, clear = (Image.new("RGBA", (4, 4), (255, 0, 0, alpha)) for alpha in (255, 0))
+    assert image_key(opaque) != image_key(clear) == image_key(Image.new("RGB", (4, 4), "white"))
+    dark, bright = (Image.fromarray(np.full((4, 4), level, np.uint16)) for level in (20000, 40000))
+    assert image_key(dark) != image_key(bright)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ import sys
 
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file
 from small_pretraining import weights_of
 from task_rows import small
 
-from albef_hf import AlbefForPreTraining, MomentumTeacher
+from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForRetrieval, MomentumTeacher
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.lora import add_lora, merge_lora
 from albef_hf.training.model_setup import freeze_encoders
@@ -120,3 +121,31 @@ def test_without_peft_the_command_says_what_to_install(run, monkeypatch, pretrai
     monkeypatch.delenv("ALBEF_TRACEBACK")
     with pytest.raises(SystemExit, match=r'peft is not installed: pip install "albef_hf\[lora\]"'):
         run("finetune", "entailment", *small(pretrained, tmp_path / "tuned"), "--lora_rank", 4)
+
+
+@pytest.mark.parametrize(
+    "kind", ["Dinov2Config", "CLIPVisionConfig", "SiglipVisionConfig", "BeitConfig", "SwinConfig"]
+)
+def test_adapters_in_an_image_model_of_transformers(kind, tmp_path):
+    tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    swin = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2, "patch_size": 4}
+    vision = getattr(transformers, kind)(
+        image_size=32, **(swin if kind == "SwinConfig" else {**tiny, "patch_size": 8})
+    )
+    model = AlbefForRetrieval(AlbefConfig(vision_config=vision, text_config={**tiny, "hidden_dropout_prob": 0.0}))
+    args = TrainingArguments(lora_rank=4)
+    freeze_encoders(model, args)
+    teacher = MomentumTeacher(model, momentum=0.5, queue_size=4)
+    add_lora(model, teacher, args)
+    batch = {"input_ids": torch.tensor([[101, 5], [101, 7]]), "pixel_values": torch.randn(2, 3, 32, 32)}
+    labels = {"labels": torch.arange(2)}
+    model.train()(**batch, **labels, teacher_outputs=teacher(**batch, **labels), alpha=0.4).loss.backward()
+    adapters = [weight for name, weight in model.albef.vision_model.named_parameters() if "lora" in name]
+    assert adapters and all(weight.grad is not None for weight in adapters)
+    with torch.no_grad():
+        for weight in adapters:
+            weight.add_(0.1)
+    teacher.update(model)
+    merge_lora(model).save_pretrained(tmp_path)
+    merged = AlbefForRetrieval.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(merged(**batch).itm_logits, model.eval()(**batch).itm_logits, rtol=0, atol=1e-4)
