@@ -35,8 +35,8 @@ def make_processor(
         settings = read_preprocessing(vision_model)
         if "image_mean" not in settings:
             logger.warning(
-                f"{vision_model} has no preprocessor_config.json with image_mean: images are normalized with CLIP's mean "
-                "and standard deviation. Add the file if the model was trained with others."
+                f"{vision_model} has no preprocessor_config.json with image_mean: images are normalized with CLIP's "
+                "mean and standard deviation. Add the file if the model was trained with others."
             )
     settings["size"] = {"height": height, "width": width}
     return AlbefProcessor(BlipImageProcessorPil(**settings), tokenizer, max_words=max_words)
