@@ -23,6 +23,7 @@ from albef_hf import AlbefConfig, AlbefForPreTraining, MomentumTeacher
 from albef_hf.data.row_errors import SkipReason
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.distributed import make_accelerator
+from albef_hf.training.model_setup import freeze_encoders
 from albef_hf.training.optimization import parameter_groups
 from albef_hf.training.trainer import Trainer
 
@@ -86,12 +87,17 @@ def plain_step(config: AlbefConfig, queue_size: int, batch_size: int) -> Callabl
 
 
 def package_training(
-    config: AlbefConfig, queue_size: int, batch_size: int, args: TrainingArguments
+    config: AlbefConfig,
+    queue_size: int,
+    batch_size: int,
+    args: TrainingArguments,
+    make_batch: Callable[[AlbefConfig, int], dict[str, torch.Tensor]] = make_batch,
 ) -> tuple[Trainer, Callable[[], bool]]:
     """Return the package's trainer, and its step on one batch, to be called repeatedly."""
     AcceleratorState._reset_state()  # of a variant before, whose precision and compilation would stay
     accelerator = make_accelerator(args)
     student = AlbefForPreTraining(config).to(accelerator.device)
+    freeze_encoders(student, args)
     teacher = MomentumTeacher(student, queue_size=queue_size)
     batch = {**make_batch(config, batch_size), "issues": torch.zeros(len(SkipReason), dtype=torch.long)}
     loader = accelerator.prepare(DataLoader([batch], batch_size=None))
