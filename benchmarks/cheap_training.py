@@ -9,15 +9,17 @@ from a cache the image encoder does not run; the batch holds its states in float
 """
 
 import importlib.util
+import math
 import platform
 from pathlib import Path
 
 import measure
 import torch
 from measure import Measurement
-from pretraining_step import ALPHA, package_training
+from pretraining_step import ALPHA, make_batch, package_training
 from sizes import QUEUES, SIZES, make_config
 
+from albef_hf import AlbefConfig
 from albef_hf.training.arguments import TrainingArguments
 
 IMAGE, BOTH = ["image_encoder"], ["image_encoder", "text_encoder"]
@@ -31,15 +33,19 @@ VARIANTS = {
 }
 
 
+def make_cached_batch(config: AlbefConfig, batch_size: int) -> dict[str, torch.Tensor]:
+    """Return a batch with states of images in place of pixels."""
+    tokens = 1 + math.prod(config.vision.grid)
+    states = torch.randn(batch_size, tokens, config.image_hidden_size).half()
+    return make_batch(config, batch_size) | {"pixel_values": states}
+
+
 def time_step(size: str, batch_size: int, repetitions: int, choices: dict, is_cached: bool) -> Measurement:
     """Measure a step of the package, on pixels or on states of the image encoder."""
     torch.manual_seed(0)
-    config = make_config(size)
-    vision = config.vision_config
     args = TrainingArguments(alpha=ALPHA, alpha_ramp_steps=0, per_device_train_batch_size=batch_size, **choices)
-    tokens = 1 + (vision.image_size // vision.patch_size) ** 2
-    states = torch.randn(batch_size, tokens, vision.hidden_size).half() if is_cached else None
-    _, step = package_training(config, QUEUES[size], batch_size, args, states)
+    batches = make_cached_batch if is_cached else make_batch
+    _, step = package_training(make_config(size), QUEUES[size], batch_size, args, batches)
     measured = measure.repeat(step, repetitions, batch_size)
     measured.flops = measure.count_flops(step)
     return measured

@@ -92,12 +92,9 @@ def package_training(
     queue_size: int,
     batch_size: int,
     args: TrainingArguments,
-    image_states: torch.Tensor | None = None,
+    make_batch: Callable[[AlbefConfig, int], dict[str, torch.Tensor]] = make_batch,
 ) -> tuple[Trainer, Callable[[], bool]]:
-    """Return the package's trainer, and its step on one batch, to be called repeatedly.
-
-    With states of images, (batch, 1 + patches, width), these take the place of the batch's pixels.
-    """
+    """Return the package's trainer, and its step on one batch, to be called repeatedly."""
     AcceleratorState._reset_state()  # of a variant before, whose precision and compilation would stay
     accelerator = make_accelerator(args)
     student = AlbefForPreTraining(config).to(accelerator.device)
@@ -106,8 +103,6 @@ def package_training(
     if args.lora_rank:
         add_lora(student, teacher, args)
     batch = {**make_batch(config, batch_size), "issues": torch.zeros(len(SkipReason), dtype=torch.long)}
-    if image_states is not None:
-        batch["pixel_values"] = image_states
     loader = accelerator.prepare(DataLoader([batch], batch_size=None))
     trainer = Trainer(accelerator, args, student, teacher, loader, SimpleNamespace(say=print), None)
     (batch,) = loader

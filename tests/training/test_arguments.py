@@ -25,7 +25,7 @@ from albef_hf.utils.renamed_options import RENAMED_OPTIONS
         (["--mixed_precision", "int4"], "choose no, bf16 or fp16"),
         (
             ["--config", "absent.yaml"],
-            "neither a file nor a recipe of this package: photographs, photographs_minilm, scenes",
+            "nor a recipe of this package: photographs, photographs_efficientnet, photographs_minilm, scenes",
         ),
         (["--mlm_probability", "2"], "must be between 0 and 1"),
         (["--max_words", "0"], "at least 1"),
