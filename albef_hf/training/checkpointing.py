@@ -240,7 +240,11 @@ def write_manifest(folder: Path, step: int, processes: int) -> None:
 def verify(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+        last = process_file(manifest["processes"] - 1)
+        if last not in files:
+            return f"{MANIFEST} does not list {last}"
         for name, expected in files.items():
             if problem := file_problem(folder / name, expected):
                 return problem

@@ -85,11 +85,23 @@ def test_checkpoints_on_another_disk_are_cleared_there(checkpoints, tmp_path):
         (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json or a file"),
         (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "manifest.json or a file"),
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
+        (lambda folder: (folder / "manifest.json").write_text('{"files": {}}'), "manifest.json or a file"),
+        (lambda folder: (folder / "manifest.json").write_text('{"files": {}, "processes": 1}'), "does not list"),
         (lambda folder: (folder / "weights").unlink(), "weights is missing"),
         (lambda folder: (folder / "weights").write_bytes(b"w" * 49_999), "weights has 49999 bytes instead of 50000"),
         (lambda folder: (folder / "weights").write_bytes(b"v" * 50_000), "weights has changed since it was written"),
     ],
-    ids=["manifest-cut", "manifest-other", "manifest-deep", "manifest-gone", "file-gone", "file-cut", "file-changed"],
+    ids=[
+        "manifest-cut",
+        "manifest-other",
+        "manifest-deep",
+        "manifest-gone",
+        "manifest-short",
+        "manifest-empty",
+        "file-gone",
+        "file-cut",
+        "file-changed",
+    ],
 )
 def test_every_damage_is_found_and_reported(checkpoints, damage, fault):
     for step in (1, 2):
