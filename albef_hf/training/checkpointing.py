@@ -242,9 +242,9 @@ def verify(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
-        last = process_file(manifest["processes"] - 1)
-        if last not in files:
-            return f"{MANIFEST} does not list {last}"
+        first = process_file(0)
+        if first not in files or manifest["processes"] < 1:
+            return f"{MANIFEST} does not list {first}"
         for name, expected in files.items():
             if problem := file_problem(folder / name, expected):
                 return problem

@@ -85,7 +85,7 @@ def test_checkpoints_on_another_disk_are_cleared_there(checkpoints, tmp_path):
         (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json or a file"),
         (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "manifest.json or a file"),
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json is missing"),
-        (lambda folder: (folder / "manifest.json").write_text('{"files": {}}'), "manifest.json or a file"),
+        (lambda folder: (folder / "manifest.json").write_text('{"files": {}}'), "does not list"),
         (lambda folder: (folder / "manifest.json").write_text('{"files": {}, "processes": 1}'), "does not list"),
         (lambda folder: (folder / "weights").unlink(), "weights is missing"),
         (lambda folder: (folder / "weights").write_bytes(b"w" * 49_999), "weights has 49999 bytes instead of 50000"),
