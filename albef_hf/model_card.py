@@ -144,8 +144,7 @@ def model_card(
     name, or after emissions were measured.
 
     Args:
-        folder: Contains `config.json`, and optionally `card.json`, `conversion.json` and codecarbon's
-            `emissions.csv`.
+        folder: Has `config.json`, and maybe `card.json`, `conversion.json` and codecarbon's `emissions.csv`.
         repo_id: What the snippet loads: a name on the Hub, or a folder.
         training: How the model was trained; read from `card.json` by default.
         evaluation: How the model was evaluated; read from `card.json` by default.

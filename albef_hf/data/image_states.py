@@ -15,7 +15,9 @@ from .images import image_file, load_image
 KEYS_FILE = "keys.npy"  # (images, 16) bytes, the key of each image
 STATES_FILE = "states.npy"  # (images, 1 + tokens, width), float16
 STATUS_FILE = "status.bin"  # a byte for each image
-TODO, ENCODED, BROKEN = range(3)
+PENDING = 0  # the status of an image
+ENCODED = 1
+BROKEN = 2
 
 
 def image_key(image: Any, image_root: str | None = None) -> bytes:

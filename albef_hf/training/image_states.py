@@ -25,9 +25,9 @@ from ..data.image_states import (
     BROKEN,
     ENCODED,
     KEYS_FILE,
+    PENDING,
     STATES_FILE,
     STATUS_FILE,
-    TODO,
     ImageRecorder,
     ImageStates,
     image_key,
@@ -162,7 +162,7 @@ def prepare_folder(folder: Path, encoder: PreTrainedModel, processor: AlbefProce
     keys = np.frombuffer(b"".join(images.places), np.uint8).reshape(-1, 16)
     np.save(folder / KEYS_FILE, keys)
     np.lib.format.open_memmap(folder / STATES_FILE, "w+", np.float16, (len(keys), *shape))
-    (folder / STATUS_FILE).write_bytes(bytes([TODO]) * len(keys))
+    (folder / STATUS_FILE).write_bytes(bytes([PENDING]) * len(keys))
     for name in (KEYS_FILE, STATES_FILE, STATUS_FILE):
         fsync(folder / name)
     with atomic_write(folder / MANIFEST_FILE) as unfinished:
@@ -255,7 +255,7 @@ def indices_to_do(folder: Path, images: RowImages) -> list[int]:
     """Return the indices of images of a folder that are needed and have no states yet."""
     keys = np.load(folder / KEYS_FILE)
     status = np.fromfile(folder / STATUS_FILE, np.uint8)
-    return [int(index) for index in np.flatnonzero(status == TODO) if keys[index].tobytes() in images.places]
+    return [int(index) for index in np.flatnonzero(status == PENDING) if keys[index].tobytes() in images.places]
 
 
 def write_states(folder: Path, states: Mapping[int, np.ndarray]) -> None:
