@@ -87,9 +87,13 @@ def retrieval_targets(ids: torch.Tensor, queue_ids: torch.Tensor | None, dtype: 
 
 @torch.no_grad()
 def sample_hard_negatives(
-    logits_per_image: torch.Tensor, logits_per_text: torch.Tensor, is_negative: torch.Tensor, hardness: float = 1.0
+    logits_per_image: torch.Tensor,
+    logits_per_text: torch.Tensor,
+    is_negative: torch.Tensor,
+    hardness: float = 1.0,
+    num_negatives: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw a hard negative for every text and every image, the more similar the likelier (section 3.2 of the paper).
+    """Draw hard negatives for every text and every image, the more similar the likelier (section 3.2 of the paper).
 
     Args:
         logits_per_image: Contrastive logits of the batch's images with all texts, (batch, all). Those of the batch
@@ -97,13 +101,16 @@ def sample_hard_negatives(
         logits_per_text: Contrastive logits of the batch's texts with all images, (batch, all).
         is_negative: Whether image i and text j, and text i and image j, are a negative pair, (batch, all).
         hardness: Exponent of the distribution that negatives are drawn from; 1 as in the paper, 0 for uniform.
+        num_negatives: Different negatives that are drawn for each text and each image; 1 as in the paper.
 
     Returns:
-        Index of an image for each text and of a text for each image, each (batch,). The index is arbitrary in rows
-        without a negative, which `matching_loss` ignores.
+        Indices of images for the texts and of texts for the images, each (num_negatives * batch,): first one negative
+        of each row, then another of each. In rows with fewer negatives than are drawn, some indices are of no
+        negative; `matching_loss` ignores them.
 
     Raises:
-        ValueError: If the batch has a single pair, or the hardness is negative or not finite.
+        ValueError: If the batch has a single pair or fewer negatives than are to be drawn, or the hardness is negative
+            or not finite.
     """
     if is_negative.shape[1] < 2:
         raise ValueError(
@@ -116,13 +123,19 @@ def sample_hard_negatives(
             f"hardness_strength is {hardness}: pass a number of at least 0. 0 draws negatives uniformly, 1 as in the "
             "paper."
         )
+    if not 1 <= num_negatives < is_negative.shape[1]:
+        raise ValueError(
+            f"itm_negatives is {num_negatives}: a batch of {is_negative.shape[1]} pairs has 1 to "
+            f"{is_negative.shape[1] - 1} negatives for each image and text. Lower it, or raise the batch size."
+        )
+    has_enough = is_negative.sum(1, keepdim=True) >= num_negatives
 
     def draw(logits: torch.Tensor) -> torch.Tensor:
         # At a small temperature every weight may underflow to zero; the floor makes that a uniform draw. NaN becomes
         # zero, too: the loss will be NaN and is checked on all processes, an error here would stop only this one.
         weights = (hardness * logits).softmax(-1).nan_to_num(0).clamp_min(1e-30)
-        weights = weights.masked_fill(~is_negative & is_negative.any(1, keepdim=True), 0)
-        return torch.multinomial(weights, 1).squeeze(-1)
+        weights = weights.masked_fill(~is_negative & has_enough, 0)
+        return torch.multinomial(weights, num_negatives).T.flatten()
 
     return draw(logits_per_text), draw(logits_per_image)
 
@@ -130,17 +143,21 @@ def sample_hard_negatives(
 def matching_loss(itm_logits: torch.Tensor, is_negative: torch.Tensor) -> torch.Tensor:
     """Compute the image-text matching loss, equation 4 of the paper.
 
+    However many negatives there are, they have twice the weight of the pairs, as with the paper's two for each pair.
+
     Args:
-        itm_logits: Logits of the pairs, of each text with a wrong image, and of each image with a wrong text,
-            (3 * batch, 2).
-        is_negative: As in `sample_hard_negatives`; the drawn negatives of a row without any are ignored.
+        itm_logits: Logits of the pairs, then of what was drawn by `sample_hard_negatives`: each text with wrong
+            images, and each image with wrong texts, ((1 + 2 * num_negatives) * batch, 2).
+        is_negative: Whether what was drawn is a negative, (2 * num_negatives * batch,); what is not is ignored.
 
     Returns:
         The mean cross-entropy, a scalar.
     """
-    negative_labels = torch.where(is_negative.any(1), 0, IGNORED)
-    labels = torch.cat([torch.ones_like(negative_labels), negative_labels, negative_labels])
-    return F.cross_entropy(itm_logits, labels, ignore_index=IGNORED)
+    batch = len(itm_logits) - len(is_negative)
+    labels = torch.cat([is_negative.new_ones(batch, dtype=torch.long), torch.where(is_negative, 0, IGNORED)])
+    weights = itm_logits.new_ones(2)
+    weights[0] = 2 * batch / len(is_negative)
+    return F.cross_entropy(itm_logits, labels, weights, ignore_index=IGNORED)
 
 
 def classification_loss(

@@ -316,14 +316,14 @@ class AlbefImageTextModel(AlbefPreTrainedModel):
         is_negative: torch.Tensor,
         gather: Gather | None,
         hardness_strength: float,
+        itm_negatives: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the matching loss of pairs and hard negatives, and its logits, (3 * batch, 2).
+        """Return the matching loss of pairs and hard negatives, and its logits, ((1 + 2 * itm_negatives) * batch, 2).
 
-        Each image has two texts as queries, its own and a wrong one, which share the image's keys and values; then
-        each text has a wrong image.
+        Each image has several texts as queries, its own and wrong ones, which share the image's keys and values; then
+        each text has wrong images.
         """
-        per_image, per_text = logits
-        image_for_text, text_for_image = sample_hard_negatives(per_image, per_text, is_negative, hardness_strength)
+        image_for_text, text_for_image = sample_hard_negatives(*logits, is_negative, hardness_strength, itm_negatives)
         texts, mask = pairs.texts, pairs.attention_mask
         if gather is None:
             wrong_images = select_key_values(pairs.image_key_values, image_for_text)
@@ -331,13 +331,18 @@ class AlbefImageTextModel(AlbefPreTrainedModel):
             wrong_images = self.albef.multimodal_model.project_images(gather(pairs.images)[image_for_text])
             texts, mask = gather(texts), gather(mask)  # those of this process first, padded to the longest of all
         this_process = slice(len(pairs.images))
-        queries = torch.cat([texts[this_process], texts[text_for_image]])
-        query_mask = torch.cat([mask[this_process], mask[text_for_image]])
+        own_texts, own_mask = texts[this_process], mask[this_process]
+        queries = torch.cat([own_texts, texts[text_for_image]])
+        query_mask = torch.cat([own_mask, mask[text_for_image]])
         encode_cls = self.albef.multimodal_model.encode_cls
-        matched, wrong_text = encode_cls(queries, query_mask, pairs.image_key_values).chunk(2)
-        wrong_image = encode_cls(texts[this_process], mask[this_process], wrong_images)
+        with_own_image = encode_cls(queries, query_mask, pairs.image_key_values)
+        matched, wrong_text = with_own_image.split([len(own_texts), len(text_for_image)])
+        own_texts, own_mask = own_texts.repeat(itm_negatives, 1, 1), own_mask.repeat(itm_negatives, 1)
+        wrong_image = encode_cls(own_texts, own_mask, wrong_images)
         itm_logits = self.itm_head(torch.cat([matched, wrong_image, wrong_text]))
-        return matching_loss(itm_logits, is_negative), itm_logits
+        rows = torch.arange(len(pairs.images), device=is_negative.device).repeat(2 * itm_negatives)
+        drawn_negatives = is_negative[rows, torch.cat([image_for_text, text_for_image])]
+        return matching_loss(itm_logits, drawn_negatives), itm_logits
 
 
 class AlbefForPreTraining(AlbefImageTextModel):
@@ -402,6 +407,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         alpha: float = 0.0,
         gather: Gather | None = None,
         hardness_strength: float = 1.0,
+        itm_negatives: int = 1,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForPreTrainingOutput:
         """Compute the pretraining losses if `labels` are given (equation 8 of the paper), else predictions.
@@ -418,6 +424,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
                 hard negatives are then drawn from all processes.
             hardness_strength: Exponent of the contrastive distribution that negatives are drawn from; 1 as in the
                 paper, 0 for uniform.
+            itm_negatives: Negatives that are drawn for each image and for each text; 1 as in the paper.
 
         Raises:
             ValueError: If only one of `labels` and `mlm_input_ids` is given, or neither in training, or labels come
@@ -428,7 +435,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         if labels is None:
             return self._inference_forward(input_ids, pixel_values, attention_mask, **kwargs)
         pairs, masked_texts = self._encode(input_ids, pixel_values, attention_mask, mlm_input_ids, **kwargs)
-        outputs = self._contrast_and_match(pairs, teacher_outputs, alpha, gather, hardness_strength)
+        outputs = self._contrast_and_match(pairs, teacher_outputs, alpha, gather, hardness_strength, itm_negatives)
         logits = self._mlm_logits(masked_texts, pairs, labels)
         loss_mlm = masked_language_loss(logits, labels, _teacher_logits(teacher_outputs), alpha)
         loss = outputs.loss_itc + outputs.loss_itm + loss_mlm
@@ -459,6 +466,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         alpha: float,
         gather: Gather | None,
         hardness_strength: float,
+        itm_negatives: int,
     ) -> AlbefForPreTrainingOutput:
         """Compute ITC and ITM, whose hard negatives are drawn by the contrastive logits."""
         image_embeds = self.contrastive_head.project_image(pairs.images)
@@ -471,7 +479,9 @@ class AlbefForPreTraining(AlbefImageTextModel):
         is_negative = positives[:, None] != candidates
         # After the contrast, since gradients are summed in this order.
         pairs.image_key_values = self.albef.multimodal_model.project_images(pairs.images)
-        loss_itm, itm_logits = self._match_hard_negatives(pairs, logits, is_negative, gather, hardness_strength)
+        loss_itm, itm_logits = self._match_hard_negatives(
+            pairs, logits, is_negative, gather, hardness_strength, itm_negatives
+        )
         return AlbefForPreTrainingOutput(
             loss_itc=loss_itc,
             loss_itm=loss_itm,
@@ -594,6 +604,7 @@ class AlbefForRetrieval(AlbefImageTextModel):
         alpha: float = 0.0,
         gather: Gather | None = None,
         hardness_strength: float = 1.0,
+        itm_negatives: int = 1,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForRetrievalOutput:
         """Compute the losses of fine-tuning if `labels` are given, else scores.
@@ -610,6 +621,7 @@ class AlbefForRetrieval(AlbefImageTextModel):
                 hard negatives are then drawn from all processes.
             hardness_strength: Exponent of the contrastive distribution that negatives are drawn from; 1 as in the
                 paper, 0 for uniform.
+            itm_negatives: Negatives that are drawn for each image and for each text; 1 as in the paper.
 
         Raises:
             ValueError: If `labels` come with a batch of one pair.
@@ -625,7 +637,9 @@ class AlbefForRetrieval(AlbefImageTextModel):
         pairs = _EncodedPairs(images.last_hidden_state, texts.last_hidden_state, attention_mask, image_key_values)
         logits = (outputs.logits_per_image, outputs.logits_per_text)
         is_negative = labels[:, None] != (labels if gather is None else gather(labels))
-        loss_itm, itm_logits = self._match_hard_negatives(pairs, logits, is_negative, gather, hardness_strength)
+        loss_itm, itm_logits = self._match_hard_negatives(
+            pairs, logits, is_negative, gather, hardness_strength, itm_negatives
+        )
         loss = outputs.loss_itc + loss_itm
         return AlbefForRetrievalOutput(loss=loss, loss_itm=loss_itm, itm_logits=itm_logits, **outputs)
 

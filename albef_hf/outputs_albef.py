@@ -86,8 +86,8 @@ class AlbefForPreTrainingOutput(ModelOutput):
         loss_mlm: Masked-language loss, equation 7.
         info_nce: InfoNCE of the pairs with the same keys and without distillation. It bounds the mutual information
             of image and text (section 4 of the paper): I >= log(keys) - info_nce, in nats.
-        itm_logits: Logits of (no match, match). In training, (3 * batch, 2): the pairs, each text with a hard negative
-            image, each image with a hard negative text. At inference, (batch, 2).
+        itm_logits: Logits of (no match, match). In training, ((1 + 2 * itm_negatives) * batch, 2): the pairs, each
+            text with hard negative images, each image with hard negative texts. At inference, (batch, 2).
         logits: Vocabulary logits. In training those of the masked tokens, (masked tokens, vocabulary); at inference
             those of all tokens, (batch, text tokens, vocabulary).
         image_embeds: Image features, unit length, (batch, projection).
@@ -124,8 +124,8 @@ class AlbefForRetrievalOutput(ModelOutput):
             teacher, the texts are encoded by the teacher.
         logits_per_text: Cosine over temperature of every text with every image, (texts, images).
         itm_logits: Logits of (no match, match). At inference, (texts, 2): text `i` with image `i % images`; None if
-            the number of texts is not a multiple of the number of images. In training, (3 * batch, 2): the pairs, each
-            text with a hard negative image, each image with a hard negative text.
+            the number of texts is not a multiple of the number of images. In training, ((1 + 2 * itm_negatives) *
+            batch, 2): the pairs, each text with hard negative images, each image with hard negative texts.
         image_embeds: Image features, unit length, (images, projection).
         text_embeds: Text features, unit length, (texts, projection).
         hidden_states: As in `AlbefModelOutput`, at inference, like the next two.

@@ -64,7 +64,7 @@ class PlainForPreTraining(AlbefForPreTraining):
             torch.cat([images[image_for_text], images]),
         )
         itm_logits = self.itm_head(torch.cat([matched, wrong])[:, 0])
-        return matching_loss(itm_logits, is_negative), itm_logits
+        return matching_loss(itm_logits, is_negative.new_ones(2 * len(images))), itm_logits
 
     def forward(
         self,

@@ -9,11 +9,11 @@ from original import FIXTURES, TASKS, assert_close
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel, DeiTConfig, DeiTModel, ViTConfig, ViTModel
 
-from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefModel, MomentumTeacher
+from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForRetrieval, AlbefModel, MomentumTeacher, modeling_albef
 from albef_hf.compatibility_albef import enable_activation_checkpointing
 from albef_hf.conversion.checkpoints import MODELS
 from albef_hf.encoders_albef import interpolate_position_embeddings
-from albef_hf.losses_albef import distilled_cross_entropy, sample_hard_negatives
+from albef_hf.losses_albef import distilled_cross_entropy, matching_loss, sample_hard_negatives
 from albef_hf.training.guards import MATCHING_PRIOR
 from albef_hf.training.optimization import parameter_groups
 
@@ -232,6 +232,47 @@ def test_less_hard_negatives_follow_the_similarity_less(hardness):
     for drawn in (images, texts):
         share = (drawn == 1).float().mean()
         assert share == pytest.approx(math.exp(2 * hardness) / (math.exp(2 * hardness) + 1), abs=0.03)
+
+
+def test_several_negatives_of_a_row_are_different_ones():
+    torch.manual_seed(0)
+    candidates = ~torch.eye(6, dtype=torch.bool)
+    for drawn in sample_hard_negatives(torch.randn(6, 6), torch.randn(6, 6), candidates, num_negatives=5):
+        rows = torch.cat([drawn.view(5, 6).T, torch.arange(6)[:, None]], 1)
+        assert (rows.sort(1).values == torch.arange(6)).all()
+
+
+def test_negatives_weigh_twice_the_pairs_and_what_is_none_is_ignored():
+    logits = torch.randn(15, 2)  # 3 pairs, 2 negative images and 2 negative texts for each
+    is_negative = torch.tensor([True] * 10 + [False] * 2)
+    pairs, negatives = F.log_softmax(logits, 1)[:3, 1], F.log_softmax(logits, 1)[3:13, 0]
+    expected = -(pairs.sum() + 0.5 * negatives.sum()) / (3 + 0.5 * 10)
+    assert matching_loss(logits, is_negative).item() == pytest.approx(expected.item())
+    one_each = torch.tensor([1] * 3 + [0] * 6)
+    assert matching_loss(logits[:9], torch.ones(6, dtype=torch.bool)).equal(F.cross_entropy(logits[:9], one_each))
+
+
+@pytest.mark.parametrize("kind", [AlbefForPreTraining, AlbefForRetrieval])
+def test_several_negatives_are_matched_as_single_pairs_are(kind, config, batch, monkeypatch):
+    drawn, draw = [], modeling_albef.sample_hard_negatives
+    monkeypatch.setattr(
+        modeling_albef, "sample_hard_negatives", lambda *given: drawn.append(draw(*given)) or drawn[-1]
+    )
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    inputs = batch if kind is AlbefForPreTraining else pairs_of(batch) | {"labels": torch.tensor([5, 5, 3, 4])}
+    outputs = model(**inputs, itm_negatives=2)
+    images, texts = drawn[0]
+    own = torch.arange(4)
+    of_text = torch.cat([own, own, own, texts])
+    of_image = torch.cat([own, images, own, own])
+    pairs = {name: value[of_text] for name, value in pairs_of(batch).items()}
+    pairs["pixel_values"] = batch["pixel_values"][of_image]
+    torch.testing.assert_close(outputs.itm_logits, model(**pairs).itm_logits, rtol=0, atol=1e-5)
+    ids = inputs["labels"] if kind is AlbefForRetrieval else own
+    assert outputs.loss_itm.equal(matching_loss(outputs.itm_logits, ids[of_text[4:]] != ids[of_image[4:]]))
+    with pytest.raises(ValueError, match="itm_negatives is 4: a batch of 4 pairs has 1 to 3 negatives"):
+        model(**inputs, itm_negatives=4)
 
 
 def test_what_contrast_knows_does_not_tell_hard_negatives_from_the_right_ones():

@@ -115,6 +115,9 @@ class TrainingArguments:
             "help": "exponent of the contrastive distribution that negatives are drawn from; 1: the paper, 0: uniform"
         },
     )
+    itm_negatives: int = field(
+        default=1, metadata={"help": "negatives for each image and for each text in matching (ITM); 1: the paper"}
+    )
     momentum: float = field(default=0.995, metadata={"help": "weight of the old teacher in each of its updates"})
     queue_size: int = field(
         default=65536, metadata={"help": "pairs in the teacher's queue; a queue saved with the model keeps its size"}
@@ -181,8 +184,14 @@ class TrainingArguments:
                 f"per_device_train_batch_size is {self.per_device_train_batch_size}; image-text matching needs a "
                 "negative, so use at least 2."
             )
+        if self.itm_negatives >= self.per_device_train_batch_size and not self.gather_negatives:
+            raise ValueError(
+                f"itm_negatives is {self.itm_negatives} and per_device_train_batch_size "
+                f"{self.per_device_train_batch_size}: negatives come from the same batch, which needs more pairs. "
+                "Lower the first, raise the second, or set gather_negatives."
+            )
         self.require_at_least(1, "gradient_accumulation_steps", "num_train_epochs", "logging_steps")
-        self.require_at_least(1, "max_nonfinite_steps", "save_total_limit")
+        self.require_at_least(1, "max_nonfinite_steps", "save_total_limit", "itm_negatives")
         self.require_at_least(0, "queue_size", "dataloader_num_workers", "eval_steps", "warmup_steps")
         self.require_at_least(0, "max_grad_norm", "weight_decay", "keep_every", "lora_rank")
         self.require_at_least(-1, "max_steps", "alpha_ramp_steps", "save_steps")

@@ -105,7 +105,7 @@ def check_contrastive_options(args: TrainingArguments, student: object, has_teac
         ValueError: If such an option would have no effect.
     """
     given = [name for name in ("gather_keys", "gather_negatives") if getattr(args, name)]
-    given += ["hardness_strength"] if args.hardness_strength != 1 else []
+    given += [name for name in ("hardness_strength", "itm_negatives") if getattr(args, name) != 1]
     if given and not isinstance(student, AlbefImageTextModel):
         raise ValueError(
             f"{' and '.join(given)}: {type(student).__name__} has no contrastive loss; these options are for "

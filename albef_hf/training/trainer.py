@@ -119,6 +119,8 @@ class Trainer:
             self.forward_settings["gather"] = gather_with_gradient(self.accelerator)
         if args.hardness_strength != 1:
             self.forward_settings["hardness_strength"] = args.hardness_strength
+        if args.itm_negatives != 1:
+            self.forward_settings["itm_negatives"] = args.itm_negatives
 
     def train(self) -> None:
         """Train to the end, from the beginning or a checkpoint."""

@@ -205,12 +205,14 @@ def test_a_matching_loss_at_its_prior_is_reported(pretrain, capsys, monkeypatch)
     assert "no better than it began" not in capsys.readouterr().out
 
 
-def test_hardness_strength_reaches_the_sampler(pretrain, monkeypatch):
+def test_options_of_negatives_reach_the_sampler(pretrain, monkeypatch):
     asked, draw = [], modeling_albef.sample_hard_negatives
-    monkeypatch.setattr(modeling_albef, "sample_hard_negatives", lambda *given: asked.append(given[3]) or draw(*given))
-    for arguments, hardness in ((["--hardness_strength", "0.5"], 0.5), ([], 1.0)):
+    monkeypatch.setattr(
+        modeling_albef, "sample_hard_negatives", lambda *given: asked.append(given[3:]) or draw(*given)
+    )
+    for arguments, expected in ((["--hardness_strength", "0.5", "--itm_negatives", "3"], (0.5, 3)), ([], (1.0, 1))):
         pretrain(*arguments, steps=1)
-        assert asked[-1] == hardness  # the first is of counting operations
+        assert asked[-1] == expected  # the first is of counting operations
 
 
 def test_two_processes_train_one_model(tmp_path):
