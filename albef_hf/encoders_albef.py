@@ -794,10 +794,12 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
     def __init__(self, config: AlbefTextConfig):
         super().__init__(config)
         self.layers = nn.ModuleList([AlbefMultimodalLayer(config) for _ in range(config.num_multimodal_layers)])
+        self.image_dropout = nn.Dropout(config.image_dropout_prob)
         self.post_init()
 
     def project_images(self, image_hidden_states: torch.Tensor) -> list[KeyValues]:
         """Project (batch, image tokens, image width) states to keys and values, one pair per layer."""
+        image_hidden_states = self.image_dropout(image_hidden_states)
         return [layer.cross_attn.project_key_values(image_hidden_states) for layer in self.layers]
 
     @merge_with_config_defaults
@@ -834,11 +836,33 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
 
         Matching uses this token alone, so the last layer computes nothing else.
         """
-        hidden_states = self._run_layers(self.layers[:-1], hidden_states, attention_mask, image_key_values[:-1])
-        cls = hidden_states[:, :1]
-        mask = self._bidirectional_mask(cls, attention_mask, hidden_states)
-        key, value = image_key_values[-1]
-        return self.layers[-1](cls, mask, key, value, hidden_states)[:, 0]
+        return self._run_layers_for_cls(self.layers, hidden_states, attention_mask, image_key_values)
+
+    def encode_cls_of_all_pairs(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, image_key_values: list[KeyValues]
+    ) -> torch.Tensor:
+        """Compute the `[CLS]` token of every text with every image, (images, texts, width).
+
+        The first self-attention comes before all images, so it runs once for each text. What follows it runs for each
+        pair: in a model of one layer, that is for `[CLS]` alone.
+
+        Args:
+            hidden_states: States of the text encoder, (texts, tokens, width).
+            attention_mask: (texts, tokens), 1 for tokens and 0 for padding.
+            image_key_values: The output of `project_images` for all images.
+        """
+        first, others = self.layers[0], self.layers[1:]
+        images = image_key_values[0][0].shape[0]
+        queries = hidden_states if others else hidden_states[:, :1]
+        mask = self._bidirectional_mask(queries, attention_mask, hidden_states)
+        context = first.self_attn.project_key_values(hidden_states)
+        attended = first.self_attention_block(queries, mask, context).repeat_interleave(images, 0)
+        states = first.feed_forward(first.cross_attention_block(attended, image_key_values[0]))
+        cls = states[:, 0]
+        if others:
+            masks = attention_mask.repeat_interleave(images, 0)
+            cls = self._run_layers_for_cls(others, states, masks, image_key_values[1:])
+        return cls.unflatten(0, (-1, images)).transpose(0, 1)
 
     def first_self_attention(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Apply the first layer's self-attention, which comes before all images, (texts, tokens, width)."""
@@ -927,6 +951,19 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
             attention_mask=attention_mask,
             encoder_hidden_states=context,
         )
+
+    def _run_layers_for_cls(
+        self,
+        layers: Sequence[AlbefMultimodalLayer],
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_key_values: list[KeyValues],
+    ) -> torch.Tensor:
+        hidden_states = self._run_layers(layers[:-1], hidden_states, attention_mask, image_key_values[:-1])
+        cls = hidden_states[:, :1]
+        mask = self._bidirectional_mask(cls, attention_mask, hidden_states)
+        key, value = image_key_values[-1]
+        return layers[-1](cls, mask, key, value, hidden_states)[:, 0]
 
     def _run_layers(
         self,

@@ -344,6 +344,28 @@ class AlbefImageTextModel(AlbefPreTrainedModel):
         drawn_negatives = is_negative[rows, torch.cat([image_for_text, text_for_image])]
         return matching_loss(itm_logits, drawn_negatives), itm_logits
 
+    def _contrast_matching_scores(
+        self,
+        pairs: _EncodedPairs,
+        targets: torch.Tensor,
+        teacher_outputs: AlbefTeacherOutput | None,
+        alpha: float,
+    ) -> torch.Tensor:
+        """Return the contrastive loss of the batch by the log-odds of a match instead of the cosines; not in the paper.
+
+        The teacher's targets are its contrastive similarities, as in ITC.
+        """
+        encode = self.albef.multimodal_model.encode_cls_of_all_pairs
+        cls = encode(pairs.texts, pairs.attention_mask, pairs.image_key_values)
+        per_image = at_least_float32(self.itm_head(cls)).diff(dim=-1).squeeze(-1)  # (images, texts)
+        teacher_per_image = teacher_per_text = None
+        if teacher_outputs is not None:
+            teacher_per_image = self.contrastive_head(teacher_outputs.image_embeds, teacher_outputs.text_embeds)
+            teacher_per_text = teacher_per_image.T
+        image_losses = distilled_cross_entropy(per_image, targets, teacher_per_image, alpha)
+        text_losses = distilled_cross_entropy(per_image.T, targets, teacher_per_text, alpha)
+        return (image_losses + text_losses).mean() / 2
+
 
 class AlbefForPreTraining(AlbefImageTextModel):
     """ALBEF with the three objectives of pretraining: contrast (ITC), matching (ITM) and masked language (MLM).
@@ -408,6 +430,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         gather: Gather | None = None,
         hardness_strength: float = 1.0,
         itm_negatives: int = 1,
+        itm_contrast_weight: float = 0.0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForPreTrainingOutput:
         """Compute the pretraining losses if `labels` are given (equation 8 of the paper), else predictions.
@@ -425,6 +448,8 @@ class AlbefForPreTraining(AlbefImageTextModel):
             hardness_strength: Exponent of the contrastive distribution that negatives are drawn from; 1 as in the
                 paper, 0 for uniform.
             itm_negatives: Negatives that are drawn for each image and for each text; 1 as in the paper.
+            itm_contrast_weight: Weight of the contrast of matching scores, of every text with every image of the batch;
+                0 as in the paper.
 
         Raises:
             ValueError: If only one of `labels` and `mlm_input_ids` is given, or neither in training, or labels come
@@ -439,7 +464,14 @@ class AlbefForPreTraining(AlbefImageTextModel):
         logits = self._mlm_logits(masked_texts, pairs, labels)
         loss_mlm = masked_language_loss(logits, labels, _teacher_logits(teacher_outputs), alpha)
         loss = outputs.loss_itc + outputs.loss_itm + loss_mlm
-        return AlbefForPreTrainingOutput(loss=loss, loss_mlm=loss_mlm, logits=logits, **outputs)
+        loss_itm_contrast = None
+        if itm_contrast_weight:
+            positives = torch.arange(len(pairs.images), device=pairs.images.device)
+            loss_itm_contrast = self._contrast_matching_scores(pairs, positives, teacher_outputs, alpha)
+            loss = loss + itm_contrast_weight * loss_itm_contrast
+        return AlbefForPreTrainingOutput(
+            loss=loss, loss_mlm=loss_mlm, loss_itm_contrast=loss_itm_contrast, logits=logits, **outputs
+        )
 
     def _encode(
         self,
@@ -605,6 +637,7 @@ class AlbefForRetrieval(AlbefImageTextModel):
         gather: Gather | None = None,
         hardness_strength: float = 1.0,
         itm_negatives: int = 1,
+        itm_contrast_weight: float = 0.0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForRetrievalOutput:
         """Compute the losses of fine-tuning if `labels` are given, else scores.
@@ -622,6 +655,8 @@ class AlbefForRetrieval(AlbefImageTextModel):
             hardness_strength: Exponent of the contrastive distribution that negatives are drawn from; 1 as in the
                 paper, 0 for uniform.
             itm_negatives: Negatives that are drawn for each image and for each text; 1 as in the paper.
+            itm_contrast_weight: Weight of the contrast of matching scores, of every text with every image of the batch;
+                0 as in the paper.
 
         Raises:
             ValueError: If `labels` come with a batch of one pair.
@@ -641,7 +676,14 @@ class AlbefForRetrieval(AlbefImageTextModel):
             pairs, logits, is_negative, gather, hardness_strength, itm_negatives
         )
         loss = outputs.loss_itc + loss_itm
-        return AlbefForRetrievalOutput(loss=loss, loss_itm=loss_itm, itm_logits=itm_logits, **outputs)
+        loss_itm_contrast = None
+        if itm_contrast_weight:
+            targets = retrieval_targets(labels, None, outputs.image_embeds.dtype)
+            loss_itm_contrast = self._contrast_matching_scores(pairs, targets, teacher_outputs, alpha)
+            loss = loss + itm_contrast_weight * loss_itm_contrast
+        return AlbefForRetrievalOutput(
+            loss=loss, loss_itm=loss_itm, loss_itm_contrast=loss_itm_contrast, itm_logits=itm_logits, **outputs
+        )
 
     def _contrast(
         self,

@@ -80,9 +80,10 @@ class AlbefForPreTrainingOutput(ModelOutput):
     """Losses and predictions of the pretraining head.
 
     Args:
-        loss: Sum of the three losses, a scalar; only with `labels`, as the next four.
+        loss: Weighted sum of the losses, a scalar; only with `labels`, as the next five.
         loss_itc: Image-text contrastive loss, equation 6 of the paper.
         loss_itm: Image-text matching loss, equation 4.
+        loss_itm_contrast: Contrastive loss of the matching scores, if it has a weight.
         loss_mlm: Masked-language loss, equation 7.
         info_nce: InfoNCE of the pairs with the same keys and without distillation. It bounds the mutual information
             of image and text (section 4 of the paper): I >= log(keys) - info_nce, in nats.
@@ -100,6 +101,7 @@ class AlbefForPreTrainingOutput(ModelOutput):
     loss: torch.Tensor | None = None
     loss_itc: torch.Tensor | None = None
     loss_itm: torch.Tensor | None = None
+    loss_itm_contrast: torch.Tensor | None = None
     loss_mlm: torch.Tensor | None = None
     info_nce: torch.Tensor | None = None
     itm_logits: torch.Tensor | None = None
@@ -116,9 +118,10 @@ class AlbefForRetrievalOutput(ModelOutput):
     """Losses and scores of the retrieval head.
 
     Args:
-        loss: Sum of the two losses, a scalar; only with `labels`, as the next three.
+        loss: Weighted sum of the losses, a scalar; only with `labels`, as the next four.
         loss_itc: Image-text contrastive loss, equation 6 of the paper.
         loss_itm: Image-text matching loss, equation 4.
+        loss_itm_contrast: Contrastive loss of the matching scores, if it has a weight.
         info_nce: The contrastive loss without distillation.
         logits_per_image: Cosine over temperature of every image with every text, (images, texts). In training with a
             teacher, the texts are encoded by the teacher.
@@ -136,6 +139,7 @@ class AlbefForRetrievalOutput(ModelOutput):
     loss: torch.Tensor | None = None
     loss_itc: torch.Tensor | None = None
     loss_itm: torch.Tensor | None = None
+    loss_itm_contrast: torch.Tensor | None = None
     info_nce: torch.Tensor | None = None
     logits_per_image: torch.Tensor | None = None
     logits_per_text: torch.Tensor | None = None

@@ -275,6 +275,39 @@ def test_several_negatives_are_matched_as_single_pairs_are(kind, config, batch, 
         model(**inputs, itm_negatives=4)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kind", [AlbefForPreTraining, AlbefForRetrieval])
+def test_matching_scores_of_all_pairs_are_contrasted(kind, layers, config, batch):
+    config.text_config.num_multimodal_layers = layers
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    inputs, targets = batch, torch.eye(4)
+    if kind is AlbefForRetrieval:
+        inputs = pairs_of(batch) | {"labels": torch.tensor([5, 5, 3, 4])}
+        targets[:2, :2] = 0.5
+    outputs = model(**inputs, itm_contrast_weight=3)
+    pixels = batch["pixel_values"]
+    scores = [model(**pairs_of(batch) | {"pixel_values": pixels.roll(shift, 0)}).itm_logits for shift in range(4)]
+    per_image = torch.zeros(4, 4)
+    for shift, logits in enumerate(scores):
+        for text, (no_match, match) in enumerate(logits):
+            per_image[(text - shift) % 4, text] = match - no_match
+    expected = (F.cross_entropy(per_image, targets) + F.cross_entropy(per_image.T, targets)) / 2
+    assert outputs.loss_itm_contrast.item() == pytest.approx(expected.item(), abs=1e-5)
+    parts = [outputs.loss_itc, outputs.loss_itm, outputs.get("loss_mlm") or 0, 3 * outputs.loss_itm_contrast]
+    assert outputs.loss.item() == pytest.approx(sum(parts).item())
+    assert model(**inputs).loss_itm_contrast is None
+
+
+def test_the_contrast_of_matching_scores_is_distilled_from_the_teachers_contrast(model, batch):
+    teacher = MomentumTeacher(model, queue_size=4)(**batch)
+    hard = model(**batch, itm_contrast_weight=1, teacher_outputs=teacher).loss_itm_contrast
+    mixed = model(**batch, itm_contrast_weight=1, teacher_outputs=teacher, alpha=0.4).loss_itm_contrast
+    soft = model(**batch, itm_contrast_weight=1, teacher_outputs=teacher, alpha=1).loss_itm_contrast
+    assert mixed.item() == pytest.approx(0.6 * hard.item() + 0.4 * soft.item(), abs=1e-6)
+    assert soft.item() != pytest.approx(hard.item(), abs=1e-6)
+
+
 def test_what_contrast_knows_does_not_tell_hard_negatives_from_the_right_ones():
     """Unless it is sure. So matching stays at its prior, while from easier ones it can learn what contrast knows."""
     torch.manual_seed(0)

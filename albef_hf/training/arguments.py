@@ -15,6 +15,7 @@ from ..utils.renamed_options import RENAMED_OPTIONS
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 MAX_POSITIONS = 512  # of BERT
 ENCODERS = ("image_encoder", "text_encoder")
+FREEZABLE = (*ENCODERS, "contrastive_head")
 NO_AUGMENTATION = {"min_crop_scale": 1.0, "randaugment_operations": 0, "flip_probability": 0.0}
 
 
@@ -62,7 +63,7 @@ class TrainingArguments:
     freeze: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "encoders that are not trained: image_encoder, text_encoder, or both; the teacher shares them. "
+            "help": "what is not trained, of image_encoder, text_encoder and contrastive_head; the teacher shares it. "
             "The output layer of masked language, which is tied to the word embeddings, is frozen with the text "
             "encoder"
         },
@@ -117,6 +118,12 @@ class TrainingArguments:
     )
     itm_negatives: int = field(
         default=1, metadata={"help": "negatives for each image and for each text in matching (ITM); 1: the paper"}
+    )
+    itm_contrast_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of the contrast of matching scores, of every text with every image of a batch; 0: the paper"
+        },
     )
     momentum: float = field(default=0.995, metadata={"help": "weight of the old teacher in each of its updates"})
     queue_size: int = field(
@@ -193,7 +200,7 @@ class TrainingArguments:
         self.require_at_least(1, "gradient_accumulation_steps", "num_train_epochs", "logging_steps")
         self.require_at_least(1, "max_nonfinite_steps", "save_total_limit", "itm_negatives")
         self.require_at_least(0, "queue_size", "dataloader_num_workers", "eval_steps", "warmup_steps")
-        self.require_at_least(0, "max_grad_norm", "weight_decay", "keep_every", "lora_rank")
+        self.require_at_least(0, "max_grad_norm", "weight_decay", "keep_every", "lora_rank", "itm_contrast_weight")
         self.require_at_least(-1, "max_steps", "alpha_ramp_steps", "save_steps")
         self.require_fraction("alpha", "momentum", "max_skipped_share", "hardness_strength")
         if not 0 <= self.min_learning_rate <= self.learning_rate or self.learning_rate == 0:
@@ -208,9 +215,9 @@ class TrainingArguments:
 
     def _check_encoders(self) -> None:
         """Refuse unknown encoders, rates that cannot be, and options of encoders that are frozen."""
-        unknown = [name for name in self.freeze if name not in ENCODERS]
+        unknown = [name for name in self.freeze if name not in FREEZABLE]
         if unknown:
-            raise ValueError(f"freeze contains {unknown[0]!r}; choose from {', '.join(ENCODERS)}.")
+            raise ValueError(f"freeze contains {unknown[0]!r}; choose from {', '.join(FREEZABLE)}.")
         for encoder in ENCODERS:
             name = f"{encoder}_learning_rate"
             rate = getattr(self, name)
@@ -220,11 +227,11 @@ class TrainingArguments:
                 raise ValueError(
                     f"{name} is {rate}; it must be positive. To train nothing of it, set freeze {encoder}."
                 )
-        if self.lora_rank and set(self.freeze) == set(ENCODERS):
+        if self.lora_rank and set(self.freeze) >= set(ENCODERS):
             raise ValueError("lora_rank has no effect on frozen encoders; remove it, or one of them from freeze.")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1.")
-        if self.layer_decay < 1 and set(self.freeze) == set(ENCODERS):
+        if self.layer_decay < 1 and set(self.freeze) >= set(ENCODERS):
             raise ValueError("layer_decay has no effect on frozen encoders; remove it, or train one of them.")
 
     def _check_report_to(self) -> None:

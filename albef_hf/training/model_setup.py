@@ -80,11 +80,16 @@ def load_task_model(
 
 
 def freeze_encoders(student: Any, args: TrainingArguments) -> None:
-    """Freeze the encoders that the options name, and with LoRA the weights of the others.
+    """Freeze what the options name, and with LoRA the weights of the other encoders.
 
     Call it before the teacher is made, which shares what is frozen.
+
+    Raises:
+        ValueError: If the model does not have what is to be frozen.
     """
-    student.freeze(*(ENCODER_MODULES[encoder] for encoder in args.freeze))
+    if "contrastive_head" in args.freeze and not isinstance(student, AlbefImageTextModel):
+        raise ValueError(f"freeze contains contrastive_head, which {type(student).__name__} does not have.")
+    student.freeze(*(ENCODER_MODULES.get(name, name) for name in args.freeze))
     if args.lora_rank:
         for module in ENCODER_MODULES.values():
             student.get_submodule(module).requires_grad_(False)

@@ -104,7 +104,7 @@ def check_contrastive_options(args: TrainingArguments, student: object, has_teac
     Raises:
         ValueError: If such an option would have no effect.
     """
-    given = [name for name in ("gather_keys", "gather_negatives") if getattr(args, name)]
+    given = [name for name in ("gather_keys", "gather_negatives", "itm_contrast_weight") if getattr(args, name)]
     given += [name for name in ("hardness_strength", "itm_negatives") if getattr(args, name) != 1]
     if given and not isinstance(student, AlbefImageTextModel):
         raise ValueError(

@@ -121,6 +121,8 @@ class Trainer:
             self.forward_settings["hardness_strength"] = args.hardness_strength
         if args.itm_negatives != 1:
             self.forward_settings["itm_negatives"] = args.itm_negatives
+        if args.itm_contrast_weight:
+            self.forward_settings["itm_contrast_weight"] = args.itm_contrast_weight
 
     def train(self) -> None:
         """Train to the end, from the beginning or a checkpoint."""

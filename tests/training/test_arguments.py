@@ -22,6 +22,8 @@ from albef_hf.utils.renamed_options import RENAMED_OPTIONS
         (["--alpha", "1.5"], "must be between 0 and 1"),
         (["--hardness_strength", "1.5"], "must be between 0 and 1"),
         (["--hardness_strength", "nan"], "must be between 0 and 1"),
+        (["--itm_contrast_weight", "-1"], "itm_contrast_weight is -1.0; it must be at least 0"),
+        (["--freeze", "itm_head"], "choose from image_encoder, text_encoder, contrastive_head"),
         (["--itm_negatives", "0"], "itm_negatives is 0; it must be at least 1"),
         (["--itm_negatives", "4", "--per_device_train_batch_size", "4"], "needs more pairs"),
         (["--mixed_precision", "int4"], "choose no, bf16 or fp16"),
