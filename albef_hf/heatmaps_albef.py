@@ -28,7 +28,6 @@ Box = Sequence[float]  # left, top, width and height in pixels, as in COCO
 HeadReduction = Callable[[torch.Tensor], torch.Tensor]  # (batch, heads, ...) to (batch, ...)
 WORD_BEGINNINGS = ("▁", "Ġ")  # the space in tokens of SentencePiece and of byte-level BPE
 MAX_ASPECT_RATIO = 4  # of an overlay in a grid: taller images are squeezed
-MIN_SCALE = 1e-12  # avoids a division by zero
 OPACITY = 0.7  # of full heat
 MARGIN = 8  # of a grid, in pixels
 TITLE_HEIGHT = 24
@@ -431,7 +430,7 @@ def overlay(
     if not full >= 0:
         raise ValueError(f"scale is {full}: it must be a heat, which is not negative.")
     gray = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
-    return _blend(gray, (heat / max(full, MIN_SCALE)).clamp(max=1).numpy(), opacity * probability)
+    return _blend(gray, (heat / (full or 1)).clamp(max=1).numpy(), opacity * probability)
 
 
 def overlays(

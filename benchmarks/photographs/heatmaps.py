@@ -57,7 +57,7 @@ def draw_noun(
     """
     words, maps = word_maps(model, processor, caption, image)
     if noun.lower() not in words:
-        raise ValueError(f"{noun!r} is none of the content words of {caption!r}: {', '.join(words)}.")
+        raise ValueError(f"{noun!r} is none of the content words that are read of {caption!r}: {', '.join(words)}.")
     inputs = processor(images=[image], text=[caption], return_tensors="pt").to(model.device)
     probability = match_probabilities(model, **inputs).item()
     heatmap = maps[words.index(noun.lower())]

@@ -69,7 +69,7 @@ def test_heat_maps_of_nouns_are_drawn(model, processor, monkeypatch, tmp_path):
         assert row["share"] == pytest.approx((heatmap.max() / maps.max()).item())
         assert row["strength"] == pytest.approx(row["share"] * row["probability"]) and 0 < row["probability"] < 1
     (tmp_path / "nouns.json").write_text(json.dumps([["0.png", "a dog", "cat"]]))
-    with pytest.raises(ValueError, match="'cat' is none of the content words of 'a dog': dog"):
+    with pytest.raises(ValueError, match="'cat' is none of the content words that are read of 'a dog': dog"):
         runpy.run_path(command[0], run_name="__main__")
     (tmp_path / "nouns.json").write_text(json.dumps([["0.png", "a dog"]]))
     with pytest.raises(ValueError, match="write \\[image, caption, noun\\]"):
