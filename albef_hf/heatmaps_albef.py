@@ -8,12 +8,13 @@ import contextlib
 import copy
 import itertools
 import math
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -27,6 +28,24 @@ Box = Sequence[float]  # left, top, width and height in pixels, as in COCO
 HeadReduction = Callable[[torch.Tensor], torch.Tensor]  # (batch, heads, ...) to (batch, ...)
 WORD_BEGINNINGS = ("▁", "Ġ")  # the space in tokens of SentencePiece and of byte-level BPE
 MAX_ASPECT_RATIO = 4  # of an overlay in a grid: taller images are squeezed
+OPACITY = 0.7  # of full heat
+MARGIN = 8  # of a grid, in pixels
+TITLE_HEIGHT = 24
+FONT_SIZE = 15
+
+# English articles, pronouns, auxiliaries, conjunctions and prepositions.
+_FUNCTION_WORDS = """
+a an the
+i me my mine myself you your yours yourself he him his himself she her hers herself it its itself we us our ours
+ourselves they them their theirs themselves this that these those who whom whose which what there each other another
+some any both
+am is are was were be been being has have having had do does did can could will would shall should may might must
+and or but nor so yet if while as than because when where though although
+about above across after against along alongside among amid around at atop before behind below beneath beside besides
+between beyond by down during for from in inside into near next of off on onto out outside over past through to
+together toward towards under underneath until up upon via with within without
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 
 
 def _mean_of_heads(maps: torch.Tensor) -> torch.Tensor:
@@ -338,45 +357,180 @@ def _pixel_slice(start: float, length: float) -> slice:
     return slice(max(int(start), 0), max(int(start + length), 0))
 
 
-def overlay(image: Image.Image, heatmap: torch.Tensor, opacity: float = 0.6) -> Image.Image:
-    """Draw a heat map over the image in gray: from blue over yellow to red, which is the hottest patch."""
+@torch.no_grad()
+def match_probabilities(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    pixel_values: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Compute the probability that text and image match (ITM), with which their heat maps are to fade.
+
+    Args:
+        model: A model with the matching head, in evaluation mode.
+        input_ids: (batch, tokens).
+        pixel_values: The image of each text, (batch, channels, height, width), of any resolution.
+        attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
+
+    Returns:
+        (batch,), in float32.
+    """
+    _require_part(model, "itm_head", "AlbefForRetrieval or AlbefForPreTraining")
+    outputs = model(input_ids, pixel_values, attention_mask, interpolate_pos_encoding=True)
+    return outputs.itm_logits.float().softmax(-1)[:, 1]
+
+
+def content_words(words: Sequence[str]) -> list[int]:
+    """Return the indices of the words that are neither English function words (`FUNCTION_WORDS`) nor punctuation.
+
+    Words of other languages are all returned, except those that are spelled as an English function word.
+
+    Args:
+        words: The words of a text, from `word_heatmaps`.
+
+    Returns:
+        Indices in ascending order; of all words, if there are only function words and punctuation.
+    """
+    omitted = [word.lower() in FUNCTION_WORDS or _is_punctuation(word) for word in words]
+    everything = range(len(words))
+    return [index for index in everything if not omitted[index]] or list(everything)
+
+
+def _is_punctuation(word: str) -> bool:
+    return all(unicodedata.category(character).startswith("P") for character in word)
+
+
+def overlay(
+    image: Image.Image,
+    heatmap: torch.Tensor,
+    opacity: float = OPACITY,
+    scale: float | None = None,
+    probability: float = 1.0,
+) -> Image.Image:
+    """Draw a heat map over the image in gray: from no color over yellow to red, which is full heat.
+
+    Args:
+        image: The image.
+        heatmap: (rows, columns).
+        opacity: Opacity of full heat, from 0 to 1.
+        scale: Heat that is drawn as full heat; by default the map's own maximum, with which any map has red, however
+            little heat it has. Pass the maximum of all words to compare the words of a text.
+        probability: Factor of the opacity, from 0 to 1, such as the probability that image and text match.
+
+    Returns:
+        The drawing, in RGB; the image in gray if there is no heat or the probability is 0.
+
+    Raises:
+        ValueError: If `scale` is negative or not a number, or `probability` is not from 0 to 1.
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability is {probability}: it must be from 0 to 1.")
     heat = resize_heatmap(heatmap.cpu(), image.height, image.width).clamp(min=0)
-    heat = (heat / heat.max().clamp(min=1e-12)).numpy()[..., None]
-    cold, warm, hot = (np.array(color, dtype=np.float32) for color in ((40, 60, 160), (250, 220, 60), (200, 20, 30)))
-    color = np.where(heat < 0.5, cold + (warm - cold) * 2 * heat, warm + (hot - warm) * (2 * heat - 1))
+    full = _max_heat(heatmap) if scale is None else scale
+    if not full >= 0:
+        raise ValueError(f"scale is {full}: it must be a heat, which is not negative.")
     gray = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
-    weight = opacity * (0.25 + 0.75 * heat)
+    return _blend(gray, (heat / (full or 1)).clamp(max=1).numpy(), opacity * probability)
+
+
+def overlays(
+    image: Image.Image, heatmaps: torch.Tensor, scale: float | None = None, probability: float = 1.0
+) -> list[Image.Image]:
+    """Draw heat maps over an image on one scale, so that a word with little heat has little color.
+
+    The heat of the words of one text has one unit: attention, a share of 1, times the gradient of the same score. It
+    is how much a word weighs in the score, not whether it is in the image. That is what the probability of a match
+    says, of the text as a whole; a text of a single word has no other measure. In `contrastive_heatmaps`, words that
+    are texts of their own have scores of their own, but with the same unit: cosines with one image, over one
+    temperature.
+
+    Args:
+        image: The image.
+        heatmaps: (maps, rows, columns).
+        scale: Heat that is drawn as full heat; by default the maximum of all maps.
+        probability: As in `overlay`; see `match_probabilities`.
+    """
+    full = _max_heat(heatmaps) if scale is None else scale
+    return [overlay(image, heatmap, scale=full, probability=probability) for heatmap in heatmaps]
+
+
+def _max_heat(heatmaps: torch.Tensor) -> float:
+    """Return the heat of the hottest patch, 0 if there is no map."""
+    return heatmaps.max().clamp(min=0).item() if len(heatmaps) else 0.0
+
+
+def _blend(gray: np.ndarray, heat: np.ndarray, opacity: float) -> Image.Image:
+    """Color pixels, (height, width, 3), by heat from 0 to 1, (height, width), which is color and opacity in one."""
+    heat = heat[..., None]
+    warm, hot = (np.array(color, dtype=np.float32) for color in ((250, 220, 60), (200, 20, 30)))
+    color = warm + (hot - warm) * (2 * heat - 1).clip(0)
+    weight = opacity * heat
     return Image.fromarray(((1 - weight) * gray + weight * color).clip(0, 255).astype(np.uint8))
 
 
 def heatmap_grid(
-    image: Image.Image, words: Sequence[str], heatmaps: torch.Tensor, columns: int = 4, size: int = 240
+    image: Image.Image,
+    words: Sequence[str],
+    heatmaps: torch.Tensor,
+    columns: int = 4,
+    size: int = 240,
+    scale: float | None = None,
+    probability: float | None = None,
 ) -> Image.Image:
-    """Draw the image and one overlay per word in a grid, as in figures 4 to 6 of the paper.
+    """Draw the image and one overlay per word in a grid, as in figures 4 to 6 of the paper, above a color bar.
+
+    All words have one scale, see `overlays`.
 
     Args:
         image: The image.
-        words: Titles of the overlays.
+        words: Titles of the overlays; `content_words` finds those that are not function words.
         heatmaps: (words, rows, columns).
         columns: Columns of the grid.
         size: Width of a cell in pixels; images that are much taller or wider are distorted.
+        scale: Heat that is drawn as full heat; by default the maximum of `heatmaps`.
+        probability: Probability that image and text match, with which the colors fade; by default they do not fade.
     """
-    margin = 8
-    title_height = 24
+    full = _max_heat(heatmaps) if scale is None else scale
+    strength = 1.0 if probability is None else probability
+    cells = [image.convert("RGB"), *overlays(image, heatmaps, full, strength)]
+    titles = ["" if probability is None else f"match {probability:.0%}", *words]
     height = max(round(size * min(image.height / image.width, MAX_ASPECT_RATIO)), 1)
-    cells = [image.convert("RGB"), *(overlay(image, heatmap) for heatmap in heatmaps)]
-    rows = -(-len(cells) // columns)
-    cell_width = size + margin
-    cell_height = height + title_height + margin
-    sheet = Image.new("RGB", (columns * cell_width + margin, rows * cell_height + margin), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(15)
-    for index, (cell, title) in enumerate(zip(cells, ["", *words], strict=True)):
-        left = margin + index % columns * cell_width
-        top = margin + index // columns * cell_height
-        draw.text((left, top + 2), title, fill="black", font=font)
-        sheet.paste(cell.resize((size, height), Image.Resampling.BICUBIC), (left, top + title_height))
+    grid = _grid_of_cells(cells, titles, columns, (size, height))
+    sheet = ImageOps.expand(grid, (0, 0, 0, TITLE_HEIGHT), "white")
+    sheet.paste(color_bar(size, full, strength), (MARGIN, grid.height - MARGIN // 2))
     return sheet
+
+
+def _grid_of_cells(
+    cells: Sequence[Image.Image], titles: Sequence[str], columns: int, size: tuple[int, int]
+) -> Image.Image:
+    """Draw images of one size, in pixels, below their titles."""
+    width, height = size[0] + MARGIN, size[1] + TITLE_HEIGHT + MARGIN
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (cell, title) in enumerate(zip(cells, titles, strict=True)):
+        left = MARGIN + index % columns * width
+        top = MARGIN + index // columns * height
+        draw.text((left, top + 2), title, fill="black", font=ImageFont.load_default(FONT_SIZE))
+        sheet.paste(cell.resize(size, Image.Resampling.BICUBIC), (left, top + TITLE_HEIGHT))
+    return sheet
+
+
+def color_bar(width: int, scale: float, probability: float = 1.0) -> Image.Image:
+    """Draw the colors of heat from 0 to `scale`, as `overlay` has them on light gray, between both numbers."""
+    bar = Image.new("RGB", (width, TITLE_HEIGHT), "white")
+    draw = ImageDraw.Draw(bar)
+    font = ImageFont.load_default(FONT_SIZE)
+    label = f"{scale:.2g}"
+    left = math.ceil(draw.textlength("0", font)) + MARGIN
+    right = width - math.ceil(draw.textlength(label, font)) - MARGIN
+    draw.text((0, 2), "0", fill="black", font=font)
+    draw.text((right + MARGIN, 2), label, fill="black", font=font)
+    heat = np.linspace(0, 1, max(right - left, 1), dtype=np.float32)[None].repeat(TITLE_HEIGHT // 2, 0)
+    gray = np.full((*heat.shape, 3), 230, dtype=np.float32)
+    bar.paste(_blend(gray, heat, OPACITY * probability), (left, TITLE_HEIGHT // 4))
+    return bar
 
 
 _RENAMED = {"panels": "heatmap_grid"}
@@ -388,10 +542,14 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "answer_heatmaps",
+    "color_bar",
+    "content_words",
     "contrastive_heatmaps",
     "heatmap_grid",
+    "match_probabilities",
     "matching_heatmaps",
     "overlay",
+    "overlays",
     "resize_heatmap",
     "score_boxes",
     "word_heatmaps",

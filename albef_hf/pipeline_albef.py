@@ -20,7 +20,14 @@ from transformers import BatchEncoding, Pipeline, PreTrainedModel, PreTrainedTok
 
 from .compatibility_albef import renamed_arguments
 from .configuration_albef import PIPELINES
-from .heatmaps_albef import contrastive_heatmaps, matching_heatmaps, overlay, resize_heatmap, score_boxes
+from .heatmaps_albef import (
+    contrastive_heatmaps,
+    match_probabilities,
+    matching_heatmaps,
+    overlay,
+    resize_heatmap,
+    score_boxes,
+)
 from .images_albef import fetch_image
 from .processing_albef import AlbefProcessor
 from .retrieval_albef import (
@@ -745,9 +752,10 @@ class VisualGroundingPipeline(ImageAndTextPipeline):
             timeout: Timeout of a URL in seconds.
 
         Returns:
-            For each text a dictionary: `heatmap`, an array of the image's (height, width), higher where it is hotter;
-            `overlay`, the heat map drawn over the image; and if there are boxes, `boxes`, a list of dictionaries, best
-            first, with the `box` as it was passed and its `score`.
+            For each text a dictionary: `score`, the probability that image and text match (ITM); `heatmap`, an array
+            of the image's (height, width), higher where it is hotter; `overlay`, the heat map drawn over the image,
+            with red at its own maximum and all colors faded by `score`; and if there are boxes, `boxes`, a list of
+            dictionaries, best first, with the `box` as it was passed and its `score`.
 
         Raises:
             ValueError: If an image, a text or a box is invalid.
@@ -789,14 +797,16 @@ class VisualGroundingPipeline(ImageAndTextPipeline):
         image = inputs.pop("image")
         boxes = inputs.pop("boxes")
         heatmaps = HEATMAPS[heatmap](self.model, **inputs, **_without_none(layer=layer))
-        return {"heatmaps": heatmaps, "image": image, "boxes": boxes}
+        scores = match_probabilities(self.model, **inputs)
+        return {"heatmaps": heatmaps, "scores": scores, "image": image, "boxes": boxes}
 
     def postprocess(self, outputs: dict[str, Any], box_alpha: float = 0.5) -> Result:
         """Resize the heat map to the image, draw it over the image, and score the boxes."""
         image = outputs["image"]
         heat = outputs["heatmaps"][0].float()
         resized = resize_heatmap(heat, image.height, image.width)
-        result = {"heatmap": resized.numpy(), "overlay": overlay(image, heat)}
+        score = outputs["scores"].item()
+        result = {"score": score, "heatmap": resized.numpy(), "overlay": overlay(image, heat, probability=score)}
         if outputs["boxes"] is not None:
             scores = score_boxes(heat, outputs["boxes"], image.size, box_alpha)
             order = scores.argsort(descending=True, stable=True).tolist()

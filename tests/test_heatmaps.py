@@ -4,6 +4,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from original import assert_close, convert, load
@@ -12,10 +13,13 @@ from PIL import Image
 from albef_hf import AlbefForQuestionAnswering, AlbefForRetrieval, heatmaps_albef
 from albef_hf.heatmaps_albef import (
     answer_heatmaps,
+    content_words,
     contrastive_heatmaps,
     heatmap_grid,
+    match_probabilities,
     matching_heatmaps,
     overlay,
+    overlays,
     score_boxes,
     word_heatmaps,
 )
@@ -192,10 +196,105 @@ def test_pictures_are_red_where_it_is_hot():
     heat[0, 0] = 1
     shown = overlay(Image.new("RGB", (80, 60), "white"), heat)
     assert shown.size == (80, 60)
-    red, blue = shown.getpixel((8, 6)), shown.getpixel((70, 50))
-    assert red[0] > red[2] + 50 and blue[2] >= blue[0]
+    red, gray = shown.getpixel((8, 6)), shown.getpixel((70, 50))
+    assert red[0] > red[2] + 50 and gray == (255, 255, 255)
     sheet = heatmap_grid(Image.new("RGB", (80, 60), "white"), ["a", "dog"], heat.expand(2, 4, 4), columns=2, size=100)
-    assert sheet.size == (2 * 108 + 8, 2 * (75 + 24 + 8) + 8)
+    assert sheet.size == (2 * 108 + 8, 2 * (75 + 24 + 8) + 8 + 24)
+
+
+def color(image: Image.Image) -> np.ndarray:
+    """Return how far each pixel is from gray, (height, width)."""
+    pixels = np.asarray(image, dtype=int)
+    return pixels.max(-1) - pixels.min(-1)
+
+
+@pytest.fixture
+def spots() -> torch.Tensor:
+    """Maps of three words: a hot one, one with a tenth of its heat at another place, and one without heat."""
+    maps = torch.zeros(3, 4, 4)
+    maps[0, 0, 0], maps[1, 3, 3] = 0.02, 0.002
+    return maps
+
+
+def test_words_have_one_scale(spots):
+    image = Image.new("RGB", (80, 80), (200, 180, 160))
+    hot, weak, none = (color(drawing) for drawing in overlays(image, spots))
+    assert hot.max() > 80 and 0 < weak.max() < 0.15 * hot.max() and not none.any()
+    own = [color(overlay(image, heatmap)) for heatmap in spots]
+    assert np.array_equal(own[0], hot) and own[1].max() == hot.max() and not own[2].any()
+    assert np.array_equal(
+        np.array(heatmap_grid(image, ["x"] * 3, spots)), np.array(heatmap_grid(image, ["x"] * 3, spots))
+    )
+    fixed = color(overlays(image, spots[1:2], scale=0.02)[0])
+    assert np.array_equal(fixed, weak)
+
+
+def test_colors_fade_with_the_probability_of_a_match(spots):
+    image = Image.new("RGB", (80, 80), (200, 180, 160))
+    gray = np.asarray(image.convert("L").convert("RGB"))
+    strengths = [color(overlay(image, spots[0], probability=probability)).max() for probability in (1.0, 0.5, 0.1)]
+    assert strengths[1] == pytest.approx(strengths[0] / 2, abs=2)
+    assert strengths[2] == pytest.approx(strengths[0] / 10, abs=2)
+    assert np.array_equal(overlay(image, spots[0], probability=1.0), overlay(image, spots[0]))
+    for drawing in (
+        overlay(image, spots[0], probability=0.0),
+        *overlays(image, 0 * spots),
+        *overlays(image, spots[:0]),
+    ):
+        assert np.array_equal(drawing, gray)
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="it must be from 0 to 1"):
+            overlay(image, spots[0], probability=wrong)
+    with pytest.raises(ValueError, match="which is not negative"):
+        overlay(image, spots[0], scale=float("nan"))
+
+
+def test_a_grid_has_one_scale_and_says_it(spots):
+    image = Image.new("RGB", (80, 80), "white")
+
+    def cells(**settings) -> list[np.ndarray]:
+        sheet = np.asarray(heatmap_grid(image, ["ball", "car"], spots[:2], columns=3, size=80, **settings))
+        return [sheet[32:112, 8 + 88 * place : 88 + 88 * place] for place in range(3)] + [sheet[116:]]
+
+    plain, hot, weak, bar = (color(cell).max() for cell in cells())
+    assert plain == 0 and 0 < weak < 0.15 * hot and bar == pytest.approx(hot, abs=10)
+    _, hotter, stronger, _ = (color(cell).max() for cell in cells(scale=0.004))
+    assert hotter == hot and stronger > 4 * weak
+    _, faded, fainter, faded_bar = (color(cell).max() for cell in cells(probability=0.1))
+    assert faded < 0.15 * hot and fainter < 0.15 * weak + 2 and faded_bar < 0.15 * bar
+
+
+def test_drawing_leaves_the_maps_as_they_are(retrieval, inputs):
+    maps = matching_heatmaps(retrieval, **inputs)[0]
+    before = maps.clone()
+    heatmap_grid(Image.new("RGB", (80, 60)), ["x"] * len(maps), maps, probability=0.5)
+    assert torch.equal(maps, before) and torch.equal(matching_heatmaps(retrieval, **inputs)[0], before)
+
+
+def test_the_probability_of_a_match_is_that_of_the_model(retrieval, inputs):
+    retrieval.eval()
+    expected = retrieval(**inputs).itm_logits.softmax(-1)[:, 1]
+    torch.testing.assert_close(match_probabilities(retrieval, **inputs), expected.detach())
+    large = match_probabilities(retrieval, inputs["input_ids"], torch.randn(4, 3, 48, 64))
+    assert large.shape == (4,) and ((large > 0) & (large < 1)).all()
+    with pytest.raises(ValueError, match="has no itm_head: pass AlbefForRetrieval"):
+        match_probabilities(AlbefForQuestionAnswering(retrieval.config), **inputs)
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("The dog is chasing a ball , and it has no collar .", "dog chasing ball no collar"),
+        ("ein Hund und zwei Bälle", "ein Hund und zwei Bälle"),
+        ("two 🐕 on the left of 3 cats", "two 🐕 left 3 cats"),
+        ("it is there", "it is there"),  # nothing else is left to draw
+        ("...", "..."),
+        ("", ""),
+    ],
+)
+def test_function_words_are_found(text, content):
+    words = text.split()
+    assert [words[index] for index in content_words(words)] == content.split()
 
 
 def test_words_without_a_part_in_the_score_are_told_of(retrieval, inputs, processor, monkeypatch):
@@ -207,9 +306,9 @@ def test_words_without_a_part_in_the_score_are_told_of(retrieval, inputs, proces
     assert len(of_words) == len(words) > 0 and not of_words.any() and "choose a lower one" in lines[0]
 
 
-@pytest.mark.parametrize(("size", "sheet"), [((3000, 2), (224, 74)), ((2, 3000), (224, 872)), ((1, 1), (224, 272))])
+@pytest.mark.parametrize(("size", "sheet"), [((3000, 2), (224, 98)), ((2, 3000), (224, 896)), ((1, 1), (224, 296))])
 def test_pictures_of_any_shape_have_panels_also_without_heat(size, sheet):
-    """Two rows of panels, 24 pixels for a word, edges of 8; a panel is 1, at most 400, and 100 pixels high."""
+    """Two rows of panels, 24 pixels for a word and the bar, edges of 8; a panel is 1, at most 400, and 100 high."""
     cold = torch.zeros(4, 4)
     assert overlay(Image.new("RGB", size), cold).size == size
     assert (

@@ -439,10 +439,23 @@ def test_heat_maps_are_those_of_the_plain_functions(aligned, processor, images):
             assert [boxes.index(box["box"]) for box in result["boxes"]] == scores.argsort(descending=True).tolist()
             found = [box["score"] for box in result["boxes"]]
             assert found == pytest.approx(sorted(scores.tolist(), reverse=True), rel=1e-4)
-            difference = np.asarray(result["overlay"], dtype=float) - np.asarray(overlay(image, heat), dtype=float)
-            assert np.abs(difference).max() <= 1
+            assert result["score"] == pytest.approx(plain(aligned, processor, image, text)[0], abs=1e-5)
+            expected = np.asarray(overlay(image, heat, probability=result["score"]), dtype=float)
+            assert np.abs(np.asarray(result["overlay"], dtype=float) - expected).max() <= 1
     assert aligned.config._attn_implementation == "sdpa"
     assert all(weight.grad is None for weight in aligned.parameters())
+
+
+def test_the_overlay_of_a_text_that_does_not_match_has_no_color_and_its_heat_map_stays(aligned, processor, images):
+    ground = pipeline("visual-grounding", model=aligned, processor=processor)
+    before = ground(images[0], TEXTS[0])
+    with torch.no_grad():
+        aligned.itm_head.bias += torch.tensor([60.0, -60.0])  # the gradient and the heat stay
+    after = ground(images[0], TEXTS[0])
+    assert np.array_equal(after["heatmap"], before["heatmap"]) and before["heatmap"].any()
+    assert before["score"] > 1e-3 > 1e-9 > after["score"]
+    gray = np.asarray(images[0].convert("L").convert("RGB"))
+    assert np.array_equal(after["overlay"], gray) and not np.array_equal(before["overlay"], gray)
 
 
 def test_rows_may_have_boxes_of_their_own(aligned, processor, images):

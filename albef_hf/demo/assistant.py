@@ -1,14 +1,12 @@
 """Compute what the page shows, with the package's pipelines."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 from transformers import pipeline
 
-from ..heatmaps_albef import answer_heatmaps, matching_heatmaps, overlay
+from ..heatmaps_albef import answer_heatmaps, match_probabilities, matching_heatmaps, overlay, overlays
 from ..pipeline_albef import AlbefPipeline, ImageTextRetrievalPipeline, VisualQuestionAnsweringPipeline
 from ..search.html_report import contain, word_maps
 
@@ -77,13 +75,20 @@ class Assistant:
         num_layers: int = self.retrieval.model.config.text_config.num_multimodal_layers
         return num_layers > 1
 
-    def heatmaps(self, image: Image.Image, text: str) -> list[GalleryItem]:
-        """Return where the model looks to match a text, and where for each of its words (see `word_maps`)."""
+    def heatmaps(self, image: Image.Image, text: str, all_words: bool = False) -> list[GalleryItem]:
+        """Return where the model looks to match a text, and where for each of its words (see `word_maps`).
+
+        The words have one scale, and the whole text has its own; all fade with the probability of a match.
+        """
         model, processor = _parts(self.retrieval)
         inputs = processor(images=[image], text=[text], return_tensors="pt").to(model.device)
         whole = matching_heatmaps(model, **inputs)[0].mean(0)
-        words, word_heatmaps = word_maps(model, processor, text, image)
-        return _overlays(image, [WHOLE_TEXT, *words], [whole, *word_heatmaps])
+        probability = match_probabilities(model, **inputs).item()
+        words, word_heatmaps = word_maps(model, processor, text, image, all_words)
+        resized = contain(image, IMAGE_SIZE)
+        drawings = overlays(resized, word_heatmaps, probability=probability)
+        whole_drawing = overlay(resized, whole, probability=probability)
+        return [(whole_drawing, f"{WHOLE_TEXT}, {probability:.0%} match"), *zip(drawings, words, strict=True)]
 
     def answer(self, image: Image.Image, question: str, choices: list[str]) -> tuple[dict[str, float], Image.Image]:
         """Answer a question.
@@ -152,9 +157,4 @@ def _answer_heatmap(pipe: AlbefPipeline, image: Image.Image, question: str, answ
     inputs = processor(images=[image], text=[question], return_tensors="pt").to(model.device)
     answer_ids = processor.encode_answers(answer)["input_ids"].to(model.device)
     heatmap = answer_heatmaps(model, answer_ids=answer_ids, **inputs)[0].mean(0)
-    return _overlays(image, [answer], [heatmap])[0][0]
-
-
-def _overlays(image: Image.Image, titles: Sequence[str], heatmaps: Sequence[torch.Tensor]) -> list[GalleryItem]:
-    resized = contain(image, IMAGE_SIZE)
-    return [(overlay(resized, heatmap), title) for heatmap, title in zip(heatmaps, titles, strict=True)]
+    return overlay(contain(image, IMAGE_SIZE), heatmap)

@@ -71,12 +71,12 @@ class Handlers:
         return f'<div class="scores"><b>Caption</b><b>Match</b><b>Cosine</b>{"".join(rows)}</div>'
 
     @visitor_job
-    def heatmaps(self, upload: Any, text: Any) -> list[GalleryItem]:
-        """Return heat maps of a text and of its words."""
+    def heatmaps(self, upload: Any, text: Any, all_words: Any = False) -> list[GalleryItem]:
+        """Return heat maps of a text and of its words; without `all_words`, those of function words are omitted."""
         image = self._read_image(upload)
         text = read_text(text, "text")
         _warn_if_truncated(self.assistant.retrieval, [text])
-        return self.assistant.heatmaps(image, text)
+        return self.assistant.heatmaps(image, text, bool(all_words))
 
     @visitor_job
     def answer(self, upload: Any, question: Any, lines: Any) -> tuple[dict[str, float], Image.Image]:
@@ -103,7 +103,7 @@ class Handlers:
         return items, ("", keys)
 
     @visitor_job
-    def select(self, results: Any, event: gr.SelectData) -> tuple[Any, ...]:
+    def select(self, results: Any, all_words: Any, event: gr.SelectData) -> tuple[Any, ...]:
         """Make a search result the current image; if a text was searched for, show its words in the image.
 
         Returns:
@@ -116,7 +116,7 @@ class Handlers:
             raise ValueError(UNKNOWN_IMAGE) from error
         if not query:
             return image, gr.skip(), gr.skip(), gr.skip()
-        heatmaps = self.assistant.heatmaps(image, read_text(query, "text"))
+        heatmaps = self.assistant.heatmaps(image, read_text(query, "text"), bool(all_words))
         return image, query, heatmaps, gr.Tabs(selected="words")
 
     def _read_image(self, upload: Any) -> Image.Image:

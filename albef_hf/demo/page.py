@@ -30,7 +30,11 @@ footer .divider:last-child { display: none !important; }
 """
 INTRODUCTION = """# ALBEF
 Find out which captions fit an image, where the model sees each word, and how it answers your questions."""
-WORDS_NOTE = "Red shows where the model looks most to decide whether text and image match."
+WORDS_NOTE = (
+    "Color shows where the model looks to decide whether text and image match. Full red is the hottest place of any "
+    "word; the whole text has a scale of its own. All colors fade with the probability of a match: a text that is not "
+    "in the image has next to none."
+)
 SINGLE_LAYER_NOTE = "This model has a single multimodal layer, so each word is compared with the image on its own."
 NO_QUESTIONS = (
     "This page has no model that answers questions. To add one, start it with `--question_model` (on a Space: "
@@ -93,11 +97,11 @@ class Page:
                     with gr.Tab("Captions", id="captions"):
                         captions = self._build_captions(image)
                     with gr.Tab("Words", id="words"):
-                        text, heatmaps = self._build_words(image)
+                        text, all_words, heatmaps = self._build_words(image)
                     with gr.Tab("Question", id="question"):
                         self._build_question(image)
                     with gr.Tab("Search", id="search"):
-                        self._build_search(image, selected=[image, text, heatmaps, tabs])
+                        self._build_search(image, all_words, selected=[image, text, heatmaps, tabs])
             with below_image:
                 rows = [[example.path, example.captions, example.text] for example in self.examples]
                 gr.Examples(rows, [image, captions, text], visible_columns=[0], label="Examples")
@@ -110,14 +114,15 @@ class Page:
         _connect([button.click], self.handlers.score, [image, captions], scores)
         return captions
 
-    def _build_words(self, image: gr.Image) -> tuple[gr.Textbox, gr.Gallery]:
+    def _build_words(self, image: gr.Image) -> tuple[gr.Textbox, gr.Checkbox, gr.Gallery]:
         text = gr.Textbox(label="Text", elem_id="text")
+        all_words = gr.Checkbox(label="Also words such as “a” and “of”", elem_id="all_words")
         button = gr.Button("Where is it?", variant="primary", elem_id="locate")
         heatmaps = _full_gallery("heatmaps")
         has_word_matching = self.handlers.assistant.has_word_matching
         gr.Markdown(WORDS_NOTE if has_word_matching else f"{WORDS_NOTE} {SINGLE_LAYER_NOTE}")
-        _connect([button.click, text.submit], self.handlers.heatmaps, [image, text], heatmaps)
-        return text, heatmaps
+        _connect([button.click, text.submit], self.handlers.heatmaps, [image, text, all_words], heatmaps)
+        return text, all_words, heatmaps
 
     def _build_question(self, image: gr.Image) -> None:
         if self.handlers.assistant.question_answering is None:
@@ -136,7 +141,7 @@ class Page:
         events = [button.click, question.submit]
         _connect(events, self.handlers.answer, [image, question, choices], [answers, heatmap])
 
-    def _build_search(self, image: gr.Image, selected: list[Any]) -> None:
+    def _build_search(self, image: gr.Image, all_words: gr.Checkbox, selected: list[Any]) -> None:
         index = self.handlers.assistant.index
         if index is None:
             gr.Markdown(NO_INDEX)
@@ -151,7 +156,7 @@ class Page:
         results = gr.State(("", []))
         _connect([by_text.click, query.submit], self.handlers.search, query, [gallery, results])
         _connect([by_image.click], self.handlers.search_similar, image, [gallery, results])
-        _connect([gallery.select], self.handlers.select, results, selected)
+        _connect([gallery.select], self.handlers.select, [results, all_words], selected)
 
 
 def _connect(events: Sequence[Callable[..., Any]], handler: Callable[..., Any], inputs: Any, outputs: Any) -> None:

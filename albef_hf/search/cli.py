@@ -89,6 +89,12 @@ def build_search_parser() -> argparse.ArgumentParser:
         help="weight of the cosine beside the log-odds of a match (%(default)s)",
     )
     parser.add_argument("--html", type=Path, help="file of a page to write, with images and a heat map for each word")
+    parser.add_argument(
+        "--all_words",
+        "--all-words",
+        action="store_true",
+        help="draw heat maps of function words, such as a and of, too",
+    )
     parser.add_argument("--open", action="store_true", help="open that page in a browser")
     parser.add_argument("-k", action=RenamedOption, const="--top_k")
     parser.add_argument("--rerank", action=RenamedOption, const="--rerank_k")

@@ -19,7 +19,7 @@ from ..retrieval_albef import as_int
 from ..utils.files import write_errors_named
 from ..utils.progress import progress
 from .feature_store import FeatureStore
-from .html_report import html_report
+from .html_report import MATCH, html_report
 from .index import Hit, ImageIndex, as_weight, require_words
 
 logger = logging.get_logger(f"transformers.{__name__}")
@@ -91,7 +91,7 @@ def search(options: argparse.Namespace) -> None:
         _print(f"{hit.score:+7.3f} {match} {hit.similarity:+7.4f}  {hit.key}")
     if options.html or options.open:
         path = options.html or Path(tempfile.mkdtemp(), "results.html")
-        page = results_page(index, query, hits, options.itc_weight)
+        page = results_page(index, query, hits, options.itc_weight, options.all_words)
         with write_errors_named(path):
             path.write_text(page, encoding="utf-8")
         print(f"The results are in {path}.")
@@ -108,8 +108,14 @@ def load_model(name: str, revision: str | None, device: str | None) -> tuple[Alb
     return loaded.model, loaded.processor
 
 
-def results_page(index: ImageIndex, query: str | Image.Image, hits: Sequence[Hit], itc_weight: float) -> str:
-    """Return the HTML page of a search."""
+def results_page(
+    index: ImageIndex,
+    query: str | Image.Image,
+    hits: Sequence[Hit],
+    itc_weight: float,
+    all_words: bool = False,
+) -> str:
+    """Return the HTML page of a search, with heat maps of content words or of all words."""
 
     def results() -> Iterator[tuple[str, dict[str, str], Image.Image | None]]:
         for hit in progress(hits, "draw heat maps", leave=False):
@@ -118,7 +124,7 @@ def results_page(index: ImageIndex, query: str | Image.Image, hits: Sequence[Hit
                 image = index.image(hit.key)
             except ValueError as error:
                 logger.warning(error)
-            scores = {} if hit.match is None else {"score": f"{hit.score:+.3f}", "match (ITM)": f"{hit.match:.1%}"}
+            scores = {} if hit.match is None else {"score": f"{hit.score:+.3f}", MATCH: f"{hit.match:.1%}"}
             yield str(hit.key), scores | {"cosine (ITC)": f"{hit.similarity:+.3f}"}, image
 
     name = index.store.model_name
@@ -127,7 +133,9 @@ def results_page(index: ImageIndex, query: str | Image.Image, hits: Sequence[Hit
     if any(hit.match is not None for hit in hits):
         score = "log-odds of a match (ITM)" + (f" + {itc_weight:g} × {score}" if itc_weight else "")
     about = f"The best {len(hits)} of {len(index):,} images, found with {name}. Score: {score}"
-    return html_report(query, results(), about=about, model=index.model, processor=index.processor)
+    return html_report(
+        query, results(), about=about, model=index.model, processor=index.processor, all_words=all_words
+    )
 
 
 def _load(options: argparse.Namespace) -> ImageIndex:
@@ -150,6 +158,8 @@ def _checked_query(options: argparse.Namespace) -> str | Image.Image:
     as_weight("itc_weight", options.itc_weight)
     if options.image is None:
         require_words(options.query)
+    if options.all_words and not (options.query and (options.html or options.open)):
+        raise ValueError("--all_words is for the page of a text: give a text, and --html or --open.")
     if options.html:
         _require_writable(options.html)
     return options.query if options.image is None else load_image(options.image, exif_transpose=True)

@@ -12,13 +12,24 @@ from string import Template
 import torch
 from PIL import Image
 
-from ..heatmaps_albef import contrastive_heatmaps, matching_heatmaps, overlay, word_heatmaps
+from ..heatmaps_albef import (
+    content_words,
+    contrastive_heatmaps,
+    match_probabilities,
+    matching_heatmaps,
+    overlays,
+    word_heatmaps,
+)
 from ..modeling_albef import AlbefImageTextModel
 from ..processing_albef import AlbefProcessor, replace_surrogates
 
 THUMBNAIL = 320  # pixels of the longer side
 HEATMAP = 132
 UNREADABLE = '<p class="unreadable">This image cannot be read any more.</p>'
+
+MATCH = "match (ITM)"  # label of the probability
+LEGEND = """<p class="legend">Heat of a word: from none <span></span> to that of the hottest place of all words in the
+image. The colors of an image fade with its probability of a match.</p>"""
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -41,13 +52,15 @@ PAGE = Template("""<!DOCTYPE html>
   figcaption { overflow-wrap: anywhere; }
   dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .7rem; margin: 0 0 .7rem; }
   dd { margin: 0; font-variant-numeric: tabular-nums; }
+  .legend span { display: inline-block; width: 6rem; height: .7rem; vertical-align: -.05rem; border-radius: 4px;
+                 background: linear-gradient(to right, #e6e6e6, #f0e19b 50%, #d15a62); }
   .words { display: flex; flex-wrap: wrap; gap: .6rem; }
   .words figcaption { font-size: .85rem; text-align: center; }
   @media (max-width: 40rem) { li { grid-template-columns: 1fr; } }
 </style>
 <h1>$title</h1>
 <p>$about</p>
-$query
+$below
 <ol$kind>
 $results
 </ol>
@@ -56,24 +69,33 @@ $results
 
 
 def word_maps(
-    model: AlbefImageTextModel, processor: AlbefProcessor, text: str, image: Image.Image
+    model: AlbefImageTextModel, processor: AlbefProcessor, text: str, image: Image.Image, all_words: bool = False
 ) -> tuple[list[str], torch.Tensor]:
     """Compute a heat map of an image for each word of a text.
 
     The maps are those of the matching head, for which the words are read together. A model with a single multimodal
     layer has no such map of a word; the maps are those of the contrastive similarity of each word by itself.
 
+    Args:
+        model: Computes the maps.
+        processor: Its processor.
+        text: The text.
+        image: The image.
+        all_words: Include English function words and punctuation, which `content_words` omits.
+
     Returns:
         The words, and their maps, (words, rows, columns).
     """
     inputs = processor(images=[image], text=[text], return_tensors="pt").to(model.device)
     ids = inputs["input_ids"][0]
+    words, _ = word_heatmaps(processor.tokenizer, ids, torch.zeros(len(ids), 1, 1))
+    chosen = list(range(len(words))) if all_words else content_words(words)
+    words = [words[index] for index in chosen]
     if model.config.text.num_multimodal_layers > 1:
         special = torch.isin(ids, torch.tensor(processor.tokenizer.all_special_ids, device=ids.device))
         maps = matching_heatmaps(model, **inputs)[0]
         # Without special tokens, all maps may be zero: nothing in the image speaks for a match.
-        return word_heatmaps(processor.tokenizer, ids, maps.masked_fill(special[:, None, None], 0))
-    words, _ = word_heatmaps(processor.tokenizer, ids, torch.zeros(len(ids), 1, 1))
+        return words, word_heatmaps(processor.tokenizer, ids, maps.masked_fill(special[:, None, None], 0))[1][chosen]
     pixels = inputs["pixel_values"].expand(len(words), -1, -1, -1)
     alone = processor(text=words, return_tensors="pt").to(model.device)
     return words, contrastive_heatmaps(model, alone["input_ids"], pixels, alone["attention_mask"])
@@ -93,6 +115,7 @@ def html_report(
     about: str,
     model: AlbefImageTextModel,
     processor: AlbefProcessor,
+    all_words: bool = False,
 ) -> str:
     """Return the page as HTML.
 
@@ -102,6 +125,7 @@ def html_report(
         about: A line about what was searched and how.
         model: Computes the heat maps for a text.
         processor: Its processor.
+        all_words: Draw heat maps of function words, too (see `word_maps`).
     """
     items = []
     for name, scores, image in results:
@@ -109,25 +133,32 @@ def html_report(
         heatmaps: list[str] = []
         if image is not None:
             figure = _figure(contain(image, THUMBNAIL), name)
-            heatmaps = _heatmaps(model, processor, query, image) if isinstance(query, str) else []
+        if image is not None and isinstance(query, str):
+            probability, heatmaps = _heatmaps(model, processor, query, image, all_words)
+            scores = scores | {MATCH: scores.get(MATCH, f"{probability:.1%}")}
         lines = "".join(f"<dt>{_text(label)}</dt><dd>{_text(value)}</dd>" for label, value in scores.items())
         items.append(f'<li>{figure}<div><dl>{lines}</dl><div class="words">{"".join(heatmaps)}</div></div>')
     title = "Images like this one"
-    shown_query = ""
+    below_title = LEGEND
     kind = ' class="images"'
     if isinstance(query, str):
         title = _text(query if len(query) <= 200 else query[:200] + " ...")
         kind = ""
     else:
-        shown_query = _figure(contain(query, THUMBNAIL), "query")
+        below_title = _figure(contain(query, THUMBNAIL), "query")
     results_html = "\n".join(items) or "<li>No results.</li>"
-    return PAGE.substitute(title=title, about=_text(about), query=shown_query, kind=kind, results=results_html)
+    return PAGE.substitute(title=title, about=_text(about), below=below_title, kind=kind, results=results_html)
 
 
-def _heatmaps(model: AlbefImageTextModel, processor: AlbefProcessor, text: str, image: Image.Image) -> list[str]:
-    words, maps = word_maps(model, processor, text, image)
-    small = contain(image, HEATMAP)
-    return [_figure(overlay(small, heatmap), word) for word, heatmap in zip(words, maps, strict=True)]
+def _heatmaps(
+    model: AlbefImageTextModel, processor: AlbefProcessor, text: str, image: Image.Image, all_words: bool
+) -> tuple[float, list[str]]:
+    """Return the probability that text and image match, and the heat maps of the words as HTML."""
+    inputs = processor(images=[image], text=[text], return_tensors="pt").to(model.device)
+    probability = match_probabilities(model, **inputs).item()
+    words, maps = word_maps(model, processor, text, image, all_words)
+    drawings = overlays(contain(image, HEATMAP), maps, probability=probability)
+    return probability, [_figure(drawing, word) for drawing, word in zip(drawings, words, strict=True)]
 
 
 def _text(text: str) -> str:

@@ -1,13 +1,17 @@
-"""A user's own image model, registered with the Auto classes, as image encoder: the benchmark on photographs."""
+"""The benchmark on photographs: a user's own image model, registered with the Auto classes, and heat maps."""
 
 import importlib
+import json
+import runpy
 import sys
 
 import pytest
 import torch
 from paths import REPOSITORY
+from PIL import Image
 
 from albef_hf import AlbefConfig, AlbefForRetrieval
+from albef_hf.search.html_report import word_maps
 
 FOLDER = REPOSITORY / "benchmarks" / "photographs"
 
@@ -35,3 +39,38 @@ def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)  # as if it were not installed
     with pytest.raises(SystemExit, match="error: run pip install efficientnet-lite-pytorch"):
         importlib.import_module("efficientnet_lite")
+
+
+def test_heat_maps_of_nouns_are_drawn(model, processor, monkeypatch, tmp_path):
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    for index, size in enumerate([(40, 30), (30, 40), (3, 200)]):
+        Image.effect_noise(size, 90).save(tmp_path / f"{index}.png")
+    nouns = [["0.png", "A dog with a red ball.", "dog"], ["1.png", "a red Ball", "Ball"], ["2.png", "a car", "car"]]
+    (tmp_path / "nouns.json").write_text(json.dumps(nouns))
+    command = [
+        str(FOLDER / "heatmaps.py"),
+        str(tmp_path / "model"),
+        str(tmp_path / "nouns.json"),
+        str(tmp_path / "out"),
+    ]
+    monkeypatch.setattr(sys, "argv", [*command, "--image_root", str(tmp_path), "--per_sheet", "2"])
+    runpy.run_path(command[0], run_name="__main__")
+    assert sorted(file.name for file in (tmp_path / "out").glob("*.png")) == ["sheet_00.png", "sheet_01.png"]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "heatmaps.jsonl").read_text().splitlines()]
+    assert [row["noun"] for row in rows] == ["dog", "Ball", "car"] and rows[2]["share"] == 1
+    for row, (name, caption, noun) in zip(rows, nouns, strict=True):
+        with Image.open(tmp_path / name) as image:
+            words, maps = word_maps(model, processor, caption, image.convert("RGB"))
+        heatmap = maps[words.index(noun.lower())]
+        assert heatmap[row["row"], row["column"]] == heatmap.max() and row["heat"] == pytest.approx(
+            heatmap.max().item()
+        )
+        assert row["share"] == pytest.approx((heatmap.max() / maps.max()).item())
+        assert row["strength"] == pytest.approx(row["share"] * row["probability"]) and 0 < row["probability"] < 1
+    (tmp_path / "nouns.json").write_text(json.dumps([["0.png", "a dog", "cat"]]))
+    with pytest.raises(ValueError, match="'cat' is none of the content words that are read of 'a dog': dog"):
+        runpy.run_path(command[0], run_name="__main__")
+    (tmp_path / "nouns.json").write_text(json.dumps([["0.png", "a dog"]]))
+    with pytest.raises(ValueError, match="write \\[image, caption, noun\\]"):
+        runpy.run_path(command[0], run_name="__main__")

@@ -9,7 +9,13 @@ from sharp_models import make
 
 from albef_hf import AlbefForRetrieval, ImageTextRetrievalPipeline
 from albef_hf.demo.assistant import NUM_ANSWERS, WHOLE_TEXT, Assistant
-from albef_hf.heatmaps_albef import contrastive_heatmaps, matching_heatmaps, overlay
+from albef_hf.heatmaps_albef import (
+    contrastive_heatmaps,
+    match_probabilities,
+    matching_heatmaps,
+    overlay,
+    overlays,
+)
 
 
 def test_captions_are_scored_as_the_model_does(assistant, image, processor):
@@ -30,13 +36,29 @@ def test_each_word_has_its_heat_map(assistant, image, processor):
     text = "a surfboarding dog"
     inputs = processor(images=[image], text=[text], return_tensors="pt")
     maps = matching_heatmaps(assistant.retrieval.model, **inputs)[0]
-    items = assistant.heatmaps(image, text)
+    probability = match_probabilities(assistant.retrieval.model, **inputs).item()
+    whole_title = f"{WHOLE_TEXT}, {probability:.0%} match"
     assert assistant.has_word_matching
-    assert [title for _, title in items] == [WHOLE_TEXT, "a", "surfboarding", "dog"]
-    assert items[0][0].size == (480, 320)
     resized = image.resize((480, 320), Image.Resampling.BICUBIC)
-    for (shown, _), heatmap in zip(items, (maps.mean(0), maps[1], maps[2:4].mean(0), maps[4]), strict=True):
-        assert np.array_equal(shown, overlay(resized, heatmap))
+    whole = overlay(resized, maps.mean(0), probability=probability)
+    of_words = torch.stack([maps[1], maps[2:4].mean(0), maps[4]])
+    for all_words, titles, drawn in (
+        (False, ["surfboarding", "dog"], [1, 2]),
+        (True, ["a", "surfboarding", "dog"], [0, 1, 2]),
+    ):
+        items = assistant.heatmaps(image, text, all_words)
+        assert [title for _, title in items] == [whole_title, *titles]
+        expected = [whole, *overlays(resized, of_words[drawn], probability=probability)]
+        assert all(np.array_equal(shown, drawing) for (shown, _), drawing in zip(items, expected, strict=True))
+
+
+def test_the_words_of_a_text_that_does_not_match_have_no_color(assistant, image):
+    with torch.no_grad():
+        assistant.retrieval.model.itm_head.bias.copy_(torch.tensor([900.0, -900.0]))
+    items = assistant.heatmaps(image, "a surfboarding dog")
+    gray = np.asarray(image.resize((480, 320), Image.Resampling.BICUBIC).convert("L").convert("RGB"))
+    assert items[0][1] == f"{WHOLE_TEXT}, 0% match"
+    assert all(np.array_equal(shown, gray) for shown, _ in items)
 
 
 def test_with_one_multimodal_layer_each_word_is_compared_on_its_own(config, processor, image):
@@ -44,13 +66,22 @@ def test_with_one_multimodal_layer_each_word_is_compared_on_its_own(config, proc
     config.text_config.num_multimodal_layers = 1
     model = make(AlbefForRetrieval, config)
     assistant = Assistant(ImageTextRetrievalPipeline(model, processor))
-    items = assistant.heatmaps(image, "a dog, a ball!")
+    items = assistant.heatmaps(image, "a dog, a ball!", all_words=True)
     assert not assistant.has_word_matching
-    assert [title for _, title in items] == [WHOLE_TEXT, "a", "dog", "a", "ball"]
-    dog = contrastive_heatmaps(model, **processor(images=[image], text=["dog"], return_tensors="pt"))
-    expected = overlay(image.resize((480, 320), Image.Resampling.BICUBIC), dog[0])
-    # The demo computes it in a batch with other words, which may change the rounding.
-    assert np.abs(np.asarray(items[2][0], dtype=int) - np.asarray(expected)).max() <= 1
+    assert [title for _, title in items[1:]] == ["a", "dog", "a", "ball"]
+    items = assistant.heatmaps(image, "a dog, a ball!")
+    assert [title for _, title in items[1:]] == ["dog", "ball"]
+    maps = [
+        contrastive_heatmaps(model, **processor(images=[image], text=[word], return_tensors="pt"))[0]
+        for word in ("dog", "ball")
+    ]
+    probability = match_probabilities(model, **processor(images=[image], text=["a dog a ball"], return_tensors="pt"))
+    resized = image.resize((480, 320), Image.Resampling.BICUBIC)
+    # The demo computes them in a batch, which may change the rounding.
+    for (shown, _), expected in zip(
+        items[1:], overlays(resized, torch.stack(maps), probability=probability.item()), strict=True
+    ):
+        assert np.abs(np.asarray(shown, dtype=int) - np.asarray(expected)).max() <= 1
 
 
 def test_questions_are_answered_freely_and_from_choices(assistant, image):

@@ -51,10 +51,11 @@ def test_the_page_says_what_is_missing(handlers, upload, tmp_path):
 def test_visitors_are_warned_of_truncated_texts(handlers, upload, monkeypatch):
     warnings = []
     monkeypatch.setattr(gr, "Warning", warnings.append)
-    handlers.heatmaps(upload, "a red ball")
+    assert len(handlers.heatmaps(upload, "a red ball")) == 1 + 2
+    assert len(handlers.heatmaps(upload, "a red ball", True)) == 1 + 3
     assert not warnings
     items = handlers.heatmaps(upload, LONG_TEXT)
-    assert len(items) == 30 and "did not read its end: “dog a red ball" in warnings[0]
+    assert len(items) == 15 and "did not read its end: “dog a red ball" in warnings[0]
 
 
 @pytest.fixture
@@ -77,9 +78,11 @@ def test_a_search_result_can_be_selected(searching_handlers, tmp_path):
     assert results == ("a red ball", [hit.key for hit in hits]) and len(hits) == 12
     assert [caption for _, caption in items] == [f"ITM {hit.match:.0%}, ITC {hit.similarity:+.2f}" for hit in hits]
     click = gr.SelectData(None, {"index": 2, "value": None})
-    image, text, heatmaps, tabs = searching_handlers.select(results, click)
-    assert np.array_equal(image, Image.open(tmp_path / "photographs" / hits[2].key))
-    assert text == "a red ball" and [word for _, word in heatmaps] == [WHOLE_TEXT, "a", "red", "ball"]
+    for all_words, words in ((False, ["red", "ball"]), (True, ["a", "red", "ball"])):
+        image, text, heatmaps, tabs = searching_handlers.select(results, all_words, click)
+        assert np.array_equal(image, Image.open(tmp_path / "photographs" / hits[2].key))
+        assert text == "a red ball" and [word for _, word in heatmaps[1:]] == words
+        assert heatmaps[0][1].startswith(WHOLE_TEXT)
 
 
 def test_results_that_can_no_longer_be_read_keep_their_place(searching_handlers, tmp_path):
@@ -88,10 +91,10 @@ def test_results_that_can_no_longer_be_read_keep_their_place(searching_handlers,
     click = gr.SelectData(None, {"index": 2, "value": None})
     items, results = searching_handlers.search_similar(query)
     assert results[0] == "" and results[1][0] == "05.png" and items[0][1] == "ITC +1.00"
-    assert all(part == gr.skip() for part in searching_handlers.select(results, click)[1:])
+    assert all(part == gr.skip() for part in searching_handlers.select(results, False, click)[1:])
     (folder / results[1][2]).unlink()
     with pytest.raises(gr.Error, match="cannot be read any more"):
-        searching_handlers.select(results, click)
+        searching_handlers.select(results, False, click)
     (folder / results[1][3]).write_bytes(b"broken since")
     items, again = searching_handlers.search_similar(query)
     (unreadable,) = [caption for _, caption in items if UNREADABLE in caption]

@@ -102,7 +102,12 @@ def test_no_endpoint_reads_a_file_that_was_not_uploaded(call, tmp_path, tmp_path
     os.mkfifo(tmp_path / "pipe.png")
     paths = [str(outside / "private.png"), f"{tmp_path}/../{outside.name}/private.png", str(tmp_path / "link.png")]
     paths += ["/dev/ptmx", "/dev/zero", "/etc/passwd", "/root", "/no/such", "a\0b", str(tmp_path / "pipe.png"), "demo"]
-    endpoints = {"score": ["a ball"], "heatmaps": ["a ball"], "answer": ["what?", "yes\nno"], "search_similar": []}
+    endpoints = {
+        "score": ["a ball"],
+        "heatmaps": ["a ball", False],
+        "answer": ["what?", "yes\nno"],
+        "search_similar": [],
+    }
     assert endpoints.keys() | {"search", "select"} == call.names
     for name, others in endpoints.items():
         for path in [*paths, 7, None, ["a"]]:
@@ -117,8 +122,8 @@ def test_no_endpoint_reads_a_file_that_was_not_uploaded(call, tmp_path, tmp_path
 
 def test_no_endpoint_accepts_data_of_another_kind(call, upload):
     for wrong in (None, 7, ["a"]):
-        for name, num_texts in (("score", 1), ("heatmaps", 1), ("answer", 2)):
+        for name, num_texts in (("score", 1), ("heatmaps", 2), ("answer", 2)):
             assert "event: error" in call(name, upload, *[wrong] * num_texts)
     assert "event: error" in call("search", {"path": "/etc/passwd"})
     for results in (None, 7, ["a", [["b"]]], ["a", ["/etc/passwd"]], [7, ["00.png"]]):
-        assert "event: error" in call("select", results)
+        assert "event: error" in call("select", results, False)

@@ -22,7 +22,7 @@ def test_the_commands(command, album, tmp_path, monkeypatch):
         re.fullmatch(r" *[+-]\d+\.\d{3} +0\.\d{4} [+-]\d\.\d{4}  \S+", row) for row in table[1:4]
     )
     page = Path("page.html").read_text(encoding="utf-8")
-    assert page.count("<li>") == 3 and page.count("data:image/jpeg;base64,") == 3 * (1 + 5)  # a heat map of each word
+    assert page.count("<li>") == 3 and page.count("data:image/jpeg;base64,") == 3 * (1 + 3)  # "two dogs snow"
     assert "<h1>two dogs in the snow</h1>" in page and "http" not in page
     score, match, cosine = table[1].split()[:3]
     scores = {"score": score, "match (ITM)": f"{float(match):.1%}", "cosine (ITC)": f"{float(cosine):+.3f}"}
@@ -30,6 +30,8 @@ def test_the_commands(command, album, tmp_path, monkeypatch):
     assert shown.keys() == scores.keys() and shown["score"] == score
     assert all(abs(float(shown[name].rstrip("%")) - float(scores[name].rstrip("%"))) < 0.11 for name in scores)
     assert "of 12 images, found with model. Score: log-odds of a match (ITM)</p>" in page
+    command("search", "two dogs in the snow", "--top_k", 3, "--html", "page.html", "--all_words")
+    assert Path("page.html").read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 3 * (1 + 5)
     command("search", "red", "--itc-weight", 0.5, "--html", "page.html")
     assert "Score: log-odds of a match (ITM) + 0.5 × cosine (ITC)</p>" in Path("page.html").read_text(encoding="utf-8")
     command("search", "red", "--rerank_k", 0, "--html", "page.html")
@@ -56,6 +58,11 @@ def test_errors_are_printed(command):
         (["search", "red"], "contains no index. Build one"),
         (["search"], "Give a text to search for, or an image"),
         (["search", "red", "--image", "a.png"], "Give a text to search for, or an image"),
+        (["search", "red", "--all_words"], "--all_words is for the page of a text"),
+        (
+            ["search", "--image", "a.png", "--html", "page.html", "--all_words"],
+            "--all_words is for the page of a text",
+        ),
         (["index", "build", "nowhere", "--model", "../model"], "is not a folder"),
         (["index", "build", ".", "--model", "../model"], "There is no image in"),
         (["index", "build", ".", "--model", "../nowhere"], "nowhere"),
