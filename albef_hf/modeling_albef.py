@@ -113,6 +113,22 @@ class AlbefUnimodalEncoders(AlbefPreTrainedModel):
         else:
             self.vision_model = AlbefImageEncoder(config)
         self.text_model = AlbefTextModel._from_config(config.text_config)
+        if config.lora_config:
+            self._add_adapters(config.lora_config)
+
+    def _add_adapters(self, settings: dict[str, Any]) -> None:
+        """Add the LoRA adapters that a model was saved with, see `lora_config` of `AlbefConfig`.
+
+        Raises:
+            ModuleNotFoundError: If peft is not installed.
+        """
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "The model was saved with LoRA adapters, which need peft: pip install peft", name="peft"
+            ) from error
+        inject_adapter_in_model(LoraConfig(**settings), self)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the word embeddings."""

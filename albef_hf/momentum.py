@@ -227,6 +227,11 @@ class MomentumTeacher(nn.Module):
         shared = {key.removeprefix("model.") for key in shared_names(path)}
         rows = len(queue.get("image_features", ()))
         student = _unwrap(student)
+        if getattr(student.config, "lora_config", None):
+            raise ValueError(
+                f"The student has LoRA adapters, but {path} was saved without: pass the student with its adapters "
+                "merged, albef_hf.training.lora.merge_lora(student)."
+            )
         teacher = cls(student, momentum, rows or queue_size)
         try:
             if weights:  # a converted checkpoint may have queues without a momentum model
