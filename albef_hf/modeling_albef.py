@@ -388,7 +388,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> AlbefTeacherOutput:
-        """Compute the teacher's targets for a batch: features, and logits of the masked tokens.
+        """Compute the teacher's targets for a batch: features, and with `labels` logits of the masked tokens.
 
         Takes the batch that `forward` takes; the `MomentumTeacher` adds its queues.
         """
@@ -399,11 +399,14 @@ class AlbefForPreTraining(AlbefImageTextModel):
             mlm_input_ids,
             interpolate_pos_encoding=interpolate_pos_encoding,
         )
-        pairs.image_key_values = self.albef.multimodal_model.project_images(pairs.images)
+        logits = None
+        if labels is not None:
+            pairs.image_key_values = self.albef.multimodal_model.project_images(pairs.images)
+            logits = self._mlm_logits(masked_texts, pairs, labels)
         return AlbefTeacherOutput(
             image_embeds=self.contrastive_head.project_image(pairs.images),
             text_embeds=self.contrastive_head.project_text(pairs.texts, pairs.attention_mask),
-            logits=self._mlm_logits(masked_texts, pairs, labels),
+            logits=logits,
         )
 
     @can_return_tuple

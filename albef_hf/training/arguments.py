@@ -127,7 +127,11 @@ class TrainingArguments:
         default=65536, metadata={"help": "pairs in the teacher's queue; a queue saved with the model keeps its size"}
     )
     teacher_dropout: bool = field(
-        default=True, metadata={"help": "keep the teacher's dropout active, as the original does"}
+        default=True,
+        metadata={
+            "help": "keep the teacher's dropout active, as the original does; without it, a step with alpha 0 "
+            "computes no masked-language logits of the teacher"
+        },
     )
     mixed_precision: str = field(
         default="no", metadata={"help": "no, bf16 or fp16; `accelerate launch` may set it too"}
