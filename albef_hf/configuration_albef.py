@@ -61,8 +61,10 @@ UNSAVED_DEFAULTS = {
     "image_size": None,
     "image_pooling": None,
     "image_registers": False,
+    "lora_config": None,
 }
 POOLINGS = {"text_pooling": ("cls", "mean"), "image_pooling": (None, "cls", "pooler", "mean")}
+LORA_SETTINGS = {"r", "lora_alpha", "target_modules"}  # of peft's LoraConfig
 DEFAULT_IMAGE_SIZE = 224  # of image models without one, such as ResNet
 
 
@@ -247,6 +249,8 @@ class AlbefConfig(PreTrainedConfig):
         initial_temperature: Starting value of the learned temperature of the contrastive loss.
         tie_word_embeddings: Whether the masked-language head shares the word embeddings, as in BERT.
         initializer_range: Standard deviation of newly initialized heads.
+        lora_config: `r`, `lora_alpha` and `target_modules` of peft's `LoraConfig`, for a model that was saved with its
+            adapters unmerged. The modules are named from `vision_model` and `text_model` on, by a regular expression.
         kwargs: Settings of every `PreTrainedConfig`. A classifier has the classes given by `num_labels`, `id2label` or
             `label2id`, otherwise those it was saved with, otherwise its own; see `with_classes`.
 
@@ -273,8 +277,11 @@ class AlbefConfig(PreTrainedConfig):
     initial_temperature: float | int = 0.07
     tie_word_embeddings: bool = True
     initializer_range: float | int = 0.02
+    lora_config: dict | None = None
 
     def __post_init__(self, **kwargs):
+        if self.lora_config is not None and self.lora_config.keys() != LORA_SETTINGS:
+            raise ValueError(f"lora_config has to have {', '.join(sorted(LORA_SETTINGS))}, not {self.lora_config}.")
         self.vision_config = read_vision_config(self.vision_config)
         if not isinstance(self.text_config, PreTrainedConfig):
             self.text_config = AlbefTextConfig(**(self.text_config or {}))

@@ -73,12 +73,13 @@ def check_states(states: torch.Tensor, tokens: int | None, width: int) -> torch.
     """Return states of images that were encoded before.
 
     Raises:
-        ValueError: If they have another shape than those of the encoder; the number of tokens is not always known.
+        ValueError: If they have another shape than those of the encoder; without `tokens`, any number is accepted.
     """
     if states.shape[-1] != width or tokens not in (None, states.shape[1]):
         raise ValueError(
             f"pixel_values has shape {tuple(states.shape)}: pass images, (batch, channels, height, width), or states "
-            f"that this encoder returned before, (batch, {tokens or '1 + patches'}, {width})."
+            f"that this encoder returned before, (batch, {tokens or '1 + patches'}, {width}). A single image needs a "
+            "batch dimension: pixel_values[None]."
         )
     return states
 

@@ -4,6 +4,8 @@ States are (batch, 1 + patches, width) for every model. The first one is contras
 pooled output, or the mean of the patches. Feature maps are flattened row by row.
 """
 
+import copy
+import functools
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +70,7 @@ class AlbefImageEncoder(nn.Module):
         super().__init__()
         self.input_size = config.input_size
         self.width = config.image_hidden_size
+        self.num_channels = getattr(config.vision_config, "num_channels", 3)
         self.encoder = _build(config.vision_config)
         self.is_native_size = self.input_size == _native_size(config.vision_config, self.input_size)
         class_tokens, other_tokens = _count_prefix_tokens(self.encoder)
@@ -117,15 +120,16 @@ class AlbefImageEncoder(nn.Module):
             `last_hidden_state`: (batch, 1 + registers + patches, width), the pooled state first.
 
         Raises:
-            ValueError: If there is no image, or an image has another size and `interpolate_pos_encoding` is off, or
-                the model does not return a state for each patch, as wide as the configuration says.
+            ValueError: If there is no image, or one without a batch dimension, or an image has another size and
+                `interpolate_pos_encoding` is off, or the model does not return a state for each patch, as wide as the
+                configuration says.
         """
         refuse_unknown(kwargs)
         check_images(pixel_values)
         if pixel_values.ndim == 3:
-            return AlbefImageEncoderOutput(
-                last_hidden_state=check_states(pixel_values, None, self.width).to(self.dtype)
-            )
+            may_be_image = pixel_values.shape[0] == self.num_channels and pixel_values.shape[2] == self.width
+            states = check_states(pixel_values, self.num_states if may_be_image else None, self.width)
+            return AlbefImageEncoderOutput(last_hidden_state=states.to(self.dtype))
         is_input_size = tuple(pixel_values.shape[-2:]) == self.input_size
         if not (interpolate_pos_encoding or is_input_size):
             raise ValueError(wrong_size(pixel_values, self.input_size))
@@ -142,6 +146,13 @@ class AlbefImageEncoder(nn.Module):
             attentions=outputs.get("attentions"),
             features=outputs.last_hidden_state,
         )
+
+    @functools.cached_property
+    @torch.no_grad()
+    def num_states(self) -> int:
+        """Return the number of states of an image of the input size, found with a blank one."""
+        blank = torch.zeros(1, self.num_channels, *self.input_size, dtype=self.dtype, device=self.device)
+        return copy.deepcopy(self).eval()(blank).last_hidden_state.shape[1]
 
     def _settings(self, kwargs: TransformersKwargs, interpolate: bool) -> dict[str, Any]:
         """Return the keywords of the image model's own forward pass."""

@@ -113,6 +113,22 @@ class AlbefUnimodalEncoders(AlbefPreTrainedModel):
         else:
             self.vision_model = AlbefImageEncoder(config)
         self.text_model = AlbefTextModel._from_config(config.text_config)
+        if config.lora_config:
+            self._add_adapters(config.lora_config)
+
+    def _add_adapters(self, settings: dict[str, Any]) -> None:
+        """Add the LoRA adapters that a model was saved with, see `lora_config` of `AlbefConfig`.
+
+        Raises:
+            ModuleNotFoundError: If peft is not installed.
+        """
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "The model was saved with LoRA adapters, which need peft: pip install peft", name="peft"
+            ) from error
+        inject_adapter_in_model(LoraConfig(**settings), self)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the word embeddings."""
@@ -399,7 +415,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> AlbefTeacherOutput:
-        """Compute the teacher's targets for a batch: features, and logits of the masked tokens.
+        """Compute the teacher's targets for a batch: features, and with `labels` logits of the masked tokens.
 
         Takes the batch that `forward` takes; the `MomentumTeacher` adds its queues.
         """
@@ -410,11 +426,14 @@ class AlbefForPreTraining(AlbefImageTextModel):
             mlm_input_ids,
             interpolate_pos_encoding=interpolate_pos_encoding,
         )
-        pairs.image_key_values = self.albef.multimodal_model.project_images(pairs.images)
+        logits = None
+        if labels is not None:
+            pairs.image_key_values = self.albef.multimodal_model.project_images(pairs.images)
+            logits = self._mlm_logits(masked_texts, pairs, labels)
         return AlbefTeacherOutput(
             image_embeds=self.contrastive_head.project_image(pairs.images),
             text_embeds=self.contrastive_head.project_text(pairs.texts, pairs.attention_mask),
-            logits=self._mlm_logits(masked_texts, pairs, labels),
+            logits=logits,
         )
 
     @can_return_tuple

@@ -19,7 +19,7 @@ from transformers.utils.hub import cached_file
 
 from .compatibility_albef import follow_umask
 from .losses_albef import IGNORED
-from .modeling_albef import AlbefImageTextModel
+from .modeling_albef import AlbefForPreTraining, AlbefImageTextModel
 from .outputs_albef import AlbefTeacherOutput
 from .utils.files import listed, load_weights
 
@@ -139,8 +139,17 @@ class MomentumTeacher(nn.Module):
         self.queue = FeatureQueue(queue_size, student.config.projection_dim).to(self.model.dtype)
 
     @torch.no_grad()
-    def forward(self, **batch: torch.Tensor) -> AlbefTeacherOutput:
-        """Compute the teacher's targets for a batch, with the current queues."""
+    def forward(self, *, alpha: float | None = None, **batch: torch.Tensor) -> AlbefTeacherOutput:
+        """Compute the teacher's targets for a batch, with the current queues.
+
+        Args:
+            alpha: Weight of the targets in the student's losses. With 0, the logits of masked tokens have no effect
+                and are not computed, unless the teacher's dropout is active: without its random numbers, the student
+                would get others.
+            batch: What the student's `forward` takes.
+        """
+        if alpha == 0 and not self.training and isinstance(self.model, AlbefForPreTraining):
+            batch.pop("labels", None)
         with torch.inference_mode():
             outputs = self.model.get_teacher_outputs(**batch)
         for name in {"image_embeds", "text_embeds"} & outputs.keys():
@@ -227,6 +236,11 @@ class MomentumTeacher(nn.Module):
         shared = {key.removeprefix("model.") for key in shared_names(path)}
         rows = len(queue.get("image_features", ()))
         student = _unwrap(student)
+        if getattr(student.config, "lora_config", None):
+            raise ValueError(
+                f"The student has LoRA adapters, but {path} was saved without: pass the student with its adapters "
+                "merged, albef_hf.training.lora.merge_lora(student)."
+            )
         teacher = cls(student, momentum, rows or queue_size)
         try:
             if weights:  # a converted checkpoint may have queues without a momentum model

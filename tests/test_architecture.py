@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers.dynamic_module_utils import get_imports
 
 PACKAGE = Path(__file__).parents[1] / "albef_hf"
 TRAIN, DEMO, BENCHMARKS = (PACKAGE.parent / name for name in ("train", "demo", "benchmarks"))
@@ -231,9 +232,11 @@ def test_what_ships_to_the_hub_is_flat_and_needs_transformers_alone(name):
                 "huggingface_hub",
                 "numpy",
                 "PIL",
+                "peft",
             }
             assert not module.startswith("torch.distributed")
     assert relative_imports_of(path) <= set(HUB_FILES)
+    assert "peft" not in get_imports(path), "only a model that was saved with adapters needs it"
 
 
 def test_a_saved_model_ships_the_files_that_it_needs():

@@ -89,6 +89,16 @@ def test_states_are_those_of_transformers_own_class(kind):
     assert torch.equal(encoder(states).last_hidden_state, states)  # computed before
 
 
+def test_an_image_without_a_batch_dimension_is_not_taken_for_states(kind):
+    """Also where it is as wide as the states; three states of the right number are accepted above."""
+    encoder = AlbefForRetrieval(config_of(kind)).train().albef.vision_model
+    statistics = [buffer.clone() for buffer in encoder.buffers()]
+    with pytest.raises(ValueError, match=r"needs a batch dimension: pixel_values\[None\]"):
+        encoder(torch.randn(3, 48, encoder.width))
+    assert all(map(torch.equal, statistics, encoder.buffers())) and encoder.encoder.training
+    assert encoder(torch.randn(2, 48, encoder.width)).last_hidden_state.shape[1] == 48  # of a larger image
+
+
 def test_losses_and_gradients(kind):
     model = AlbefForRetrieval(config_of(kind)).train()
     batch = batch_of(model.config) | {"labels": torch.arange(3)}

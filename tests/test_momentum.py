@@ -71,6 +71,18 @@ def test_dropout_is_on_unless_switched_off(config, batch):
     assert torch.equal(teacher(**batch).text_embeds, teacher(**batch).text_embeds)
 
 
+def test_logits_that_have_no_effect_are_not_computed(model, batch):
+    teacher = MomentumTeacher(model, queue_size=4)
+    assert teacher(**batch, alpha=0.0).logits is not None  # dropout draws the random numbers that it always drew
+    teacher.eval()
+    without, with_logits = teacher(**batch, alpha=0.0), teacher(**batch, alpha=0.4)
+    assert without.logits is None and torch.equal(with_logits.logits, teacher(**batch).logits)
+    for name in ("image_embeds", "text_embeds", "image_queue"):
+        assert torch.equal(without[name], with_logits[name]), name
+    losses = [model(**batch, teacher_outputs=outputs, alpha=0.0).loss_mlm for outputs in (without, with_logits)]
+    assert torch.equal(*losses)
+
+
 def test_saved_and_loaded_it_is_the_same(model, batch, config, tmp_path):
     teacher = MomentumTeacher(model, queue_size=6)
     with torch.no_grad():

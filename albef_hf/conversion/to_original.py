@@ -72,6 +72,11 @@ def _load(folder: str | os.PathLike, task: str, config: AlbefConfig) -> PreTrain
     model, report = loaded
     if report["missing_keys"]:
         raise ValueError(f"{folder} has no {listed(sorted(report['missing_keys']))}.")
+    if config.lora_config:
+        raise ValueError(
+            f"{folder} has LoRA adapters, but the original has none: save the model with its adapters merged, by "
+            "albef_hf.training.lora.merge_lora."
+        )
     if not config.tie_word_embeddings:
         raise ValueError(f"{folder} has no tied word embeddings, but the original ties them.")
     if not config.has_albef_vit:

@@ -42,6 +42,13 @@ def image_key(image: Any, image_root: str | None = None) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
+def read_status(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keys of the images of a folder, (images, 16), and their status, (images,)."""
+    keys = np.load(folder / KEYS_FILE)
+    status = np.fromfile(folder / STATUS_FILE, np.uint8)
+    return keys, status[: len(keys)]  # there are more if an extension was interrupted
+
+
 class ImageStates:
     """States of the images that were encoded, memory-mapped.
 
@@ -51,8 +58,7 @@ class ImageStates:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        keys = np.load(folder / KEYS_FILE)
-        status = np.fromfile(folder / STATUS_FILE, np.uint8)
+        keys, status = read_status(folder)
         self.indices = {keys[index].tobytes(): int(index) for index in np.flatnonzero(status == ENCODED)}
 
     @functools.cached_property

@@ -72,10 +72,17 @@ class TrainingArguments:
         default=0,
         metadata={
             "help": "rank of LoRA adapters in the attention of the encoders, whose own weights are frozen, as in the "
-            "output layer of masked language; saved models have them merged; needs peft; 0: none"
+            "output layer of masked language; needs peft; 0: none"
         },
     )
     lora_alpha: int = field(default=16, metadata={"help": "scale of the adapters, divided by lora_rank"})
+    lora_merge: bool = field(
+        default=True,
+        metadata={
+            "help": "merge the adapters into plain weights when a model is saved; if false, they are saved beside "
+            "the weights as they were, and loading the model needs peft"
+        },
+    )
     cache_image_states: str | None = field(
         default=None,
         metadata={
@@ -130,7 +137,11 @@ class TrainingArguments:
         default=65536, metadata={"help": "pairs in the teacher's queue; a queue saved with the model keeps its size"}
     )
     teacher_dropout: bool = field(
-        default=True, metadata={"help": "keep the teacher's dropout active, as the original does"}
+        default=True,
+        metadata={
+            "help": "keep the teacher's dropout active, as the original does; without it, a step with alpha 0 "
+            "computes no masked-language logits of the teacher"
+        },
     )
     mixed_precision: str = field(
         default="no", metadata={"help": "no, bf16 or fp16; `accelerate launch` may set it too"}
@@ -229,6 +240,8 @@ class TrainingArguments:
                 )
         if self.lora_rank and set(self.freeze) >= set(ENCODERS):
             raise ValueError("lora_rank has no effect on frozen encoders; remove it, or one of them from freeze.")
+        if not (self.lora_merge or self.lora_rank):
+            raise ValueError("lora_merge false has no effect without adapters; remove it, or set lora_rank.")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1.")
         if self.layer_decay < 1 and set(self.freeze) >= set(ENCODERS):

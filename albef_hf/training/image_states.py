@@ -31,6 +31,7 @@ from ..data.image_states import (
     ImageRecorder,
     ImageStates,
     image_key,
+    read_status,
 )
 from ..data.images import load_image
 from ..data.row_errors import InvalidSampleError
@@ -61,8 +62,8 @@ def load_image_states(task: "Task", student: PreTrainedModel, rows: Any, acceler
         accelerator: Provides the processes and the device.
 
     Raises:
-        ValueError: If the directory has states of another encoder, of other preprocessing or of other images, is in
-            use, or its disk is too small.
+        ValueError: If the directory has states of another encoder or of other preprocessing, is in use, or its disk is
+            too small.
     """
     folder = Path(task.args.cache_image_states)
     encoder: Any = student.get_submodule(ENCODER_MODULES["image_encoder"]).to(accelerator.device)
@@ -72,7 +73,7 @@ def load_image_states(task: "Task", student: PreTrainedModel, rows: Any, acceler
         if accelerator.is_main_process:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                if not (folder / MANIFEST_FILE).exists() or indices_to_do(folder, images):
+                if not is_complete(folder, images):
                     stack.enter_context(locked(folder / LOCK_FILE))
                 prepare_folder(folder, encoder, task.processor, images)
             except BlockingIOError as error:
@@ -129,36 +130,25 @@ class RowImages(Dataset):
 
 
 def prepare_folder(folder: Path, encoder: PreTrainedModel, processor: AlbefProcessor, images: RowImages) -> None:
-    """Check the states of a folder, or reserve room for them.
+    """Check the states of a folder, and reserve room for those of images that it does not have.
 
     Raises:
-        ValueError: If they are of another encoder, of other preprocessing or of other images.
+        ValueError: If they are of another encoder or of other preprocessing.
         OSError: If the disk is too small.
     """
     manifest = describe(encoder, processor)
     if (folder / MANIFEST_FILE).exists():
         check_manifest(folder, manifest)
-        known = {key.tobytes() for key in np.load(folder / KEYS_FILE)}
-        missing = len(images.places.keys() - known)
+        missing = unknown_keys(folder, images)
         if missing:
-            raise ValueError(
-                f"{folder} has no states of {missing:,} of the {len(images.places):,} training images: set another "
-                "cache_image_states, or remove the folder to compute all again."
-            )
+            extend_folder(folder, missing)
         return
     if not images.places:
         raise ValueError("no training image can be read; check image_root, and the columns or keys of the rows.")
     blank = processor(images=[Image.new("RGB", (32, 32))], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         shape = tuple(encoder(blank.to(encoder.device)).last_hidden_state.shape[1:])
-    size = 2 * len(images.places) * int(np.prod(shape))
-    free = shutil.disk_usage(folder).free
-    print(f"{len(images.places):,} images have {shape[0]} x {shape[1]} states each, {size / 1e9:.3g} GB in {folder}")
-    if size > free:
-        raise OSError(
-            f"{folder} has room for {free / 1e9:.3g} GB: free disk space, set another cache_image_states, or remove "
-            "the option to train from pixels."
-        )
+    print_size(folder, len(images.places), shape)
     keys = np.frombuffer(b"".join(images.places), np.uint8).reshape(-1, 16)
     np.save(folder / KEYS_FILE, keys)
     np.lib.format.open_memmap(folder / STATES_FILE, "w+", np.float16, (len(keys), *shape))
@@ -167,6 +157,58 @@ def prepare_folder(folder: Path, encoder: PreTrainedModel, processor: AlbefProce
         fsync(folder / name)
     with atomic_write(folder / MANIFEST_FILE) as unfinished:
         unfinished.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def is_complete(folder: Path, images: RowImages) -> bool:
+    """Return whether a folder has the states of all images that can be read."""
+    is_there = (folder / MANIFEST_FILE).exists()
+    return is_there and not unknown_keys(folder, images) and not indices_to_do(folder, images)
+
+
+def unknown_keys(folder: Path, images: RowImages) -> list[bytes]:
+    """Return the keys of the images that a folder has no room for."""
+    known = {key.tobytes() for key in np.load(folder / KEYS_FILE)}
+    return [key for key in images.places if key not in known]
+
+
+def extend_folder(folder: Path, new_keys: Sequence[bytes]) -> None:
+    """Reserve room for more images; their keys, which make it known, are written last.
+
+    Raises:
+        OSError: If the disk is too small.
+    """
+    keys = np.load(folder / KEYS_FILE)
+    states = np.load(folder / STATES_FILE, mmap_mode="r")
+    print(f"{folder} has states of {len(keys):,} images and is extended")
+    print_size(folder, len(new_keys), states.shape[1:])
+    count = max(len(keys) + len(new_keys), len(states))  # an extension that was interrupted may have reserved more
+    with (folder / STATES_FILE).open("r+b") as file:
+        file.truncate(states.offset + count * states[0].nbytes)
+        header = np.lib.format.header_data_from_array_1_0(states) | {"shape": (count, *states.shape[1:])}
+        np.lib.format.write_array_header_1_0(file, header)  # numpy leaves room for it to grow in
+    with (folder / STATUS_FILE).open("r+b") as file:
+        file.seek(len(keys))
+        file.write(bytes([PENDING]) * len(new_keys))
+    for name in (STATES_FILE, STATUS_FILE):
+        fsync(folder / name)
+    with atomic_write(folder / KEYS_FILE) as unfinished, unfinished.open("wb") as file:
+        np.save(file, np.concatenate([keys, np.frombuffer(b"".join(new_keys), np.uint8).reshape(-1, 16)]))
+
+
+def print_size(folder: Path, count: int, shape: tuple[int, ...]) -> None:
+    """Print the size of the states of images.
+
+    Raises:
+        OSError: If the disk is too small.
+    """
+    size = 2 * count * int(np.prod(shape))
+    free = shutil.disk_usage(folder).free
+    print(f"{count:,} images have {shape[0]} x {shape[1]} states each, {size / 1e9:.3g} GB in {folder}")
+    if size > free:
+        raise OSError(
+            f"{folder} has room for {free / 1e9:.3g} GB: free disk space, set another cache_image_states, or remove "
+            "the option to train from pixels."
+        )
 
 
 def describe(encoder: PreTrainedModel, processor: AlbefProcessor) -> dict[str, Any]:
@@ -253,8 +295,7 @@ def encode_missing(
 
 def indices_to_do(folder: Path, images: RowImages) -> list[int]:
     """Return the indices of images of a folder that are needed and have no states yet."""
-    keys = np.load(folder / KEYS_FILE)
-    status = np.fromfile(folder / STATUS_FILE, np.uint8)
+    keys, status = read_status(folder)
     return [int(index) for index in np.flatnonzero(status == PENDING) if keys[index].tobytes() in images.places]
 
 

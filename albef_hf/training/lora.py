@@ -33,8 +33,9 @@ def add_lora(student: PreTrainedModel, teacher: MomentumTeacher | None, args: Tr
     # Not the output of SigLIP's pooling head, whose attention reads the weight itself.
     projections = rf"(?!.*head\.attention\.).*\b({'|'.join(PROJECTIONS)})"
     config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_alpha, target_modules=projections)
+    adapted = [module for encoder, module in ENCODER_MODULES.items() if encoder not in args.freeze]
     for encoder, module in ENCODER_MODULES.items():
-        if encoder in args.freeze:
+        if module not in adapted:
             continue
         part = _adapted_part(student, module)
         if not any(name.rpartition(".")[2] in PROJECTIONS for name, _ in part.named_modules()):
@@ -48,6 +49,12 @@ def add_lora(student: PreTrainedModel, teacher: MomentumTeacher | None, args: Tr
             inject_adapter_in_model(config, average)
             average.load_state_dict(part.state_dict())
             average.requires_grad_(False)
+    names = "|".join(module.removeprefix("albef.") for module in adapted)
+    student.config.lora_config = {
+        "r": args.lora_rank,
+        "lora_alpha": args.lora_alpha,
+        "target_modules": rf"({names})\.{projections}",
+    }
 
 
 def _adapted_part(model: PreTrainedModel, module: str) -> nn.Module:
@@ -57,7 +64,13 @@ def _adapted_part(model: PreTrainedModel, module: str) -> nn.Module:
 
 
 def merge_lora(model: Model) -> Model:
-    """Return a copy of a model, or a teacher, in which adapters are merged into plain weights."""
+    """Return a copy of a model, or a teacher, in which adapters are merged into plain weights.
+
+    Example:
+        ```python
+        merge_lora(AlbefForRetrieval.from_pretrained("runs/adapted")).save_pretrained("runs/merged")
+        ```
+    """
     from peft.tuners.lora import LoraLayer
 
     model = copy.deepcopy(model)
@@ -67,4 +80,13 @@ def merge_lora(model: Model) -> Model:
             plain: Any = layer.get_base_layer()
             plain.weight = nn.Parameter(plain.weight.data, requires_grad=False)  # no longer shared with the student
             model.set_submodule(name, plain)
+    for part in model.modules():
+        if hasattr(getattr(part, "config", None), "lora_config"):
+            part.config.lora_config = None  # type: ignore[union-attr]
     return model
+
+
+def without_adapters(model: Model) -> Model:
+    """Return a loaded model whose weights can all be trained: adapters that it was saved with are merged."""
+    config: Any = model.config
+    return merge_lora(model).requires_grad_(True) if config.lora_config else model

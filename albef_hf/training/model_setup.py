@@ -15,6 +15,7 @@ from ..momentum import MOMENTUM_FILE, MomentumTeacher
 from ..processing_albef import AlbefProcessor
 from ..utils.spelling import refuse_unknown
 from .arguments import FineTuningArguments, PretrainingArguments, TrainingArguments
+from .lora import without_adapters
 from .optimization import ENCODER_MODULES
 
 
@@ -27,7 +28,7 @@ def load_pretraining_model(
         ValueError: If tokenizer and model do not fit, or texts can be longer than the model has positions.
     """
     if args.model:
-        student = head.from_pretrained(args.model, dtype=torch.float32)
+        student = without_adapters(head.from_pretrained(args.model, dtype=torch.float32))
         processor = AlbefProcessor.from_pretrained(args.model)
     else:
         source = args.tokenizer or args.text_model
@@ -74,6 +75,7 @@ def load_task_model(
     else:
         loaded: Any = head.from_pretrained(args.model, config=config, dtype=torch.float32, output_loading_info=True)
         model, report = loaded
+        model = without_adapters(model)
         missing = set(report["missing_keys"])
     model.set_attn_implementation(args.attn_implementation)
     return model, processor, missing

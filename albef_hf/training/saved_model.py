@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..model_card import Evaluation
@@ -82,10 +81,13 @@ class SavedModel(ABC):
 
     def save(self, folder: Path, write_more: Callable[[Path], None] = lambda folder: None, what: str = MODEL) -> bool:
         """Write everything that `from_pretrained` and further training need; see `save_model_folder`."""
-        parts = [self.student, self.task.processor, *([self.teacher] if self.teacher else [])]
-        if self.task.args.lora_rank and self.accelerator.is_main_process:
-            parts = [merge_lora(part) if isinstance(part, nn.Module) else part for part in parts]
-        return save_model_folder(folder, self.task.args, parts, self.log, self.upload, write_more, what)
+        args = self.task.args
+        student, teacher = self.student, self.teacher
+        if args.lora_rank and self.accelerator.is_main_process:
+            student = merge_lora(student) if args.lora_merge else student
+            teacher = merge_lora(teacher) if teacher else None
+        parts = [student, self.task.processor, *([teacher] if teacher else [])]
+        return save_model_folder(folder, args, parts, self.log, self.upload, write_more, what)
 
     def write_card(self, step: int, evaluation: Evaluation | None, selection: str | None = None) -> None:
         """Write the model card of a step."""

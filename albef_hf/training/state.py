@@ -15,6 +15,7 @@ RESUME_SAFE_OPTIONS = (
     "image_root",
     "keep_every",
     "logging_steps",
+    "lora_merge",
     "max_nonfinite_steps",
     "max_skipped_share",
     "output_dir",

@@ -52,11 +52,13 @@ class FlopCounter:
     Args:
         student: The model that is trained.
         teacher: Its teacher, or None.
+        alpha: Weight of the teacher in the targets.
     """
 
-    def __init__(self, student: torch.nn.Module, teacher: torch.nn.Module | None):
+    def __init__(self, student: torch.nn.Module, teacher: torch.nn.Module | None, alpha: float = 0.4):
         self.student = student
         self.teacher = teacher
+        self.alpha = alpha
         self.counted: dict[tuple, int] = {}
 
     def count(self, batch: dict[str, torch.Tensor]) -> int:
@@ -76,7 +78,9 @@ class FlopCounter:
             stack.enter_context(torch.no_grad())
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             counter = stack.enter_context(FlopCounterMode(display=False))
-            targets = {} if self.teacher is None else {"teacher_outputs": self.teacher(**batch), "alpha": 0.5}
+            targets: dict[str, Any] = {}
+            if self.teacher is not None:
+                targets = {"teacher_outputs": self.teacher(**batch, alpha=self.alpha), "alpha": self.alpha}
             teacher_flops = counter.get_total_flops()
             self.student(**batch, **targets)
             for buffer, value in zip(statistics, before, strict=True):

@@ -78,7 +78,7 @@ class Trainer:
         self._prepare()
         self.signals = SignalHandler()
         self.signal_flags = [0.0]  # of all processes, after the last step
-        self.recorder = StepRecorder(accelerator, args, FlopCounter(student, teacher))
+        self.recorder = StepRecorder(accelerator, args, FlopCounter(student, teacher, args.alpha))
         self.accumulated: list[tuple[Batch, AlbefTeacherOutput | None]] = []  # with gather_keys
         self.queued_features: list[list[torch.Tensor]] = []  # enter the queue with the optimizer step
         self.num_keys = 0  # that a query is contrasted with
@@ -170,7 +170,7 @@ class Trainer:
         """Compute the teacher's targets for a batch; its features are kept for the queue."""
         if self.teacher is None:
             return None
-        targets = self.teacher(**batch)
+        targets = self.teacher(**batch, alpha=self._alpha())
         features = (targets.image_embeds, targets.text_embeds, targets.ids)
         self.queued_features.append([feature for feature in features if feature is not None])
         return targets

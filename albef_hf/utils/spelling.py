@@ -21,8 +21,8 @@ def refuse_unknown(settings: Mapping[str, Any], known: Mapping[str, Any], prefix
     """
     for name, value in settings.items():
         if name not in known:
-            parts = [part for part in known if part.endswith("_config") and name in known[part]]
+            parts = [part for part in known if part.endswith("_config") and name in (known[part] or ())]
             hint = f"; move it to {' or '.join(parts)}" if parts else closest(name, known)
             raise ValueError(f"An AlbefConfig has no setting {prefix}{name}{hint}")
-        if name.endswith("_config") and isinstance(value, dict):
+        if isinstance(value, dict) and isinstance(known[name], dict):
             refuse_unknown(value, known[name], f"{name}.")

@@ -87,8 +87,30 @@ def test_a_pretraining_from_states_of_scenes(pretrain, tmp_path, capsys):
     assert len(losses_of(folder)) == 1
     keys = np.load(tmp_path / "cache" / "keys.npy")
     assert len({key.tobytes() for key in keys}) == 40
-    with pytest.raises(ValueError, match="has no states of 20 of the 60 training images: set another"):
-        pretrain(*FROZEN, tmp_path / "cache", "--scenes", 60, steps=2)
+
+
+def test_states_of_more_images_are_added(pretrain, tmp_path, capsys, monkeypatch):
+    cache = tmp_path / "cache"
+    pretrain(*FROZEN, cache, steps=1)
+    before = np.load(cache / "states.npy")
+    with monkeypatch.context() as killed:
+        killed.setattr(image_states, "atomic_write", lambda path: sys.exit("killed"))  # before the keys
+        with pytest.raises(SystemExit, match="killed"):
+            pretrain(*FROZEN, cache, "--scenes", 1200, steps=1)
+    assert np.load(cache / "states.npy", mmap_mode="r").shape == (1200, 5, 32)
+    assert len(ImageStates(cache).indices) == 40
+    pretrain(*FROZEN, cache, steps=1)  # needs no more
+    capsys.readouterr()
+    folder = pretrain(*FROZEN, cache, "--scenes", 60, steps=2)
+    output = capsys.readouterr().out
+    assert "has states of 40 images and is extended\n20 images have 5 x 32 states each" in output
+    assert len(losses_of(folder)) == 1 and len(ImageStates(cache).indices) == 60
+    pretrain(*FROZEN, tmp_path / "whole", "--scenes", 60, steps=1)
+    states = np.load(cache / "states.npy")
+    assert np.array_equal(states[:40], before) and not states[60:].any()
+    images = [row["image"] for row in Scenes(60, seed=42, image_size=96)]
+    whole, extended = ImageStates(tmp_path / "whole"), ImageStates(cache)
+    assert all(torch.allclose(whole.read(image), extended.read(image), atol=1e-3) for image in images)
 
 
 @pytest.fixture

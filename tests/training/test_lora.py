@@ -1,5 +1,7 @@
 """LoRA: adapters in the encoders are trained, averaged by the teacher, saved merged, and resumed bit-identically."""
 
+import copy
+import json
 import sys
 
 import pytest
@@ -8,9 +10,17 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file
 from small_pretraining import weights_of
-from task_rows import small
+from task_rows import results_of, small, small_evaluation
+from transformers import AutoModelForPreTraining
 
-from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForRetrieval, MomentumTeacher
+from albef_hf import (
+    AlbefConfig,
+    AlbefForPreTraining,
+    AlbefForQuestionAnswering,
+    AlbefForRetrieval,
+    AlbefForVisualEntailment,
+    MomentumTeacher,
+)
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.lora import add_lora, merge_lora
 from albef_hf.training.model_setup import freeze_encoders
@@ -38,6 +48,11 @@ def adapted(model):
         return model, teacher
 
     return make
+
+
+def aligned(model: torch.nn.Module) -> torch.nn.Module:
+    """Copy a loaded model; products of weights at odd addresses in a file's memory map may be rounded differently."""
+    return copy.deepcopy(model)
 
 
 def test_adapters_and_heads_are_trained_and_nothing_else(adapted, batch):
@@ -86,6 +101,34 @@ def test_merged_it_computes_the_same(adapted, batch, tmp_path):
     assert torch.allclose(outputs[0].logits, outputs[1].logits, atol=1e-5)
 
 
+def test_unmerged_it_is_saved_and_loaded_exactly(adapted, batch, tmp_path):
+    model, _ = adapted()
+    model.eval().save_pretrained(tmp_path / "unmerged")
+    saved = load_file(tmp_path / "unmerged" / "model.safetensors")
+    assert "albef.text_model.layers.0.self_attn.q_proj.base_layer.weight" in saved
+    loaded = aligned(AutoModelForPreTraining.from_pretrained(tmp_path / "unmerged"))
+    inputs = {name: batch[name] for name in ("input_ids", "pixel_values", "attention_mask")}
+    with torch.no_grad():
+        outputs = [part(**inputs) for part in (model, loaded, merge_lora(loaded))]
+    for name in ("itm_logits", "logits", "image_embeds", "text_embeds"):
+        assert torch.equal(outputs[0][name], outputs[1][name]), name
+        torch.testing.assert_close(outputs[2][name], outputs[0][name], rtol=0, atol=1e-5)
+    for name, part in (("later", loaded), ("now", model)):
+        merge_lora(part).save_pretrained(tmp_path / name)
+    later, now = (load_file(tmp_path / name / "model.safetensors") for name in ("later", "now"))
+    assert later.keys() == now.keys() and all(torch.equal(later[name], now[name]) for name in later)
+    assert "lora_config" not in json.loads((tmp_path / "later" / "config.json").read_text())
+
+
+def test_another_head_starts_from_an_unmerged_model(adapted, batch, tmp_path):
+    model, _ = adapted()
+    model.eval().save_pretrained(tmp_path)
+    head, report = AlbefForQuestionAnswering.from_pretrained(tmp_path, output_loading_info=True)
+    assert not [name for name in report["missing_keys"] if name.startswith(BOTH)]
+    states = [part.albef.text_model(batch["input_ids"]).last_hidden_state for part in (aligned(head), model)]
+    assert torch.equal(*states)
+
+
 def test_an_encoder_that_is_frozen_or_has_no_attention_gets_no_adapter(adapted, config):
     model, _ = adapted(freeze=["image_encoder"])
     assert not [name for name, _ in model.albef.vision_model.named_parameters() if "lora" in name]
@@ -114,6 +157,47 @@ def test_a_fine_tuning_with_lora(run, pretrained, tmp_path):
     options = small(pretrained, tmp_path / "tuned")
     run("finetune", "entailment", *options, "--max_steps", 2, *LORA)
     assert weights_of(tmp_path / "tuned", BOTH[0]).keys() == weights_of(pretrained, BOTH[0]).keys()
+
+
+def test_a_fine_tuning_that_does_not_merge(run, pretrained, tmp_path, monkeypatch):
+    tuned = tmp_path / "tuned"
+    run("finetune", "entailment", *small(pretrained, tuned), "--max_steps", 2, *LORA, "--lora_merge", "false")
+    before, after = (weights_of(folder, BOTH[1]) for folder in (pretrained, tuned))
+    base = {name.replace("base_layer.", ""): weight for name, weight in after.items() if "lora" not in name}
+    assert base.keys() == before.keys() and all(torch.equal(base[name], before[name]) for name in base)
+    assert any(weight.any() for name, weight in after.items() if "lora_B" in name)
+    run("evaluate", "entailment", *small_evaluation(tuned, tmp_path / "evaluated"))
+    step = json.loads((tuned / "metrics.json").read_text())
+    assert results_of(tmp_path / "evaluated")[0]["accuracy"] == step["accuracy"]
+    student = AlbefForVisualEntailment.from_pretrained(tuned)
+    with pytest.raises(ValueError, match="The student has LoRA adapters, .*merge_lora"):
+        MomentumTeacher.from_pretrained(tuned, student)
+    run("finetune", "entailment", *small(tuned, tmp_path / "again"), "--max_steps", 2)  # from the merged weights
+    again = weights_of(tmp_path / "again", BOTH[1])
+    assert again.keys() == before.keys() and not any(torch.equal(again[name], before[name]) for name in before)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match="saved with LoRA adapters, which need peft: pip install peft"):
+        AlbefForVisualEntailment.from_pretrained(tuned)
+    monkeypatch.delenv("ALBEF_TRACEBACK")
+    with pytest.raises(SystemExit, match=r'peft is not installed: pip install "albef_hf\[lora\]"'):
+        run("evaluate", "entailment", *small_evaluation(tuned, tmp_path / "evaluated"))
+
+
+def test_a_pretraining_that_does_not_merge_can_be_continued(pretrain, tmp_path):
+    pretrain(*LORA, "--lora_merge", "false").rename(tmp_path / "start")
+    names = load_file(tmp_path / "start" / "momentum.safetensors").keys()
+    assert not [name for name in names if "lora" in name or "base_layer" in name]
+    folder = pretrain("--model", tmp_path / "start", *LORA, steps=1)
+    with safe_open(folder / "momentum.safetensors", "pt") as file:
+        assert file.metadata()["shared"]
+    weights = merge_lora(AlbefForPreTraining.from_pretrained(tmp_path / "start")).state_dict()
+    name = "albef.text_model.layers.0.mlp.fc1.weight"
+    assert torch.equal(weights_of(folder, BOTH[1])[name], weights[name])
+
+
+def test_merging_has_no_effect_without_adapters():
+    with pytest.raises(ValueError, match="lora_merge false has no effect without adapters"):
+        TrainingArguments(lora_merge=False)
 
 
 def test_without_peft_the_command_says_what_to_install(run, monkeypatch, pretrained, tmp_path):
@@ -146,6 +230,10 @@ def test_adapters_in_an_image_model_of_transformers(kind, tmp_path):
         for weight in adapters:
             weight.add_(0.1)
     teacher.update(model)
+    model.eval().save_pretrained(tmp_path)
+    unmerged = aligned(AlbefForRetrieval.from_pretrained(tmp_path))
+    with torch.no_grad():  # with gradients, another attention kernel is chosen where a bias is trained
+        assert torch.equal(unmerged(**batch).itm_logits, model(**batch).itm_logits)
     merge_lora(model).save_pretrained(tmp_path)
     merged = AlbefForRetrieval.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(merged(**batch).itm_logits, model.eval()(**batch).itm_logits, rtol=0, atol=1e-4)

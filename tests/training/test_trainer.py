@@ -133,6 +133,29 @@ def test_every_way_to_train(pretrain, arguments):
     AlbefForPreTraining.from_pretrained(folder)
 
 
+def test_logits_that_are_not_computed_with_alpha_0_change_nothing(pretrain, monkeypatch):
+    options = ["--alpha", "0", "--no_teacher_dropout", "--gather_keys", "--gradient_accumulation_steps", "2"]
+    forward = MomentumTeacher.forward
+    outputs = []
+
+    def with_logits(teacher, alpha, **batch):
+        outputs.append(forward(teacher, **batch))
+        return outputs[-1]
+
+    def without(teacher, **batch):
+        outputs.append(forward(teacher, **batch))
+        return outputs[-1]
+
+    logs = []
+    for patched in (with_logits, without):
+        monkeypatch.setattr(MomentumTeacher, "forward", patched)
+        records = records_of(pretrain(*options))
+        logs.append([[record.get(name) for name in ("loss", "loss_mlm", "gradient_norm")] for record in records])
+    assert logs[0] == logs[1] and logs[0][0][0]
+    assert {output.logits is None for output in outputs[: len(outputs) // 2]} == {False}
+    assert {output.logits is None for output in outputs[len(outputs) // 2 :]} == {True}
+
+
 def eager_graphs(plugin: type, backend: str, **options) -> TorchDynamoPlugin:
     assert backend == "inductor"
     return plugin(backend="eager", **options)
