@@ -5,7 +5,6 @@ Align before Fuse, Li et al. 2021, arXiv 2107.07651; the original code is github
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,11 +68,10 @@ from .losses_albef import (
     classification_loss,
     distilled_cross_entropy,
     masked_language_loss,
-    matching_loss,
     retrieval_targets,
-    sample_hard_negatives,
     sample_image_pairs,
 )
+from .matching_albef import EncodedPairs, contrast_matching_scores, match_hard_negatives
 from .outputs_albef import (
     NO_LABEL_SMOOTHING,
     AlbefClassifierOutput,
@@ -262,23 +260,6 @@ class AlbefTwoImageModel(AlbefUnimodalEncoders):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _EncodedPairs:
-    """Image-text pairs of a training batch, before fusion.
-
-    Args:
-        images: States of the image encoder, (batch, patches + 1, image width).
-        texts: States of the text encoder, (batch, tokens, text width).
-        attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
-        image_key_values: The images projected by `AlbefMultimodalModel.project_images`; empty until they are.
-    """
-
-    images: torch.Tensor
-    texts: torch.Tensor
-    attention_mask: torch.Tensor
-    image_key_values: list[KeyValues] = field(default_factory=list)
-
-
 class AlbefImageTextModel(AlbefPreTrainedModel):
     """The joint space of images and texts, and the matching of pairs; the base class of pretraining and retrieval."""
 
@@ -324,63 +305,6 @@ class AlbefImageTextModel(AlbefPreTrainedModel):
         outputs = self.albef.text_model(input_ids, attention_mask, **kwargs)
         features = self.contrastive_head.project_text(outputs.last_hidden_state, attention_mask)
         return BaseModelOutputWithPooling(pooler_output=features, **outputs)
-
-    def _match_hard_negatives(
-        self,
-        pairs: _EncodedPairs,
-        logits: tuple[torch.Tensor, torch.Tensor],
-        is_negative: torch.Tensor,
-        gather: Gather | None,
-        hardness_strength: float,
-        itm_negatives: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the matching loss of pairs and hard negatives, and its logits, ((1 + 2 * itm_negatives) * batch, 2).
-
-        Each image has several texts as queries, its own and wrong ones, which share the image's keys and values; then
-        each text has wrong images.
-        """
-        image_for_text, text_for_image = sample_hard_negatives(*logits, is_negative, hardness_strength, itm_negatives)
-        texts, mask = pairs.texts, pairs.attention_mask
-        if gather is None:
-            wrong_images = select_key_values(pairs.image_key_values, image_for_text)
-        else:  # of the images of other processes, only the drawn ones are projected
-            wrong_images = self.albef.multimodal_model.project_images(gather(pairs.images)[image_for_text])
-            texts, mask = gather(texts), gather(mask)  # those of this process first, padded to the longest of all
-        this_process = slice(len(pairs.images))
-        own_texts, own_mask = texts[this_process], mask[this_process]
-        queries = torch.cat([own_texts, texts[text_for_image]])
-        query_mask = torch.cat([own_mask, mask[text_for_image]])
-        encode_cls = self.albef.multimodal_model.encode_cls
-        with_own_image = encode_cls(queries, query_mask, pairs.image_key_values)
-        matched, wrong_text = with_own_image.split([len(own_texts), len(text_for_image)])
-        own_texts, own_mask = own_texts.repeat(itm_negatives, 1, 1), own_mask.repeat(itm_negatives, 1)
-        wrong_image = encode_cls(own_texts, own_mask, wrong_images)
-        itm_logits = self.itm_head(torch.cat([matched, wrong_image, wrong_text]))
-        rows = torch.arange(len(pairs.images), device=is_negative.device).repeat(2 * itm_negatives)
-        drawn_negatives = is_negative[rows, torch.cat([image_for_text, text_for_image])]
-        return matching_loss(itm_logits, drawn_negatives), itm_logits
-
-    def _contrast_matching_scores(
-        self,
-        pairs: _EncodedPairs,
-        targets: torch.Tensor,
-        teacher_outputs: AlbefTeacherOutput | None,
-        alpha: float,
-    ) -> torch.Tensor:
-        """Return the contrastive loss of the batch by the log-odds of a match instead of the cosines; not in the paper.
-
-        The teacher's targets are its contrastive similarities, as in ITC.
-        """
-        encode = self.albef.multimodal_model.encode_cls_of_all_pairs
-        cls = encode(pairs.texts, pairs.attention_mask, pairs.image_key_values)
-        per_image = at_least_float32(self.itm_head(cls)).diff(dim=-1).squeeze(-1)  # (images, texts)
-        teacher_per_image = teacher_per_text = None
-        if teacher_outputs is not None:
-            teacher_per_image = self.contrastive_head(teacher_outputs.image_embeds, teacher_outputs.text_embeds)
-            teacher_per_text = teacher_per_image.T
-        image_losses = distilled_cross_entropy(per_image, targets, teacher_per_image, alpha)
-        text_losses = distilled_cross_entropy(per_image.T, targets, teacher_per_text, alpha)
-        return (image_losses + text_losses).mean() / 2
 
 
 class AlbefForPreTraining(AlbefImageTextModel):
@@ -467,8 +391,8 @@ class AlbefForPreTraining(AlbefImageTextModel):
             hardness_strength: Exponent of the contrastive distribution that negatives are drawn from; 1 as in the
                 paper, 0 for uniform.
             itm_negatives: Negatives that are drawn for each image and for each text; 1 as in the paper.
-            itm_contrast_weight: Weight of the contrast of matching scores, of every text with every image of the batch;
-                0 as in the paper.
+            itm_contrast_weight: Weight of the contrast of matching scores, of every text with every image of the
+                batch; 0 as in the paper.
 
         Raises:
             ValueError: If only one of `labels` and `mlm_input_ids` is given, or neither in training, or labels come
@@ -486,7 +410,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         loss_itm_contrast = None
         if itm_contrast_weight:
             positives = torch.arange(len(pairs.images), device=pairs.images.device)
-            loss_itm_contrast = self._contrast_matching_scores(pairs, positives, teacher_outputs, alpha)
+            loss_itm_contrast = contrast_matching_scores(self, pairs, positives, teacher_outputs, alpha)
             loss = loss + itm_contrast_weight * loss_itm_contrast
         return AlbefForPreTrainingOutput(
             loss=loss, loss_mlm=loss_mlm, loss_itm_contrast=loss_itm_contrast, logits=logits, **outputs
@@ -499,7 +423,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         attention_mask: torch.Tensor | None,
         mlm_input_ids: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[_EncodedPairs, torch.Tensor]:
+    ) -> tuple[EncodedPairs, torch.Tensor]:
         """Encode images, texts and masked texts, with one call of each encoder; return the masked texts separately."""
         if mlm_input_ids is None:
             raise ValueError("labels were passed without mlm_input_ids: use albef_hf.data.PretrainingCollator.")
@@ -508,11 +432,11 @@ class AlbefForPreTraining(AlbefImageTextModel):
         images = self.albef.vision_model(pixel_values, **kwargs).last_hidden_state
         both = self.albef.text_model(torch.cat([input_ids, mlm_input_ids]), attention_mask.repeat(2, 1))
         texts, masked_texts = both.last_hidden_state.chunk(2)
-        return _EncodedPairs(images, texts, attention_mask), masked_texts
+        return EncodedPairs(images, texts, attention_mask), masked_texts
 
     def _contrast_and_match(
         self,
-        pairs: _EncodedPairs,
+        pairs: EncodedPairs,
         teacher_outputs: AlbefTeacherOutput | None,
         alpha: float,
         gather: Gather | None,
@@ -530,8 +454,8 @@ class AlbefForPreTraining(AlbefImageTextModel):
         is_negative = positives[:, None] != candidates
         # After the contrast, since gradients are summed in this order.
         pairs.image_key_values = self.albef.multimodal_model.project_images(pairs.images)
-        loss_itm, itm_logits = self._match_hard_negatives(
-            pairs, logits, is_negative, gather, hardness_strength, itm_negatives
+        loss_itm, itm_logits = match_hard_negatives(
+            self, pairs, logits, is_negative, gather, hardness_strength, itm_negatives
         )
         return AlbefForPreTrainingOutput(
             loss_itc=loss_itc,
@@ -542,7 +466,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
             text_embeds=text_embeds,
         )
 
-    def _mlm_logits(self, masked_texts: torch.Tensor, pairs: _EncodedPairs, labels: torch.Tensor) -> torch.Tensor:
+    def _mlm_logits(self, masked_texts: torch.Tensor, pairs: EncodedPairs, labels: torch.Tensor) -> torch.Tensor:
         """Compute the logits of the masked tokens, (masked tokens of the batch, vocabulary)."""
         fused = self.albef.multimodal_model(masked_texts, pairs.attention_mask, pairs.image_key_values)
         return self.mlm_head(fused.last_hidden_state[labels != IGNORED])
@@ -674,8 +598,8 @@ class AlbefForRetrieval(AlbefImageTextModel):
             hardness_strength: Exponent of the contrastive distribution that negatives are drawn from; 1 as in the
                 paper, 0 for uniform.
             itm_negatives: Negatives that are drawn for each image and for each text; 1 as in the paper.
-            itm_contrast_weight: Weight of the contrast of matching scores, of every text with every image of the batch;
-                0 as in the paper.
+            itm_contrast_weight: Weight of the contrast of matching scores, of every text with every image of the
+                batch; 0 as in the paper.
 
         Raises:
             ValueError: If `labels` come with a batch of one pair.
@@ -688,17 +612,17 @@ class AlbefForRetrieval(AlbefImageTextModel):
         texts = self.get_text_features(input_ids, attention_mask, return_dict=True)
         outputs = self._contrast(images.pooler_output, texts.pooler_output, labels, teacher_outputs, alpha, gather)
         image_key_values = self.albef.multimodal_model.project_images(images.last_hidden_state)
-        pairs = _EncodedPairs(images.last_hidden_state, texts.last_hidden_state, attention_mask, image_key_values)
+        pairs = EncodedPairs(images.last_hidden_state, texts.last_hidden_state, attention_mask, image_key_values)
         logits = (outputs.logits_per_image, outputs.logits_per_text)
         is_negative = labels[:, None] != (labels if gather is None else gather(labels))
-        loss_itm, itm_logits = self._match_hard_negatives(
-            pairs, logits, is_negative, gather, hardness_strength, itm_negatives
+        loss_itm, itm_logits = match_hard_negatives(
+            self, pairs, logits, is_negative, gather, hardness_strength, itm_negatives
         )
         loss = outputs.loss_itc + loss_itm
         loss_itm_contrast = None
         if itm_contrast_weight:
             targets = retrieval_targets(labels, None, outputs.image_embeds.dtype)
-            loss_itm_contrast = self._contrast_matching_scores(pairs, targets, teacher_outputs, alpha)
+            loss_itm_contrast = contrast_matching_scores(self, pairs, targets, teacher_outputs, alpha)
             loss = loss + itm_contrast_weight * loss_itm_contrast
         return AlbefForRetrievalOutput(
             loss=loss, loss_itm=loss_itm, loss_itm_contrast=loss_itm_contrast, itm_logits=itm_logits, **outputs

@@ -22,6 +22,7 @@ HUB_FILES = (
     "answers_albef",
     "image_encoder_albef",
     "initialization_albef",
+    "matching_albef",
     "modeling_albef",
     "images_albef",
     "processing_albef",
@@ -42,6 +43,7 @@ ALLOWED = {
     "answers_albef": {"configuration_albef", "losses_albef"},
     "image_encoder_albef": {"configuration_albef", "encoders_albef"},
     "initialization_albef": {"compatibility_albef", "configuration_albef", "encoders_albef"},
+    "matching_albef": {"encoders_albef", "head_layers_albef", "losses_albef", "outputs_albef"},
     "modeling_albef": {
         "answers_albef",
         "compatibility_albef",
@@ -52,6 +54,7 @@ ALLOWED = {
         "images_albef",
         "initialization_albef",
         "losses_albef",
+        "matching_albef",
         "outputs_albef",
     },
     "images_albef": set(),

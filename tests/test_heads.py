@@ -26,6 +26,7 @@ from albef_hf import (
     AlbefForVisualReasoning,
     AlbefModel,
     MomentumTeacher,
+    matching_albef,
     modeling_albef,
 )
 from albef_hf.compatibility_albef import CACHE_NAME, enable_activation_checkpointing
@@ -228,8 +229,8 @@ def test_a_batch_of_one_image_learns_from_its_pairs_alone(config, batch):
 
 @pytest.mark.parametrize("kind", [AlbefForPreTraining, AlbefForRetrieval])
 def test_negatives_are_as_hard_as_wanted(kind, config, batch, monkeypatch):
-    asked, draw = [], modeling_albef.sample_hard_negatives
-    monkeypatch.setattr(modeling_albef, "sample_hard_negatives", lambda *given: asked.append(given[3]) or draw(*given))
+    asked, draw = [], matching_albef.sample_hard_negatives
+    monkeypatch.setattr(matching_albef, "sample_hard_negatives", lambda *given: asked.append(given[3]) or draw(*given))
     model, inputs = kind(config), batch if kind is AlbefForPreTraining else inputs_of(batch, kind)
     model(**inputs)
     model(**inputs, hardness_strength=0.5)

@@ -9,7 +9,7 @@ from original import FIXTURES, TASKS, assert_close
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertModel, DeiTConfig, DeiTModel, ViTConfig, ViTModel
 
-from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForRetrieval, AlbefModel, MomentumTeacher, modeling_albef
+from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForRetrieval, AlbefModel, MomentumTeacher, matching_albef
 from albef_hf.compatibility_albef import enable_activation_checkpointing
 from albef_hf.conversion.checkpoints import MODELS
 from albef_hf.encoders_albef import interpolate_position_embeddings
@@ -254,9 +254,9 @@ def test_negatives_weigh_twice_the_pairs_and_what_is_none_is_ignored():
 
 @pytest.mark.parametrize("kind", [AlbefForPreTraining, AlbefForRetrieval])
 def test_several_negatives_are_matched_as_single_pairs_are(kind, config, batch, monkeypatch):
-    drawn, draw = [], modeling_albef.sample_hard_negatives
+    drawn, draw = [], matching_albef.sample_hard_negatives
     monkeypatch.setattr(
-        modeling_albef, "sample_hard_negatives", lambda *given: drawn.append(draw(*given)) or drawn[-1]
+        matching_albef, "sample_hard_negatives", lambda *given: drawn.append(draw(*given)) or drawn[-1]
     )
     torch.manual_seed(0)
     model = kind(config).eval()

@@ -129,7 +129,8 @@ class TrainingArguments:
     itm_contrast_weight: float = field(
         default=0.0,
         metadata={
-            "help": "weight of the contrast of matching scores, of every text with every image of a batch; 0: the paper"
+            "help": "weight of the contrast of the matching scores of every text with every image of a batch; "
+            "0: the paper"
         },
     )
     momentum: float = field(default=0.995, metadata={"help": "weight of the old teacher in each of its updates"})

@@ -19,7 +19,7 @@ from small_pretraining import TINY_MODEL, records_of, small_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch._dynamo.utils import counters
 
-from albef_hf import AlbefForPreTraining, AlbefProcessor, MomentumTeacher, modeling_albef
+from albef_hf import AlbefForPreTraining, AlbefProcessor, MomentumTeacher, matching_albef
 from albef_hf.data import PretrainingCollator, Scenes
 from albef_hf.training import distributed, logging
 from albef_hf.training.curves import plot_curves
@@ -229,9 +229,9 @@ def test_a_matching_loss_at_its_prior_is_reported(pretrain, capsys, monkeypatch)
 
 
 def test_options_of_negatives_reach_the_sampler(pretrain, monkeypatch):
-    asked, draw = [], modeling_albef.sample_hard_negatives
+    asked, draw = [], matching_albef.sample_hard_negatives
     monkeypatch.setattr(
-        modeling_albef, "sample_hard_negatives", lambda *given: asked.append(given[3:]) or draw(*given)
+        matching_albef, "sample_hard_negatives", lambda *given: asked.append(given[3:]) or draw(*given)
     )
     for arguments, expected in ((["--hardness_strength", "0.5", "--itm_negatives", "3"], (0.5, 3)), ([], (1.0, 1))):
         pretrain(*arguments, steps=1)
