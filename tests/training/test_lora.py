@@ -7,11 +7,12 @@ import sys
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from small_pretraining import weights_of
 from task_rows import results_of, small, small_evaluation
-from transformers import AutoModelForPreTraining
+from transformers import AutoModelForPreTraining, pipeline
 
 from albef_hf import (
     AlbefConfig,
@@ -21,6 +22,7 @@ from albef_hf import (
     AlbefForVisualEntailment,
     MomentumTeacher,
 )
+from albef_hf.conversion.to_original import revert_checkpoint
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.lora import add_lora, merge_lora
 from albef_hf.training.model_setup import freeze_encoders
@@ -169,6 +171,9 @@ def test_a_fine_tuning_that_does_not_merge(run, pretrained, tmp_path, monkeypatc
     run("evaluate", "entailment", *small_evaluation(tuned, tmp_path / "evaluated"))
     step = json.loads((tuned / "metrics.json").read_text())
     assert results_of(tmp_path / "evaluated")[0]["accuracy"] == step["accuracy"]
+    assert "needs `pip install peft`" in (tuned / "README.md").read_text()
+    with pytest.raises(ValueError, match="has LoRA adapters, but the original has none: .*merge_lora"):
+        revert_checkpoint(tuned, tmp_path / "original.pth")
     student = AlbefForVisualEntailment.from_pretrained(tuned)
     with pytest.raises(ValueError, match="The student has LoRA adapters, .*merge_lora"):
         MomentumTeacher.from_pretrained(tuned, student)
@@ -185,6 +190,8 @@ def test_a_fine_tuning_that_does_not_merge(run, pretrained, tmp_path, monkeypatc
 
 def test_a_pretraining_that_does_not_merge_can_be_continued(pretrain, tmp_path):
     pretrain(*LORA, "--lora_merge", "false").rename(tmp_path / "start")
+    score = pipeline("image-text-matching", model=str(tmp_path / "start"))(Image.new("RGB", (9, 9)), "a red ball")
+    assert 0 < score["score"] < 1
     names = load_file(tmp_path / "start" / "momentum.safetensors").keys()
     assert not [name for name in names if "lora" in name or "base_layer" in name]
     folder = pretrain("--model", tmp_path / "start", *LORA, steps=1)
