@@ -7,6 +7,7 @@ from typing import Any, cast
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .calibration_albef import MatchCalibration
 from .compatibility_albef import sub_config_specs
 
 _ALIGNED = ("AlbefForPreTraining", "AlbefForRetrieval")
@@ -60,6 +61,7 @@ UNSAVED_DEFAULTS = {
     "image_size": None,
     "image_pooling": None,
     "image_registers": False,
+    "match_calibration": None,
 }
 POOLINGS = {"text_pooling": ("cls", "mean"), "image_pooling": (None, "cls", "pooler", "mean")}
 DEFAULT_IMAGE_SIZE = 224  # of image models without one, such as ResNet
@@ -244,6 +246,8 @@ class AlbefConfig(PreTrainedConfig):
         initial_temperature: Starting value of the learned temperature of the contrastive loss.
         tie_word_embeddings: Whether the masked-language head shares the word embeddings, as in BERT.
         initializer_range: Standard deviation of newly initialized heads.
+        match_calibration: The probability of a match, as a dictionary of `MatchCalibration`, which
+            `albef evaluate retrieval --calibrate` fits; None for that of the matching head. A training drops it.
         kwargs: Settings of every `PreTrainedConfig`. A classifier has the classes given by `num_labels`, `id2label` or
             `label2id`, otherwise those it was saved with, otherwise its own; see `with_classes`.
 
@@ -270,6 +274,7 @@ class AlbefConfig(PreTrainedConfig):
     initial_temperature: float | int = 0.07
     tie_word_embeddings: bool = True
     initializer_range: float | int = 0.02
+    match_calibration: dict | None = None
 
     def __post_init__(self, **kwargs):
         self.vision_config = read_vision_config(self.vision_config)
@@ -363,6 +368,8 @@ class AlbefConfig(PreTrainedConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in POOLINGS and value not in POOLINGS[name]:
             raise ValueError(f"{name} is {value!r}; choose from {', '.join(filter(None, POOLINGS[name]))}.")
+        if name == "match_calibration" and value is not None:
+            MatchCalibration.from_dict(value)  # refuses invalid ones
         if name == "image_size" and value is not None and isinstance(self.vision_config, PreTrainedConfig):
             self.set_input_size(value)  # of the paper's ViT, it belongs to vision_config
             return

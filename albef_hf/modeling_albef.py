@@ -23,6 +23,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from .answers_albef import Answers, check_answer_list, question_indices, score_continuations
+from .calibration_albef import MatchCalibration, matching_log_odds
 from .compatibility_albef import (
     CACHE_NAME,
     forget_attention_change,
@@ -308,6 +309,19 @@ class AlbefImageTextModel(AlbefPreTrainedModel):
         outputs = self.albef.text_model(input_ids, attention_mask, **kwargs)
         features = self.contrastive_head.project_text(outputs.last_hidden_state, attention_mask)
         return BaseModelOutputWithPooling(pooler_output=features, **outputs)
+
+    def match_probability(self, outputs: AlbefForPreTrainingOutput | AlbefForRetrievalOutput) -> torch.Tensor:
+        """Compute the probability that image and text match, calibrated if the model is (see `MatchCalibration`).
+
+        Args:
+            outputs: Those of the model for pairs, without a loss: text `i` is matched with image `i % images`.
+
+        Returns:
+            The probability of each pair, (texts,), in float32 or better.
+        """
+        images, texts = outputs.image_embeds, outputs.text_embeds
+        cosines = (texts.unflatten(0, (-1, len(images))) * images).sum(-1).flatten()
+        return MatchCalibration.from_config(self.config).probability(matching_log_odds(outputs.itm_logits), cosines)
 
     def _match_hard_negatives(
         self,
