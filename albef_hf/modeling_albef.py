@@ -318,8 +318,13 @@ class AlbefImageTextModel(AlbefPreTrainedModel):
 
         Returns:
             The probability of each pair, (texts,), in float32 or better.
+
+        Raises:
+            ValueError: If the outputs contain no matched pairs.
         """
         images, texts = outputs.image_embeds, outputs.text_embeds
+        if outputs.itm_logits is None or len(outputs.itm_logits) != len(texts):
+            raise ValueError("The outputs have no logit for each pair: call the model for inference, on pairs.")
         cosines = (texts.unflatten(0, (-1, len(images))) * images).sum(-1).flatten()
         return MatchCalibration.from_config(self.config).probability(matching_log_odds(outputs.itm_logits), cosines)
 
