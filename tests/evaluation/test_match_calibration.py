@@ -126,7 +126,7 @@ def test_weights_of_separable_candidates_are_finite():
     for ranking in (scores.image_to_text, scores.text_to_image):
         ranking.logits[..., 1] = torch.where(ranking.positives, 5.0, -5.0)
     fitted = fit_calibration(candidate_pairs(scores), "noise")
-    assert 0 < fitted.scale < 100 and abs(fitted.cosine_weight) < 1000
+    assert 0 < fitted.scale < 2.5 and abs(fitted.cosine_weight) < 5
     probability = fitted.probability(torch.tensor([2.0, -8.0]), torch.tensor([0.3, 0.3]))
     assert probability[0] > 0.99 and probability[1] < 0.01
 
