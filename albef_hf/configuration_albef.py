@@ -7,6 +7,7 @@ from typing import Any, cast
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from .calibration_albef import MatchCalibration
 from .compatibility_albef import sub_config_specs
 
 _ALIGNED = ("AlbefForPreTraining", "AlbefForRetrieval")
@@ -62,6 +63,7 @@ UNSAVED_DEFAULTS = {
     "image_pooling": None,
     "image_registers": False,
     "lora_config": None,
+    "match_calibration": None,
 }
 POOLINGS = {"text_pooling": ("cls", "mean"), "image_pooling": (None, "cls", "pooler", "mean")}
 LORA_SETTINGS = {"r", "lora_alpha", "target_modules"}  # of peft's LoraConfig
@@ -251,6 +253,8 @@ class AlbefConfig(PreTrainedConfig):
         initializer_range: Standard deviation of newly initialized heads.
         lora_config: `r`, `lora_alpha` and `target_modules` of peft's `LoraConfig`, for a model that was saved with its
             adapters unmerged. The modules are named from `vision_model` and `text_model` on, by a regular expression.
+        match_calibration: The probability of a match, as a dictionary of `MatchCalibration`, which
+            `albef evaluate retrieval --calibrate` fits; None for that of the matching head. A training drops it.
         kwargs: Settings of every `PreTrainedConfig`. A classifier has the classes given by `num_labels`, `id2label` or
             `label2id`, otherwise those it was saved with, otherwise its own; see `with_classes`.
 
@@ -278,6 +282,7 @@ class AlbefConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     initializer_range: float | int = 0.02
     lora_config: dict | None = None
+    match_calibration: dict | None = None
 
     def __post_init__(self, **kwargs):
         if self.lora_config is not None and self.lora_config.keys() != LORA_SETTINGS:
@@ -373,6 +378,8 @@ class AlbefConfig(PreTrainedConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in POOLINGS and value not in POOLINGS[name]:
             raise ValueError(f"{name} is {value!r}; choose from {', '.join(filter(None, POOLINGS[name]))}.")
+        if name == "match_calibration" and value is not None:
+            MatchCalibration.from_dict(value)  # refuses invalid ones
         if name == "image_size" and value is not None and isinstance(self.vision_config, PreTrainedConfig):
             self.set_input_size(value)  # of the paper's ViT, it belongs to vision_config
             return

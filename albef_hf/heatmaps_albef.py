@@ -364,7 +364,7 @@ def match_probabilities(
     pixel_values: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Compute the probability that text and image match (ITM), with which their heat maps are to fade.
+    """Compute the probability that text and image match, calibrated if the model is; their heat maps fade with it.
 
     Args:
         model: A model with the matching head, in evaluation mode.
@@ -373,11 +373,11 @@ def match_probabilities(
         attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
 
     Returns:
-        (batch,), in float32.
+        (batch,), in float32 or better.
     """
     _require_part(model, "itm_head", "AlbefForRetrieval or AlbefForPreTraining")
     outputs = model(input_ids, pixel_values, attention_mask, interpolate_pos_encoding=True)
-    return outputs.itm_logits.float().softmax(-1)[:, 1]
+    return model.match_probability(outputs)
 
 
 def content_words(words: Sequence[str]) -> list[int]:

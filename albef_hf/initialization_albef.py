@@ -195,3 +195,18 @@ __all__ = [
     "read_text_model",
     "read_vision_model",
 ]
+
+
+def add_adapters(model: PreTrainedModel, settings: dict[str, Any]) -> None:
+    """Add the LoRA adapters that a model was saved with, see `lora_config` of `AlbefConfig`.
+
+    Raises:
+        ModuleNotFoundError: If peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "The model was saved with LoRA adapters, which need peft: pip install peft", name="peft"
+        ) from error
+    inject_adapter_in_model(LoraConfig(**settings), model)

@@ -6,11 +6,12 @@ writes the card again, under the name of the repository that the folder will be 
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatch
 from pathlib import Path
@@ -44,6 +45,8 @@ TAGS = {
     "AlbefForVisualEntailment": ["snli-ve", "visual-entailment"],
     "AlbefForTextAssignment": ["nlvr2", "pretraining"],
 }
+CALIBRATION = "Calibration"  # title of a section
+FOLLOWING = ("Intended use and limitations", "Versions")  # titles of sections, before which it is added
 SHOWN_OPTIONS = (
     "learning_rate",
     "min_learning_rate",
@@ -191,6 +194,78 @@ def model_card(
         versions=VERSIONS,
         teacher=(folder / MOMENTUM_FILE).exists() and not any(fnmatch(MOMENTUM_FILE, name) for name in exclude),
     )
+
+
+def read_card(folder: Path) -> str | None:
+    """Return the card in a folder, with its line ends; None if there is none.
+
+    Raises:
+        ValueError: If it is not encoded in UTF-8.
+    """
+    path = folder / "README.md"
+    try:
+        return path.read_bytes().decode() if path.exists() else None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"README.md of {folder.name} is not encoded in UTF-8 ({error}). Save it in UTF-8.") from error
+
+
+def loaded_name(card: str) -> str | None:
+    """Return the name under which the snippet of a card loads the model."""
+    in_snippet = re.search(r'from_pretrained\("([^"]+)", trust_remote_code', card)
+    return in_snippet[1] if in_snippet else None
+
+
+def sections(card: str) -> list[tuple[str, str]]:
+    """Split a card into (title, text) at its second-level titles; the first text has no title.
+
+    The texts include the titles, so that joined they are the card.
+    """
+    parts = [("", "")]
+    in_code = False
+    for line in card.splitlines(keepends=True):
+        in_code ^= line.lstrip().startswith("```")
+        if line.startswith("## ") and not in_code:
+            parts.append((line[3:].strip(), ""))
+        title, text = parts[-1]
+        parts[-1] = (title, text + line)
+    return parts
+
+
+@contextlib.contextmanager
+def updated_card(folder: Path) -> Iterator[None]:
+    """Renew the card of a folder after a change of its model, but for sections that were edited; write one if needed.
+
+    The section on calibration is renewed in any case.
+    """
+    from .utils.files import atomic_write
+
+    old = read_card(folder)
+    name = (loaded_name(old) if old else None) or folder.name
+    exclude = [] if old is None or MOMENTUM_FILE in old else [MOMENTUM_FILE]
+    before = model_card(folder, name, exclude=exclude)
+    yield
+    new = str(model_card(folder, name, exclude=exclude))
+    if old is not None:
+        new = _replace_unedited(old, dict(sections(str(before))), dict(sections(new)))
+    with atomic_write(folder / "README.md") as unfinished:
+        unfinished.write_bytes(new.encode())
+
+
+def _replace_unedited(card: str, before: dict[str, str], after: dict[str, str]) -> str:
+    """Replace sections of a card that were generated and are different now, and the one on calibration."""
+    line_end = "\r\n" if "\r\n" in card else "\n"
+    parts = []
+    added = after.get(CALIBRATION, "").replace("\n", line_end)
+    for title, text in sections(card):
+        if title == CALIBRATION:
+            continue
+        if title in FOLLOWING and added:
+            parts.append(added)
+            added = ""
+        is_edited = "".join(text.split()) != "".join(before.get(title, "").split())
+        is_same = before.get(title) == after.get(title)
+        parts.append(text if is_edited or is_same else after[title].replace("\n", line_end))
+    return "".join(parts) + (f"{line_end}{added}" if added else "")
 
 
 def _is_cased(folder: Path) -> bool:

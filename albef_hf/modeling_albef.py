@@ -22,6 +22,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from .answers_albef import Answers, check_answer_list, question_indices, score_continuations
+from .calibration_albef import MatchCalibration, matching_log_odds
 from .compatibility_albef import (
     CACHE_NAME,
     forget_attention_change,
@@ -57,6 +58,7 @@ from .head_layers_albef import (
 from .image_encoder_albef import AlbefImageEncoder
 from .images_albef import read_preprocessing
 from .initialization_albef import (
+    add_adapters,
     image_settings,
     load_pretrained_weights,
     read_text_model,
@@ -112,21 +114,7 @@ class AlbefUnimodalEncoders(AlbefPreTrainedModel):
             self.vision_model = AlbefImageEncoder(config)
         self.text_model = AlbefTextModel._from_config(config.text_config)
         if config.lora_config:
-            self._add_adapters(config.lora_config)
-
-    def _add_adapters(self, settings: dict[str, Any]) -> None:
-        """Add the LoRA adapters that a model was saved with, see `lora_config` of `AlbefConfig`.
-
-        Raises:
-            ModuleNotFoundError: If peft is not installed.
-        """
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "The model was saved with LoRA adapters, which need peft: pip install peft", name="peft"
-            ) from error
-        inject_adapter_in_model(LoraConfig(**settings), self)
+            add_adapters(self, config.lora_config)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the word embeddings."""
@@ -305,6 +293,24 @@ class AlbefImageTextModel(AlbefPreTrainedModel):
         outputs = self.albef.text_model(input_ids, attention_mask, **kwargs)
         features = self.contrastive_head.project_text(outputs.last_hidden_state, attention_mask)
         return BaseModelOutputWithPooling(pooler_output=features, **outputs)
+
+    def match_probability(self, outputs: AlbefForPreTrainingOutput | AlbefForRetrievalOutput) -> torch.Tensor:
+        """Compute the probability that image and text match, calibrated if the model is (see `MatchCalibration`).
+
+        Args:
+            outputs: Those of the model for pairs, without a loss: text `i` is matched with image `i % images`.
+
+        Returns:
+            The probability of each pair, (texts,), in float32 or better.
+
+        Raises:
+            ValueError: If the outputs contain no matched pairs.
+        """
+        images, texts = outputs.image_embeds, outputs.text_embeds
+        if outputs.itm_logits is None or len(outputs.itm_logits) != len(texts):
+            raise ValueError("The outputs have no logit for each pair: call the model for inference, on pairs.")
+        cosines = (texts.unflatten(0, (-1, len(images))) * images).sum(-1).flatten()
+        return MatchCalibration.from_config(self.config).probability(matching_log_odds(outputs.itm_logits), cosines)
 
 
 class AlbefForPreTraining(AlbefImageTextModel):

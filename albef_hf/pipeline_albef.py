@@ -18,6 +18,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import BatchEncoding, Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 
+from .calibration_albef import MatchCalibration, matching_log_odds
 from .compatibility_albef import renamed_arguments
 from .configuration_albef import PIPELINES
 from .heatmaps_albef import (
@@ -239,8 +240,9 @@ class ImageTextRetrievalPipeline(AlbefPipeline):
             timeout: Timeout of a URL in seconds.
 
         Returns:
-            For each input a list of dictionaries, best first: `score`, the probability that image and text match;
-            `similarity`, the cosine; `text` or `image`, the candidate as it was passed; its `index`.
+            For each input a list of dictionaries, best first: `score`, the probability that image and text match,
+            calibrated if the model is (see `MatchCalibration`); `similarity`, the cosine; `text` or `image`, the
+            candidate as it was passed; its `index`.
 
         Raises:
             ValueError: If candidates are missing, or an argument is invalid.
@@ -282,10 +284,12 @@ class ImageTextRetrievalPipeline(AlbefPipeline):
 
     def postprocess(self, outputs: Result, candidates: "Candidates", top_k: int | None = None) -> list[Result]:
         """Sort the candidates by the probability of a match."""
-        margins = outputs["logits"][0].float().diff(dim=1).squeeze(1)  # in the order of the probabilities
-        order = margins.argsort(descending=True, stable=True)[:top_k]
-        scores = margins.sigmoid()[order].tolist()
-        similarities = outputs["similarities"][0][order].tolist()
+        calibration = MatchCalibration.from_config(self.model.config)
+        cosines = outputs["similarities"][0]
+        logits = calibration.logit(matching_log_odds(outputs["logits"][0]), cosines)  # in the order of probabilities
+        order = logits.argsort(descending=True, stable=True)[:top_k]
+        scores = logits.sigmoid()[order].tolist()
+        similarities = cosines[order].tolist()
         indices = outputs["indices"][0][order].tolist()
         return [
             {"score": score, "similarity": similarity, candidates.kind: candidates.items[index], "index": index}
@@ -459,8 +463,8 @@ class ImageTextMatchingPipeline(ImageAndTextPipeline):
             timeout: Timeout of a URL in seconds.
 
         Returns:
-            For each pair a dictionary: `score`, the probability that image and text match (ITM), and `similarity`, the
-            cosine of their features (ITC).
+            For each pair a dictionary: `score`, the probability that image and text match (ITM), calibrated if the
+            model is (see `MatchCalibration`), and `similarity`, the cosine of their features (ITC).
 
         Raises:
             ValueError: If an image or a text is invalid.
@@ -473,7 +477,9 @@ class ImageTextMatchingPipeline(ImageAndTextPipeline):
     def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         outputs = self.model(**inputs)
         similarities = (outputs.image_embeds * outputs.text_embeds).sum(-1)
-        return {"scores": outputs.itm_logits.float().softmax(-1)[:, 1], "similarities": similarities}
+        calibration = MatchCalibration.from_config(self.model.config)
+        scores = calibration.probability(matching_log_odds(outputs.itm_logits), similarities)
+        return {"scores": scores, "similarities": similarities}
 
     def postprocess(self, outputs: dict[str, torch.Tensor]) -> Result:
         """Convert the scores to floats."""

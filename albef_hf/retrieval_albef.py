@@ -8,7 +8,7 @@ import contextlib
 import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.logging import tqdm
 
+from .calibration_albef import MatchCalibration
 from .compatibility_albef import renamed_arguments, renamed_attribute
 from .processing_albef import AlbefProcessor
 
@@ -377,23 +378,45 @@ class Ranking:
 
 @dataclass
 class RetrievalScores:
-    """Both directions: the texts of each image, and the images of each text."""
+    """Both directions.
+
+    Args:
+        image_to_text: The texts of each image.
+        text_to_image: The images of each text.
+        calibration: That of the model, if it is calibrated.
+    """
 
     image_to_text: Ranking
     text_to_image: Ranking
+    calibration: MatchCalibration = field(default_factory=MatchCalibration)
 
     def metrics(self, itc_weight: float = 0.0, mismatch_weight: float = 1.0) -> dict[str, float]:
         """Compute recall at 1, 5 and 10 in percent.
 
-        The names go from `itc_text_r1` (image to text) to `itm_image_r10` (text to image). Weights are those of
-        `Ranking.scores`.
+        The names go from `itc_text_r1` (image to text) to `itm_image_r10` (text to image), and of a calibrated model
+        to `calibrated_image_r10`: in the order of the calibrated probability. Weights are those of `Ranking.scores`
+        for `itm`.
+        """
+        rankings = (self.image_to_text, self.text_to_image)
+        metrics = self.recalls("itc", [ranking.similarities for ranking in rankings])
+        metrics |= self.recalls("itm", [ranking.scores(itc_weight, mismatch_weight) for ranking in rankings])
+        if self.calibration.is_fitted:
+            scores = [ranking.scores(self.calibration.itc_weight) for ranking in rankings]
+            metrics |= self.recalls("calibrated", scores)
+        return metrics
+
+    def recalls(self, stage: str, scores: Sequence[torch.Tensor]) -> dict[str, float]:
+        """Compute recall at 1, 5 and 10 in percent by scores of the best candidates of both directions.
+
+        Args:
+            stage: First part of the names, such as `itm`.
+            scores: Of texts for each image, (images, k), and of images for each text, (texts, k).
         """
         metrics: dict[str, float] = {}
-        for step in ("itc", "itm"):
-            for target, ranking in (("text", self.image_to_text), ("image", self.text_to_image)):
-                scores = ranking.similarities if step == "itc" else ranking.scores(itc_weight, mismatch_weight)
-                recalls = recall(scores, ranking.positives[:, : scores.shape[1]])
-                metrics |= {f"{step}_{target}_r{k}": value for k, value in recalls.items()}
+        rankings = (self.image_to_text, self.text_to_image)
+        for target, ranking, values in zip(("text", "image"), rankings, scores, strict=True):
+            recalls = recall(values, ranking.positives[:, : values.shape[1]])
+            metrics |= {f"{stage}_{target}_r{k}": value for k, value in recalls.items()}
         return metrics
 
 
@@ -451,6 +474,7 @@ def score_all(
         return RetrievalScores(
             Ranking(texts_per_image, similarities_of_images, all_reduce(image_logits), is_text_right),
             Ranking(images_per_text, similarities_of_texts, all_reduce(text_logits), is_image_right),
+            MatchCalibration.from_config(model.config),
         )
 
 

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "albef_hf"
 TRAIN, DEMO, BENCHMARKS = (PACKAGE.parent / name for name in ("train", "demo", "benchmarks"))
 HUB_FILES = (
     "compatibility_albef",
+    "calibration_albef",
     "configuration_albef",
     "outputs_albef",
     "losses_albef",
@@ -35,7 +36,8 @@ FILES = sorted(file for folder in (PACKAGE, TRAIN, DEMO, BENCHMARKS) for file in
 # What each file may import of the package, by the first part of its name; `data` stands for its whole folder.
 ALLOWED = {
     "compatibility_albef": set(),
-    "configuration_albef": {"compatibility_albef"},
+    "calibration_albef": set(),
+    "configuration_albef": {"calibration_albef", "compatibility_albef"},
     "outputs_albef": set(),
     "losses_albef": {"configuration_albef"},
     "encoders_albef": {"compatibility_albef", "configuration_albef"},
@@ -46,6 +48,7 @@ ALLOWED = {
     "matching_albef": {"encoders_albef", "head_layers_albef", "losses_albef", "outputs_albef"},
     "modeling_albef": {
         "answers_albef",
+        "calibration_albef",
         "compatibility_albef",
         "configuration_albef",
         "encoders_albef",
@@ -59,9 +62,10 @@ ALLOWED = {
     },
     "images_albef": set(),
     "processing_albef": {"images_albef"},
-    "retrieval_albef": {"compatibility_albef", "processing_albef"},
+    "retrieval_albef": {"calibration_albef", "compatibility_albef", "processing_albef"},
     "heatmaps_albef": {"compatibility_albef", "processing_albef"},
     "pipeline_albef": {
+        "calibration_albef",
         "compatibility_albef",
         "configuration_albef",
         "heatmaps_albef",
@@ -81,7 +85,16 @@ ALLOWED = {
     "metrics": {"metrics"},
     "model_card": {"compatibility_albef", "utils"},
     "data": {"compatibility_albef", "configuration_albef", "data", "images_albef", "processing_albef", "utils"},
-    "evaluation": {"configuration_albef", "evaluation", "processing_albef", "training", "utils"},
+    "evaluation": {
+        "calibration_albef",
+        "configuration_albef",
+        "evaluation",
+        "model_card",
+        "processing_albef",
+        "retrieval_albef",
+        "training",
+        "utils",
+    },
     "conversion": {
         "compatibility_albef",
         "configuration_albef",
@@ -96,6 +109,7 @@ ALLOWED = {
         "utils",
     },
     "demo": {
+        "calibration_albef",
         "data",
         "demo",
         "heatmaps_albef",
@@ -105,6 +119,7 @@ ALLOWED = {
         "search",
     },
     "search": {
+        "calibration_albef",
         "compatibility_albef",
         "data",
         "heatmaps_albef",
@@ -244,7 +259,12 @@ def test_what_ships_to_the_hub_is_flat_and_needs_transformers_alone(name):
 
 def test_a_saved_model_ships_the_files_that_it_needs():
     assert shipped_with("modeling_albef") == set(HUB_FILES)  # with pipelines, for users without the package
-    assert shipped_with("encoders_albef") == {"compatibility_albef", "configuration_albef", "encoders_albef"}
+    assert shipped_with("encoders_albef") == {
+        "calibration_albef",
+        "compatibility_albef",
+        "configuration_albef",
+        "encoders_albef",
+    }
     assert shipped_with("processing_albef") == {"images_albef", "processing_albef"}
 
 

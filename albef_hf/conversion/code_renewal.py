@@ -9,7 +9,6 @@ transformers that it was written for. When a later release breaks it, the owner 
 import argparse
 import itertools
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..model_card import MOMENTUM_FILE, TAGS, model_card
+from ..model_card import MOMENTUM_FILE, TAGS, loaded_name, model_card, read_card, sections
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 # Every code file that this and earlier releases saved with a model.
 SHIPPED_CODE = {
     "answers_albef.py",
+    "calibration_albef.py",
     "compatibility_albef.py",
     "configuration_albef.py",
     "encoders_albef.py",
@@ -257,19 +257,13 @@ def _card(folder: Path, head: str, repo_id: str | None) -> dict[str, bytes]:
     """Return the card with renewed sections on use and versions, or a whole card if there is none."""
     from ..compatibility_albef import VERSIONS
 
-    path = folder / "README.md"
-    if not path.exists():
+    old = read_card(folder)
+    if old is None:
         return {"README.md": str(model_card(folder, repo_id or folder.name)).encode()} if head in TAGS else {}
-    try:
-        old = path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"README.md of {folder.name} is not encoded in UTF-8 ({error}). Save it in UTF-8.") from error
     fresh = {"Versions": f"## Versions\n\n{VERSIONS}\n\n"}
     if head in TAGS:
-        in_snippet = re.search(r'from_pretrained\("([^"]+)", trust_remote_code', old)
-        name = repo_id or (in_snippet[1] if in_snippet else folder.name)
-        card = str(model_card(folder, name))
-        fresh = {title: text for title, text in _sections(card) if title in RENEWED_SECTIONS}
+        card = str(model_card(folder, repo_id or loaded_name(old) or folder.name))
+        fresh = {title: text for title, text in sections(card) if title in RENEWED_SECTIONS}
     return {"README.md": _replace_sections(old, fresh).encode()}
 
 
@@ -277,28 +271,12 @@ def _replace_sections(card: str, fresh: dict[str, str]) -> str:
     """Replace outdated sections of a card, and append the one on versions; the rest stays byte for byte."""
     line_end = "\r\n" if "\r\n" in card else "\n"
     parts = []
-    for title, text in _sections(card):
+    for title, text in sections(card):
         outdated = title in fresh and "".join(text.split()) != "".join(fresh[title].split())
         parts.append(fresh[title].replace("\n", line_end) if outdated else text)
-    if "Versions" not in [title for title, _ in _sections(card)]:
+    if "Versions" not in [title for title, _ in sections(card)]:
         parts.append((f"\n\n{fresh['Versions'].rstrip()}\n").replace("\n", line_end))
     return "".join(parts)
-
-
-def _sections(card: str) -> list[tuple[str, str]]:
-    """Split a card into (title, text) at its second-level titles; the first text has no title.
-
-    The texts include the titles, so that joined they are the card.
-    """
-    sections = [("", "")]
-    in_code = False
-    for line in card.splitlines(keepends=True):
-        in_code ^= line.lstrip().startswith("```")
-        if line.startswith("## ") and not in_code:
-            sections.append((line[3:].strip(), ""))
-        title, text = sections[-1]
-        sections[-1] = (title, text + line)
-    return sections
 
 
 def main(arguments: list[str] | None = None) -> None:

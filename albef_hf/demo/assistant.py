@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from transformers import pipeline
 
+from ..calibration_albef import MatchCalibration
 from ..heatmaps_albef import answer_heatmaps, match_probabilities, matching_heatmaps, overlay, overlays
 from ..pipeline_albef import AlbefPipeline, ImageTextRetrievalPipeline, VisualQuestionAnsweringPipeline
 from ..search.html_report import contain, word_maps
@@ -61,9 +62,14 @@ class Assistant:
         return assistant
 
     def score(self, image: Image.Image, captions: list[str]) -> list[tuple[str, float, float]]:
-        """Return the captions with their probability of a match (ITM) and their cosine (ITC), the best first."""
+        """Return the captions with their probability of a match and their cosine (ITC), the best first."""
         results: Any = self.retrieval(image, candidate_texts=captions, rerank_k=len(captions))
         return [(result["text"], result["score"], result["similarity"]) for result in results]
+
+    @property
+    def calibration(self) -> MatchCalibration:
+        """What makes probabilities of the scores of the retrieval model."""
+        return MatchCalibration.from_config(self.retrieval.model.config)
 
     @property
     def has_word_matching(self) -> bool:

@@ -48,6 +48,12 @@ SEARCH_NOTE = (
     "Below each image are the probability of a match (ITM), which decides the order, and the cosine similarity (ITC). "
     "Click an image to make it the current image and to see the words in it."
 )
+# Below captions and search results, by whether the model is calibrated.
+CALIBRATED_NOTE = "The probability is {}."
+UNCALIBRATED_NOTE = (
+    "The probability is not calibrated: it is that of the matching head, which was trained to tell a text from those "
+    "of other images, so that a wrong text may also get a high one."
+)
 RERANK_NOTE = (
     f"To keep the wait short, only the {RERANK_K} images with the highest cosine are matched. `albef search` matches "
     "128, as in the paper, so its order may differ."
@@ -111,8 +117,13 @@ class Page:
         captions = gr.Textbox(label="Captions, one per line", lines=4, max_lines=12, elem_id="captions")
         button = gr.Button("Which one fits?", variant="primary", elem_id="score")
         scores = gr.HTML(elem_id="scores")
+        gr.Markdown(self._match_note())
         _connect([button.click], self.handlers.score, [image, captions], scores)
         return captions
+
+    def _match_note(self) -> str:
+        calibration = self.handlers.assistant.calibration
+        return CALIBRATED_NOTE.format(calibration.describe()) if calibration.is_fitted else UNCALIBRATED_NOTE
 
     def _build_words(self, image: gr.Image) -> tuple[gr.Textbox, gr.Checkbox, gr.Gallery]:
         text = gr.Textbox(label="Text", elem_id="text")
@@ -151,7 +162,7 @@ class Page:
             by_text = gr.Button("Search", variant="primary", elem_id="search")
             by_image = gr.Button("Search by image", elem_id="similar")
         gallery = _full_gallery("found", allow_preview=False)
-        gr.Markdown(SEARCH_NOTE)
+        gr.Markdown(f"{SEARCH_NOTE} {self._match_note()}")
         gr.Markdown(RERANK_NOTE)
         results = gr.State(("", []))
         _connect([by_text.click, query.submit], self.handlers.search, query, [gallery, results])

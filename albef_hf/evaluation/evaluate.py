@@ -13,6 +13,7 @@ from ..training.distributed import make_accelerator
 from ..training.model_setup import load_task_model
 from ..training.output_folder import LATER_RESULTS, write_metrics, write_results
 from ..utils.progress import log_library_progress
+from .match_calibration import require_saved_model, save_calibration
 
 if TYPE_CHECKING:
     from ..tasks.base import FineTuningTask
@@ -21,12 +22,16 @@ if TYPE_CHECKING:
 def evaluate(task_class: type["FineTuningTask"], args: FineTuningArguments) -> dict[str, float]:
     """Return the metrics of a model on the validation rows; the main process prints and writes them."""
     log_library_progress()
+    calibrates = getattr(args, "calibrate", False)
+    if calibrates:
+        require_saved_model(args)
     folder = results_folder(args)
     args.output_dir = str(folder)
     args.report_to = ["none"]  # a recipe, or the options of a run, may name trackers
     accelerator = make_accelerator(args)
     model, processor = load_trained_model(task_class, args)
     task = task_class(args, processor)
+    task.fits_calibration = calibrates
     rows = task.validation_rows()
     accelerator.print(_describe(task, rows))
     metrics, predictions = task.evaluate(model.to(accelerator.device), rows, accelerator)
@@ -39,6 +44,10 @@ def evaluate(task_class: type["FineTuningTask"], args: FineTuningArguments) -> d
         for name, value in baselines.items():
             print(f"{name:28s} {value:8.2f}")
         print(f"skipped or cut: {task.row_errors}")
+        if task.calibration:
+            print(task.calibration.summary)
+            save_calibration(Path(args.model), task.calibration.calibration)
+            print(_describe_saved(Path(args.model)))
         print(f"{len(predictions)} predictions and metrics.json are in {folder}")
     return metrics
 
@@ -74,6 +83,14 @@ def _describe(task: "FineTuningTask", rows: Sequence) -> str:
     trained = "fine-tuned" if saved == task.head.__name__ else f"{saved}, evaluated without fine-tuning"
     reranked = f", reranking {task.args.rerank_k} candidates of each query" if hasattr(task.args, "rerank_k") else ""
     return f"{task.args.model} ({trained}) on {len(rows)} rows: {task.args.describe_validation_data()}{reranked}"
+
+
+def _describe_saved(folder: Path) -> str:
+    """Return where a calibration was saved, and what to do if the code there does not know it."""
+    saved = f"saved in config.json and README.md of {folder}"
+    if (folder / "modeling_albef.py").exists() and not (folder / "calibration_albef.py").exists():
+        return f"{saved}; the code there is of an earlier release and ignores it: run `albef renew {folder}`"
+    return saved
 
 
 def _baselines(task: "FineTuningTask", rows: Sequence) -> dict[str, float]:

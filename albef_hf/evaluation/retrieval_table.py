@@ -1,8 +1,14 @@
 """Recalls of retrieval as a table for people to read."""
 
+# What candidates are ordered by: the first part of the names of metrics, and what the table calls it.
+STAGES = {"itc": "ITC", "itm": "ITM reranked", "calibrated": "calibrated", "cross_fitted": "cross-fitted"}
+
 
 def retrieval_table(metrics: dict[str, float], num_images: int) -> str:
     """Return the recalls of both directions, by similarity (ITC) and reranked by matching (ITM).
+
+    Those of a calibrated model also by its probability; and if it has been calibrated on the same data, by that of the
+    half that does not contain the query.
 
     Args:
         metrics: Recalls in percent, named such as `itc_text_r1`: ITC, from images to texts, at 1.
@@ -13,7 +19,9 @@ def retrieval_table(metrics: dict[str, float], num_images: int) -> str:
         " " * 14 + "image to text      text to image",
         " " * 14 + "@1    @5   @10     @1    @5   @10",
     ]
-    for stage, title in (("itc", "ITC"), ("itm", "ITM reranked")):
+    for stage, title in STAGES.items():
+        if f"{stage}_text_r1" not in metrics:
+            continue
         recalls = [
             "".join(f"{metrics[f'{stage}_{target}_r{k}']:6.1f}" for k in (1, 5, 10)) for target in ("text", "image")
         ]

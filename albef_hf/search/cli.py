@@ -21,7 +21,8 @@ SEARCH_DESCRIPTION = """Find indexed images by a text or by an image.
     albef search --image dog.jpg
 
 The cosines of image and text features (ITC) select the best candidates, and the matching head (ITM), which reads image
-and text together, orders them."""
+and text together, orders them. The match in the table is its probability, or the calibrated one if the model is
+calibrated (`albef evaluate retrieval --calibrate`), which then decides the order."""
 
 
 class RenamedOption(argparse.Action):
@@ -85,8 +86,7 @@ def build_search_parser() -> argparse.ArgumentParser:
         "--itc_weight",
         "--itc-weight",
         type=float,
-        default=0.0,
-        help="weight of the cosine beside the log-odds of a match (%(default)s)",
+        help="weight of the cosine beside the log-odds of a match; by default that of the model's calibration, or 0",
     )
     parser.add_argument("--html", type=Path, help="file of a page to write, with images and a heat map for each word")
     parser.add_argument(

@@ -91,7 +91,8 @@ def search(options: argparse.Namespace) -> None:
         _print(f"{hit.score:+7.3f} {match} {hit.similarity:+7.4f}  {hit.key}")
     if options.html or options.open:
         path = options.html or Path(tempfile.mkdtemp(), "results.html")
-        page = results_page(index, query, hits, options.itc_weight, options.all_words)
+        itc_weight = index.calibration.itc_weight if options.itc_weight is None else options.itc_weight
+        page = results_page(index, query, hits, itc_weight, options.all_words)
         with write_errors_named(path):
             path.write_text(page, encoding="utf-8")
         print(f"The results are in {path}.")
@@ -132,6 +133,7 @@ def results_page(
     score = "cosine (ITC)"
     if any(hit.match is not None for hit in hits):
         score = "log-odds of a match (ITM)" + (f" + {itc_weight:g} × {score}" if itc_weight else "")
+        score += f". Match: the probability, {index.calibration.describe()}"
     about = f"The best {len(hits)} of {len(index):,} images, found with {name}. Score: {score}"
     return html_report(
         query, results(), about=about, model=index.model, processor=index.processor, all_words=all_words
@@ -155,7 +157,8 @@ def _checked_query(options: argparse.Namespace) -> str | Image.Image:
         raise ValueError("Give a text to search for, or an image with --image.")
     as_int("top_k", options.top_k, minimum=1)
     as_int("rerank_k", options.rerank_k, minimum=0)
-    as_weight("itc_weight", options.itc_weight)
+    if options.itc_weight is not None:
+        as_weight("itc_weight", options.itc_weight)
     if options.image is None:
         require_words(options.query)
     if options.all_words and not (options.query and (options.html or options.open)):

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from transformers.utils import logging
 
+from ..calibration_albef import MatchCalibration
 from ..compatibility_albef import renamed_arguments, renamed_attribute, warn_of_old_name
 from ..data.captions import is_blank
 from ..data.images import load_image
@@ -59,7 +60,8 @@ class Hit:
     Args:
         key: Path relative to the folder that was indexed, or index of the row.
         similarity: Cosine of the features (ITC).
-        match: Probability that image and text match (ITM); None if the image was not reranked.
+        match: Probability that image and text match (ITM), calibrated if the model is (see `MatchCalibration`); None
+            if the image was not reranked.
         score: Hits are ordered by it. For reranked images, which come first, it is the log-odds of a match, as in the
             evaluation, plus the weighted cosine; for the others the cosine.
     """
@@ -222,6 +224,11 @@ class ImageIndex:
         """Reason for each image that could not be read and is not in the index."""
         return self.store.broken
 
+    @property
+    def calibration(self) -> MatchCalibration:
+        """What makes probabilities of the scores of the model."""
+        return MatchCalibration.from_config(self.model.config)
+
     def broken_counts(self) -> dict[str, int]:
         """Count the images that could not be read by reason."""
         return dict(Counter(self.broken.values()))
@@ -310,7 +317,7 @@ class ImageIndex:
 
     @renamed_arguments(k="top_k", rerank="rerank_k")
     def search(
-        self, query: str | Image.Image, top_k: int = 10, rerank_k: int = 128, itc_weight: float = 0.0
+        self, query: str | Image.Image, top_k: int = 10, rerank_k: int = 128, itc_weight: float | None = None
     ) -> list[Hit]:
         """Find images.
 
@@ -321,7 +328,8 @@ class ImageIndex:
             top_k: Number of images to find, at most.
             rerank_k: Candidates with the highest cosine (ITC) that are matched with the text (ITM) and ordered by
                 that. 0 orders by the cosines alone, and so does an image as query.
-            itc_weight: Weight of the cosine beside the log-odds of a match; 0 as in the paper.
+            itc_weight: Weight of the cosine beside the log-odds of a match. By default that of the model's
+                calibration, which orders by probability, or 0 as in the paper if it is not calibrated.
 
         Returns:
             The best first. Images that are not among the `rerank_k` candidates follow by their cosines.
@@ -331,7 +339,7 @@ class ImageIndex:
         """
         top_k = as_int("top_k", top_k, minimum=1)
         rerank_k = as_int("rerank_k", rerank_k, minimum=0)
-        itc_weight = as_weight("itc_weight", itc_weight)
+        itc_weight = self.calibration.itc_weight if itc_weight is None else as_weight("itc_weight", itc_weight)
         features, text = self._encode_query(query)
         if text is None:
             rerank_k = 0
@@ -373,13 +381,13 @@ class ImageIndex:
     def _rerank(self, candidates: list[Hit], text: TextFeatures, itc_weight: float) -> list[Hit]:
         """Return the candidates that can be read, ordered by how well they match the text."""
         by_key = {hit.key: hit for hit in candidates}
-        scores = self.reranker.match(list(by_key), text, self.source, self.mapped.fingerprints)
-        reranked = []
-        for key, (log_odds, probability) in scores.items():
-            hit = by_key[key]
+        log_odds = self.reranker.match(list(by_key), text, self.source, self.mapped.fingerprints)
+        reranked = [by_key[key] for key in log_odds]
+        cosines = torch.tensor([hit.similarity for hit in reranked])
+        probabilities = self.calibration.probability(torch.tensor([*log_odds.values()]), cosines).tolist()
+        for hit, probability in zip(reranked, probabilities, strict=True):
             hit.match = probability
-            hit.score = log_odds + itc_weight * hit.similarity
-            reranked.append(hit)
+            hit.score = log_odds[hit.key] + itc_weight * hit.similarity
         return sorted(reranked, key=lambda hit: hit.score, reverse=True)
 
     def _present(self, keys: list[Key]) -> set[Key]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from transformers.utils import logging
 
+from ..calibration_albef import matching_log_odds
 from ..retrieval_albef import MAX_CACHED_VALUES, TextFeatures, batches, evaluation_mode, match_images
 from .encoder import FeatureEncoder, ReadImage, UnreadableImage
 from .image_sources import Fingerprint, ImageRows, ImageSource, Key
@@ -38,8 +39,8 @@ class Reranker:
         text: TextFeatures,
         source: ImageSource,
         recorded: Mapping[Key, Fingerprint],
-    ) -> dict[Key, tuple[float, float]]:
-        """Return log-odds and probability of a match for the candidates that can be read.
+    ) -> dict[Key, float]:
+        """Return the log-odds of a match for the candidates that can be read.
 
         Args:
             keys: Keys of the candidates.
@@ -50,12 +51,11 @@ class Reranker:
         Raises:
             ValueError: If a row is not the image that was indexed.
         """
-        scores: dict[Key, tuple[float, float]] = {}
+        scores: dict[Key, float] = {}
         for batch, states in self._hidden_states(keys, source, recorded):
             with evaluation_mode(self.encoder.model):
-                log_odds = match_images(self.encoder.model, states, text).float().diff(dim=1).squeeze(1)
-            pairs = zip(log_odds.tolist(), log_odds.sigmoid().tolist(), strict=True)
-            scores.update(zip(batch, pairs, strict=True))
+                log_odds = matching_log_odds(match_images(self.encoder.model, states, text))
+            scores.update(zip(batch, log_odds.tolist(), strict=True))
         return scores
 
     def drop_changed(self, current: Mapping[Key, Fingerprint | None]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ..training.arguments import FineTuningArguments
 
 HEATMAPS = ("matching", "contrast")  # of grounding
+EVALUATION_OPTIONS = ("calibrate",)  # without effect in a training
 MIN_IMAGES = 3  # in a batch of text assignment: a text's own image, and two others
 
 
@@ -23,14 +24,25 @@ class RetrievalArguments(FineTuningArguments):
     warmup_learning_rate: float = 1e-5
     warmup_steps: int = 100
     rerank_k: int = field(default=128, metadata={"help": "candidates of each query that matching reranks"})
-    itc_weight: float = field(
-        default=0.0, metadata={"help": "weight of the cosine beside the matching score; 0: the paper"}
+    itc_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "weight of the cosine beside the matching score; 0: the paper. By default predictions are in the "
+            "order of the model's calibration, if `albef evaluate retrieval --calibrate` has fitted one, otherwise 0"
+        },
     )
     mismatch_weight: float = field(
         default=1.0,
         metadata={
             "help": "weight of the logit of no match in the matching score; 1: log-odds, 0: the logit of a match "
             "alone, as in the original's code"
+        },
+    )
+    calibrate: bool = field(
+        default=False,
+        metadata={
+            "help": "fit the probability of a match and the weight of the cosine on the evaluated rows, which must be "
+            "no test data, and save them in configuration and card of the model's folder"
         },
     )
 
@@ -113,6 +125,8 @@ class GroundingArguments(RetrievalArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.calibrate:
+            raise ValueError("calibrate is for retrieval: calibrate the model with `albef evaluate retrieval`.")
         if self.heatmap not in HEATMAPS:
             raise ValueError(f"heatmap is {self.heatmap!r}; choose {' or '.join(HEATMAPS)}.")
 

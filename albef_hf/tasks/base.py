@@ -21,6 +21,7 @@ from ..data.pairs import ATTEMPTS
 from ..data.row_values import require_readable
 from ..data.scene_tasks import SceneRows
 from ..evaluation.exchanged_images import fingerprints
+from ..evaluation.match_calibration import FittedCalibration
 from ..processing_albef import AlbefProcessor, tokenize
 from ..training.arguments import MAX_POSITIONS, DataArguments, FineTuningArguments
 from ..training.dataloaders import make_dataloader
@@ -58,6 +59,8 @@ class Task(ABC):
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.row_errors = RowErrors()  # of the last evaluation
+        self.fits_calibration = False  # on the rows of an evaluation
+        self.calibration: FittedCalibration | None = None  # of the last evaluation
         self.image_states: ImageStates | ImageRecorder | None = None  # take the place of training images
 
     def make_augmentation(self, flip_probability: float) -> Augmentation:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from ..data import EvaluationImages, RowErrors, SkipReason, image_ids, load_image, valid_captions
 from ..data.scene_tasks import SceneCaptions
-from ..evaluation.retrieval_table import retrieval_table
+from ..evaluation.match_calibration import FittedCalibration, calibrate
+from ..evaluation.retrieval_table import STAGES, retrieval_table
 from ..modeling_albef import AlbefForRetrieval
 from ..retrieval_albef import MAX_TOKENS, RANKS, RetrievalScores, score_all
 from .arguments import RetrievalArguments
@@ -117,22 +118,37 @@ class Retrieval(PairTask):
                 world_size=accelerator.num_processes,
                 all_reduce=accelerator.reduce,
             )
-        metrics = scores.metrics(**self._weights())
-        for stage in ("itc", "itm"):
+        if self.fits_calibration:
+            self.calibration = self._calibrate(scores, images)
+            scores.calibration = self.calibration.calibration
+        metrics = scores.metrics(self.args.itc_weight or 0.0, self.args.mismatch_weight)
+        if self.calibration:
+            metrics |= self.calibration.metrics
+        for stage in [stage for stage in STAGES if f"{stage}_text_r1" in metrics]:
             for target in ("text", "image"):
                 recalls = [metrics[f"{stage}_{target}_r{k}"] for k in RANKS]
                 metrics[f"{stage}_{target}_r_mean"] = fmean(recalls)
             metrics[f"{stage}_r_mean"] = fmean(metrics[f"{stage}_{target}_r_mean"] for target in ("text", "image"))
         return metrics | self.row_errors.counts(), self._predictions(scores, images)
 
-    def _weights(self) -> dict[str, float]:
-        return {"itc_weight": self.args.itc_weight, "mismatch_weight": self.args.mismatch_weight}
+    def _calibrate(self, scores: RetrievalScores, images: EvaluationImages) -> FittedCalibration:
+        """Fit a calibration on the rows that are evaluated."""
+        image_of_text = [index for index, captions in enumerate(images.captions) for _ in captions]
+        fitted_on = (
+            f"{len(images):,} images and {len(image_of_text):,} texts, with up to {self.args.rerank_k} candidates "
+            f"each, of {self.args.describe_validation_data()}"
+        )
+        return calibrate(scores, image_of_text, fitted_on)
 
     def _predictions(self, scores: RetrievalScores, images: EvaluationImages) -> list[dict[str, Any]]:
-        """Return the best answers of each query."""
+        """Return the best answers of each query, by the calibration of the model unless the options say otherwise."""
+        itc_weight = self.args.itc_weight
+        if itc_weight is None:
+            itc_weight = scores.calibration.itc_weight if self.args.mismatch_weight == 1 else 0.0
+        weights = (itc_weight, self.args.mismatch_weight)
         texts = [text for captions in images.captions for text in captions]
-        best_texts = scores.image_to_text.reranked(**self._weights())[:, :SAVED_RANKS].tolist()
-        best_images = scores.text_to_image.reranked(**self._weights())[:, :SAVED_RANKS].tolist()
+        best_texts = scores.image_to_text.reranked(*weights)[:, :SAVED_RANKS].tolist()
+        best_images = scores.text_to_image.reranked(*weights)[:, :SAVED_RANKS].tolist()
         of_images = [
             {"image": index, "row": images.row_indices[index], "texts": [texts[text] for text in best]}
             for index, best in enumerate(best_texts)

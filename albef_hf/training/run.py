@@ -57,6 +57,7 @@ def train(task_class: type["Task"], args: Any, accelerator: Accelerator) -> dict
     start_trackers(args, accelerator)
     total_steps = count_steps(args, steps_per_epoch(loader, args))
     log = RunLog(accelerator, folder, total_steps, args.logging_steps)
+    drop_calibration(student, log)
     baselines = task.baselines(rows, validation) if accelerator.is_main_process else {}
     saved_model = task.saved_model_class(
         task=task,
@@ -96,6 +97,16 @@ def load_models(task_class: type["Task"], args: Any) -> tuple[PreTrainedModel, M
         add_lora(student, teacher, args)
     check_contrastive_options(args, student, has_teacher=teacher is not None)
     return student, teacher, processor
+
+
+def drop_calibration(student: PreTrainedModel, log: RunLog) -> None:
+    """Remove the calibration of a model whose weights are about to change."""
+    if student.config.match_calibration is not None:
+        student.config.match_calibration = None
+        log.say(
+            "the calibration of the initial model does not hold after further training and was dropped; "
+            "`albef evaluate retrieval --calibrate` fits another one"
+        )
 
 
 def check_contrastive_options(args: TrainingArguments, student: object, has_teacher: bool) -> None:

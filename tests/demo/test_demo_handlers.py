@@ -131,6 +131,19 @@ def test_the_page_says_how_many_images_are_reranked(searching_handlers):
     )
 
 
+def test_the_page_says_whether_probabilities_are_calibrated(searching_handlers):
+    assert markdown(Page(searching_handlers).build().get_config_file()).count("The probability is not calibrated") == 2
+    searching_handlers.assistant.retrieval.model.config.match_calibration = {
+        "scale": 1.0,
+        "cosine_weight": 2.0,
+        "bias": 0.0,
+        "fitted_on": "9 images of x.json",
+    }
+    explained = markdown(Page(searching_handlers).build().get_config_file())
+    assert explained.count("The probability is calibrated on 9 images of x.json.") == 2
+    assert "not calibrated" not in explained
+
+
 def test_a_tab_without_a_model_or_index_says_how_to_add_one(assistant, handlers):
     config = Page(Handlers(Assistant(assistant.retrieval))).build().get_config_file()
     explained = markdown(config)

@@ -29,11 +29,13 @@ def test_the_commands(command, album, tmp_path, monkeypatch):
     shown = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page.split("<li>")[1]))
     assert shown.keys() == scores.keys() and shown["score"] == score
     assert all(abs(float(shown[name].rstrip("%")) - float(scores[name].rstrip("%"))) < 0.11 for name in scores)
-    assert "of 12 images, found with model. Score: log-odds of a match (ITM)</p>" in page
+    told = "Match: the probability, not calibrated</p>"
+    assert f"of 12 images, found with model. Score: log-odds of a match (ITM). {told}" in page
     command("search", "two dogs in the snow", "--top_k", 3, "--html", "page.html", "--all_words")
     assert Path("page.html").read_text(encoding="utf-8").count("data:image/jpeg;base64,") == 3 * (1 + 5)
     command("search", "red", "--itc-weight", 0.5, "--html", "page.html")
-    assert "Score: log-odds of a match (ITM) + 0.5 × cosine (ITC)</p>" in Path("page.html").read_text(encoding="utf-8")
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert f"Score: log-odds of a match (ITM) + 0.5 × cosine (ITC). {told}" in page
     command("search", "red", "--rerank_k", 0, "--html", "page.html")
     assert "Score: cosine (ITC)</p>" in Path("page.html").read_text(encoding="utf-8")
 

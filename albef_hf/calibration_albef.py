@@ -1,0 +1,101 @@
+"""The probability that an image and a text match, calibrated on validation data.
+
+The matching head is trained against negatives of its batches, so its own probability answers another question than
+whether a text describes an image. A calibrated model combines its log-odds with the cosine of the features.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from numbers import Real
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class MatchCalibration:
+    """Logistic regression: P(match) = sigmoid(scale * log-odds + cosine_weight * cosine + bias).
+
+    The log-odds are those of the matching head (ITM), the cosine is that of the contrastive features (ITC). Saved as
+    `match_calibration` of `AlbefConfig`, and fitted by `albef evaluate retrieval --calibrate`. The probability is that
+    of a text belonging to an image if half of such pairs do, and wrong ones are as similar as the candidates it was
+    fitted on. The defaults are those of a model that is not calibrated: the matching head's own probability.
+
+    Args:
+        scale: Weight of the log-odds, positive.
+        cosine_weight: Weight of the cosine.
+        bias: Logit where log-odds and cosine are zero.
+        fitted_on: Description of the data; None if the model is not calibrated.
+
+    Raises:
+        ValueError: If a number is not finite, or the scale is not positive.
+    """
+
+    scale: float = 1.0
+    cosine_weight: float = 0.0
+    bias: float = 0.0
+    fitted_on: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "cosine_weight", "bias"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+                raise ValueError(f"{name} of match_calibration is {value!r}: it must be a finite number.")
+        if self.scale <= 0:
+            raise ValueError(f"scale of match_calibration is {self.scale}: it must be above 0.")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "MatchCalibration":
+        """Return the calibration that a configuration contains.
+
+        Raises:
+            ValueError: If an entry is missing, unknown or invalid.
+        """
+        names = [field.name for field in fields(cls)]
+        if not isinstance(values, Mapping) or set(values) != set(names):
+            raise ValueError(f"match_calibration is {values!r:.200}: it must have {', '.join(names)}, or be None.")
+        if not isinstance(values["fitted_on"], str):
+            raise ValueError(
+                f"fitted_on of match_calibration is {values['fitted_on']!r:.100}: it must name the data in words."
+            )
+        return cls(**values)
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig) -> "MatchCalibration":
+        """Return the calibration of a model, or the matching head's own probability if it has none."""
+        values = getattr(config, "match_calibration", None)
+        return cls() if values is None else cls.from_dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of a configuration."""
+        return asdict(self)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Return whether the model is calibrated."""
+        return self.fitted_on is not None
+
+    @property
+    def itc_weight(self) -> float:
+        """Return the weight of the cosine beside the log-odds which orders pairs by their probability."""
+        return self.cosine_weight / self.scale
+
+    def logit(self, log_odds: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
+        """Compute the logit of the probability, in the shape of the log-odds and the cosines."""
+        return self.scale * log_odds + self.cosine_weight * cosines + self.bias
+
+    def probability(self, log_odds: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
+        """Compute the probability of a match, in the shape of the log-odds and the cosines."""
+        return self.logit(log_odds, cosines).sigmoid()
+
+    def describe(self) -> str:
+        """Return whether the probability is calibrated, and on what."""
+        return f"calibrated on {self.fitted_on}" if self.is_fitted else "not calibrated"
+
+
+def matching_log_odds(itm_logits: torch.Tensor) -> torch.Tensor:
+    """Compute the log-odds of a match, (...,), of logits of (no match, match), (..., 2), in float32 or better."""
+    precise = itm_logits.to(torch.promote_types(itm_logits.dtype, torch.float32))
+    return precise.diff(dim=-1).squeeze(-1)

@@ -1,0 +1,235 @@
+"""Fit the probability of a match on the candidates of a retrieval, and judge it on queries that it has not seen."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from ..calibration_albef import MatchCalibration, matching_log_odds
+from ..model_card import updated_card
+from ..retrieval_albef import Ranking, RetrievalScores
+from ..training.arguments import FineTuningArguments
+from ..utils.files import atomic_write
+
+MIN_SCALE = 1e-3  # a matching head that adds nothing still orders pairs of equal cosines
+RIDGE = 1e-4  # of standardized weights: they stay finite if right and wrong candidates are separable
+BINS = 10  # of the reliability
+RIGHT_AND_WRONG = ("wrong", "right")
+
+
+@dataclass
+class Pairs:
+    """Candidates of both directions.
+
+    Args:
+        log_odds: Of the matching head, (pairs,), in float64.
+        cosines: (pairs,), in float64.
+        is_right: 1 for right candidates and 0 for wrong ones, (pairs,), in float64.
+        weights: Sum to one: right and wrong candidates count equally in each direction, and so do the directions.
+    """
+
+    log_odds: torch.Tensor
+    cosines: torch.Tensor
+    is_right: torch.Tensor
+    weights: torch.Tensor
+
+    def log_loss(self, logits: torch.Tensor) -> float:
+        """Compute the mean negative log-likelihood of logits, (pairs,), in nats."""
+        losses = F.binary_cross_entropy_with_logits(logits, self.is_right, reduction="none")
+        return (self.weights * losses).sum().item()
+
+    def calibration_error(self, logits: torch.Tensor) -> float:
+        """Compute the expected calibration error of logits, (pairs,), in percent, with bins of equal width."""
+        probabilities = logits.sigmoid()
+        bins = (probabilities * BINS).long().clamp(max=BINS - 1)
+        gaps = torch.zeros(BINS, dtype=logits.dtype)
+        gaps.index_add_(0, bins, self.weights * (probabilities - self.is_right))
+        return 100 * gaps.abs().sum().item()
+
+
+@dataclass
+class FittedCalibration:
+    """A calibration and what it changes.
+
+    Args:
+        calibration: The calibration, fitted on all queries.
+        metrics: Recalls, log loss and calibration error of queries that each half of the data has not seen.
+        summary: Description for people to read.
+    """
+
+    calibration: MatchCalibration
+    metrics: dict[str, float]
+    summary: str
+
+
+def calibrate(scores: RetrievalScores, image_of_text: Sequence[int], fitted_on: str) -> FittedCalibration:
+    """Fit a calibration on all queries, and judge two that are fitted on half of the images each on the other half.
+
+    Args:
+        scores: From `score_all`.
+        image_of_text: Index of the image that each text belongs to.
+        fitted_on: Description of the data.
+
+    Raises:
+        ValueError: If the candidates do not allow a fit; see `fit_calibration`.
+    """
+    pairs = candidate_pairs(scores)
+    fitted = fit_calibration(pairs, fitted_on)
+    images = torch.arange(len(scores.image_to_text.logits))
+    halves = [images % 2 == 0, torch.as_tensor(image_of_text) % 2 == 0]
+    others = [~half for half in halves]
+    even = fit_calibration(candidate_pairs(scores, halves), fitted_on)
+    odd = fit_calibration(candidate_pairs(scores, others), fitted_on)
+    unseen = [
+        torch.where(is_even[:, None], odd.logit(*features), even.logit(*features))
+        for is_even, features in zip(halves, map(_features, _rankings(scores)), strict=True)
+    ]
+    metrics = scores.recalls("cross_fitted", [logits.to(scores.image_to_text.positives.device) for logits in unseen])
+    logits = {"before": pairs.log_odds, "after": torch.cat([logits.flatten() for logits in unseen])}
+    for name, values in logits.items():
+        metrics[f"calibration/log_loss_{name}"] = pairs.log_loss(values)
+        metrics[f"calibration/error_{name}"] = pairs.calibration_error(values)
+    return FittedCalibration(fitted, metrics, _summary(scores, pairs, fitted, metrics))
+
+
+def candidate_pairs(scores: RetrievalScores, queries: Sequence[torch.Tensor] | None = None) -> Pairs:
+    """Return the reranked candidates of both directions.
+
+    Args:
+        scores: From `score_all`.
+        queries: Whether a query is used, for the images and for the texts; by default all of them.
+
+    Raises:
+        ValueError: If a direction has no right or no wrong candidate, or a score is not finite.
+    """
+    parts = []
+    for index, ranking in enumerate(_rankings(scores)):
+        used = slice(None) if queries is None else queries[index]
+        log_odds, cosines = (values[used].flatten() for values in _features(ranking))
+        is_right = ranking.positives[:, : ranking.logits.shape[1]].cpu()[used].flatten()
+        invalid = int((~(log_odds.isfinite() & cosines.isfinite())).sum())
+        if invalid:
+            raise ValueError(
+                f"The scores of {invalid} of {len(log_odds)} candidates are not finite: evaluate without "
+                "mixed_precision, or train the model again."
+            )
+        counts = is_right.long().bincount(minlength=2)
+        for count, kind in zip(counts.tolist(), RIGHT_AND_WRONG, strict=True):
+            if not count:
+                raise ValueError(
+                    f"No candidate of {len(log_odds)} is {kind}: calibrate on more images, or with a larger rerank_k."
+                )
+        parts.append((log_odds, cosines, is_right.double(), 0.25 / counts[is_right.long()].double()))
+    return Pairs(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def fit_calibration(pairs: Pairs, fitted_on: str) -> MatchCalibration:
+    """Fit by maximum likelihood; a weight that would be negative is set to zero, that of the log-odds to `MIN_SCALE`.
+
+    Raises:
+        ValueError: If neither log-odds nor cosines are higher for right candidates than for wrong ones.
+    """
+    features = torch.stack([pairs.log_odds, pairs.cosines], dim=1)
+    scale, cosine_weight, bias = _maximize_likelihood(pairs, features, torch.zeros_like(pairs.log_odds))
+    if cosine_weight < 0:
+        cosine_weight = 0.0
+        scale, bias = _maximize_likelihood(pairs, features[:, :1], torch.zeros_like(pairs.log_odds))
+    if scale < MIN_SCALE:
+        scale = MIN_SCALE
+        cosine_weight, bias = _maximize_likelihood(pairs, features[:, 1:], scale * pairs.log_odds)
+        if cosine_weight <= 0:
+            raise ValueError(
+                "Neither the matching nor the cosine of the model tells right from wrong candidates on these data: "
+                "train it further before it is calibrated."
+            )
+    return MatchCalibration(scale, cosine_weight, bias, fitted_on)
+
+
+def _maximize_likelihood(pairs: Pairs, features: torch.Tensor, offset: torch.Tensor) -> list[float]:
+    """Fit a logistic regression.
+
+    Args:
+        pairs: Provides targets and weights.
+        features: (pairs, features).
+        offset: What is added to the logits, (pairs,).
+
+    Returns:
+        The weight of each feature, and the bias.
+    """
+    mean, std = features.mean(0), features.std(0)
+    std = torch.where(std > 0, std, 1.0)
+    standardized = (features - mean) / std
+    weights = features.new_zeros(features.shape[1] + 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        logits = standardized @ weights[:-1] + weights[-1] + offset
+        losses = F.binary_cross_entropy_with_logits(logits, pairs.is_right, reduction="none")
+        total = (pairs.weights * losses).sum() + RIDGE / 2 * weights[:-1].square().sum()
+        total.backward()
+        return total
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    slopes = weights.detach()[:-1] / std
+    return [*slopes.tolist(), (weights.detach()[-1] - slopes @ mean).item()]
+
+
+def _rankings(scores: RetrievalScores) -> tuple[Ranking, Ranking]:
+    return scores.image_to_text, scores.text_to_image
+
+
+def _features(ranking: Ranking) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-odds and cosines of the reranked candidates, each (queries, k), in float64 on the CPU."""
+    log_odds = matching_log_odds(ranking.logits)
+    cosines = ranking.similarities[:, : log_odds.shape[1]]
+    return log_odds.cpu().double(), cosines.cpu().double()
+
+
+def _summary(scores: RetrievalScores, pairs: Pairs, fitted: MatchCalibration, metrics: dict[str, float]) -> str:
+    is_found = [ranking.positives[:, : ranking.logits.shape[1]].any(1) for ranking in _rankings(scores)]
+    images, texts = (int((~found).sum()) for found in is_found)
+    right = int(pairs.is_right.sum())
+    lines = [
+        f"P(match) = sigmoid({fitted.scale:.4g} x log-odds + {fitted.cosine_weight:.4g} x cosine {fitted.bias:+.4g}), "
+        f"fitted on {len(pairs.is_right):,} candidates, {right:,} of them right: {fitted.fitted_on}",
+        "from one half of the images to the other: log loss {calibration/log_loss_before:.4f} before, "
+        "{calibration/log_loss_after:.4f} after; expected calibration error {calibration/error_before:.1f} % before, "
+        "{calibration/error_after:.1f} % after".format_map(metrics),
+    ]
+    if images or texts:
+        lines.append(f"the right answer is not among the candidates of {images} images and {texts} texts")
+    if fitted.scale == MIN_SCALE:
+        lines.append("matching adds nothing to the cosine on these data, which decides the order")
+    if fitted.cosine_weight == 0:
+        lines.append("the cosine adds nothing to matching on these data, which decides the order")
+    return "\n".join(lines)
+
+
+def require_saved_model(args: FineTuningArguments) -> None:
+    """Refuse to calibrate what is not the model in a folder, as it was saved.
+
+    Raises:
+        ValueError: If the model is not in a folder, or is evaluated at another resolution.
+    """
+    if not (Path(args.model or "") / "config.json").is_file():
+        raise ValueError(
+            f"calibrate writes to the folder of the model, and {args.model} is none: download the model with "
+            f"`hf download {args.model} --local-dir FOLDER`, and set model FOLDER."
+        )
+    if args.image_size:
+        raise ValueError("calibrate is for the model at the resolution that it is saved with: remove image_size.")
+
+
+def save_calibration(folder: Path, calibration: MatchCalibration) -> None:
+    """Write a calibration to configuration and card of the model in a folder; what was edited in the card stays."""
+    path = folder / "config.json"
+    with updated_card(folder):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["match_calibration"] = calibration.to_dict()
+        with atomic_write(path) as unfinished:  # in the form of transformers
+            unfinished.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
