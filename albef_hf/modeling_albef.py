@@ -4,6 +4,7 @@ Align before Fuse, Li et al. 2021, arXiv 2107.07651; the original code is github
 """
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -409,18 +410,12 @@ class AlbefForPreTraining(AlbefImageTextModel):
         if labels is None:
             return self._inference_forward(input_ids, pixel_values, attention_mask, **kwargs)
         pairs, masked_texts = self._encode(input_ids, pixel_values, attention_mask, mlm_input_ids, **kwargs)
-        outputs = self._contrast_and_match(pairs, teacher_outputs, alpha, gather, hardness_strength, itm_negatives)
+        outputs = self._contrast_and_match(
+            pairs, teacher_outputs, alpha, gather, hardness_strength, itm_negatives, itm_contrast_weight
+        )
         logits = self._mlm_logits(masked_texts, pairs, labels)
         loss_mlm = masked_language_loss(logits, labels, _teacher_logits(teacher_outputs), alpha)
-        loss = outputs.loss_itc + outputs.loss_itm + loss_mlm
-        loss_itm_contrast = None
-        if itm_contrast_weight:
-            positives = torch.arange(len(pairs.images), device=pairs.images.device)
-            loss_itm_contrast = contrast_matching_scores(self, pairs, positives, teacher_outputs, alpha)
-            loss = loss + itm_contrast_weight * loss_itm_contrast
-        return AlbefForPreTrainingOutput(
-            loss=loss, loss_mlm=loss_mlm, loss_itm_contrast=loss_itm_contrast, logits=logits, **outputs
-        )
+        return dataclasses.replace(outputs, loss=outputs.loss + loss_mlm, loss_mlm=loss_mlm, logits=logits)
 
     def _encode(
         self,
@@ -448,8 +443,9 @@ class AlbefForPreTraining(AlbefImageTextModel):
         gather: Gather | None,
         hardness_strength: float,
         itm_negatives: int,
+        itm_contrast_weight: float,
     ) -> AlbefForPreTrainingOutput:
-        """Compute ITC and ITM, whose hard negatives are drawn by the contrastive logits."""
+        """Compute ITC, ITM, whose hard negatives are drawn by the contrastive logits, and the sum of their losses."""
         image_embeds = self.contrastive_head.project_image(pairs.images)
         text_embeds = self.contrastive_head.project_text(pairs.texts, pairs.attention_mask)
         positives = torch.arange(len(image_embeds), device=image_embeds.device)
@@ -463,9 +459,16 @@ class AlbefForPreTraining(AlbefImageTextModel):
         loss_itm, itm_logits = match_hard_negatives(
             self, pairs, logits, is_negative, gather, hardness_strength, itm_negatives
         )
+        loss = loss_itc + loss_itm
+        loss_itm_contrast = None
+        if itm_contrast_weight:
+            loss_itm_contrast = contrast_matching_scores(self, pairs, positives, teacher_outputs, alpha)
+            loss = loss + itm_contrast_weight * loss_itm_contrast
         return AlbefForPreTrainingOutput(
+            loss=loss,
             loss_itc=loss_itc,
             loss_itm=loss_itm,
+            loss_itm_contrast=loss_itm_contrast,
             info_nce=info_nce,
             itm_logits=itm_logits,
             image_embeds=image_embeds,
