@@ -176,11 +176,13 @@ def test_an_encoder_a_configuration_and_a_processor_bring_theirs(config, process
         part.save_pretrained(tmp_path / name)
     files = {name: files_of(tmp_path / name) for name in parts}
     assert code_of(files["model"]).keys() == {
+        "calibration_albef.py",
         "compatibility_albef.py",
         "configuration_albef.py",
         "encoders_albef.py",
     }
     assert code_of(files["config"]).keys() == {
+        "calibration_albef.py",
         "compatibility_albef.py",
         "configuration_albef.py",
     }
