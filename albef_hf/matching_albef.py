@@ -7,7 +7,13 @@ from transformers import PreTrainedModel
 
 from .encoders_albef import KeyValues, select_key_values
 from .head_layers_albef import Gather
-from .losses_albef import at_least_float32, distilled_cross_entropy, matching_loss, sample_hard_negatives
+from .losses_albef import (
+    at_least_float32,
+    distilled_cross_entropy,
+    matching_loss,
+    retrieval_targets,
+    sample_hard_negatives,
+)
 from .outputs_albef import AlbefTeacherOutput
 
 
@@ -44,13 +50,14 @@ def match_hard_negatives(
 
     Args:
         model: A model with the multimodal encoder and the matching head.
-        pairs: The batch, with the projected images.
+        pairs: The batch. Its images are projected here, after the contrast: gradients are summed in this order.
         logits: Contrastive logits of the images with all texts and of the texts with all images, each (batch, all).
         is_negative: As in `sample_hard_negatives`, (batch, all).
         gather: Joins the batches of all processes.
         hardness_strength: Exponent of the contrastive distribution that negatives are drawn from.
         itm_negatives: Negatives for each image and for each text.
     """
+    pairs.image_key_values = model.albef.multimodal_model.project_images(pairs.images)
     per_image, per_text = logits
     image_for_text, text_for_image = sample_hard_negatives(
         per_image, per_text, is_negative, hardness_strength, itm_negatives
@@ -79,7 +86,7 @@ def match_hard_negatives(
 def contrast_matching_scores(
     model: PreTrainedModel,
     pairs: EncodedPairs,
-    targets: torch.Tensor,
+    ids: torch.Tensor,
     teacher_outputs: AlbefTeacherOutput | None,
     alpha: float,
 ) -> torch.Tensor:
@@ -91,13 +98,14 @@ def contrast_matching_scores(
     Args:
         model: A model with the multimodal encoder and both heads.
         pairs: The batch, with the projected images.
-        targets: As in `AlbefContrastiveHead.loss`, without a queue; the same for images and texts.
+        ids: Id of the image of each text, (batch,); texts with equal ids are positives of each other's image.
         teacher_outputs: Its contrastive similarities soften the targets, as in ITC.
         alpha: Weight of the teacher in the targets.
     """
     encode = model.albef.multimodal_model.encode_cls_of_all_pairs
     cls = encode(pairs.texts, pairs.attention_mask, pairs.image_key_values)
     per_image = at_least_float32(model.itm_head(cls)).diff(dim=-1).squeeze(-1)  # (images, texts)
+    targets = retrieval_targets(ids, None, per_image.dtype)
     teacher_per_image = teacher_per_text = None
     if teacher_outputs is not None:
         teacher_per_image = model.contrastive_head(teacher_outputs.image_embeds, teacher_outputs.text_embeds)

@@ -6,7 +6,7 @@ Align before Fuse, Li et al. 2021, arXiv 2107.07651; the original code is github
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -89,6 +89,8 @@ logger = logging.get_logger(f"transformers.{__name__}")
 
 if TYPE_CHECKING:  # never executed; transformers reads this line and saves the pipelines with a head
     from .pipeline_albef import AlbefPipeline  # noqa: F401
+
+TrainingOutput = TypeVar("TrainingOutput", AlbefForPreTrainingOutput, AlbefForRetrievalOutput)
 
 # ALBEF.forward in the original's models/model_pretrain.py clamps to this range before every step.
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -313,6 +315,21 @@ class AlbefImageTextModel(AlbefPreTrainedModel):
         cosines = (texts.unflatten(0, (-1, len(images))) * images).sum(-1).flatten()
         return MatchCalibration.from_config(self.config).probability(matching_log_odds(outputs.itm_logits), cosines)
 
+    def _contrast_matches(
+        self,
+        outputs: TrainingOutput,
+        pairs: EncodedPairs,
+        ids: torch.Tensor,
+        teacher_outputs: AlbefTeacherOutput | None,
+        alpha: float,
+        weight: float,
+    ) -> TrainingOutput:
+        """Add the contrast of the matching scores to the loss, if it has a weight."""
+        if not weight:
+            return outputs
+        loss = contrast_matching_scores(self, pairs, ids, teacher_outputs, alpha)
+        return dataclasses.replace(outputs, loss=outputs.loss + weight * loss, loss_itm_contrast=loss)
+
 
 class AlbefForPreTraining(AlbefImageTextModel):
     """ALBEF with the three objectives of pretraining: contrast (ITC), matching (ITM) and masked language (MLM).
@@ -395,8 +412,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
             alpha: Weight of the teacher in the targets of ITC and MLM; the paper ramps it from 0 to 0.4.
             gather: Joins the batches of all processes, such as `albef_hf.training.distributed.gather_with_gradient`;
                 hard negatives are then drawn from all processes.
-            hardness_strength: Exponent of the contrastive distribution that negatives are drawn from; 1 as in the
-                paper, 0 for uniform.
+            hardness_strength: Exponent of the distribution of negatives; 1 as in the paper, 0 for uniform.
             itm_negatives: Negatives that are drawn for each image and for each text; 1 as in the paper.
             itm_contrast_weight: Weight of the contrast of matching scores, of every text with every image of the
                 batch; 0 as in the paper.
@@ -454,26 +470,19 @@ class AlbefForPreTraining(AlbefImageTextModel):
         )
         candidates = torch.arange(logits[0].shape[1], device=positives.device)
         is_negative = positives[:, None] != candidates
-        # After the contrast, since gradients are summed in this order.
-        pairs.image_key_values = self.albef.multimodal_model.project_images(pairs.images)
         loss_itm, itm_logits = match_hard_negatives(
             self, pairs, logits, is_negative, gather, hardness_strength, itm_negatives
         )
-        loss = loss_itc + loss_itm
-        loss_itm_contrast = None
-        if itm_contrast_weight:
-            loss_itm_contrast = contrast_matching_scores(self, pairs, positives, teacher_outputs, alpha)
-            loss = loss + itm_contrast_weight * loss_itm_contrast
-        return AlbefForPreTrainingOutput(
-            loss=loss,
+        outputs = AlbefForPreTrainingOutput(
+            loss=loss_itc + loss_itm,
             loss_itc=loss_itc,
             loss_itm=loss_itm,
-            loss_itm_contrast=loss_itm_contrast,
             info_nce=info_nce,
             itm_logits=itm_logits,
             image_embeds=image_embeds,
             text_embeds=text_embeds,
         )
+        return self._contrast_matches(outputs, pairs, positives, teacher_outputs, alpha, itm_contrast_weight)
 
     def _mlm_logits(self, masked_texts: torch.Tensor, pairs: EncodedPairs, labels: torch.Tensor) -> torch.Tensor:
         """Compute the logits of the masked tokens, (masked tokens of the batch, vocabulary)."""
@@ -604,8 +613,7 @@ class AlbefForRetrieval(AlbefImageTextModel):
             alpha: Weight of the teacher in the targets of ITC; 0.4 in the paper.
             gather: Joins the batches of all processes, such as `albef_hf.training.distributed.gather_with_gradient`;
                 hard negatives are then drawn from all processes.
-            hardness_strength: Exponent of the contrastive distribution that negatives are drawn from; 1 as in the
-                paper, 0 for uniform.
+            hardness_strength: Exponent of the distribution of negatives; 1 as in the paper, 0 for uniform.
             itm_negatives: Negatives that are drawn for each image and for each text; 1 as in the paper.
             itm_contrast_weight: Weight of the contrast of matching scores, of every text with every image of the
                 batch; 0 as in the paper.
@@ -620,22 +628,15 @@ class AlbefForRetrieval(AlbefImageTextModel):
         images = self.get_image_features(pixel_values, return_dict=True, **kwargs)
         texts = self.get_text_features(input_ids, attention_mask, return_dict=True)
         outputs = self._contrast(images.pooler_output, texts.pooler_output, labels, teacher_outputs, alpha, gather)
-        image_key_values = self.albef.multimodal_model.project_images(images.last_hidden_state)
-        pairs = EncodedPairs(images.last_hidden_state, texts.last_hidden_state, attention_mask, image_key_values)
+        pairs = EncodedPairs(images.last_hidden_state, texts.last_hidden_state, attention_mask)
         logits = (outputs.logits_per_image, outputs.logits_per_text)
         is_negative = labels[:, None] != (labels if gather is None else gather(labels))
         loss_itm, itm_logits = match_hard_negatives(
             self, pairs, logits, is_negative, gather, hardness_strength, itm_negatives
         )
         loss = outputs.loss_itc + loss_itm
-        loss_itm_contrast = None
-        if itm_contrast_weight:
-            targets = retrieval_targets(labels, None, outputs.image_embeds.dtype)
-            loss_itm_contrast = contrast_matching_scores(self, pairs, targets, teacher_outputs, alpha)
-            loss = loss + itm_contrast_weight * loss_itm_contrast
-        return AlbefForRetrievalOutput(
-            loss=loss, loss_itm=loss_itm, loss_itm_contrast=loss_itm_contrast, itm_logits=itm_logits, **outputs
-        )
+        outputs = dataclasses.replace(outputs, loss=loss, loss_itm=loss_itm, itm_logits=itm_logits)
+        return self._contrast_matches(outputs, pairs, labels, teacher_outputs, alpha, itm_contrast_weight)
 
     def _contrast(
         self,

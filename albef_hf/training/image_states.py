@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 MANIFEST_FILE = "states.json"
 LOCK_FILE = "states.lock"
 ENCODING_BATCH = 32
-# Entries of a configuration that do not change the states.
+# Entries of configurations that do not change the states.
 IRRELEVANT = ("_attn_implementation", "_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")
 
 Place = tuple[int, int]  # row, and which of its images
@@ -217,12 +217,13 @@ def describe(encoder: PreTrainedModel, processor: AlbefProcessor) -> dict[str, A
     for name, tensor in sorted(encoder.state_dict().items()):
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    config = {name: value for name, value in encoder.config.to_dict().items() if name not in IRRELEVANT}
+    settings = [encoder.config.to_dict(), processor.image_processor.to_dict()]
+    relevant = [{name: value for name, value in given.items() if name not in IRRELEVANT} for given in settings]
     described = {
         "weights": weights.hexdigest(),
-        "configuration": config,
+        "configuration": relevant[0],
         "states": [getattr(encoder, name, None) for name in ("pooling", "num_registers")],
-        "preprocessing": processor.image_processor.to_dict(),
+        "preprocessing": relevant[1],
     }
     return json.loads(json.dumps(described, default=str))  # as it is read
 
