@@ -70,6 +70,9 @@ def test_training_from_states_is_training_from_pixels(run, pretrained, tmp_path)
         assert losses_of(folder) != losses_of(tmp_path / "pixels")
     written = (tmp_path / "states" / "options.yaml").read_text()
     assert "min_crop_scale: 1.0\n" in written and "flip_probability: 0.0\n" in written  # what was done
+    # A saved model, whose processor names its code, finds the states of its own training.
+    further = small(tmp_path / "states", tmp_path / "further")
+    run("finetune", "retrieval", *further, *FROZEN, tmp_path / "cache", "--max_steps", 1)
 
 
 @pytest.mark.parametrize("task", TASKS)
