@@ -70,9 +70,6 @@ def test_training_from_states_is_training_from_pixels(run, pretrained, tmp_path)
         assert losses_of(folder) != losses_of(tmp_path / "pixels")
     written = (tmp_path / "states" / "options.yaml").read_text()
     assert "min_crop_scale: 1.0\n" in written and "flip_probability: 0.0\n" in written  # what was done
-    # A saved model, whose processor names its code, finds the states of its own training.
-    further = small(tmp_path / "states", tmp_path / "further")
-    run("finetune", "retrieval", *further, *FROZEN, tmp_path / "cache", "--max_steps", 1)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -84,12 +81,15 @@ def test_every_task_trains_from_states(task, run, pretrained, tmp_path):
     assert losses_of(tmp_path / "tuned")
 
 
-def test_a_pretraining_from_states_of_scenes(pretrain, tmp_path, capsys):
+def test_a_pretraining_from_states_of_scenes(pretrain, run, tmp_path, capsys):
     folder = pretrain(*FROZEN, tmp_path / "cache", steps=2)
     assert "40 images have 5 x 32 states each, 1.28e-05 GB in" in capsys.readouterr().out
     assert len(losses_of(folder)) == 1
     keys = np.load(tmp_path / "cache" / "keys.npy")
     assert len({key.tobytes() for key in keys}) == 40
+    # The saved model, whose processor names its code, has the same states.
+    run("finetune", "retrieval", *small(folder, tmp_path / "tuned"), *FROZEN, tmp_path / "cache", "--max_steps", 1)
+    assert "has states of 40 images and is extended" in capsys.readouterr().out
 
 
 def test_states_of_more_images_are_added(pretrain, tmp_path, capsys, monkeypatch):
