@@ -1,4 +1,4 @@
-"""A user's own image model, registered with the Auto classes, as image encoder: the benchmark on photographs."""
+"""The benchmark on photographs: an own image model as image encoder, and rows with exchanged photographs."""
 
 import importlib
 import sys
@@ -35,3 +35,24 @@ def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)  # as if it were not installed
     with pytest.raises(SystemExit, match="error: run pip install efficientnet-lite-pytorch"):
         importlib.import_module("efficientnet_lite")
+
+
+def test_exchanged_rows_contradict(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    module = importlib.import_module("exchanged_rows")
+    monkeypatch.setattr(module, "COMMON_WORDS", 1)  # "a"
+    captions = [
+        {"image": "dog.jpg", "caption": ["A dog runs .", "A brown dog"]},
+        {"image": "dogs.jpg", "caption": ["A dog sleeps ."]},
+        {"image": "boat.jpg", "caption": ["A boat on a lake"]},
+    ]
+    rows = [
+        {"image": "dog.jpg", "sentence": "A dog moves.", "label": "entailment"},
+        {"image": "boat.jpg", "sentence": "A lake, a dog!", "label": "entailment"},  # no image without these words
+        {"image": "dogs.jpg", "sentence": "A cat", "label": "contradiction"},
+    ]
+    assert module.exchanged_rows(rows, captions, seed=0) == [
+        {"image": "boat.jpg", "sentence": "A dog moves.", "label": "contradiction"}
+    ]
+    with pytest.raises(ValueError, match=r"1 images have no captions, such as boat\.jpg"):
+        module.exchanged_rows(rows, captions[:2], seed=0)
