@@ -1,9 +1,9 @@
-"""Write rows of entailment that cannot be answered from the sentence: entailed ones, with another photograph.
+"""Write rows of entailment that make a model look: entailed sentences with another photograph, as contradictions.
 
     python benchmarks/photographs/exchanged_rows.py entailment_train.json train.json exchanged.json
 
-What entailed a sentence does not contradict it, so nothing but the photograph tells such a row from the original. Both
-files go to `albef finetune entailment --train_files entailment_train.json exchanged.json`.
+Nothing but the photograph tells such a row from the original. Both files go to
+`albef finetune entailment --train_files entailment_train.json exchanged.json`.
 """
 
 import argparse
