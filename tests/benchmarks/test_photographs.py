@@ -1,4 +1,4 @@
-"""The benchmark on photographs: a user's own image model, registered with the Auto classes, and heat maps."""
+"""The benchmark on photographs: an own image model as image encoder, heat maps, and rows with exchanged photographs."""
 
 import importlib
 import json
@@ -74,3 +74,24 @@ def test_heat_maps_of_nouns_are_drawn(model, processor, monkeypatch, tmp_path):
     (tmp_path / "nouns.json").write_text(json.dumps([["0.png", "a dog"]]))
     with pytest.raises(ValueError, match="write \\[image, caption, noun\\]"):
         runpy.run_path(command[0], run_name="__main__")
+
+
+def test_exchanged_rows_contradict(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    module = importlib.import_module("exchanged_rows")
+    monkeypatch.setattr(module, "COMMON_WORDS", 1)  # "a"
+    captions = [
+        {"image": "dog.jpg", "caption": ["A dog runs .", "A brown dog"]},
+        {"image": "dogs.jpg", "caption": ["A dog sleeps ."]},
+        {"image": "boat.jpg", "caption": ["A boat on a lake"]},
+    ]
+    rows = [
+        {"image": "dog.jpg", "sentence": "A dog moves.", "label": "entailment"},
+        {"image": "boat.jpg", "sentence": "A lake, a dog!", "label": "entailment"},  # no image without these words
+        {"image": "dogs.jpg", "sentence": "A cat", "label": "contradiction"},
+    ]
+    assert module.exchanged_rows(rows, captions, seed=0) == [
+        {"image": "boat.jpg", "sentence": "A dog moves.", "label": "contradiction"}
+    ]
+    with pytest.raises(ValueError, match=r"1 images have no captions, such as boat\.jpg"):
+        module.exchanged_rows(rows, captions[:2], seed=0)

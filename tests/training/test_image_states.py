@@ -89,7 +89,7 @@ def test_a_pretraining_from_states_of_scenes(pretrain, run, tmp_path, capsys):
     assert len({key.tobytes() for key in keys}) == 40
     # The saved model, whose processor names its code, has the same states.
     run("finetune", "retrieval", *small(folder, tmp_path / "tuned"), *FROZEN, tmp_path / "cache", "--max_steps", 1)
-    assert "has states of 40 images and is extended" in capsys.readouterr().out
+    assert "training from the states of" in capsys.readouterr().out
 
 
 def test_states_of_more_images_are_added(pretrain, tmp_path, capsys, monkeypatch):
