@@ -1,4 +1,4 @@
-"""The benchmark on photographs: an own image model as image encoder, heat maps, and rows with exchanged photographs."""
+"""The benchmark on photographs: an image model of one's own, heat maps, and rows with exchanged photographs."""
 
 import importlib
 import json
