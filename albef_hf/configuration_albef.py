@@ -57,7 +57,7 @@ CLASSIFIERS = ("AlbefForVisualReasoning", "AlbefForVisualEntailment")  # neither
 # Settings that earlier models do not have: they are saved only if they differ, so that `config.json` stays the same.
 UNSAVED_DEFAULTS = {
     "position_offset": 0,
-    "image_dropout_prob": 0.0,
+    "input_dropout_prob": 0.0,
     "text_pooling": "cls",
     "image_size": None,
     "image_pooling": None,
@@ -157,7 +157,7 @@ class AlbefTextConfig(PreTrainedConfig):
         hidden_act: Activation of the feed-forward layers.
         hidden_dropout_prob: Dropout of embeddings and layer outputs.
         attention_probs_dropout_prob: Dropout of the attention probabilities.
-        image_dropout_prob: Dropout of the image states that cross-attention reads; 0 as in the paper.
+        input_dropout_prob: Dropout of the text and image states that the multimodal encoder reads; 0 as in the paper.
         max_position_embeddings: Rows of the position table: longest text in tokens, and the offset.
         position_offset: Position of the first token. The RoBERTa family counts from `pad_token_id + 1`, BERT from 0.
         type_vocab_size: Rows of the token-type table; ALBEF always adds row 0.
@@ -181,7 +181,7 @@ class AlbefTextConfig(PreTrainedConfig):
     hidden_act: str = "gelu"
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
-    image_dropout_prob: float | int = 0.0
+    input_dropout_prob: float | int = 0.0
     max_position_embeddings: int = 512
     position_offset: int = 0
     type_vocab_size: int = 2
@@ -542,7 +542,7 @@ _LEAST = {
     "initializer_range": 0,
     "hidden_dropout_prob": 0,
     "attention_probs_dropout_prob": 0,
-    "image_dropout_prob": 0,
+    "input_dropout_prob": 0,
 }
 
 

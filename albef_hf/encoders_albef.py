@@ -795,12 +795,12 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
     def __init__(self, config: AlbefTextConfig):
         super().__init__(config)
         self.layers = nn.ModuleList([AlbefMultimodalLayer(config) for _ in range(config.num_multimodal_layers)])
-        self.image_dropout = nn.Dropout(config.image_dropout_prob)
+        self.input_dropout = nn.Dropout(config.input_dropout_prob)
         self.post_init()
 
     def project_images(self, image_hidden_states: torch.Tensor) -> list[KeyValues]:
         """Project (batch, image tokens, image width) states to keys and values, one pair per layer."""
-        image_hidden_states = self.image_dropout(image_hidden_states)
+        image_hidden_states = self.input_dropout(image_hidden_states)
         return [layer.cross_attn.project_key_values(image_hidden_states) for layer in self.layers]
 
     @merge_with_config_defaults
@@ -827,6 +827,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
             ValueError: If the number of texts is not a multiple of the number of images.
         """
         refuse_unknown(kwargs)
+        hidden_states = self.input_dropout(hidden_states)
         hidden_states = self._run_layers(self.layers, hidden_states, attention_mask, image_key_values, **kwargs)
         return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
 
@@ -837,6 +838,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
 
         Matching uses this token alone, so the last layer computes nothing else.
         """
+        hidden_states = self.input_dropout(hidden_states)
         return self._run_layers_for_cls(self.layers, hidden_states, attention_mask, image_key_values)
 
     def encode_cls_of_all_pairs(
@@ -853,6 +855,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
             image_key_values: The output of `project_images` for all images.
         """
         first, others = self.layers[0], self.layers[1:]
+        hidden_states = self.input_dropout(hidden_states)
         images = image_key_values[0][0].shape[0]
         queries = hidden_states if others else hidden_states[:, :1]
         mask = self._bidirectional_mask(queries, attention_mask, hidden_states)
@@ -1014,6 +1017,7 @@ class AlbefTwoImageEncoder(AlbefMultimodalModel):
             `last_hidden_state`: (batch, tokens, width). Recorded states and attentions alternate between the images.
         """
         refuse_unknown(kwargs)
+        hidden_states = self.input_dropout(hidden_states)
         attention_mask = self._bidirectional_mask(hidden_states, attention_mask)
         for layer, (first_key, first_value), second_layer, (second_key, second_value) in zip(
             self.layers, first_key_values, self.second_layers, second_key_values, strict=True
