@@ -14,6 +14,7 @@ from albef_hf.compatibility_albef import enable_activation_checkpointing
 from albef_hf.conversion.checkpoints import MODELS
 from albef_hf.encoders_albef import interpolate_position_embeddings
 from albef_hf.losses_albef import distilled_cross_entropy, matching_loss, sample_hard_negatives
+from albef_hf.modeling_albef import AlbefTwoImageModel
 from albef_hf.training.guards import MATCHING_PRIOR
 from albef_hf.training.optimization import parameter_groups
 
@@ -478,3 +479,26 @@ def test_models_that_are_no_starting_point_are_refused(tmp_path):
         AlbefForPreTraining.from_vision_text_pretrained(str(tmp_path), None)
     with pytest.raises(ValueError, match="do not change sizes of the pretrained model"):
         AlbefForPreTraining.from_vision_text_pretrained(None, str(tmp_path), text_config={"intermediate_size": 128})
+
+
+def test_states_that_are_dropped_do_not_reach_the_multimodal_encoder(config, batch):
+    config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
+    config.text_config.input_dropout_prob = 1.0
+    torch.manual_seed(0)
+    model, other = AlbefModel(config), torch.randn(4, 3, 32, 32)
+    two_images = AlbefTwoImageModel(config)
+    ids, mask, pixels = (batch[name] for name in ("input_ids", "attention_mask", "pixel_values"))
+
+    def fused(images: torch.Tensor, texts: torch.Tensor) -> list[torch.Tensor]:
+        states, encoder = model.text_model(texts, mask).last_hidden_state, model.multimodal_model
+        key_values = encoder.project_images(model.vision_model(images).last_hidden_state)
+        both = two_images(texts, torch.stack([images, images], 1), mask)
+        outputs = [encoder.encode_cls(states, mask, key_values), model(texts, images, mask).last_hidden_state]
+        return [*outputs, encoder.encode_cls_of_all_pairs(states, mask, key_values), both.last_hidden_state]
+
+    for one, another in zip(fused(pixels, ids), fused(other, ids.clamp(max=102)), strict=True):
+        assert torch.equal(one, another)
+    for part in (model, two_images):
+        part.eval()
+    for one, another in zip(fused(pixels, ids), fused(other, ids.clamp(max=102)), strict=True):
+        assert not torch.allclose(one, another, atol=1e-4)
