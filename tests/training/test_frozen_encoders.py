@@ -145,6 +145,21 @@ def test_every_task_trains_with_frozen_encoders(task, run, pretrained, tmp_path)
         assert before and all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_matching_is_trained_on_a_contrast_that_stays(run, pretrained, tmp_path):
+    frozen = ["--freeze", "image_encoder", "text_encoder", "contrastive_head", "--max_steps", 2]
+    options = [*small(pretrained, tmp_path / "tuned"), *frozen, "--itm_contrast_weight", 2]
+    run("finetune", "retrieval", *options, "--weight_decay", 0.5, "--alpha", 0.4)
+    for part in ("albef.vision_model", "albef.text_model", "contrastive_head", "albef.multimodal_model"):
+        before, after = weights_of(pretrained, part), weights_of(tmp_path / "tuned", part)
+        moves = any(not torch.equal(before[name], after[name]) for name in before)
+        assert before and moves == (part == "albef.multimodal_model"), part
+    losses = [record for record in records_of(tmp_path / "tuned") if "loss" in record][-1]
+    parts = losses["loss_itc"] + losses["loss_itm"] + 2 * losses["loss_itm_contrast"]
+    assert losses["loss"] == pytest.approx(parts, rel=1e-4)
+    with pytest.raises(ValueError, match="contrastive_head, which AlbefForQuestionAnswering does not have"):
+        run("finetune", "vqa", *small(pretrained, tmp_path / "vqa"), *frozen)
+
+
 def test_two_processes_train_with_frozen_encoders(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     options = [*small_run(tmp_path / "out", 4), "--freeze", "image_encoder", "text_encoder"]
