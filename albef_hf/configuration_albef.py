@@ -254,7 +254,8 @@ class AlbefConfig(PreTrainedConfig):
         lora_config: `r`, `lora_alpha` and `target_modules` of peft's `LoraConfig`, for a model that was saved with its
             adapters unmerged. The modules are named from `vision_model` and `text_model` on, by a regular expression.
         match_calibration: The probability of a match, as a dictionary of `MatchCalibration`, which
-            `albef evaluate retrieval --calibrate` fits; None for that of the matching head. A training drops it.
+            `albef evaluate retrieval --calibrate` fits; None for that of the matching head. `albef pretrain` and
+            `albef finetune` drop it; in a training of your own, set it to None.
         kwargs: Settings of every `PreTrainedConfig`. A classifier has the classes given by `num_labels`, `id2label` or
             `label2id`, otherwise those it was saved with, otherwise its own; see `with_classes`.
 

@@ -847,7 +847,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         """Compute the `[CLS]` token of every text with every image, (images, texts, width).
 
         The first self-attention comes before all images, so it runs once for each text. What follows it runs for each
-        pair: in a model of one layer, that is for `[CLS]` alone.
+        pair: in a model of one layer, that is for `[CLS]` alone. The first layer's activations are not checkpointed.
 
         Args:
             hidden_states: States of the text encoder, (texts, tokens, width).

@@ -189,14 +189,6 @@ def _group_by_module(names: set[str] | list[str]) -> list[str]:
     return [f"{name} ({len(members)}x)" if "*" in name else name for name, members in sorted(modules.items())]
 
 
-__all__ = [
-    "image_settings",
-    "load_pretrained_weights",
-    "read_text_model",
-    "read_vision_model",
-]
-
-
 def add_adapters(model: PreTrainedModel, settings: dict[str, Any]) -> None:
     """Add the LoRA adapters that a model was saved with, see `lora_config` of `AlbefConfig`.
 
@@ -206,7 +198,18 @@ def add_adapters(model: PreTrainedModel, settings: dict[str, Any]) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError as error:
+        if error.name != "peft":
+            raise
         raise ModuleNotFoundError(
             "The model was saved with LoRA adapters, which need peft: pip install peft", name="peft"
         ) from error
     inject_adapter_in_model(LoraConfig(**settings), model)
+
+
+__all__ = [
+    "add_adapters",
+    "image_settings",
+    "load_pretrained_weights",
+    "read_text_model",
+    "read_vision_model",
+]

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
+from .calibration_albef import matching_log_odds
 from .encoders_albef import KeyValues, select_key_values
 from .head_layers_albef import Gather
 from .losses_albef import (
-    at_least_float32,
     distilled_cross_entropy,
     matching_loss,
     retrieval_targets,
@@ -104,10 +104,10 @@ def contrast_matching_scores(
     """
     encode = model.albef.multimodal_model.encode_cls_of_all_pairs
     cls = encode(pairs.texts, pairs.attention_mask, pairs.image_key_values)
-    per_image = at_least_float32(model.itm_head(cls)).diff(dim=-1).squeeze(-1)  # (images, texts)
+    per_image = matching_log_odds(model.itm_head(cls))  # (images, texts)
     targets = retrieval_targets(ids, None, per_image.dtype)
     teacher_per_image = teacher_per_text = None
-    if teacher_outputs is not None:
+    if teacher_outputs is not None and alpha > 0:
         teacher_per_image = model.contrastive_head(teacher_outputs.image_embeds, teacher_outputs.text_embeds)
         teacher_per_text = teacher_per_image.T
     image_losses = distilled_cross_entropy(per_image, targets, teacher_per_image, alpha)

@@ -758,7 +758,7 @@ class VisualGroundingPipeline(ImageAndTextPipeline):
             timeout: Timeout of a URL in seconds.
 
         Returns:
-            For each text a dictionary: `score`, the probability that image and text match (ITM); `heatmap`, an array
+            For each text a dictionary: `score`, the probability that image and text match; `heatmap`, an array
             of the image's (height, width), higher where it is hotter; `overlay`, the heat map drawn over the image,
             with red at its own maximum and all colors faded by `score`; and if there are boxes, `boxes`, a list of
             dictionaries, best first, with the `box` as it was passed and its `score`.

@@ -45,7 +45,7 @@ ALLOWED = {
     "answers_albef": {"configuration_albef", "losses_albef"},
     "image_encoder_albef": {"configuration_albef", "encoders_albef"},
     "initialization_albef": {"compatibility_albef", "configuration_albef", "encoders_albef"},
-    "matching_albef": {"encoders_albef", "head_layers_albef", "losses_albef", "outputs_albef"},
+    "matching_albef": {"calibration_albef", "encoders_albef", "head_layers_albef", "losses_albef", "outputs_albef"},
     "modeling_albef": {
         "answers_albef",
         "calibration_albef",

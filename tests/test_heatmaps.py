@@ -223,7 +223,8 @@ def test_words_have_one_scale(spots):
     own = [color(overlay(image, heatmap)) for heatmap in spots]
     assert np.array_equal(own[0], hot) and own[1].max() == hot.max() and not own[2].any()
     assert np.array_equal(
-        np.array(heatmap_grid(image, ["x"] * 3, spots)), np.array(heatmap_grid(image, ["x"] * 3, spots))
+        np.array(heatmap_grid(image, ["x"] * 3, spots)),
+        np.array(heatmap_grid(image, ["x"] * 3, spots, scale=spots.max().item())),
     )
     fixed = color(overlays(image, spots[1:2], scale=0.02)[0])
     assert np.array_equal(fixed, weak)

@@ -68,7 +68,7 @@ class Assistant:
 
     @property
     def calibration(self) -> MatchCalibration:
-        """What makes probabilities of the scores of the retrieval model."""
+        """The calibration of the retrieval model, which makes probabilities of its scores."""
         return MatchCalibration.from_config(self.retrieval.model.config)
 
     @property
@@ -150,7 +150,7 @@ class Assistant:
             image = contain(self.indexed_image(hit.key), IMAGE_SIZE)
         except ValueError:
             return Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "lightgray"), f"{UNREADABLE}, {cosine}"
-        return image, cosine if hit.match is None else f"ITM {hit.match:.0%}, {cosine}"
+        return image, cosine if hit.match is None else f"match {hit.match:.0%}, {cosine}"
 
 
 def _parts(pipe: AlbefPipeline) -> tuple[Any, Any]:

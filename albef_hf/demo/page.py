@@ -45,7 +45,7 @@ NO_INDEX = (
     "that `albef index build` has written with this model."
 )
 SEARCH_NOTE = (
-    "Below each image are the probability of a match (ITM), which decides the order, and the cosine similarity (ITC). "
+    "Below each image are the probability of a match, which decides the order, and the cosine similarity (ITC). "
     "Click an image to make it the current image and to see the words in it."
 )
 # Below captions and search results, by whether the model is calibrated.

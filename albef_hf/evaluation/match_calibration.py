@@ -216,9 +216,9 @@ def require_saved_model(args: FineTuningArguments) -> None:
     Raises:
         ValueError: If the model is not in a folder, or is evaluated at another resolution.
     """
-    if not (Path(args.model or "") / "config.json").is_file():
+    if not args.model or not (Path(args.model) / "config.json").is_file():
         raise ValueError(
-            f"calibrate writes to the folder of the model, and {args.model} is none: download the model with "
+            f"calibrate writes to the folder of the model, and {args.model!r} is none: download the model with "
             f"`hf download {args.model} --local-dir FOLDER`, and set model FOLDER."
         )
     if args.image_size:

@@ -27,7 +27,7 @@ THUMBNAIL = 320  # pixels of the longer side
 HEATMAP = 132
 UNREADABLE = '<p class="unreadable">This image cannot be read any more.</p>'
 
-MATCH = "match (ITM)"  # label of the probability
+MATCH = "match"  # label of the probability
 LEGEND = """<p class="legend">Heat of a word: from none <span></span> to that of the hottest place of all words in the
 image. The colors of an image fade with its probability of a match.</p>"""
 

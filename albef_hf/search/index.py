@@ -226,7 +226,7 @@ class ImageIndex:
 
     @property
     def calibration(self) -> MatchCalibration:
-        """What makes probabilities of the scores of the model."""
+        """The calibration of the model, which makes probabilities of its scores."""
         return MatchCalibration.from_config(self.model.config)
 
     def broken_counts(self) -> dict[str, int]:

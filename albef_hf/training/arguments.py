@@ -258,7 +258,7 @@ class TrainingArguments:
     def require_at_least(self, minimum: int, *names: str) -> None:
         """Raise a `ValueError` for an option below `minimum`."""
         for name in names:
-            if getattr(self, name) < minimum:
+            if not getattr(self, name) >= minimum:  # also NaN
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {minimum}.")
 
     def require_fraction(self, *names: str) -> None:

@@ -186,6 +186,8 @@ def extend_folder(folder: Path, new_keys: Sequence[bytes]) -> None:
         file.truncate(states.offset + count * states[0].nbytes)
         header = np.lib.format.header_data_from_array_1_0(states) | {"shape": (count, *states.shape[1:])}
         np.lib.format.write_array_header_1_0(file, header)  # numpy leaves room for it to grow in
+        if file.tell() != states.offset:
+            raise OSError(f"{folder / STATES_FILE} has no room for more images: remove the folder.")
     with (folder / STATUS_FILE).open("r+b") as file:
         file.seek(len(keys))
         file.write(bytes([PENDING]) * len(new_keys))

@@ -66,8 +66,11 @@ def load_task_model(
     processor.max_words = args.max_words
     processor.tokenizer.model_max_length = config.text.max_tokens
     if args.image_size:
+        size_before = config.input_size
         config.set_input_size(args.image_size if len(args.image_size) == 2 else args.image_size[0])
         height, width = config.input_size
+        if (height, width) != tuple(size_before):
+            config.match_calibration = None  # fitted at another size
         processor.image_processor.size = {"height": height, "width": width}
     if args.model_config:
         model = head(config)

@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,12 +53,20 @@ class FlopCounter:
         student: The model that is trained.
         teacher: Its teacher, or None.
         alpha: Weight of the teacher in the targets.
+        settings: Further arguments of the student.
     """
 
-    def __init__(self, student: torch.nn.Module, teacher: torch.nn.Module | None, alpha: float = 0.4):
+    def __init__(
+        self,
+        student: torch.nn.Module,
+        teacher: torch.nn.Module | None,
+        alpha: float = 0.4,
+        settings: Mapping[str, Any] | None = None,
+    ):
         self.student = student
         self.teacher = teacher
         self.alpha = alpha
+        self.settings = dict(settings or {})
         self.counted: dict[tuple, int] = {}
 
     def count(self, batch: dict[str, torch.Tensor]) -> int:
@@ -82,7 +90,7 @@ class FlopCounter:
             if self.teacher is not None:
                 targets = {"teacher_outputs": self.teacher(**batch, alpha=self.alpha), "alpha": self.alpha}
             teacher_flops = counter.get_total_flops()
-            self.student(**batch, **targets)
+            self.student(**batch, **targets, **self.settings)
             for buffer, value in zip(statistics, before, strict=True):
                 buffer.copy_(value)
             counts = counter.get_flop_counts()

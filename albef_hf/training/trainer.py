@@ -78,7 +78,8 @@ class Trainer:
         self._prepare()
         self.signals = SignalHandler()
         self.signal_flags = [0.0]  # of all processes, after the last step
-        self.recorder = StepRecorder(accelerator, args, FlopCounter(student, teacher, args.alpha))
+        settings = {name: value for name, value in self.forward_settings.items() if name != "gather"}
+        self.recorder = StepRecorder(accelerator, args, FlopCounter(student, teacher, args.alpha, settings))
         self.accumulated: list[tuple[Batch, AlbefTeacherOutput | None]] = []  # with gather_keys
         self.queued_features: list[list[torch.Tensor]] = []  # enter the queue with the optimizer step
         self.num_keys = 0  # that a query is contrasted with

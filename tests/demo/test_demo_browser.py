@@ -233,7 +233,7 @@ def test_search_results_are_shown_and_selected(visitor, index, images_folder):
     visitor.write("#query", "a red ball")
     visitor.click("#search")
     hits = index.search("a red ball", top_k=12)
-    expected = [f"ITM {hit.match:.0%}, ITC {hit.similarity:+.2f}" for hit in hits]
+    expected = [f"match {hit.match:.0%}, ITC {hit.similarity:+.2f}" for hit in hits]
     assert visitor.gallery_captions("#found") == expected
     visitor.click("#found .grid-container button")
     assert visitor.gallery_captions("#heatmaps")[1:] == ["red", "ball"]

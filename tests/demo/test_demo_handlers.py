@@ -76,7 +76,7 @@ def test_a_search_result_can_be_selected(searching_handlers, tmp_path):
     items, results = searching_handlers.search("a red ball")
     hits = searching_handlers.assistant.index.search("a red ball", top_k=TOP_K)
     assert results == ("a red ball", [hit.key for hit in hits]) and len(hits) == 12
-    assert [caption for _, caption in items] == [f"ITM {hit.match:.0%}, ITC {hit.similarity:+.2f}" for hit in hits]
+    assert [caption for _, caption in items] == [f"match {hit.match:.0%}, ITC {hit.similarity:+.2f}" for hit in hits]
     click = gr.SelectData(None, {"index": 2, "value": None})
     for all_words, words in ((False, ["red", "ball"]), (True, ["a", "red", "ball"])):
         image, text, heatmaps, tabs = searching_handlers.select(results, all_words, click)

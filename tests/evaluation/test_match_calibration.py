@@ -216,6 +216,7 @@ def test_a_calibrated_model_is_evaluated_by_its_calibration(folder, processor, p
     metrics, predictions = task.evaluate(model, rows, Accelerator(cpu=True))
     plain = [prediction["texts"] for prediction in predictions if "texts" in prediction]
     assert found["explicit"] == plain != found["calibrated"]
+    assert found["by match"] != found["calibrated"]
     assert not any(name.startswith("calibrat") for name in metrics)
 
 

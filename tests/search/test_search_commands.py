@@ -25,7 +25,7 @@ def test_the_commands(command, album, tmp_path, monkeypatch):
     assert page.count("<li>") == 3 and page.count("data:image/jpeg;base64,") == 3 * (1 + 3)  # "two dogs snow"
     assert "<h1>two dogs in the snow</h1>" in page and "http" not in page
     score, match, cosine = table[1].split()[:3]
-    scores = {"score": score, "match (ITM)": f"{float(match):.1%}", "cosine (ITC)": f"{float(cosine):+.3f}"}
+    scores = {"score": score, "match": f"{float(match):.1%}", "cosine (ITC)": f"{float(cosine):+.3f}"}
     shown = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page.split("<li>")[1]))
     assert shown.keys() == scores.keys() and shown["score"] == score
     assert all(abs(float(shown[name].rstrip("%")) - float(scores[name].rstrip("%"))) < 0.11 for name in scores)
