@@ -24,5 +24,5 @@ def refuse_unknown(settings: Mapping[str, Any], known: Mapping[str, Any], prefix
             parts = [part for part in known if part.endswith("_config") and name in (known[part] or ())]
             hint = f"; move it to {' or '.join(parts)}" if parts else closest(name, known)
             raise ValueError(f"An AlbefConfig has no setting {prefix}{name}{hint}")
-        if isinstance(value, dict) and isinstance(known[name], dict):
+        if name.endswith("_config") and isinstance(value, dict) and isinstance(known[name], dict):
             refuse_unknown(value, known[name], f"{name}.")
