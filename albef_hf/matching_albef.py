@@ -69,14 +69,14 @@ def match_hard_negatives(
         wrong_images = model.albef.multimodal_model.project_images(gather(pairs.images)[image_for_text])
         texts, mask = gather(texts), gather(mask)  # those of this process first, padded to the longest of all
     this_process = slice(len(pairs.images))
-    own_texts, own_mask = texts[this_process], mask[this_process]
-    queries = torch.cat([own_texts, texts[text_for_image]])
-    query_mask = torch.cat([own_mask, mask[text_for_image]])
+    queries = torch.cat([texts[this_process], texts[text_for_image]])
+    query_mask = torch.cat([mask[this_process], mask[text_for_image]])
     encode_cls = model.albef.multimodal_model.encode_cls
     with_own_image = encode_cls(queries, query_mask, pairs.image_key_values)
-    matched, wrong_text = with_own_image.split([len(own_texts), len(text_for_image)])
-    own_texts, own_mask = own_texts.repeat(itm_negatives, 1, 1), own_mask.repeat(itm_negatives, 1)
-    wrong_image = encode_cls(own_texts, own_mask, wrong_images)
+    matched, wrong_text = with_own_image.split([len(pairs.images), len(text_for_image)])
+    # Sliced a second time, since gradients are summed in this order.
+    repeated_texts = texts[this_process].repeat(itm_negatives, 1, 1)
+    wrong_image = encode_cls(repeated_texts, mask[this_process].repeat(itm_negatives, 1), wrong_images)
     itm_logits = model.itm_head(torch.cat([matched, wrong_image, wrong_text]))
     rows = torch.arange(len(pairs.images), device=is_negative.device).repeat(2 * itm_negatives)
     drawn_negatives = is_negative[rows, torch.cat([image_for_text, text_for_image])]
