@@ -239,14 +239,16 @@ def test_options_of_negatives_reach_the_sampler(pretrain, monkeypatch):
         asked.clear()
 
 
-def test_two_processes_train_one_model(tmp_path):
+@pytest.mark.parametrize(
+    "negatives", [[], ["--gather_negatives", "--itm_negatives", "3", "--itm_contrast_weight", "1"]]
+)
+def test_two_processes_train_one_model(negatives, tmp_path):
     """`distributed_training.py` asserts that both end with the same weights and queues."""
     script = TESTS / "distributed_training.py"
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    run = subprocess.run(
-        command + small_run(tmp_path / "out", 4), env=environment, capture_output=True, text=True, timeout=300
-    )
+    options = [*small_run(tmp_path / "out", 4), *negatives]
+    run = subprocess.run(command + options, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     assert (run.stdout + run.stderr).count("equal on both of 2 processes") == 1
     assert "8 on each of 2 process(es)" in run.stdout + run.stderr
