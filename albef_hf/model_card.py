@@ -161,9 +161,7 @@ def model_card(
     from .compatibility_albef import VERSIONS
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    head = (config.get("architectures") or [None])[0]
-    if head not in TAGS:
-        raise ValueError(f"{folder} contains {head}, for which there is no card. There is one for {', '.join(TAGS)}.")
+    head = _head_with_card(folder, config)
     training, evaluation = _update_known(folder / KNOWN_FILE, training, evaluation)
     conversion = _read_json(folder / CONVERSION_FILE)
     emissions = _read_emissions(folder / EMISSIONS_FILE, head)
@@ -194,6 +192,13 @@ def model_card(
         versions=VERSIONS,
         teacher=(folder / MOMENTUM_FILE).exists() and not any(fnmatch(MOMENTUM_FILE, name) for name in exclude),
     )
+
+
+def _head_with_card(folder: Path, config: dict[str, Any]) -> str:
+    head = (config.get("architectures") or [None])[0]
+    if head not in TAGS:
+        raise ValueError(f"{folder} contains {head}, for which there is no card. There is one for {', '.join(TAGS)}.")
+    return head
 
 
 def read_card(folder: Path) -> str | None:
