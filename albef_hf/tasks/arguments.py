@@ -14,8 +14,8 @@ MIN_IMAGES = 3  # in a batch of text assignment: a text's own image, and two oth
 
 
 @dataclass
-class RetrievalArguments(FineTuningArguments):
-    """Retrieval; the defaults are the paper's for Flickr30k (COCO: 5 epochs, 256 candidates)."""
+class PairArguments(FineTuningArguments):
+    """What the tasks on image-text pairs have in common; the defaults are the paper's for Flickr30k."""
 
     num_train_epochs: int = 10
     per_device_train_batch_size: int = 32
@@ -23,6 +23,12 @@ class RetrievalArguments(FineTuningArguments):
     min_learning_rate: float = 1e-6
     warmup_learning_rate: float = 1e-5
     warmup_steps: int = 100
+
+
+@dataclass
+class RetrievalArguments(PairArguments):
+    """Retrieval; the defaults are the paper's for Flickr30k (COCO: 5 epochs, 256 candidates)."""
+
     rerank_k: int = field(default=128, metadata={"help": "candidates of each query that matching reranks"})
     itc_weight: float | None = field(
         default=None,
@@ -102,7 +108,7 @@ class VqaArguments(FineTuningArguments):
 
 
 @dataclass
-class GroundingArguments(RetrievalArguments):
+class GroundingArguments(PairArguments):
     """Grounding; the defaults are the paper's."""
 
     num_train_epochs: int = 5
@@ -125,8 +131,6 @@ class GroundingArguments(RetrievalArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.calibrate:
-            raise ValueError("calibrate is for retrieval: calibrate the model with `albef evaluate retrieval`.")
         if self.heatmap not in HEATMAPS:
             raise ValueError(f"heatmap is {self.heatmap!r}; choose {' or '.join(HEATMAPS)}.")
 

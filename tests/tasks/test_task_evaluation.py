@@ -322,6 +322,7 @@ def test_a_resolution_that_patches_do_not_tile_is_refused(pretrained):
 def test_options_that_cannot_be_are_refused(capsys):
     for task, option, value, message in (
         ("retrieval", "rerank_k", 0, "rerank_k is 0"),
+        ("grounding", "rerank_k", 16, "there is no option --rerank_k"),
         ("text_assignment", "alpha", 0.4, "set it to 0"),
         ("text_assignment", "per_device_eval_batch_size", 2, "per_device_eval_batch_size is 2"),
     ):
