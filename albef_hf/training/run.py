@@ -87,6 +87,7 @@ def train(task_class: type["Task"], args: Any, accelerator: Accelerator) -> dict
         log.close()
     log.say(f"rows skipped or cut: {describe_skipped(trainer.state.counts)}")
     saved_model.finish(trainer.state.step)
+    accelerator.wait_for_everyone()  # a scheduler may end all processes soon after the first one has ended
     return saved_model.metrics
 
 
