@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 
+from ..utils.devices import accelerator_type, has_bf16
 from .arguments import TrainingArguments
 from .checkpointing import CHECKPOINTS, list_steps
 from .run_checkpoint import PROGRESS_FILE
@@ -25,24 +26,8 @@ def choose_mixed_precision(args: TrainingArguments) -> str:
     if launched != "no":
         return launched
     resumed = _options_of_resumed_run(args).get("mixed_precision")
-    return resumed or ("bf16" if has_bf16(device_type()) else "no")
-
-
-def device_type() -> str:
-    """Return the type of device that Accelerate will choose."""
-    device = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if device is None or parse_flag_from_env("ACCELERATE_USE_CPU") else device.type
-
-
-def has_bf16(kind: str) -> bool:
-    """Return whether an accelerator computes in bfloat16; False where torch cannot tell (MPS), and on a CPU."""
-    module = {"cuda": torch.cuda, "xpu": torch.xpu}.get(kind)
-    return module is not None and module.is_bf16_supported(including_emulation=False)
-
-
-def default_dtype(kind: str) -> str:
-    """Return the dtype of weights that a type of device is used with unless an option says otherwise."""
-    return "bfloat16" if has_bf16(kind) else "float32"
+    kind = "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else accelerator_type()
+    return resumed or ("bf16" if has_bf16(kind) else "no")
 
 
 def has_tf32(device: torch.device) -> bool:

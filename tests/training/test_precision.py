@@ -9,7 +9,8 @@ from small_pretraining import records_of
 
 from albef_hf.training import precision
 from albef_hf.training.arguments import TrainingArguments
-from albef_hf.training.precision import choose_mixed_precision, default_dtype, describe_precision, enable_tf32
+from albef_hf.training.precision import choose_mixed_precision, describe_precision, enable_tf32
+from albef_hf.utils.devices import default_dtype
 
 AMPERE, VOLTA = (8, 0), (7, 0)
 
