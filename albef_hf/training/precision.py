@@ -18,7 +18,7 @@ from .run_checkpoint import PROGRESS_FILE
 def choose_mixed_precision(args: TrainingArguments) -> str:
     """Return what the option, the launcher, the resumed run or the device asks for; the first of them that does.
 
-    `accelerate launch` sets "no" even if nobody asked for it, so its environment counts only for other values.
+    `accelerate launch` sets "no" by default, so its environment counts only for other values.
     """
     if args.mixed_precision or args.tf32:
         return args.mixed_precision or "no"

@@ -65,7 +65,7 @@ def test_other_devices_use_float32_by_default(gpu, monkeypatch):
         assert choose_mixed_precision(TrainingArguments()) == "no" and default_dtype(kind) == "float32"
 
 
-def test_a_gpu_in_float32_is_told_what_is_faster(gpu, allowed_tf32):
+def test_the_log_of_a_gpu_in_float32_names_what_is_faster(gpu, allowed_tf32):
     device = gpu(AMPERE)
     accelerator = SimpleNamespace(device=device, mixed_precision="no")
     assert "WARNING" in describe_precision(accelerator)
