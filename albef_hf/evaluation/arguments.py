@@ -13,7 +13,7 @@ from ..utils.renamed_options import with_present_names
 Arguments = TypeVar("Arguments", bound=FineTuningArguments)
 
 # Options of a training that an evaluation uses, too.
-SHARED_OPTIONS = {"attn_implementation", "mixed_precision", "output_dir", "seed"}
+SHARED_OPTIONS = {"attn_implementation", "ddp_timeout", "mixed_precision", "output_dir", "seed", "tf32"}
 UNUSED_OPTIONS = {field.name for field in fields(TrainingArguments)} - SHARED_OPTIONS
 UNUSED_OPTIONS |= {"flip_probability", "min_crop_scale", "randaugment_operations"}
 

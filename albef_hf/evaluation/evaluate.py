@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import PreTrainedModel
 
 from ..configuration_albef import AlbefConfig
@@ -12,6 +13,7 @@ from ..training.arguments import FineTuningArguments
 from ..training.distributed import make_accelerator
 from ..training.model_setup import load_task_model
 from ..training.output_folder import LATER_RESULTS, write_metrics, write_results
+from ..utils.dtypes import AS_SAVED, dtype_name
 from ..utils.progress import log_library_progress
 from .match_calibration import require_saved_model, save_calibration
 
@@ -28,12 +30,15 @@ def evaluate(task_class: type["FineTuningTask"], args: FineTuningArguments) -> d
     folder = results_folder(args)
     args.output_dir = str(folder)
     args.report_to = ["none"]  # a recipe, or the options of a run, may name trackers
+    if args.dtype != "float32":
+        args.mixed_precision = "no"  # which would choose again, operation by operation
     accelerator = make_accelerator(args)
     model, processor = load_trained_model(task_class, args)
     task = task_class(args, processor)
     task.fits_calibration = calibrates
     rows = task.validation_rows()
-    accelerator.print(_describe(task, rows))
+    precision = f"weights in {dtype_name(model.dtype)}, mixed_precision {accelerator.mixed_precision}"
+    accelerator.print(f"{_describe(task, rows)}; {precision}")
     metrics, predictions = task.evaluate(model.to(accelerator.device), rows, accelerator)
     metrics |= task.evaluate_exchanged(model, rows, accelerator)
     if accelerator.is_main_process:
@@ -63,7 +68,7 @@ def results_folder(args: FineTuningArguments) -> Path:
 def load_trained_model(
     task_class: type["FineTuningTask"], args: FineTuningArguments
 ) -> tuple[PreTrainedModel, AlbefProcessor]:
-    """Return the trained head of a task, and the processor, at a resolution.
+    """Return the trained head of a task, and the processor, at a resolution and in a dtype.
 
     Raises:
         ValueError: If some weights of the head are missing, and would be random.
@@ -75,7 +80,8 @@ def load_trained_model(
             f"are missing, such as {min(missing)}. Fine-tune it with `albef finetune {task_class.name}`, and evaluate "
             "the result."
         )
-    return model, processor
+    saved = AlbefConfig.from_pretrained(args.model).dtype if args.dtype == AS_SAVED else getattr(torch, args.dtype)
+    return model.to(saved or torch.float32), processor
 
 
 def _describe(task: "FineTuningTask", rows: Sequence) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..utils.dtypes import AS_SAVED, DTYPES
+
 INDEX = Path("images.index")
 FORMER_INDEX = Path("pictures.index")  # the default of earlier versions, which is still found
 INDEX_DESCRIPTION = """Index images for `albef search`.
@@ -49,6 +51,12 @@ def build_index_parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--index_factory", help="faiss index_factory string; by default Flat, above a million images IVF...,Flat"
     )
+    build.add_argument(
+        "--dtype",
+        choices=(*DTYPES, AS_SAVED),
+        help="precision of the model, kept in the index; auto: as it is saved; by default bfloat16 on a GPU that has "
+        "it, float32 otherwise, and that of the index if it is resumed or updated",
+    )
     build.add_argument("--factory", action=RenamedOption, const="--index_factory")
 
     add = _add_command(commands, "add", "index more images, also from elsewhere")
@@ -87,6 +95,12 @@ def build_search_parser() -> argparse.ArgumentParser:
         "--itc-weight",
         type=float,
         help="weight of the cosine beside the log-odds of a match; by default that of the model's calibration, or 0",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="precision of the model for this query, by default that of the index; bfloat16 is twice as fast on many "
+        "CPUs",
     )
     parser.add_argument("--html", type=Path, help="file of a page to write, with images and a heat map for each word")
     parser.add_argument(

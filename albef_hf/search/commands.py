@@ -16,11 +16,14 @@ from ..data.images import load_image
 from ..modeling_albef import AlbefImageTextModel
 from ..processing_albef import AlbefProcessor, replace_surrogates
 from ..retrieval_albef import as_int
+from ..utils.devices import default_dtype
+from ..utils.dtypes import AS_SAVED
 from ..utils.files import write_errors_named
 from ..utils.progress import progress
 from .feature_store import FeatureStore
 from .html_report import MATCH, html_report
 from .index import Hit, ImageIndex, as_weight, require_words
+from .manifest import MANIFEST
 
 logger = logging.get_logger(f"transformers.{__name__}")
 
@@ -32,7 +35,8 @@ def build(options: argparse.Namespace) -> None:
     as_int("batch_size", options.batch_size, minimum=1)
     if not options.folder.is_dir():
         raise ValueError(f"{options.folder} is not a folder.")
-    model, processor = load_model(options.model, options.revision, options.device)
+    dtype = options.dtype or _dtype_of_index(options.index) or default_dtype(options.device)
+    model, processor = load_model(options.model, options.revision, options.device, dtype)
     index = ImageIndex.build(
         model,
         processor,
@@ -74,6 +78,7 @@ def info(options: argparse.Namespace) -> None:
     _print(_summary(index))
     _print(f"source: {index.store.root or 'a list or dataset'}")
     _print(f"model: {index.store.model_name}, revision {manifest.model['revision'] or 'unknown'}")
+    _print(f"dtype: {index.store.dtype or 'unknown'}")
     _print(f"faiss: {manifest.built}; {size / 1e6:.1f} MB on the disk")
     _print(f"changes: {index.changes()}")
     _print(f"damage: {'; '.join(problems) or 'none'}")
@@ -100,12 +105,14 @@ def search(options: argparse.Namespace) -> None:
             webbrowser.open(path.absolute().as_uri())
 
 
-def load_model(name: str, revision: str | None, device: str | None) -> tuple[AlbefImageTextModel, AlbefProcessor]:
+def load_model(
+    name: str, revision: str | None, device: str | None, dtype: str
+) -> tuple[AlbefImageTextModel, AlbefProcessor]:
     """Load a model and its processor from a folder or the Hub by transformers' pipeline, which checks that they fit.
 
     No code from the folder is run, because the name may come from an index of somebody else.
     """
-    loaded = pipeline(TASK, model=name, revision=revision, device=device, trust_remote_code=False)
+    loaded = pipeline(TASK, model=name, revision=revision, device=device, dtype=dtype, trust_remote_code=False)
     return loaded.model, loaded.processor
 
 
@@ -147,8 +154,15 @@ def _load(options: argparse.Namespace) -> ImageIndex:
     if not name:
         raise ValueError("The index does not say which model it was built with: give the model with --model.")
     revision = options.revision or (None if options.model else store.manifest.model["revision"])
-    model, processor = load_model(name, revision, options.device)
-    return ImageIndex.load(options.index, model, processor, images=options.folder)
+    model, processor = load_model(name, revision, options.device, store.dtype or AS_SAVED)
+    # Only a search may differ from the features. Earlier versions indexed in the precision of the saved weights.
+    dtype = getattr(options, "dtype", None)
+    return ImageIndex.load(options.index, model, processor, images=options.folder, dtype=dtype)
+
+
+def _dtype_of_index(folder: Path) -> str | None:
+    """Return the dtype of an existing index, to resume or update it; None if there is none."""
+    return (FeatureStore.open(folder).dtype or AS_SAVED) if (folder / MANIFEST).exists() else None
 
 
 def _checked_query(options: argparse.Namespace) -> str | Image.Image:

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from ..compatibility_albef import follow_umask
 from ..modeling_albef import AlbefImageTextModel
+from ..utils.dtypes import dtype_name
 from ..utils.files import atomic_write, file_problem, file_record, size_problem, write_errors_named
 from .faiss_index import read_index
 from .image_sources import Fingerprint, Key
@@ -128,10 +129,23 @@ class FeatureStore:
         counts = Counter(self.broken.values())
         return ", ".join(f"{reason} {count} (first {first[reason]})" for reason, count in counts.items()) or "none"
 
+    @property
+    def dtype(self) -> str | None:
+        """Name of the dtype of the weights that computed the features; None for an index of an earlier version."""
+        return self.manifest.model.get("dtype")
+
+    def require_dtype(self, model: AlbefImageTextModel) -> None:
+        """Refuse a model in another precision than that of the features, which would be mixed with its own."""
+        if self.dtype not in (None, dtype_name(model.dtype)):
+            raise ValueError(
+                f"The features in {self.folder} were computed in {self.dtype}, but the model is in "
+                f"{dtype_name(model.dtype)}: load it in {self.dtype}, or build an index in another folder."
+            )
+
     def require_weights(self, model: AlbefImageTextModel) -> None:
-        """Refuse a model with other weights than those that the index was built with."""
+        """Refuse a model with other weights than those that the index was built with; more bits are the same ones."""
         built_with = self.manifest.model
-        if built_with["weights"] != weights_sha256(model):
+        if built_with["weights"] != weights_sha256(model, self.dtype):
             revision = f", revision {built_with['revision']}" if built_with["revision"] else ""
             raise ValueError(
                 f"The index in {self.folder} was built with other weights than those of this model, those of "
@@ -340,11 +354,13 @@ def concatenate_ids(shards: Sequence[Shard]) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int64), *(shard.ids.numpy() for shard in shards)])
 
 
-def weights_sha256(model: AlbefImageTextModel) -> str:
-    """Return the SHA-256 of the weights that cosines depend on: both encoders and the joint space."""
+def weights_sha256(model: AlbefImageTextModel, dtype: str | None = None) -> str:
+    """Return the SHA-256 of the weights that cosines depend on, both encoders and the joint space, in a dtype."""
     digest = hashlib.sha256()
     for part in (model.albef.vision_model, model.albef.text_model, model.contrastive_head):
         for name, weight in part.state_dict().items():
+            if dtype is not None and weight.is_floating_point():
+                weight = weight.to(getattr(torch, dtype))
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

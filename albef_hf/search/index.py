@@ -29,6 +29,7 @@ from ..data.row_errors import InvalidSampleError, SkipReason
 from ..modeling_albef import AlbefImageTextModel
 from ..processing_albef import AlbefProcessor
 from ..retrieval_albef import MAX_TOKENS, TextFeatures, as_int, encode_texts
+from ..utils.dtypes import dtype_name
 from .encoder import FeatureEncoder
 from .faiss_index import check_index_factory, search
 from .feature_store import FeatureStore, MappedIndex, model_origin, weights_sha256
@@ -183,13 +184,16 @@ class ImageIndex:
         model: AlbefImageTextModel,
         processor: AlbefProcessor,
         images: Images | None = None,
+        dtype: str | None = None,
     ) -> "ImageIndex":
         """Open an index.
 
         Args:
             folder: Folder of the index.
-            model: The model that it was built with.
+            model: The model that it was built with, in the precision that it was built in, or a higher one.
             processor: Its processor.
+            dtype: float32, bfloat16 or float16, to which the model is converted for the queries, once its weights have
+                been compared; by default it stays as it is. Such an index cannot be changed.
             images: What the index was built from, if it was a dataset or a list of images; without them, such an index
                 supports only `rerank_k=0`. Or the folder of the images, if it has moved. Without a folder, only files
                 with the size and modification time that they had when they were indexed are read, so that an index
@@ -202,6 +206,13 @@ class ImageIndex:
         collection = None if images is None else materialize(images)
         store = FeatureStore.open(Path(folder))
         store.require_weights(model)
+        if dtype is not None:
+            model.to(getattr(torch, dtype))
+        if store.dtype not in (None, dtype_name(model.dtype)):
+            logger.warning(
+                f"The features of the index were computed in {store.dtype} and those of queries in "
+                f"{dtype_name(model.dtype)}: cosines differ slightly from those of one precision."
+            )
         source = ImageFiles(store.root, root_is_named=False) if collection is None else make_source(collection)
         index = cls(model, processor, store, source)
         if collection is None and index.keys and isinstance(index.keys[0], int):
@@ -410,6 +421,7 @@ class ImageIndex:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[IndexWriter]:
         """Hold the lock and yield a writer to the index as it is on the disk; restore that index after an error."""
+        self.store.require_dtype(self.model)
         with _lock(self.store.folder):
             self._reopen()
             source = copy.copy(self.source)
@@ -488,8 +500,10 @@ def _open_or_create(folder: Path, model: AlbefImageTextModel, source: ImageSourc
     """Open the index of these images, or create one in memory."""
     root = None if source.root is None else to_relative(source.root, folder)
     if not (folder / MANIFEST).exists():
-        return FeatureStore(folder, Manifest(model_origin(model, folder) | {"weights": weights_sha256(model)}, root))
+        identity: dict[str, str | None] = {"weights": weights_sha256(model), "dtype": dtype_name(model.dtype)}
+        return FeatureStore(folder, Manifest(model_origin(model, folder) | identity, root))
     store = FeatureStore.open(folder)
+    store.require_dtype(model)
     store.require_weights(model)
     if store.root != source.root and not _is_moved(store, source):
         raise ValueError(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..utils.dtypes import DTYPES
 from .image_sources import Fingerprint, Key
 
 MANIFEST = "manifest.json"
@@ -43,8 +44,8 @@ class Manifest:
     """Describe the content of an index.
 
     Args:
-        model: `name`, `revision` and `weights`, a hash, of the model that computed the features. The name of a folder
-            is relative to the index.
+        model: `name`, `revision`, `dtype` and `weights`, a hash, of the model that computed the features. The name of
+            a folder is relative to the index.
         root: Folder of the images, relative to the index; None for a list or dataset.
         index_factory: The string that was requested for faiss; None to choose by the number of images.
         built: The string of the faiss index in `vectors`.
@@ -139,6 +140,8 @@ def _is_key(value: Any) -> bool:
 
 def _is_model(value: Any) -> bool:
     if not isinstance(value, dict) or not {"name", "revision", "weights"} <= value.keys():
+        return False
+    if value.get("dtype") not in (None, *DTYPES):
         return False
     return all(text is None or isinstance(text, str) for text in value.values())
 

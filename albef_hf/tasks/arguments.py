@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ..training.arguments import FineTuningArguments
 
 HEATMAPS = ("matching", "contrast")  # of grounding
-EVALUATION_OPTIONS = ("calibrate",)  # without effect in a training
+EVALUATION_OPTIONS = ("calibrate", "dtype")  # without effect in a training
 MIN_IMAGES = 3  # in a batch of text assignment: a text's own image, and two others
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..data.source_arguments import SourceArguments
+from ..utils.dtypes import AS_SAVED, DTYPES
 from ..utils.redaction import redact
 from ..utils.renamed_options import RENAMED_OPTIONS
 
@@ -144,8 +145,19 @@ class TrainingArguments:
             "computes no masked-language logits of the teacher"
         },
     )
-    mixed_precision: str = field(
-        default="no", metadata={"help": "no, bf16 or fp16; `accelerate launch` may set it too"}
+    mixed_precision: str | None = field(
+        default=None,
+        metadata={
+            "help": "no, bf16 or fp16; default: what `accelerate launch` sets, if it is bf16 or fp16, or that of the "
+            "resumed run, or bf16 on a GPU that has it, otherwise no"
+        },
+    )
+    tf32: bool = field(
+        default=False,
+        metadata={
+            "help": "train in float32, but multiply matrices in TF32, which NVIDIA GPUs have from Ampere on; not with "
+            "bf16 or fp16"
+        },
     )
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2; with bf16 on a CPU, eager is the fastest"}
@@ -155,6 +167,20 @@ class TrainingArguments:
     )
     torch_compile: bool = field(
         default=False, metadata={"help": "compile the layers; pays off in runs of more than a few minutes"}
+    )
+    ddp_timeout: int = field(
+        default=7200,
+        metadata={
+            "help": "seconds that a process waits for the others before it ends with an error; longer than anything "
+            "that the main process does alone, such as writing the model"
+        },
+    )
+    ddp_comm_hook: str = field(
+        default="no",
+        metadata={
+            "help": "bf16: processes exchange gradients in bfloat16, which is half as much on the network; no: in the "
+            "precision of the weights"
+        },
     )
     dataloader_num_workers: int = field(default=4, metadata={"help": "processes that load data, per training process"})
     logging_steps: int = field(default=50, metadata={"help": "steps between two records in the log"})
@@ -210,7 +236,7 @@ class TrainingArguments:
                 "Lower the first, raise the second, or set gather_negatives."
             )
         self.require_at_least(1, "gradient_accumulation_steps", "num_train_epochs", "logging_steps")
-        self.require_at_least(1, "max_nonfinite_steps", "save_total_limit", "itm_negatives")
+        self.require_at_least(1, "max_nonfinite_steps", "save_total_limit", "itm_negatives", "ddp_timeout")
         self.require_at_least(0, "queue_size", "dataloader_num_workers", "eval_steps", "warmup_steps")
         self.require_at_least(0, "max_grad_norm", "weight_decay", "keep_every", "lora_rank", "itm_contrast_weight")
         self.require_at_least(-1, "max_steps", "alpha_ramp_steps", "save_steps")
@@ -222,8 +248,15 @@ class TrainingArguments:
             )
         self._check_encoders()
         self._check_report_to()
-        if self.mixed_precision not in ("no", "bf16", "fp16"):
+        self._check_precision()
+
+    def _check_precision(self) -> None:
+        if self.mixed_precision not in (None, "no", "bf16", "fp16"):
             raise ValueError(f"mixed_precision is {self.mixed_precision!r}; choose no, bf16 or fp16.")
+        if self.tf32 and self.mixed_precision not in (None, "no"):
+            raise ValueError(f"tf32 is for float32; remove it, or mixed_precision {self.mixed_precision}.")
+        if self.ddp_comm_hook not in ("no", "bf16"):
+            raise ValueError(f"ddp_comm_hook is {self.ddp_comm_hook!r}; choose no or bf16.")
 
     def _check_encoders(self) -> None:
         """Refuse unknown encoders, rates that cannot be, and options of encoders that are frozen."""
@@ -428,6 +461,13 @@ class FineTuningArguments(DataArguments):
     per_device_eval_batch_size: int = field(
         default=64, metadata={"help": "rows per process and forward pass in the evaluation"}
     )
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "of the weights in an evaluation: float32, bfloat16, float16, or auto for that of the saved ones; "
+            "bfloat16 is twice as fast on many CPUs. With float32, mixed_precision may still use less"
+        },
+    )
     text_only_baseline: bool = field(
         default=True, metadata={"help": "train a classifier on the texts alone, for comparison"}
     )
@@ -443,11 +483,21 @@ class FineTuningArguments(DataArguments):
         super().__post_init__()
         self.require_at_least(1, "validation_size", "per_device_eval_batch_size")
         self._check_image_size()
+        self._check_dtype()
         self.require_fraction("flip_probability")
         if bool(self.model) == bool(self.model_config):
             raise ValueError(
                 "Set model, a folder or Hub repository of an ALBEF to start from, or model_config, the settings of an "
                 "untrained one; exactly one of the two."
+            )
+
+    def _check_dtype(self) -> None:
+        if self.dtype not in (*DTYPES, AS_SAVED):
+            raise ValueError(f"dtype is {self.dtype!r}; choose from {', '.join(DTYPES)} and {AS_SAVED}.")
+        if self.dtype != "float32" and self.mixed_precision not in (None, "no"):
+            raise ValueError(
+                f"dtype {self.dtype} and mixed_precision {self.mixed_precision} both choose the precision of the "
+                "evaluation; remove one."
             )
 
     def _check_image_size(self) -> None:

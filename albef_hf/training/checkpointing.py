@@ -28,24 +28,32 @@ MANIFEST = "manifest.json"
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of this process's generators: python, numpy, torch, and its GPU."""
+    """Return the state of this process's generators: python, numpy, torch, and its accelerator."""
     kind, keys, *rest = cast(tuple, np.random.get_state())
+    devices = {name: module.get_rng_state() for name, module in _accelerators().items()}
     return {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-    }
+    } | devices
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Restore what `random_state` returned."""
+    """Restore what `random_state` returned, for the devices of this process."""
     kind, keys, *rest = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"])
+    for name, module in _accelerators().items():
+        if state.get(name) is not None:  # earlier versions stored None without a GPU
+            module.set_rng_state(state[name])
+
+
+def _accelerators() -> dict[str, Any]:
+    """Return torch's modules of the accelerators that this process uses; asking others would start them."""
+    modules: dict[str, Any] = {"cuda": torch.cuda, "xpu": torch.xpu}
+    used = {name: module for name, module in modules.items() if module.is_initialized()}
+    return used | ({"mps": torch.mps} if torch.backends.mps.is_available() else {})
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:

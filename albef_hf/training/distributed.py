@@ -1,13 +1,24 @@
 """Processes of a distributed training: the accelerator, and what they exchange besides gradients."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as distributed
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, TorchDynamoPlugin
+from accelerate.utils import (
+    DDPCommunicationHookType,
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    KwargsHandler,
+    TorchDynamoPlugin,
+    gather_object,
+)
 from transformers.utils import logging
 
 from ..losses_albef import IGNORED
@@ -15,15 +26,17 @@ from ..modeling_albef import Gather
 from ..outputs_albef import AlbefTeacherOutput
 from .arguments import TrainingArguments
 from .logging import installed_trackers
+from .precision import choose_mixed_precision, enable_tf32
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
-    """Return an `Accelerator`; the environment of `accelerate launch` applies where the options leave it open."""
+    """Return an `Accelerator`, and set the precision in the options where they leave it open."""
+    args.mixed_precision = choose_mixed_precision(args)
     compile_layers = TorchDynamoPlugin(backend="inductor", use_regional_compilation=True)
     if args.torch_compile:  # student and teacher call each layer with texts and images in nine ways, one too many
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     accelerator = Accelerator(
-        mixed_precision=None if args.mixed_precision == "no" else args.mixed_precision,
+        mixed_precision=args.mixed_precision,
         # Accumulation continues across the end of an epoch, where Accelerate would give an incomplete one too little
         # weight.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -33,10 +46,37 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
         dynamo_plugin=compile_layers if args.torch_compile else None,
         log_with=installed_trackers(args.report_to) or None,
         project_dir=str(Path(args.output_dir) / "tensorboard"),
+        kwargs_handlers=_process_settings(args),
     )
+    if args.tf32:
+        enable_tf32(accelerator.device)
+    check_comm_hook(args, accelerator)
     if not accelerator.is_main_process:  # its warnings would be repeated
         logging.set_verbosity_error()
     return accelerator
+
+
+def _process_settings(args: TrainingArguments) -> list[KwargsHandler]:
+    """Return how processes wait for each other and exchange gradients.
+
+    `static_graph` stays off: it fails with accumulation, which skips the exchange in some backward passes, and saves
+    only the search for unused parameters, which is off as well.
+    """
+    exchange = DistributedDataParallelKwargs(
+        gradient_as_bucket_view=True,  # no second copy of the gradients
+        comm_hook=DDPCommunicationHookType(args.ddp_comm_hook),
+    )
+    return [exchange, InitProcessGroupKwargs(backend=None, timeout=timedelta(seconds=args.ddp_timeout))]
+
+
+def check_comm_hook(args: TrainingArguments, accelerator: Accelerator) -> None:
+    """Refuse to exchange gradients in bfloat16 where nothing is exchanged, or torch cannot."""
+    if args.ddp_comm_hook == "no":
+        return
+    if accelerator.num_processes == 1:
+        raise ValueError("ddp_comm_hook has no effect on a single process; remove it.")
+    if accelerator.device.type not in ("cuda", "xpu"):
+        raise ValueError(f"ddp_comm_hook needs GPUs, but the device is {accelerator.device}; remove it.")
 
 
 def check_processes(accelerator: Accelerator) -> None:
@@ -56,35 +96,81 @@ def check_processes(accelerator: Accelerator) -> None:
         )
 
 
+def check_same_options(args: TrainingArguments, accelerator: Accelerator) -> None:
+    """Refuse options that differ between processes, which would wait for each other forever or mix up their rows.
+
+    Numbers and switches are compared, not paths, which may differ between nodes.
+    """
+    own: dict[str, Any] = {name: value for name, value in vars(args).items() if isinstance(value, (int, float))}
+    own |= {"mixed_precision": args.mixed_precision, "dataloader_num_workers": None}  # workers may differ
+    everyone = gather_object([own])
+    for process, other in enumerate(everyone):
+        different = [
+            f"{name} {everyone[0][name]} and {value}" for name, value in other.items() if everyone[0][name] != value
+        ]
+        if different:
+            raise ValueError(
+                f"Processes 0 and {process} have different options ({', '.join(different)}); start all of them with "
+                "the same."
+            )
+
+
+def check_batch_size(batch: Mapping[str, torch.Tensor], args: TrainingArguments, accelerator: Accelerator) -> None:
+    """Refuse a batch of another size than those of the other processes, since the exchange needs equal sizes.
+
+    Each process compares its own with the option, which is the same everywhere, so that nothing has to be exchanged.
+    """
+    rows = len(batch["input_ids"])
+    if accelerator.num_processes > 1 and rows != args.per_device_train_batch_size:
+        raise ValueError(
+            f"Process {accelerator.process_index} received a batch of {rows} rows, but per_device_train_batch_size is "
+            f"{args.per_device_train_batch_size}: with several processes, all batches must have that size."
+        )
+
+
 class _Gathered(torch.autograd.Function):
-    """The rows of all processes; gradients return to the process that each row came from."""
+    """The rows of all processes; gradients return to the process that each row came from, and are summed there."""
 
     @staticmethod
     def forward(ctx: Any, accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
-        ctx.accelerator = accelerator
         ctx.rows = len(tensor)
         return accelerator.gather(tensor)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
-        gradients = ctx.accelerator.reduce(gradient.contiguous(), "sum").split(ctx.rows)
-        return None, gradients[ctx.accelerator.process_index]
+        # Renamed in torch 2.13.
+        reduce_scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
+        own = gradient.new_empty(ctx.rows, *gradient.shape[1:])
+        reduce_scatter(own, gradient.contiguous())
+        return None, own
 
 
 def gather_with_gradient(accelerator: Accelerator) -> Gather:
     """Return a function that joins a tensor of each process, (batch, ...), to (all, ...), own rows first.
 
     The second axis is padded with zeros to the longest. Unlike `accelerator.gather`, the function passes gradients
-    back: their sum over processes, which DDP's averaging turns into the gradient of one process with all rows.
+    back: their sum over processes, which DDP's averaging turns into the gradient of one process with all rows. Under
+    bfloat16 autocast, hidden states and their gradients travel in bfloat16.
     """
+    if accelerator.num_processes == 1:
+        return lambda tensor: tensor
 
     def gather(tensor: torch.Tensor) -> torch.Tensor:
-        padded = accelerator.pad_across_processes(tensor, dim=1).contiguous()
-        parts = list(_Gathered.apply(accelerator, padded).split(len(tensor)))
+        padded = accelerator.pad_across_processes(tensor, dim=1)
+        exchanged = padded.to(_exchange_dtype(padded)).contiguous()
+        parts = list(_Gathered.apply(accelerator, exchanged).to(padded.dtype).split(len(padded)))
+        parts[accelerator.process_index] = padded  # own rows as they were, if the exchange has rounded them
         own = parts.pop(accelerator.process_index)
         return torch.cat([own, *parts])
 
     return gather
+
+
+def _exchange_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """Return bfloat16 for (batch, tokens, width) hidden states under an autocast to it, which casts them anyway."""
+    kind = tensor.device.type
+    is_bfloat16 = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+    return torch.bfloat16 if is_bfloat16 and tensor.ndim == 3 and tensor.is_floating_point() else tensor.dtype
 
 
 def gather_keys(accelerator: Accelerator, outputs: Sequence[AlbefTeacherOutput]) -> Iterator[AlbefTeacherOutput]:

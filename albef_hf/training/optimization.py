@@ -8,6 +8,7 @@ import torch
 
 from .arguments import TrainingArguments
 
+FUSED_DEVICES = ("cuda", "cpu", "mps", "xpu")  # for which torch has a fused AdamW
 # Encoders by their names in options, as submodules of every head.
 ENCODER_MODULES = {"image_encoder": "albef.vision_model", "text_encoder": "albef.text_model"}
 
@@ -32,7 +33,7 @@ def make_optimizer(student: torch.nn.Module, args: TrainingArguments, device: to
             weights = [weight for weight in group["params"] if rates.get(weight, args.learning_rate) == rate]
             if weights:
                 groups.append({**group, "params": weights, "lr": rate})
-    return torch.optim.AdamW(groups, lr=args.learning_rate, fused=device.type in ("cuda", "cpu"))
+    return torch.optim.AdamW(groups, lr=args.learning_rate, fused=device.type in FUSED_DEVICES)
 
 
 def encoder_rates(student: torch.nn.Module, args: TrainingArguments) -> dict[torch.Tensor, float]:

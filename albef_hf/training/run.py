@@ -16,7 +16,7 @@ from ..processing_albef import AlbefProcessor
 from ..utils.progress import log_library_progress
 from .arguments import TrainingArguments
 from .dataloaders import steps_per_epoch
-from .distributed import make_accelerator
+from .distributed import check_same_options, make_accelerator
 from .guards import describe_skipped
 from .image_states import load_image_states
 from .logging import RunLog, start_trackers
@@ -24,6 +24,7 @@ from .lora import add_lora
 from .model_setup import freeze_encoders, make_teacher
 from .optimization import count_steps
 from .output_folder import LATER_RESULTS, end_training, lock_output_dir, prepare_output_dir, start_upload
+from .precision import describe_precision
 from .saved_model import LAST
 from .trainer import Trainer
 
@@ -44,6 +45,7 @@ def run(task_class: type["Task"], args: Any) -> dict[str, float]:
 
 def train(task_class: type["Task"], args: Any, accelerator: Accelerator) -> dict[str, float]:
     """Build student, teacher, data and log, train, and save; return the metrics of the model that is kept."""
+    check_same_options(args, accelerator)
     folder = prepare_output_dir(args, accelerator)
     upload = start_upload(args, accelerator)
     set_seed(args.seed)  # the same on all processes, so that their teachers and queues start alike
@@ -85,6 +87,7 @@ def train(task_class: type["Task"], args: Any, accelerator: Accelerator) -> dict
         log.close()
     log.say(f"rows skipped or cut: {describe_skipped(trainer.state.counts)}")
     saved_model.finish(trainer.state.step)
+    accelerator.wait_for_everyone()  # a scheduler may end all processes soon after the first one has ended
     return saved_model.metrics
 
 
@@ -150,5 +153,6 @@ def describe_run(
         f"{task.name}: {student.num_parameters() / 1e6:.1f} million parameters{parts}, {memory}\n"
         f"{total_steps} steps{epochs} of {per_step} rows: {args.per_device_train_batch_size} on each of "
         f"{accelerator.num_processes} process(es), {args.gradient_accumulation_steps} accumulated; "
-        f"everything goes to {args.output_dir}"
+        f"everything goes to {args.output_dir}\n"
+        f"precision: {describe_precision(accelerator)}"
     )

@@ -11,6 +11,7 @@ from .arguments import TrainingArguments
 # Options that may differ when a run is resumed; it is still bit-identical. A name that ends in "_" is a prefix.
 RESUME_SAFE_OPTIONS = (
     "dataloader_num_workers",
+    "ddp_timeout",
     "hub_",
     "image_root",
     "keep_every",

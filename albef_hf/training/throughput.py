@@ -13,31 +13,35 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data.row_errors import SkipReason
 from ..momentum import RUNNING_STATISTICS
 
-# Dense bfloat16 (V100 and T4: float16) operations per second, from the makers' data sheets, by a part of the name.
+# Dense operations per second in half precision (V100 and T4: float16), TF32 and float32, from the makers' data sheets,
+# by a part of the name.
 PEAKS = {
-    "B200": 2.25e15,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "A40": 149.7e12,
-    "A10": 125e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "RTX 4090": 165.2e12,
-    "V100": 125e12,
-    "T4": 65e12,
+    "B200": (2.25e15, 1.125e15, 75e12),
+    "H200": (989e12, 494.5e12, 67e12),
+    "H100 PCIe": (756e12, 378e12, 51e12),
+    "H100 NVL": (835e12, 417.5e12, 60e12),
+    "H100": (989e12, 494.5e12, 67e12),
+    "A100": (312e12, 156e12, 19.5e12),
+    "A40": (149.7e12, 74.8e12, 37.4e12),
+    "A10": (125e12, 62.5e12, 31.2e12),
+    "L40S": (362e12, 183e12, 91.6e12),
+    "L4": (121e12, 60e12, 30.3e12),
+    "RTX 4090": (165.2e12, 82.6e12, 82.6e12),
+    "V100": (125e12, 15.7e12, 15.7e12),  # without TF32
+    "T4": (65e12, 8.1e12, 8.1e12),
 }
 
 
 def peak_flops(device: torch.device, mixed_precision: str) -> float:
-    """Return a GPU's nominal half-precision operations per second; 0 if unknown."""
-    if device.type != "cuda" or mixed_precision == "no":
+    """Return a GPU's nominal operations per second in the precision of a training; 0 if unknown."""
+    if device.type != "cuda":
         return 0.0
     name = torch.cuda.get_device_name(device)
     # Whole words only: an RTX A4000 is not an A40, an L40 is not an L4.
-    return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), 0.0)
+    half, tf32, float32 = next((peaks for part, peaks in PEAKS.items() if re.search(rf"\b{part}\b", name)), (0.0,) * 3)
+    if mixed_precision != "no":
+        return half
+    return tf32 if torch.backends.cuda.matmul.allow_tf32 else float32
 
 
 class FlopCounter:
@@ -80,9 +84,9 @@ class FlopCounter:
         device = next(self.student.parameters()).device
         statistics = [b for name, b in self.student.named_buffers() if name.endswith(RUNNING_STATISTICS)]
         before = [buffer.clone() for buffer in statistics]
-        cuda_devices = [device] if device.type == "cuda" else []
+        devices = [] if device.type == "cpu" else [device]
         with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(cuda_devices))
+            stack.enter_context(torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"))
             stack.enter_context(torch.no_grad())
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             counter = stack.enter_context(FlopCounterMode(display=False))

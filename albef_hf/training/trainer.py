@@ -22,7 +22,7 @@ from ..outputs_albef import AlbefTeacherOutput
 from .arguments import TrainingArguments
 from .checkpointing import CHECKPOINTS, Checkpoints, random_state
 from .dataloaders import Batch, endless_batches, steps_per_epoch
-from .distributed import gather_keys, gather_with_gradient
+from .distributed import check_batch_size, gather_keys, gather_with_gradient
 from .guards import check_nonfinite, check_skipped, matching_warning
 from .logging import RunLog
 from .optimization import alpha_at, count_steps, make_optimizer, make_scheduler
@@ -142,6 +142,7 @@ class Trainer:
                     raise RuntimeError(
                         "The data ended before the training did; if it is a stream, it may have too few shards."
                     )
+                check_batch_size(batch, self.args, self.accelerator)
                 self.recorder.add_batch(batch, issues=batch.pop("issues"))
                 if step(batch):
                     self._end_of_step()

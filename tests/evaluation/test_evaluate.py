@@ -3,10 +3,24 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from paths import REPOSITORY
 from task_rows import FILES, results_of, small, small_evaluation, write
+
+from albef_hf import AlbefForPreTraining
+
+
+@pytest.fixture
+def sharp_model(config, processor, tmp_path) -> Path:
+    """A model whose scores differ clearly, unlike those of small weights."""
+    config.initializer_range = config.text_config.initializer_range = config.vision_config.initializer_range = 0.2
+    torch.manual_seed(0)
+    for part in (AlbefForPreTraining(config), processor):
+        part.save_pretrained(tmp_path / "sharp")
+    return tmp_path / "sharp"
 
 
 def test_two_processes_count_every_row_once(run, pretrained, photographs, tmp_path):
@@ -55,6 +69,34 @@ def test_a_pretrained_model_is_evaluated_as_what_it_is(run, pretrained, tmp_path
     assert "(AlbefForPreTraining, evaluated without fine-tuning) on 10 rows: 10 built-in rows" in printed
     assert "retrieval among 10 images, recall in % (chance at 1: 10)" in printed
     assert results_of(tmp_path / "results")[0]["chance_r1"] == 10
+
+
+def best(prediction: dict) -> object:
+    """Return the first text or image, or the box."""
+    return prediction["box"] if "box" in prediction else prediction.get("texts", prediction.get("images"))[0]
+
+
+@pytest.mark.parametrize("name", ["retrieval", "grounding"])
+def test_bfloat16_hardly_changes_the_results(run, sharp_model, tmp_path, capsys, name):
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        run("evaluate", name, *small_evaluation(sharp_model, tmp_path / dtype), "--dtype", dtype)
+        assert f"weights in {dtype}, mixed_precision no" in capsys.readouterr().out
+        found[dtype] = results_of(tmp_path / dtype)
+    (metrics, predictions), (expected, expected_predictions) = found["bfloat16"], found["float32"]
+    same = [best(a) == best(b) for a, b in zip(predictions, expected_predictions, strict=True)]
+    assert sum(same) >= 0.9 * len(same) and len(same) >= 10
+    model_metrics = [metric for metric in expected if metric.startswith(("itc_", "itm_", "accuracy"))]
+    assert all(abs(metrics[metric] - expected[metric]) <= 10 for metric in model_metrics), "of one query among ten"
+
+
+def test_the_dtype_of_the_saved_weights_and_one_that_contradicts_an_option(run, pretrained, tmp_path, capsys):
+    AlbefForPreTraining.from_pretrained(pretrained, dtype=torch.float16).save_pretrained(pretrained)
+    run("evaluate", "retrieval", *small_evaluation(pretrained, tmp_path / "results"), "--dtype", "auto")
+    assert "weights in float16" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run("evaluate", "retrieval", "--model", "m", "--dtype", "bfloat16", "--mixed_precision", "bf16")
+    assert "both choose the precision" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

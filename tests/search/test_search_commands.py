@@ -10,6 +10,7 @@ from search_fixtures import flip, noise
 
 from albef_hf.search import commands
 from albef_hf.search.cli import build_search_parser
+from albef_hf.search.index import ImageIndex
 
 
 def test_the_commands(command, album, tmp_path, monkeypatch):
@@ -53,6 +54,30 @@ def test_the_commands(command, album, tmp_path, monkeypatch):
     assert "changes: none" in printed and "damage: none" in printed and f"source: {album}" in printed
     flip(next(Path("images.index").glob("features_*")))
     assert "SHA-256" in command("index", "info")
+
+
+def test_features_and_queries_may_have_other_precisions(command, album, model, processor, search_warnings):
+    command("index", "build", album, "--model", "../model")
+    assert "dtype: float32" in command("index", "info")
+    tables = [command("search", "two dogs in the snow", *options) for options in ([], ["--dtype", "bfloat16"])]
+    rows, expected = ([line.split() for line in table.splitlines()[1:]] for table in reversed(tables))
+    assert [row[3] for row in rows][:3] == [row[3] for row in expected][:3]
+    assert "computed in float32 and those of queries in bfloat16" in search_warnings[-1]
+    with pytest.raises(SystemExit, match="computed in float32, but the model is in bfloat16: load it in float32"):
+        command("index", "build", album, "--model", "../model", "--dtype", "bfloat16")
+
+    command("index", "build", album, "--model", "../model", "--index", "half", "--dtype", "bfloat16")
+    assert "dtype: bfloat16" in command("index", "info", "--index", "half")
+    noise(90).save(album / "new.png")
+    assert "1 added" in command("index", "add", album / "new.png", "--index", "half")
+    assert "13 images" in command("index", "build", album, "--model", "../model", "--index", "half")
+    said = len(search_warnings)
+    command("search", "red", "--index", "half")
+    assert len(search_warnings) == said
+    index = ImageIndex.load("half", model, processor)  # float32 weights contain the bfloat16 ones
+    assert "computed in bfloat16 and those of queries in float32" in search_warnings[-1]
+    with pytest.raises(ValueError, match="computed in bfloat16, but the model is in float32"):
+        index.remove(["new.png"])
 
 
 def test_errors_are_printed(command):

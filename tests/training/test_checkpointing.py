@@ -44,6 +44,26 @@ def test_the_latest_checkpoints_and_those_of_keep_every_are_kept(checkpoints):
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step_3"]
 
 
+def test_random_states_of_all_kinds_of_accelerators_are_saved_and_restored(monkeypatch):
+    def state_of(generator: torch.Generator) -> dict:
+        return {"get_rng_state": generator.get_state, "set_rng_state": generator.set_state}
+
+    generators = {kind: torch.Generator() for kind in ("cuda", "xpu", "mps")}
+    for kind, generator in generators.items():
+        for name, function in state_of(generator).items():
+            monkeypatch.setattr(getattr(torch, kind), name, function)
+        if kind != "mps":
+            monkeypatch.setattr(getattr(torch, kind), "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    state = random_state()
+    drawn = [torch.rand(1, generator=generator) for generator in generators.values()]
+    restore_random_state(state)
+    assert drawn == [torch.rand(1, generator=generator) for generator in generators.values()]
+    monkeypatch.undo()
+    restore_random_state(state)  # on a machine without them
+    restore_random_state(random_state() | {"cuda": None})  # of an earlier version
+
+
 def linked(path: Path, far: Path) -> Path:
     """Move a folder elsewhere, and link to it."""
     path.rename(far)

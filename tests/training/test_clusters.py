@@ -99,21 +99,32 @@ def test_unknown_processes_and_sharded_models_are_refused(monkeypatch):
 # Slurm
 # ---------------------------------------------------------------------------------------------------------------------
 
-# Substitutes: one process per task, to which srun passes its signals; its exit code is the highest of theirs.
+# Substitutes: one process per task, to which srun passes its signals; its exit code is the highest of theirs. It kills
+# those that are left some time after the first one has ended.
 SRUN = """#!/bin/bash
-while [[ $1 == --* ]]; do shift; done
+while [[ $1 == --* ]]; do
+    [[ $1 == --wait=* ]] && seconds=${SRUN_WAIT:-${1#--wait=}}
+    shift
+done
 for ((task = 0; task < SLURM_NTASKS; task++)); do
     SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
     tasks+=($!)
 done
 trap 'kill -USR1 "${tasks[@]}"' USR1
 trap 'kill -TERM "${tasks[@]}"' TERM
+(
+    while for task in "${tasks[@]}"; do kill -0 "$task" || break 2; done; do sleep 0.1; done
+    sleep "$seconds"
+    kill -KILL "${tasks[@]}"
+) 2>/dev/null &
+watcher=$!
 highest=0
 for task in "${tasks[@]}"; do
     while kill -0 "$task" 2>/dev/null; do wait "$task"; done
     wait "$task"; code=$?
     ((code > highest)) && highest=$code
 done
+kill "$watcher" 2>/dev/null
 exit $highest
 """
 STEPS = 12
@@ -127,29 +138,51 @@ def test_the_slurm_script_is_bash():
     assert "#SBATCH --signal=B:USR1@300" in SLURM.read_text()
 
 
-def test_a_job_at_its_time_limit_is_requeued_and_resumes(tmp_path):
+@pytest.fixture
+def slurm(tmp_path):
+    """Return a function that submits a job with some tasks and further settings of the environment."""
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
+
+    def submit(tasks: int, arguments: list[str], **settings: str) -> subprocess.Popen:
+        environment = ON_PROCESSORS | {
+            "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(REPOSITORY),
+            "REQUEUED": str(tmp_path / "requeued"),
+            "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_NTASKS": str(tasks),
+        }
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(["bash", str(SLURM), *arguments], cwd=REPOSITORY, env=environment | settings, **pipes)
+
+    return submit
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_requeued"),
+    [
+        ({"REQUEUE_AFTER": "0"}, True),
+        ({}, False),
+        ({"REQUEUE_AFTER": "0", "SLURM_RESTART_COUNT": "20"}, False),
+    ],
+)
+def test_a_job_with_a_killed_process_ends_and_is_requeued_but_not_forever(slurm, tmp_path, settings, is_requeued):
+    (tmp_path / "python").write_text("#!/bin/bash\ntrap '' TERM\n((RANK == 1)) && kill -KILL $$\nexec sleep 300\n")
+    (tmp_path / "python").chmod(0o755)
+    job = slurm(3, [], SRUN_WAIT="0.2", **settings)
+    said = job.communicate(timeout=60)[0]
+    assert job.returncode == 137 and "a process was killed (exit code 137)" in said, said
+    assert (tmp_path / "requeued").exists() == is_requeued
+
+
+def test_a_job_at_its_time_limit_is_requeued_and_resumes(slurm, tmp_path):
     tasks, requeued = 2 if LONG else 1, tmp_path / "requeued"
-    environment = ON_PROCESSORS | {
-        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(REPOSITORY),
-        "REQUEUED": str(requeued),
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_JOB_NODELIST": "node[1-2]",
-        "SLURM_NTASKS": str(tasks),
-    }
     arguments = small_run(tmp_path / "out", STEPS)
     arguments += ["--logging_steps", "1", "--validation_size", "0", "--scenes", "80"]
-    arguments += ["--mixed_precision", "no"]  # bf16, which the script sets, is slow on a CPU
     arguments = [argument for argument in arguments if argument not in ("--overwrite_output_dir", "True")]
-
-    def submit() -> subprocess.Popen:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(["bash", str(SLURM), *arguments], cwd=REPOSITORY, env=environment, **pipes)
-
-    job, begun = submit(), time.monotonic()
+    job, begun = slurm(tasks, arguments), time.monotonic()
     log = tmp_path / "out" / "log.jsonl"
     while not log.exists() or not log.stat().st_size:
         assert job.poll() is None and time.monotonic() < begun + 200, job.communicate()[0]
@@ -160,7 +193,7 @@ def test_a_job_at_its_time_limit_is_requeued_and_resumes(tmp_path):
     assert "stopped by SIGUSR1; the checkpoint is written" in said and f"of {tasks} process(es)" in said
     assert requeued.read_text() == f"requeue {os.getpid()}\n"
     stopped = len(records_of(tmp_path / "out"))
-    job = submit()
+    job = slurm(tasks, arguments)
     said = job.communicate(timeout=200)[0]
     assert job.returncode == 0 and "resumed from" in said, said
     assert requeued.read_text().count("\n") == 1 and 0 < stopped < STEPS

@@ -50,11 +50,18 @@ def test_distance_of_the_teacher():
 
 
 @pytest.mark.parametrize(
-    ("name", "peak"),
-    [("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA RTX A4000", 0), ("NVIDIA L40", 0)],
+    ("name", "half", "tf32", "float32"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12, 156e12, 19.5e12),
+        ("NVIDIA H100 PCIe", 756e12, 378e12, 51e12),
+        ("NVIDIA RTX A4000", 0, 0, 0),
+        ("NVIDIA L40", 0, 0, 0),
+    ],
 )
-def test_peaks_of_known_devices(monkeypatch, name, peak):
+def test_peaks_of_known_devices(monkeypatch, name, half, tf32, float32):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    assert peak_flops(torch.device("cuda"), "bf16") == peak
-    assert peak_flops(torch.device("cuda"), "no") == 0
+    assert peak_flops(torch.device("cuda"), "bf16") == half
+    for allowed, peak in ((True, tf32), (False, float32)):  # which is the default
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        assert peak_flops(torch.device("cuda"), "no") == peak
     assert peak_flops(torch.device("cpu"), "bf16") == 0
