@@ -13,6 +13,7 @@ from transformers import BertTokenizer, pipeline
 
 from albef_hf import AlbefForPreTraining, AlbefProcessor
 from albef_hf.data import EvaluationImages, SkipReason, embedded_tokenizer
+from albef_hf.data.augmentation import torch_resize
 from albef_hf.tasks.pretraining import Pretraining, hold_out
 from albef_hf.training.arguments import PretrainingArguments
 from albef_hf.training.dataloaders import steps_per_epoch
@@ -132,6 +133,12 @@ def test_rows_of_one_image_are_evaluated_as_one(scene_images):
     assert EvaluationImages(rows, str(scene_images), max_images=1).captions == [["a"]]
     stream = EvaluationImages(iter([{"image": Image.new("RGB", (9, 9), "red"), "caption": "a"}]))
     assert stream[0].getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(("fast_resize", "resize"), [(False, Image.Image.resize), (True, torch_resize)])
+def test_training_images_are_resized_by_torch_only_if_asked(processor, fast_resize, resize):
+    task = Pretraining(PretrainingArguments(fast_resize=fast_resize), processor)
+    assert task.make_reader().augmentation.resize is resize
 
 
 def test_batches_of_a_stream_are_not_sharded_again(processor, scene_images):
