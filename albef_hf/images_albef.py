@@ -57,7 +57,8 @@ def read_image(
         if exif_transpose and needs_exif_transpose(image):  # before the conversion, which may drop EXIF
             with contextlib.suppress(Exception):
                 return to_rgb(ImageOps.exif_transpose(image))
-        return to_rgb(image)
+        converted = to_rgb(image)
+        return converted.copy() if converted is source else converted  # what the caller has must not change with it
 
 
 @contextlib.contextmanager
@@ -129,7 +130,7 @@ def needs_exif_transpose(image: Image.Image) -> bool:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB, with transparent pixels as white.
+    """Convert an image of any mode to RGB, with transparent pixels as white; an image that is RGB is returned itself.
 
     Raises:
         ValueError: If it has no pixels, their range is unknown, or Pillow cannot convert it.
@@ -142,7 +143,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = _from_16_bits(image)
     if image.mode == "La":
         image = image.convert("LA")  # Pillow cannot convert premultiplied gray directly
-    return _on_white(image) if image.has_transparency_data else image.convert("RGB")
+    if image.has_transparency_data:
+        return _on_white(image)
+    image.load()  # `convert` would copy an image that is RGB already
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

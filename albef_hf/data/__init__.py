@@ -13,6 +13,7 @@ _MODULES = {  # the submodule of each public name
     "ImageTextPairs": "pairs",
     "ImageTextStream": "pairs",
     "InvalidSampleError": "row_errors",
+    "Normalization": "augmentation",
     "PairReader": "pairs",
     "PretrainingCollator": "collator",
     "RowErrors": "row_errors",

@@ -71,7 +71,8 @@ class PretrainingCollator:
 
         Returns:
             `input_ids`, `attention_mask`, `mlm_input_ids`, `labels`, each (batch, tokens), `pixel_values`
-            (batch, 3, height, width), and `issues`, how often each `SkipReason` occurred, (number of issues,).
+            (batch, 3, height, width) in the samples' dtype, and `issues`, how often each `SkipReason` occurred,
+            (number of issues,).
 
         Raises:
             ValueError: If there is no sample.

@@ -54,8 +54,9 @@ class PairReader:
         """Read one row.
 
         Returns:
-            `pixel_values` (3, height, width), or states (1 + patches, width), `caption`, `seed` for the masking,
-            `issues` (a list of `SkipReason`).
+            `pixel_values` of 0 to 255, uint8, (3, height, width), which the `normalize` of the augmentation turns into
+            a model's input, or states (1 + patches, width); `caption`, `seed` for the masking, `issues` (a list of
+            `SkipReason`).
 
         Raises:
             InvalidSampleError: If the pair cannot be used.
@@ -66,7 +67,7 @@ class PairReader:
             pixel_values = self.image_states.read(row["image"], self.image_root)
             flipped = False
         else:
-            pixel_values, flipped = self.augmentation(load_image(row["image"], self.image_root), rng)
+            pixel_values, flipped = self.augmentation.augment(load_image(row["image"], self.image_root), rng)
         if flipped and row.get("mirrored_caption") is not None:
             captions = valid_captions(row["mirrored_caption"])
         whole_caption = clean_caption(captions[choice], 10**9, self.kept_tokens, self.keep_case)
@@ -89,14 +90,19 @@ class ImageTextPairs(torch.utils.data.Dataset):
         self.rows = rows
         self.reader = reader
         self.seed = seed
-        self.epoch = 0
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
+
+    @property
+    def epoch(self) -> int:
+        """Return the epoch, in this process and in its workers."""
+        return int(self._epoch)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which changes the random choices; the data loader calls this."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return the sample of a row; an invalid row is replaced by a random one.

@@ -14,8 +14,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from ..data import Augmentation, InvalidSampleError, RowErrors, SkipReason, load_image, valid_text
+from ..data import Augmentation, InvalidSampleError, Normalization, RowErrors, SkipReason, load_image, valid_text
 from ..data.annotations import read_json_list
+from ..data.augmentation import torch_resize
 from ..data.image_states import ImageRecorder, ImageStates
 from ..data.pairs import ATTEMPTS
 from ..data.row_values import require_readable
@@ -62,6 +63,8 @@ class Task(ABC):
         self.fits_calibration = False  # on the rows of an evaluation
         self.calibration: FittedCalibration | None = None  # of the last evaluation
         self.image_states: ImageStates | ImageRecorder | None = None  # take the place of training images
+        images = processor.image_processor
+        self.normalize = Normalization(images.image_mean, images.image_std)
 
     def make_augmentation(self, flip_probability: float) -> Augmentation:
         """Return the augmentation of training images."""
@@ -74,6 +77,7 @@ class Task(ABC):
             self.args.randaugment_operations,
             flip_probability,
             images.resample,
+            torch_resize if self.args.fast_resize else Image.Image.resize,
         )
 
     @classmethod
@@ -338,7 +342,9 @@ class FineTuningTask(Task):
         return kept
 
     def pixels(self, image: Any, rng: np.random.Generator, image_root: str | None = None) -> torch.Tensor:
-        """Return augmented pixels of an image, (channels, height, width), or its states, (1 + tokens, width).
+        """Return augmented pixels of an image, uint8, (channels, height, width), or its states, (1 + tokens, width).
+
+        The training normalizes them, in batches on its device.
 
         Args:
             image: See `load_image`.
@@ -348,7 +354,7 @@ class FineTuningTask(Task):
         image_root = image_root or self.args.image_root
         if self.image_states:
             return self.image_states.read(image, image_root)
-        return self.augmentation(load_image(image, image_root), rng)[0]
+        return self.augmentation.augment(load_image(image, image_root), rng)[0]
 
     def inputs(self, model: PreTrainedModel, texts: list[str], images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """Return a head's inputs for texts and as many images, on its device."""

@@ -17,7 +17,7 @@ TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 MAX_POSITIONS = 512  # of BERT
 ENCODERS = ("image_encoder", "text_encoder")
 FREEZABLE = (*ENCODERS, "contrastive_head")
-NO_AUGMENTATION = {"min_crop_scale": 1.0, "randaugment_operations": 0, "flip_probability": 0.0}
+NO_AUGMENTATION = {"min_crop_scale": 1.0, "randaugment_operations": 0, "flip_probability": 0.0, "fast_resize": False}
 
 
 @dataclass
@@ -316,6 +316,10 @@ class DataArguments(SourceArguments, TrainingArguments):
         default=0.2, metadata={"help": "smallest fraction of an image that the augmentation keeps"}
     )
     randaugment_operations: int = field(default=2, metadata={"help": "operations of RandAugment drawn for each image"})
+    fast_resize: bool = field(
+        default=False,
+        metadata={"help": "resize training images with torch, which is faster; few pixels differ, by little"},
+    )
     max_words: int = field(default=30, metadata={"help": "words of a text that are kept"})
     max_tokens: int = field(default=25, metadata={"help": "tokens of a text that are kept"})
 

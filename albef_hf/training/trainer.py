@@ -131,7 +131,8 @@ class Trainer:
             self.log.begin()
             self.checkpoints.clear()  # of an earlier run, now that nothing of this one was refused
         step = self.gathered_keys_step if self.args.gather_keys else self.training_step
-        batches = endless_batches(self.loader, self.state, self.recorder)
+        normalize = self.saved_model.task.normalize
+        batches = endless_batches(self.loader, self.state, self.recorder, self.accelerator.device, normalize)
         with self.signals, contextlib.closing(batches):  # ends the DataLoader workers
             # A checkpoint is written before the evaluation of its step, which may fail without losing it.
             if self.resumed:

@@ -13,6 +13,7 @@ from transformers import BertTokenizer, pipeline
 
 from albef_hf import AlbefForPreTraining, AlbefProcessor
 from albef_hf.data import EvaluationImages, SkipReason, embedded_tokenizer
+from albef_hf.data.augmentation import torch_resize
 from albef_hf.tasks.pretraining import Pretraining, hold_out
 from albef_hf.training.arguments import PretrainingArguments
 from albef_hf.training.dataloaders import steps_per_epoch
@@ -134,13 +135,19 @@ def test_rows_of_one_image_are_evaluated_as_one(scene_images):
     assert stream[0].getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_batches_of_a_stream_are_moved_to_the_device(processor, scene_images):
+@pytest.mark.parametrize(("fast_resize", "resize"), [(False, Image.Image.resize), (True, torch_resize)])
+def test_training_images_are_resized_by_torch_only_if_asked(processor, fast_resize, resize):
+    task = Pretraining(PretrainingArguments(fast_resize=fast_resize), processor)
+    assert task.make_reader().augmentation.resize is resize
+
+
+def test_batches_of_a_stream_are_not_sharded_again(processor, scene_images):
     content = (scene_images / "0.png").read_bytes()
     rows = datasets.Dataset.from_dict({"image": [content] * 8, "caption": ["a dog"] * 8}).to_iterable_dataset(4)
     args = PretrainingArguments(per_device_train_batch_size=4, dataloader_num_workers=0)
     accelerator = Accelerator(cpu=True)
     loader = Pretraining(args, processor).train_dataloader(rows, accelerator)
-    assert loader.device == accelerator.device and steps_per_epoch(loader, args) is None
+    assert loader.device is None and steps_per_epoch(loader, args) is None
     assert next(iter(loader))["input_ids"].shape == (4, 3)
 
 

@@ -448,5 +448,5 @@ def test_grounding_is_trained_on_whole_images(processor, photographs, tmp_path: 
     task = make_task("grounding", processor, randaugment_operations=0)
     for seed in range(5):
         row = {"image": wide, "text": "the far left", "image_index": 0}
-        pixels = task.preprocess_train(row, np.random.default_rng(seed))["pixel_values"]
+        pixels = task.normalize(task.preprocess_train(row, np.random.default_rng(seed))["pixel_values"])
         assert pixels[0, 16, 0] < 0 < pixels[0, 16, 16] and pixels[0, 16, -1] < 0

@@ -235,6 +235,7 @@ def test_an_image_is_known_by_its_content(photographs, tmp_path):
         ({"freeze": []}, "set freeze image_encoder too"),
         ({"min_crop_scale": 0.3}, "min_crop_scale is 0.3, but images are not augmented .*; remove it, or set 1.0"),
         ({"randaugment_operations": 1}, "randaugment_operations is 1, but images are not augmented"),
+        ({"fast_resize": True}, "fast_resize is True, but images are not augmented .*; remove it, or set False"),
         ({"flip_probability": 0.1, "model": "m"}, "flip_probability is 0.1, but images are not augmented"),
         ({"streaming": True, "dataset": "x/y"}, "remove streaming"),
     ],

@@ -195,6 +195,7 @@ def test_non_finite_steps_are_skipped_and_a_run_of_them_ends_the_training(pretra
     def spoiled(self, samples):
         batch = reader(self, samples)
         if next(batches) >= 3:
+            batch["pixel_values"] = batch["pixel_values"].float()
             batch["pixel_values"][0, 0, 0, 0] = float("nan")
         return batch
 
