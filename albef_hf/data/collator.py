@@ -43,6 +43,11 @@ def mask_tokens(
     return mlm_input_ids, input_ids.masked_fill(~chosen, -100)
 
 
+def label_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Return the indices of the labels that are not -100 in `labels.flatten()`, so that the model need not look."""
+    return (labels.flatten() != -100).nonzero()[:, 0]
+
+
 class PretrainingCollator:
     """Collate samples: tokens padded to the longest caption, a masked copy, pixels, and counts of skipped rows.
 
@@ -70,8 +75,9 @@ class PretrainingCollator:
         """Collate samples of a `PairReader`.
 
         Returns:
-            `input_ids`, `attention_mask`, `mlm_input_ids`, `labels`, each (batch, tokens), `pixel_values`
-            (batch, 3, height, width), and `issues`, how often each `SkipReason` occurred, (number of issues,).
+            `input_ids`, `attention_mask`, `mlm_input_ids`, `labels`, each (batch, tokens), `label_positions`, where
+            tokens are masked in the flattened `labels`, (masked tokens,), `pixel_values` (batch, 3, height, width),
+            and `issues`, how often each `SkipReason` occurred, (number of issues,).
 
         Raises:
             ValueError: If there is no sample.
@@ -98,6 +104,7 @@ class PretrainingCollator:
             "attention_mask": tokens["attention_mask"],
             "mlm_input_ids": mlm_input_ids,
             "labels": labels,
+            "label_positions": label_positions(labels),
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
             "issues": torch.bincount(torch.tensor(issues, dtype=torch.long), minlength=len(SkipReason)),
         }
