@@ -66,6 +66,7 @@ def complete_answers(answers: Answers, questions: torch.Tensor, config: AlbefCon
     """
     labels = answers.labels
     positions = answers.positions
+    weights = answers.weights
     counts = (
         torch.ones(len(questions), dtype=torch.long) if answers.counts is None else torch.as_tensor(answers.counts)
     )
@@ -75,10 +76,7 @@ def complete_answers(answers: Answers, questions: torch.Tensor, config: AlbefCon
         positions = answer_positions(labels)
     dtype = torch.promote_types(questions.dtype, torch.float32)
     question_index = torch.repeat_interleave(counts, output_size=len(labels))
-    if answers.weights is None:
-        weights = 1 / counts[question_index].to(dtype)
-    else:
-        weights = answers.weights.to(dtype)
+    weights = 1 / counts[question_index].to(dtype) if weights is None else weights.to(dtype)
     return CompleteAnswers(
         labels=labels,
         positions=positions,

@@ -86,7 +86,13 @@ def _stream_loader(
 def _without_sharding(loader: DataLoader, accelerator: Accelerator) -> DataLoader:
     """Prepare a loader that reads only this process's part already."""
     return prepare_data_loader(
-        loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+        loader,
+        accelerator.device,
+        num_processes=1,
+        process_index=0,
+        put_on_device=True,
+        dispatch_batches=False,
+        non_blocking=accelerator.non_blocking,
     )
 
 

@@ -29,7 +29,11 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
         ),
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+        dataloader_config=DataLoaderConfiguration(
+            use_seedable_sampler=True,
+            data_seed=args.seed,
+            non_blocking=not torch.backends.mps.is_available(),  # which may copy memory that was freed meanwhile
+        ),
         dynamo_plugin=compile_layers if args.torch_compile else None,
         log_with=installed_trackers(args.report_to) or None,
         project_dir=str(Path(args.output_dir) / "tensorboard"),
@@ -37,6 +41,27 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
     if not accelerator.is_main_process:  # its warnings would be repeated
         logging.set_verbosity_error()
     return accelerator
+
+
+class HostCopy:
+    """A tensor on its way from a device to the host, which can be read later without waiting for all other work.
+
+    Args:
+        tensor: The tensor; `tolist` returns its present values.
+    """
+
+    def __init__(self, tensor: torch.Tensor):
+        has_events = tensor.device.type in ("cuda", "xpu")
+        self.values = tensor.to("cpu", non_blocking=has_events)  # to pinned memory
+        self.arrival = torch.Event(tensor.device) if has_events else None
+        if self.arrival is not None:
+            self.arrival.record()
+
+    def tolist(self) -> list[float]:
+        """Return the values, after waiting for them."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        return self.values.tolist()
 
 
 def check_processes(accelerator: Accelerator) -> None:

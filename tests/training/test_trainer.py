@@ -269,4 +269,4 @@ def test_a_training_step_fits_on_one_screen():
         assert start > begin and start + len(lines) <= begin + 80
         source += lines
     steps = set(re.findall(r"self\.(_?\w+)\(", "".join(source))) & set(vars(Trainer))
-    assert steps - set(called) == {"_check_nonfinite"}
+    assert steps - set(called) == {"_read_flags"}
