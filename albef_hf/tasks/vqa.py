@@ -100,7 +100,7 @@ class VisualQuestionAnswering(LabelTask):
         answers = [answer for sample in samples for answer in sample["answers"]]
         tokens = self.processor.encode_answers(answers)
         return {
-            **self.tokenize([sample["question"] for sample in samples], self.training_limit),
+            **self.tokenize_for_training([sample["question"] for sample in samples]),
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
             "labels": tokens["labels"],
             "label_positions": label_positions(tokens["labels"].index_fill(1, torch.tensor([0]), -100)),  # not [CLS]

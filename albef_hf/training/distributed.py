@@ -7,21 +7,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, TorchDynamoPlugin
+from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from transformers.utils import logging
 
 from ..losses_albef import IGNORED
 from ..modeling_albef import Gather
 from ..outputs_albef import AlbefTeacherOutput
 from .arguments import TrainingArguments
+from .compilation import compile_plugin
 from .logging import installed_trackers
 
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
     """Return an `Accelerator`; the environment of `accelerate launch` applies where the options leave it open."""
-    compile_layers = TorchDynamoPlugin(backend="inductor", use_regional_compilation=True)
-    if args.torch_compile:  # student and teacher call each layer with texts and images in nine ways, one too many
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     accelerator = Accelerator(
         mixed_precision=None if args.mixed_precision == "no" else args.mixed_precision,
         # Accumulation continues across the end of an epoch, where Accelerate would give an incomplete one too little
@@ -34,7 +32,7 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
             data_seed=args.seed,
             non_blocking=not torch.backends.mps.is_available(),  # which may copy memory that was freed meanwhile
         ),
-        dynamo_plugin=compile_layers if args.torch_compile else None,
+        dynamo_plugin=compile_plugin() if args.torch_compile else None,
         log_with=installed_trackers(args.report_to) or None,
         project_dir=str(Path(args.output_dir) / "tensorboard"),
     )

@@ -21,6 +21,7 @@ from ..momentum import MomentumTeacher
 from ..outputs_albef import AlbefTeacherOutput
 from .arguments import TrainingArguments
 from .checkpointing import CHECKPOINTS, Checkpoints, random_state
+from .compilation import report_recompile_limit
 from .dataloaders import Batch, endless_batches, steps_per_epoch
 from .distributed import HostCopy, gather_keys, gather_with_gradient
 from .guards import check_nonfinite, check_skipped, matching_warning
@@ -134,7 +135,8 @@ class Trainer:
             self.checkpoints.clear()  # of an earlier run, now that nothing of this one was refused
         step = self.gathered_keys_step if self.args.gather_keys else self.training_step
         batches = endless_batches(self.loader, self.state, self.recorder)
-        with self.signals, contextlib.closing(batches):  # ends the DataLoader workers
+        report = report_recompile_limit(self.log.say)
+        with self.signals, report, contextlib.closing(batches):  # ends the DataLoader workers
             # A checkpoint is written before the evaluation of its step, which may fail without losing it.
             if self.resumed:
                 self._evaluate_if_due()
