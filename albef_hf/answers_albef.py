@@ -3,36 +3,91 @@
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
-from .losses_albef import IGNORED, at_least_float32
+from .losses_albef import IGNORED, at_least_float32, target_positions
 
 
 @dataclass
 class Answers:
-    """The answers of a batch of questions.
+    """The answers of a batch of questions; `complete_answers` fills in what is None.
 
     Args:
         labels: Token ids, (answers, tokens), -100 for padding; the answers of a question one after the other.
         counts: Number of answers of each question, (questions,); None for one each.
         weights: Weight of each answer, (answers,); None for equal weights that sum to 1 for each question.
+        positions: Indices of the tokens to predict in `labels.flatten()`, (answer tokens,); None for all but `[CLS]`.
     """
 
     labels: torch.Tensor
     counts: torch.Tensor | None = None
     weights: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
 
 
-def question_indices(answers: Answers, questions: int, config: AlbefConfig) -> torch.Tensor:
-    """Check the answers of a batch and return the index of each answer's question, (answers,).
+def answer_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Return the indices of all tokens but `[CLS]` in the flattened (answers, tokens) labels, (answer tokens,)."""
+    return target_positions(F.pad(labels[:, 1:], (1, 0), value=IGNORED))
+
+
+@dataclass
+class CompleteAnswers:
+    """What the loss needs to know of the answers of a batch.
+
+    Args:
+        labels: As in `Answers`.
+        positions: As in `Answers`.
+        targets: The labels at these positions, (answer tokens,).
+        question_index: Index of the question of each answer, (answers,).
+        token_weights: Weight of the answer that each token to predict belongs to, (answer tokens,).
+    """
+
+    labels: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    question_index: torch.Tensor
+    token_weights: torch.Tensor
+
+
+def complete_answers(answers: Answers, questions: torch.Tensor, config: AlbefConfig) -> CompleteAnswers:
+    """Check the answers of a batch and complete them.
+
+    Answers with `positions` come from a collator and are not checked: on a GPU, the host would have to wait.
+
+    Args:
+        answers: The answers.
+        questions: States of the questions, (questions, tokens, width).
+        config: Has the ids of special tokens.
 
     Raises:
         ValueError: If they are not encoded by `AlbefProcessor.encode_answers`, or counts or weights do not fit.
     """
     labels = answers.labels
-    counts = torch.ones(questions, dtype=torch.long) if answers.counts is None else torch.as_tensor(answers.counts)
+    positions = answers.positions
+    weights = answers.weights
+    counts = (
+        torch.ones(len(questions), dtype=torch.long) if answers.counts is None else torch.as_tensor(answers.counts)
+    )
     counts = counts.to(labels.device)
+    if positions is None:
+        _check_answers(answers, counts, len(questions), config)
+        positions = answer_positions(labels)
+    dtype = torch.promote_types(questions.dtype, torch.float32)
+    question_index = torch.repeat_interleave(counts, output_size=len(labels))
+    weights = 1 / counts[question_index].to(dtype) if weights is None else weights.to(dtype)
+    return CompleteAnswers(
+        labels=labels,
+        positions=positions,
+        targets=labels.take(positions),
+        question_index=question_index,
+        token_weights=weights[positions // labels.shape[1]],
+    )
+
+
+def _check_answers(answers: Answers, counts: torch.Tensor, questions: int, config: AlbefConfig) -> None:
+    labels = answers.labels
     # Both are copied from the device at once, so that there is one wait.
     total, encoded = torch.stack([counts.sum(), _are_encoded(labels, config.text_config)]).tolist()
     _require_encoded(encoded, config.text_config)
@@ -43,7 +98,6 @@ def question_indices(answers: Answers, questions: int, config: AlbefConfig) -> t
         )
     if answers.weights is not None and len(answers.weights) != len(labels):
         raise ValueError(f"There are {len(answers.weights)} answer_weights for {len(labels)} answers: pass one each.")
-    return torch.repeat_interleave(counts, output_size=len(labels))
 
 
 def check_answer_list(labels: torch.Tensor, top_k: int, config: AlbefTextConfig) -> None:
@@ -140,4 +194,11 @@ def _continuation_log_likelihood(
     return token_scores.new_zeros(len(labels)).index_add(0, answer_index, token_scores)
 
 
-__all__ = ["Answers", "check_answer_list", "question_indices", "score_continuations"]
+__all__ = [
+    "Answers",
+    "CompleteAnswers",
+    "answer_positions",
+    "check_answer_list",
+    "complete_answers",
+    "score_continuations",
+]

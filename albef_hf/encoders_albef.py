@@ -17,7 +17,6 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -26,7 +25,7 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .compatibility_albef import CACHE_NAME, follow_umask, renamed_attribute
+from .compatibility_albef import bidirectional_mask, causal_mask, follow_umask, renamed_attribute
 from .configuration_albef import AUTO_MAP, RENAMED_CLASSES, AlbefConfig, AlbefTextConfig, AlbefVisionConfig, size_pair
 
 logger = logging.get_logger(f"transformers.{__name__}")
@@ -768,9 +767,7 @@ class AlbefTextModel(AlbefPreTrainedModel):
                 f"input_ids has shape {tuple(input_ids.shape)}: pass at least one text of at least one token, [CLS]."
             )
         hidden_states = self.embeddings(input_ids)
-        attention_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-        )
+        attention_mask = bidirectional_mask(self.config, hidden_states, attention_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
@@ -858,7 +855,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         hidden_states = self.input_dropout(hidden_states)
         images = image_key_values[0][0].shape[0]
         queries = hidden_states if others else hidden_states[:, :1]
-        mask = self._bidirectional_mask(queries, attention_mask, hidden_states)
+        mask = bidirectional_mask(self.config, queries, attention_mask, hidden_states)
         context = first.self_attn.project_key_values(hidden_states)
         attended = first.self_attention_block(queries, mask, context).repeat_interleave(images, 0)
         states = first.feed_forward(first.cross_attention_block(attended, image_key_values[0]))
@@ -871,7 +868,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
     def first_self_attention(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Apply the first layer's self-attention, which comes before all images, (texts, tokens, width)."""
         return self.layers[0].self_attention_block(
-            hidden_states, self._bidirectional_mask(hidden_states, attention_mask)
+            hidden_states, bidirectional_mask(self.config, hidden_states, attention_mask)
         )
 
     def encode_cls_padding_free(
@@ -894,7 +891,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         if not others:
             return first.feed_forward(first.cross_attention_block(attended[:, :1], image_key_values[0]))[:, 0]
         token_indices = attention_mask.flatten().nonzero()[:, 0]
-        mask = self._bidirectional_mask(attended, attention_mask)
+        mask = bidirectional_mask(self.config, attended, attention_mask)
 
         def pack(padded: torch.Tensor) -> torch.Tensor:
             return padded.flatten(0, 1)[token_indices][None]  # (1, tokens of all texts, width)
@@ -942,19 +939,8 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         if layer.self_attn.can_absorb:
             return layer.self_attn_norm(cls + layer.self_attn.forward_absorbed(cls, hidden_states, attention_mask))
         key_values = layer.self_attn.project_key_values(hidden_states)
-        mask = self._bidirectional_mask(cls, attention_mask, hidden_states)
+        mask = bidirectional_mask(self.config, cls, attention_mask, hidden_states)
         return layer.self_attention_block(cls, mask, key_values)
-
-    def _bidirectional_mask(
-        self, queries: torch.Tensor, attention_mask: torch.Tensor | None, context: torch.Tensor | None = None
-    ) -> torch.Tensor | None:
-        """Return the mask as the attention function takes it; `context` has all tokens if `queries` has only some."""
-        return create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=queries,
-            attention_mask=attention_mask,
-            encoder_hidden_states=context,
-        )
 
     def _run_layers_for_cls(
         self,
@@ -965,7 +951,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
     ) -> torch.Tensor:
         hidden_states = self._run_layers(layers[:-1], hidden_states, attention_mask, image_key_values[:-1])
         cls = hidden_states[:, :1]
-        mask = self._bidirectional_mask(cls, attention_mask, hidden_states)
+        mask = bidirectional_mask(self.config, cls, attention_mask, hidden_states)
         key, value = image_key_values[-1]
         return layers[-1](cls, mask, key, value, hidden_states)[:, 0]
 
@@ -977,7 +963,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         image_key_values: list[KeyValues],
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        attention_mask = self._bidirectional_mask(hidden_states, attention_mask)
+        attention_mask = bidirectional_mask(self.config, hidden_states, attention_mask)
         for layer, (image_key, image_value) in zip(layers, image_key_values, strict=True):
             hidden_states = layer(hidden_states, attention_mask, image_key, image_value, **kwargs)
         return hidden_states
@@ -1018,7 +1004,7 @@ class AlbefTwoImageEncoder(AlbefMultimodalModel):
         """
         refuse_unknown(kwargs)
         hidden_states = self.input_dropout(hidden_states)
-        attention_mask = self._bidirectional_mask(hidden_states, attention_mask)
+        attention_mask = bidirectional_mask(self.config, hidden_states, attention_mask)
         for layer, (first_key, first_value), second_layer, (second_key, second_value) in zip(
             self.layers, first_key_values, self.second_layers, second_key_values, strict=True
         ):
@@ -1097,9 +1083,7 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
         """
         refuse_unknown(kwargs)
         hidden_states = self.embeddings(input_ids, start=0 if cache is None else cache.get_seq_length())
-        attention_mask = create_causal_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask, **{CACHE_NAME: cache}
-        )
+        attention_mask = causal_mask(self.config, hidden_states, attention_mask, cache)
         question_key = question_key_values[0][0]
         question_attention_mask = self._question_mask(hidden_states, question_key, question_attention_mask)
         for layer, (key, value) in zip(self.layers, question_key_values, strict=True):
@@ -1114,9 +1098,7 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
         """Return the mask of the questions' tokens, for the answers of each question as queries of one call."""
         context = question_key[:, 0]  # (questions, question tokens, head width)
         queries = hidden_states.reshape(context.shape[0], -1, hidden_states.shape[-1])
-        return create_bidirectional_mask(
-            config=self.config, inputs_embeds=queries, attention_mask=attention_mask, encoder_hidden_states=context
-        )
+        return bidirectional_mask(self.config, queries, attention_mask, context)
 
 
 for _encoder in (AlbefVisionModel, AlbefTextModel, AlbefMultimodalModel):

@@ -50,22 +50,28 @@ def distilled_cross_entropy(
     return (1 - alpha) * losses + alpha * F.cross_entropy(logits, soft_targets, reduction="none")
 
 
+def target_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Return the indices of the labels that are not -100 in `labels.flatten()`; on a GPU, the host waits for them."""
+    return (labels.flatten() != IGNORED).nonzero()[:, 0]
+
+
 def masked_language_loss(
-    logits: torch.Tensor, labels: torch.Tensor, teacher_logits: torch.Tensor | None, alpha: float
+    logits: torch.Tensor, targets: torch.Tensor, teacher_logits: torch.Tensor | None, alpha: float
 ) -> torch.Tensor:
     """Compute the masked-language loss, equation 7 of the paper; zero if no token is masked.
 
     Args:
         logits: Logits of the masked tokens, (masked tokens, vocabulary).
-        labels: The token that was masked, -100 for all others, (batch, tokens).
+        targets: The tokens that were masked, (masked tokens,); rows whose target is -100 have no weight.
         teacher_logits: The teacher's logits of the same tokens.
         alpha: Weight of the teacher in the targets, between 0 and 1.
 
     Returns:
         The mean over the masked tokens, a scalar.
     """
-    losses = distilled_cross_entropy(logits, labels[labels != IGNORED], teacher_logits, alpha)
-    return losses.sum() / max(len(losses), 1)
+    losses = distilled_cross_entropy(logits, targets, teacher_logits, alpha)
+    has_target = targets != IGNORED
+    return losses.masked_fill(~has_target, 0).sum() / has_target.sum().clamp(min=1)
 
 
 def retrieval_targets(ids: torch.Tensor, queue_ids: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
@@ -83,6 +89,21 @@ def retrieval_targets(ids: torch.Tensor, queue_ids: torch.Tensor | None, dtype: 
     is_positive = (ids[:, None] == keys) & (keys != IGNORED)
     weights = is_positive.to(dtype).fill_diagonal_(1)  # a pair with an unknown id is its own positive
     return weights / weights.sum(1, keepdim=True)
+
+
+def multinomial(weights: torch.Tensor, num_samples: int) -> torch.Tensor:
+    """Draw from each row without replacement, the same as `torch.multinomial` would.
+
+    `torch.multinomial` reads whether the weights are valid: on a GPU, the host would wait twice for each call.
+
+    Args:
+        weights: At least 0, with `num_samples` positive ones in each row, (rows, choices).
+        num_samples: Different choices that are drawn for each row.
+
+    Returns:
+        Indices of choices, (rows, num_samples).
+    """
+    return (weights / torch.empty_like(weights).exponential_()).topk(num_samples).indices
 
 
 @torch.no_grad()
@@ -135,7 +156,7 @@ def sample_hard_negatives(
         # zero, too: the loss will be NaN and is checked on all processes, an error here would stop only this one.
         weights = (hardness * logits).softmax(-1).nan_to_num(0).clamp_min(1e-30)
         weights = weights.masked_fill(~is_negative & has_enough, 0)
-        return torch.multinomial(weights, num_negatives).T.flatten()
+        return multinomial(weights, num_negatives).T.flatten()
 
     return draw(logits_per_text), draw(logits_per_image)
 
@@ -156,7 +177,7 @@ def matching_loss(itm_logits: torch.Tensor, is_negative: torch.Tensor) -> torch.
     batch = len(itm_logits) - len(is_negative)
     labels = torch.cat([is_negative.new_ones(batch, dtype=torch.long), torch.where(is_negative, 0, IGNORED)])
     weights = itm_logits.new_ones(2)
-    weights[0] = 2 * batch / len(is_negative)
+    weights[:1].fill_(2 * batch / len(is_negative))  # assigning to weights[0] would copy from the host
     return F.cross_entropy(itm_logits, labels, weights, ignore_index=IGNORED)
 
 
@@ -217,6 +238,28 @@ def _problem_type(logits: torch.Tensor, labels: torch.Tensor, config: AlbefConfi
     return problem_type
 
 
+def assignment_loss(
+    logits: torch.Tensor, labels: torch.Tensor, teacher_logits: torch.Tensor | None, alpha: float
+) -> torch.Tensor:
+    """Compute the loss of text assignment, a mean cross-entropy.
+
+    Args:
+        logits: (batch, 3).
+        labels: Position of the text's own image: 0 first, 1 second, 2 neither, (batch,).
+        teacher_logits: The teacher's logits of the same pairs of images.
+        alpha: Weight of the teacher in the targets, between 0 and 1.
+
+    Raises:
+        ValueError: If the labels are not one integer per text.
+    """
+    if labels.shape != logits.shape[:1] or labels.dtype not in (torch.long, torch.int):
+        raise ValueError(
+            f"labels are {labels.dtype}, {tuple(labels.shape)}: pass 0, 1 or 2 as an integer for each of the "
+            f"{len(logits)} texts."
+        )
+    return distilled_cross_entropy(logits, labels.long(), teacher_logits, alpha).mean()
+
+
 @torch.no_grad()
 def sample_image_pairs(similarities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw two images for each text: its own and a similar one in either order, or two similar ones.
@@ -240,7 +283,7 @@ def sample_image_pairs(similarities: torch.Tensor) -> tuple[torch.Tensor, torch.
             "transformers' Trainer)."
         )
     weights = (similarities / ASSIGNMENT_TEMPERATURE).softmax(1).nan_to_num(0).clamp_min(1e-30)
-    pairs = torch.multinomial(weights.fill_diagonal_(0), 2)  # without replacement: two different wrong images
+    pairs = multinomial(weights.fill_diagonal_(0), 2)  # two different wrong images
     labels = torch.randint(3, (batch,), device=device)
     # If one wrong image is needed, it is the one drawn first, whose probabilities are the weights.
     pairs = torch.where(labels[:, None] == 0, pairs.flip(1), pairs)
@@ -251,12 +294,15 @@ def sample_image_pairs(similarities: torch.Tensor) -> tuple[torch.Tensor, torch.
 
 __all__ = [
     "IGNORED",
+    "assignment_loss",
     "at_least_float32",
     "classification_loss",
     "distilled_cross_entropy",
     "masked_language_loss",
     "matching_loss",
+    "multinomial",
     "retrieval_targets",
     "sample_hard_negatives",
     "sample_image_pairs",
+    "target_positions",
 ]

@@ -22,7 +22,14 @@ from transformers.modeling_outputs import (
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
-from .answers_albef import Answers, check_answer_list, question_indices, score_continuations
+from .answers_albef import (
+    Answers,
+    CompleteAnswers,
+    answer_positions,
+    check_answer_list,
+    complete_answers,
+    score_continuations,
+)
 from .calibration_albef import MatchCalibration, matching_log_odds
 from .compatibility_albef import (
     CACHE_NAME,
@@ -67,12 +74,14 @@ from .initialization_albef import (
 )
 from .losses_albef import (
     IGNORED,
+    assignment_loss,
     at_least_float32,
     classification_loss,
     distilled_cross_entropy,
     masked_language_loss,
     retrieval_targets,
     sample_image_pairs,
+    target_positions,
 )
 from .matching_albef import EncodedPairs, contrast_matching_scores, match_hard_negatives
 from .outputs_albef import (
@@ -361,6 +370,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         attention_mask: torch.Tensor | None = None,
         mlm_input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        label_positions: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> AlbefTeacherOutput:
         """Compute the teacher's targets for a batch: features, and with `labels` logits of the masked tokens.
@@ -377,7 +387,8 @@ class AlbefForPreTraining(AlbefImageTextModel):
         logits = None
         if labels is not None:
             pairs.image_key_values = self.albef.multimodal_model.project_images(pairs.images)
-            logits = self._mlm_logits(masked_texts, pairs, labels)
+            positions = target_positions(labels) if label_positions is None else label_positions
+            logits = self._mlm_logits(masked_texts, pairs, positions)
         return AlbefTeacherOutput(
             image_embeds=self.contrastive_head.project_image(pairs.images),
             text_embeds=self.contrastive_head.project_text(pairs.texts, pairs.attention_mask),
@@ -392,6 +403,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         attention_mask: torch.Tensor | None = None,
         mlm_input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        label_positions: torch.Tensor | None = None,
         teacher_outputs: AlbefTeacherOutput | None = None,
         alpha: float = 0.0,
         gather: Gather | None = None,
@@ -408,6 +420,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
             attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
             mlm_input_ids: The same texts with masked tokens, from `PretrainingCollator`.
             labels: The token that was masked, -100 for all others, (batch, tokens).
+            label_positions: Indices of the masked tokens in `labels.flatten()`, so that a GPU is not waited for.
             teacher_outputs: The outputs of a `MomentumTeacher` for the same batch.
             alpha: Weight of the teacher in the targets of ITC and MLM; the paper ramps it from 0 to 0.4.
             gather: Joins the batches of all processes, such as `albef_hf.training.distributed.gather_with_gradient`;
@@ -429,8 +442,9 @@ class AlbefForPreTraining(AlbefImageTextModel):
         outputs = self._contrast_and_match(
             pairs, teacher_outputs, alpha, gather, hardness_strength, itm_negatives, itm_contrast_weight
         )
-        logits = self._mlm_logits(masked_texts, pairs, labels)
-        loss_mlm = masked_language_loss(logits, labels, _teacher_logits(teacher_outputs), alpha)
+        positions = target_positions(labels) if label_positions is None else label_positions
+        logits = self._mlm_logits(masked_texts, pairs, positions)
+        loss_mlm = masked_language_loss(logits, labels.take(positions), _teacher_logits(teacher_outputs), alpha)
         return dataclasses.replace(outputs, loss=outputs.loss + loss_mlm, loss_mlm=loss_mlm, logits=logits)
 
     def _encode(
@@ -484,10 +498,10 @@ class AlbefForPreTraining(AlbefImageTextModel):
         )
         return self._contrast_matches(outputs, pairs, positives, teacher_outputs, alpha, itm_contrast_weight)
 
-    def _mlm_logits(self, masked_texts: torch.Tensor, pairs: EncodedPairs, labels: torch.Tensor) -> torch.Tensor:
+    def _mlm_logits(self, masked_texts: torch.Tensor, pairs: EncodedPairs, positions: torch.Tensor) -> torch.Tensor:
         """Compute the logits of the masked tokens, (masked tokens of the batch, vocabulary)."""
         fused = self.albef.multimodal_model(masked_texts, pairs.attention_mask, pairs.image_key_values)
-        return self.mlm_head(fused.last_hidden_state[labels != IGNORED])
+        return self.mlm_head(fused.last_hidden_state.flatten(0, 1).index_select(0, positions))
 
     def _inference_forward(
         self,
@@ -749,17 +763,18 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         answer_counts: torch.Tensor | None = None,
         answer_weights: torch.Tensor | None = None,
+        label_positions: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> AlbefTeacherOutput:
         """Compute the teacher's targets for a batch: logits of the answers' tokens.
 
         Takes the batch that `forward` takes.
         """
-        encoded = self._encode_questions(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
+        encoded = self._encode(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
         questions = encoded.last_hidden_state
-        answers = Answers(labels, answer_counts, answer_weights)
-        question_index = question_indices(answers, len(questions), self.config)
-        return AlbefTeacherOutput(logits=self._answer_logits(labels, questions, attention_mask, question_index))
+        answers = Answers(labels, answer_counts, answer_weights, label_positions)
+        complete = complete_answers(answers, questions, self.config)
+        return AlbefTeacherOutput(logits=self._answer_logits(complete, questions, attention_mask))
 
     @can_return_tuple
     def forward(
@@ -770,6 +785,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         answer_counts: torch.Tensor | None = None,
         answer_weights: torch.Tensor | None = None,
+        label_positions: torch.Tensor | None = None,
         teacher_outputs: AlbefTeacherOutput | None = None,
         alpha: float = 0.0,
         decoder_input_ids: torch.Tensor | None = None,
@@ -790,6 +806,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
                 question one after the other.
             answer_counts: Number of answers of each question, (questions,); by default one each.
             answer_weights: Weight of each answer, (answers,); by default the answers of a question share 1.
+            label_positions: Indices of the tokens after `[CLS]` in `labels.flatten()`; with them, nothing is checked.
             teacher_outputs: The outputs of a `MomentumTeacher` for the same batch.
             alpha: Weight of the teacher in the targets; 0.4 in the paper.
             decoder_input_ids: Answers so far, (questions, tokens); by default `[CLS]`.
@@ -813,11 +830,9 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         self._check_call(labels, decoder_input_ids, (answer_counts, answer_weights), kwargs)
         cache = single_cache(cache, past_key_values)
         if encoder_outputs is None:
-            encoder_outputs = self._encode_questions(
-                input_ids, pixel_values, attention_mask, interpolate_pos_encoding, **kwargs
-            )
+            encoder_outputs = self._encode(input_ids, pixel_values, attention_mask, interpolate_pos_encoding, **kwargs)
         if labels is not None:
-            answers = Answers(labels, answer_counts, answer_weights)
+            answers = Answers(labels, answer_counts, answer_weights, label_positions)
             return self._answer_loss(encoder_outputs, attention_mask, answers, teacher_outputs, alpha)
         return self._next_token_logits(
             encoder_outputs, attention_mask, decoder_input_ids, decoder_attention_mask, cache, **kwargs
@@ -836,7 +851,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             raise ValueError(f"Question answering is trained with labels, which are missing. {NO_LABEL_SMOOTHING}")
         refuse_unknown(kwargs)
 
-    def _encode_questions(
+    def _encode(
         self,
         input_ids: torch.Tensor | None,
         pixel_values: torch.Tensor | None,
@@ -858,39 +873,33 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
     ) -> Seq2SeqLMOutput:
         """Compute the weighted loss of the answers and the logits of their tokens."""
         questions = encoder_outputs.last_hidden_state
-        labels = answers.labels
-        question_index = question_indices(answers, len(questions), self.config)
-        logits = self._answer_logits(labels, questions, attention_mask, question_index)
-        answer_index, token = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        targets = labels[answer_index, token + 1]
-        losses = distilled_cross_entropy(logits, targets, _teacher_logits(teacher_outputs), alpha)
-        weights = answers.weights
-        if weights is None:
-            counts = torch.bincount(question_index, minlength=len(questions))
-            weights = 1 / counts[question_index].to(losses.dtype)
-        loss = (weights.to(losses.dtype)[answer_index] * losses).sum() / len(questions)
+        complete = complete_answers(answers, questions, self.config)
+        logits = self._answer_logits(complete, questions, attention_mask)
+        losses = distilled_cross_entropy(logits, complete.targets, _teacher_logits(teacher_outputs), alpha)
+        loss = (complete.token_weights * losses).sum() / len(questions)
         return Seq2SeqLMOutput(loss=loss, logits=logits, encoder_last_hidden_state=questions)
 
     def _answer_logits(
-        self,
-        labels: torch.Tensor,
-        questions: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        question_index: torch.Tensor,
+        self, answers: CompleteAnswers, questions: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Compute the logits of the answers' tokens, (answer tokens, vocabulary), given each answer's question."""
-        key_values = select_key_values(self.decoder.project_questions(questions), question_index)
-        question_mask = None if attention_mask is None else attention_mask[question_index]
-        return self._token_logits(labels, key_values, question_mask)
+        index = answers.question_index
+        key_values = select_key_values(self.decoder.project_questions(questions), index)
+        question_mask = None if attention_mask is None else attention_mask[index]
+        return self._token_logits(answers.labels, answers.positions, key_values, question_mask)
 
     def _token_logits(
-        self, labels: torch.Tensor, question_key_values: list[KeyValues], question_mask: torch.Tensor | None
+        self,
+        labels: torch.Tensor,
+        positions: torch.Tensor,
+        question_key_values: list[KeyValues],
+        question_mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Compute the logits of the tokens of (answers, tokens) labels, (answer tokens, vocabulary)."""
+        """Compute the logits of the tokens at some positions of (answers, tokens) labels, (positions, vocabulary)."""
         is_token = labels != IGNORED
         answer_ids = labels.masked_fill(~is_token, self.config.text_config.pad_token_id or 0)
         states = self.decoder(answer_ids, is_token.long(), question_key_values, question_mask).last_hidden_state
-        return self.mlm_head(states[:, :-1][is_token[:, 1:]])
+        return self.mlm_head(states.flatten(0, 1).index_select(0, positions - 1))  # each is predicted one before it
 
     def _next_token_logits(
         self,
@@ -988,7 +997,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             answer_attention_mask = answer_ids != padding
         answers = answer_ids.masked_fill(answer_attention_mask == 0, IGNORED)
         check_answer_list(answers, top_k, self.config.text_config)
-        encoded = self._encode_questions(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
+        encoded = self._encode(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
         start = EncoderDecoderCache(DynamicCache(), DynamicCache())  # of [CLS], the first token of all answers
         first_logits = self._next_token_logits(encoded, attention_mask, cache=start).logits[:, 0]
         first_scores = at_least_float32(first_logits).log_softmax(-1)[:, answer_ids[:, 1]]
@@ -1004,10 +1013,10 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         self, labels: torch.Tensor, question_key_values: list[KeyValues], question_mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Compute the log-likelihood of (groups * questions, tokens) answers, (groups * questions,)."""
-        answer_index, token = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        logits = self._token_logits(labels, question_key_values, question_mask)
-        losses = F.cross_entropy(at_least_float32(logits), labels[answer_index, token + 1], reduction="none")
-        return -losses.new_zeros(len(labels)).index_add(0, answer_index, losses)
+        positions = answer_positions(labels)
+        logits = self._token_logits(labels, positions, question_key_values, question_mask)
+        losses = F.cross_entropy(at_least_float32(logits), labels.take(positions), reduction="none")
+        return -losses.new_zeros(len(labels)).index_add(0, positions // labels.shape[1], losses)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1225,19 +1234,10 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         second = select_key_values(key_values, image_pairs[:, 1])
         fused = self.albef.multimodal_model(texts, attention_mask, first, second, **kwargs)
         logits = self.assignment_head(fused.last_hidden_state[:, 0])
-        loss = None if labels is None else self._loss(logits, labels, teacher_outputs, alpha)
+        loss = None
+        if labels is not None:
+            loss = assignment_loss(logits, labels, _teacher_logits(teacher_outputs), alpha)
         return AlbefClassifierOutput(loss=loss, logits=logits, **attention_outputs(fused))
-
-    @staticmethod
-    def _loss(
-        logits: torch.Tensor, labels: torch.Tensor, teacher_outputs: AlbefTeacherOutput | None, alpha: float
-    ) -> torch.Tensor:
-        if labels.shape != logits.shape[:1] or labels.dtype not in (torch.long, torch.int):
-            raise ValueError(
-                f"labels are {labels.dtype}, {tuple(labels.shape)}: pass 0, 1 or 2 as an integer for each of the "
-                f"{len(logits)} texts."
-            )
-        return distilled_cross_entropy(logits, labels.long(), _teacher_logits(teacher_outputs), alpha).mean()
 
     @torch.no_grad()
     def draw_image_pairs(

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_model
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.sgd import sgd
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -26,6 +27,11 @@ from .utils.files import listed, load_weights
 MOMENTUM_FILE = "momentum.safetensors"
 SHARED = "shared"  # metadata of the file: names of the weights that it leaves to the student's
 RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms
+
+
+def _choose(is_finite: torch.Tensor | None, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """Return the new values, or the old ones where a scalar on the device says that the step was not finite."""
+    return new if is_finite is None else torch.where(is_finite, new, old)
 
 
 class FeatureQueue(nn.Module):
@@ -57,7 +63,11 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(
-        self, image_features: torch.Tensor, text_features: torch.Tensor, ids: torch.Tensor | None = None
+        self,
+        image_features: torch.Tensor,
+        text_features: torch.Tensor,
+        ids: torch.Tensor | None = None,
+        is_finite: torch.Tensor | None = None,
     ) -> None:
         """Replace the oldest pairs by any number of new ones; the queue is a ring buffer.
 
@@ -65,19 +75,18 @@ class FeatureQueue(nn.Module):
             image_features: (batch, dim).
             text_features: (batch, dim).
             ids: Id of the image of each pair, (batch,); without ids, a pair is a positive of itself only.
+            is_finite: If this scalar is false, nothing changes. The host does not read it, and so does not wait.
         """
         size = len(self.image_features)
         if size == 0:
             return
         if ids is None:
             ids = self.ids.new_full((len(image_features),), IGNORED)
-        image_features = image_features[-size:]
-        text_features = text_features[-size:]
-        rows = (self.pointer + torch.arange(len(image_features), device=self.pointer.device)) % size
-        self.image_features.index_copy_(0, rows, image_features.to(self.image_features.dtype))
-        self.text_features.index_copy_(0, rows, text_features.to(self.text_features.dtype))
-        self.ids.index_copy_(0, rows, ids[-size:])
-        self.pointer.copy_((self.pointer + len(rows)) % size)
+        rows = (self.pointer + torch.arange(min(len(ids), size), device=self.pointer.device)) % size
+        queues = (self.image_features, self.text_features, self.ids)
+        for queue, keys in zip(queues, (image_features, text_features, ids), strict=True):
+            queue.index_copy_(0, rows, _choose(is_finite, keys[-size:].to(queue.dtype), queue[rows]))
+        self.pointer.copy_(_choose(is_finite, (self.pointer + len(rows)) % size, self.pointer))
 
 
 def _unwrap(student: nn.Module) -> PreTrainedModel:
@@ -161,25 +170,33 @@ class MomentumTeacher(nn.Module):
 
     @torch.no_grad()
     def enqueue(
-        self, image_features: torch.Tensor, text_features: torch.Tensor, ids: torch.Tensor | None = None
+        self,
+        image_features: torch.Tensor,
+        text_features: torch.Tensor,
+        ids: torch.Tensor | None = None,
+        is_finite: torch.Tensor | None = None,
     ) -> None:
         """Add (batch, projection) features of all processes to the queues; see `FeatureQueue.enqueue`."""
-        self.queue.enqueue(image_features, text_features, ids)
+        self.queue.enqueue(image_features, text_features, ids, is_finite)
 
     @torch.no_grad()
-    def update(self, student: nn.Module) -> None:
+    def update(self, student: nn.Module, is_finite: torch.Tensor | None = None) -> None:
         """Update the average: teacher = momentum * teacher + (1 - momentum) * student (section 3.4).
 
         Shared weights are the student's already. Running statistics of batch norms are copied, as they are averages.
+
+        Args:
+            student: The student.
+            is_finite: If this scalar is false, nothing changes. The host does not read it, and so does not wait.
         """
         student = _unwrap(student)
         pairs = zip(self.model.parameters(), student.parameters(), strict=True)
         pairs = [(average, weight.to(average.dtype)) for average, weight in pairs if average is not weight]
-        torch._foreach_lerp_([average for average, _ in pairs], [weight for _, weight in pairs], 1 - self.momentum)
+        _move([average for average, _ in pairs], [weight for _, weight in pairs], 1 - self.momentum, is_finite)
         statistics = dict(student.named_buffers())
         for name, buffer in self.model.named_buffers():
             if name.endswith(RUNNING_STATISTICS):
-                buffer.copy_(statistics[name])
+                buffer.copy_(_choose(is_finite, statistics[name], buffer))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return weights and queues, without the weights that are shared with the student."""
@@ -288,6 +305,29 @@ class MomentumTeacher(nn.Module):
         if any(wrong.values()):
             raise RuntimeError("; ".join(f"{what}: {listed(names)}" for what, names in wrong.items() if names))
         self.model.load_state_dict(adapted.state_dict())
+
+
+def _move(
+    averages: list[torch.Tensor], weights: list[torch.Tensor], share: float, is_finite: torch.Tensor | None
+) -> None:
+    """Move averages towards weights by a share of the distance, unless `is_finite` is false on the device.
+
+    No interpolation of torch takes a condition, but SGD with a fused kernel does: with the weights as gradient to
+    maximize, and a weight decay of 1, it subtracts share * (average - weight): on a CPU, the same bits as `lerp`.
+    """
+    sgd(
+        averages,
+        weights,
+        [None] * len(averages),
+        fused=True,
+        found_inf=None if is_finite is None else (~is_finite).float(),
+        weight_decay=1.0,
+        momentum=0.0,
+        lr=share,
+        dampening=0.0,
+        nesterov=False,
+        maximize=True,
+    )
 
 
 def shared_names(path: str | os.PathLike) -> set[str]:

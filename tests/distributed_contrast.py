@@ -7,7 +7,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch.utils.data import DataLoader
 
-from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForRetrieval, MomentumTeacher
+from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForRetrieval, MomentumTeacher, losses_albef
 from albef_hf.data.row_errors import SkipReason
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.distributed import make_accelerator
@@ -130,7 +130,7 @@ def one_step(folder: Path, head: str, batches: int, *names: str) -> dict:
 
 
 if __name__ == "__main__":
-    torch.multinomial = hardest
+    losses_albef.multinomial = hardest
     target = Path(sys.argv[1])
     found = {name: one_step(target, *case) for name, case in CASES.items()}
     torch.save(found, target / f"process{torch.distributed.get_rank()}.pt")

@@ -167,7 +167,9 @@ def test_texts_of_the_same_image_are_right_answers_and_no_negatives(config, batc
     inputs = inputs_of(batch, AlbefForRetrieval)
     drawn = []
     draw = torch.multinomial
-    monkeypatch.setattr(torch, "multinomial", lambda weights, n: drawn.append(weights) or draw(weights, n))
+    monkeypatch.setattr(
+        "albef_hf.losses_albef.multinomial", lambda weights, n: drawn.append(weights) or draw(weights, n)
+    )
     with torch.no_grad():
         outputs = model(**inputs)
         logits = model(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])

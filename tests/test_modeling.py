@@ -13,7 +13,7 @@ from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForRetrieval, AlbefM
 from albef_hf.compatibility_albef import enable_activation_checkpointing
 from albef_hf.conversion.checkpoints import MODELS
 from albef_hf.encoders_albef import interpolate_position_embeddings
-from albef_hf.losses_albef import distilled_cross_entropy, matching_loss, sample_hard_negatives
+from albef_hf.losses_albef import distilled_cross_entropy, matching_loss, multinomial, sample_hard_negatives
 from albef_hf.modeling_albef import AlbefTwoImageModel
 from albef_hf.training.guards import MATCHING_PRIOR
 from albef_hf.training.optimization import parameter_groups
@@ -136,7 +136,7 @@ def test_loss_is_the_sum_of_the_three_written_out_plainly(model, batch, monkeypa
     model = model.double()
     batch["pixel_values"] = batch["pixel_values"].double()
     partner = torch.tensor([1, 0, 3, 2])
-    monkeypatch.setattr(torch, "multinomial", lambda weights, n: partner[:, None])
+    monkeypatch.setattr("albef_hf.losses_albef.multinomial", lambda weights, n: partner[:, None])
     outputs = model(**batch)
 
     def fused(texts_of, images_of, input_ids=batch["input_ids"]):
@@ -159,6 +159,31 @@ def test_loss_is_the_sum_of_the_three_written_out_plainly(model, batch, monkeypa
         assert_close(outputs[name], value, 1e-6, name)  # the temperature, 0.07, was stored in float32
 
 
+def test_given_positions_change_nothing_and_rows_without_a_label_have_no_weight(model, batch):
+    positions = (batch["labels"].flatten() != -100).nonzero()[:, 0]
+    padded = torch.cat([positions, positions.new_zeros(3)])  # of the first token, whose label is -100
+    teacher = MomentumTeacher(model.eval(), queue_size=8).eval()
+    losses = []
+    for given in ({}, {"label_positions": positions}, {"label_positions": padded}):
+        torch.manual_seed(0)
+        targets = teacher(**batch, **given)
+        outputs = model(**batch, **given, teacher_outputs=targets, alpha=0.4)
+        losses.append([outputs.loss.item(), outputs.loss_mlm.item()])
+        rows = len(given.get("label_positions", positions))
+        assert len(targets.logits) == len(outputs.logits) == rows
+    assert losses[0] == losses[1] and losses[2] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_draws_are_those_of_torch(count):
+    weights = torch.rand(5, 9, generator=torch.Generator().manual_seed(0))
+    weights[0, :6] = 0
+    torch.manual_seed(1)
+    expected = torch.multinomial(weights, count)
+    torch.manual_seed(1)
+    assert torch.equal(multinomial(weights, count), expected)
+
+
 def test_every_parameter_gets_a_gradient_with_and_without_a_teacher(model, batch):
     model.train()
     teacher = MomentumTeacher(model, queue_size=8)
@@ -170,7 +195,7 @@ def test_every_parameter_gets_a_gradient_with_and_without_a_teacher(model, batch
 
 
 def test_gradient_checkpointing_changes_no_gradient(model, batch, monkeypatch):
-    monkeypatch.setattr(torch, "multinomial", lambda weights, n: torch.tensor([[1], [0], [3], [2]]))
+    monkeypatch.setattr("albef_hf.losses_albef.multinomial", lambda weights, n: torch.tensor([[1], [0], [3], [2]]))
     gradients = []
     for checkpointing in (False, True):
         model.train()

@@ -1,5 +1,7 @@
 """The teacher remembers: queues wrap round, averages are averages, and files come back as they were."""
 
+import copy
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -51,6 +53,23 @@ def test_the_average_by_hand(model):
     teacher.update(model)
     assert torch.allclose(teacher.model.itm_head.weight, torch.tensor(1.25))
     assert not any(weight.requires_grad for weight in teacher.parameters())
+
+
+@pytest.mark.parametrize("is_finite", [True, False])
+def test_a_step_that_is_not_finite_changes_nothing(model, is_finite):
+    teacher = MomentumTeacher(model, queue_size=4)
+    expected = copy.deepcopy(teacher)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.rand_like(weight))
+    keys = torch.full((3, 16), 2.0 if is_finite else torch.nan)
+    if is_finite:
+        expected.enqueue(keys, keys)
+        expected.update(model)
+    teacher.enqueue(keys, keys, is_finite=torch.tensor(is_finite))
+    teacher.update(model, torch.tensor(is_finite))
+    for name, value in expected.state_dict().items():
+        assert torch.equal(teacher.state_dict()[name], value), name
 
 
 def test_the_teacher_of_a_bfloat16_student_moves(model):

@@ -169,7 +169,9 @@ def test_text_assignment_draws_with_the_weights_of_the_original(tmp_path, monkey
     model = assignment_model(golden, tmp_path)
     asked = []
     draw = torch.multinomial
-    monkeypatch.setattr(torch, "multinomial", lambda weights, n: asked.append(weights.clone()) or draw(weights, n))
+    monkeypatch.setattr(
+        "albef_hf.losses_albef.multinomial", lambda weights, n: asked.append(weights.clone()) or draw(weights, n)
+    )
     sample_image_pairs(model._image_similarities(model.albef.vision_model(golden["inputs"]["image"].double())[0]))
     assert_close(asked[0], golden["runs"]["fp64"]["weights"], 1e-9, "weights")
 

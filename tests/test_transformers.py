@@ -67,7 +67,7 @@ def sharp(config) -> AlbefConfig:
 
 @pytest.fixture
 def hardest_negatives(monkeypatch):
-    monkeypatch.setattr(torch, "multinomial", lambda weights, number: weights.topk(number).indices)
+    monkeypatch.setattr("albef_hf.losses_albef.multinomial", lambda weights, number: weights.topk(number).indices)
 
 
 # Trainer

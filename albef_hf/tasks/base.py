@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ..data import Augmentation, InvalidSampleError, Normalization, RowErrors, SkipReason, load_image, valid_text
 from ..data.annotations import read_json_list
 from ..data.augmentation import torch_resize
+from ..data.collator import pad_tokens
 from ..data.image_states import ImageRecorder, ImageStates
 from ..data.pairs import ATTEMPTS
 from ..data.row_values import require_readable
@@ -327,6 +328,16 @@ class FineTuningTask(Task):
             self.tokenizer, texts, return_tensors="pt", padding=True, truncation=True, max_length=limit.tokens
         )
         return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
+
+    def tokenize_for_training(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """Return cleaned texts as `tokenize` does, padded as the options say."""
+        batch = self.tokenize(texts, self.training_limit)
+        fill = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0}
+        multiple = self.args.text_multiple or 1
+        return {
+            name: pad_tokens(tokens, multiple, self.training_limit.tokens, fill[name])
+            for name, tokens in batch.items()
+        }
 
     def clean(self, text: Any, issues: list[SkipReason], limit: TextLimit) -> str:
         """Return a cleaned text of at most `limit.words`; add to `issues` if words or tokens are cut.

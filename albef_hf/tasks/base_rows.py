@@ -137,7 +137,7 @@ class SentenceTask(LabelTask):
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return a batch of sentences, images and labels."""
         return {
-            **self.tokenize([sample["sentence"] for sample in samples], self.training_limit),
+            **self.tokenize_for_training([sample["sentence"] for sample in samples]),
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
             "labels": torch.tensor([sample["label"] for sample in samples]),
             "issues": count_issues(samples),

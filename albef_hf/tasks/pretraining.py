@@ -149,7 +149,8 @@ class Pretraining(Task):
     def train_dataloader(self, rows: Any, accelerator: Accelerator) -> DataLoader:
         """Return the batches of this process."""
         args = self.args
-        collate = PretrainingCollator(self.tokenizer, args.max_tokens, args.mlm_probability)
+        multiple = args.text_multiple
+        collate = PretrainingCollator(self.tokenizer, args.max_tokens, args.mlm_probability, multiple)
         return make_dataloader(rows, self.make_reader(), collate, args, accelerator)
 
     # Evaluation

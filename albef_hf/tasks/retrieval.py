@@ -66,7 +66,7 @@ class PairTask(FineTuningTask):
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return a batch of pairs, with the index of each image as label."""
         return {
-            **self.tokenize([sample["text"] for sample in samples], self.training_limit),
+            **self.tokenize_for_training([sample["text"] for sample in samples]),
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
             "labels": torch.tensor([sample["image_index"] for sample in samples]),
             "issues": count_issues(samples),

@@ -16,7 +16,6 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     KwargsHandler,
-    TorchDynamoPlugin,
     gather_object,
 )
 from transformers.utils import logging
@@ -25,6 +24,7 @@ from ..losses_albef import IGNORED
 from ..modeling_albef import Gather
 from ..outputs_albef import AlbefTeacherOutput
 from .arguments import TrainingArguments
+from .compilation import compile_plugin
 from .logging import installed_trackers
 from .precision import choose_mixed_precision, enable_tf32
 
@@ -32,9 +32,6 @@ from .precision import choose_mixed_precision, enable_tf32
 def make_accelerator(args: TrainingArguments) -> Accelerator:
     """Return an `Accelerator`, and set the precision in the options where they leave it open."""
     args.mixed_precision = choose_mixed_precision(args)
-    compile_layers = TorchDynamoPlugin(backend="inductor", use_regional_compilation=True)
-    if args.torch_compile:  # student and teacher call each layer with texts and images in nine ways, one too many
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         # Accumulation continues across the end of an epoch, where Accelerate would give an incomplete one too little
@@ -43,7 +40,7 @@ def make_accelerator(args: TrainingArguments) -> Accelerator:
             num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
-        dynamo_plugin=compile_layers if args.torch_compile else None,
+        dynamo_plugin=compile_plugin() if args.torch_compile else None,
         log_with=installed_trackers(args.report_to) or None,
         project_dir=str(Path(args.output_dir) / "tensorboard"),
         kwargs_handlers=_process_settings(args),
@@ -77,6 +74,27 @@ def check_comm_hook(args: TrainingArguments, accelerator: Accelerator) -> None:
         raise ValueError("ddp_comm_hook has no effect on a single process; remove it.")
     if accelerator.device.type not in ("cuda", "xpu"):
         raise ValueError(f"ddp_comm_hook needs GPUs, but the device is {accelerator.device}; remove it.")
+
+
+class HostCopy:
+    """A tensor on its way from a device to the host, which can be read later without waiting for all other work.
+
+    Args:
+        tensor: The tensor; `tolist` returns its present values.
+    """
+
+    def __init__(self, tensor: torch.Tensor):
+        has_events = tensor.device.type in ("cuda", "xpu")
+        self.values = tensor.to("cpu", non_blocking=has_events)  # to pinned memory
+        self.arrival = torch.Event(tensor.device) if has_events else None
+        if self.arrival is not None:
+            self.arrival.record()
+
+    def tolist(self) -> list[float]:
+        """Return the values, after waiting for them."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        return self.values.tolist()
 
 
 def check_processes(accelerator: Accelerator) -> None:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 
 from .arguments import TrainingArguments
 
@@ -34,6 +36,24 @@ def make_optimizer(student: torch.nn.Module, args: TrainingArguments, device: to
             if weights:
                 groups.append({**group, "params": weights, "lr": rate})
     return torch.optim.AdamW(groups, lr=args.learning_rate, fused=device.type in FUSED_DEVICES)
+
+
+def gradient_norm(accelerator: Accelerator, model: torch.nn.Module, limit: float) -> torch.Tensor:
+    """Return the norm of all gradients, a scalar on the device, and clip them to a limit unless it is 0."""
+    if limit:
+        return accelerator.clip_grad_norm_(model.parameters(), limit)
+    accelerator.unscale_gradients()
+    return torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+
+
+def step_if(optimizer: AcceleratedOptimizer, is_finite: torch.Tensor) -> None:
+    """Take a step if a scalar on the device is true, without reading it on the host.
+
+    A skipped step leaves weights, averages and the count of steps as they are. With a gradient scaler, it decides
+    itself by the gradients that it has seen.
+    """
+    optimizer.optimizer.found_inf = (~is_finite).float()  # as a gradient scaler tells a fused optimizer
+    optimizer.step()
 
 
 def encoder_rates(student: torch.nn.Module, args: TrainingArguments) -> dict[torch.Tensor, float]:

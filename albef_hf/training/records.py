@@ -47,9 +47,9 @@ class StepRecorder:
         self.losses = []
         return losses
 
-    def add_step(self, losses: torch.Tensor, gradient_norm: torch.Tensor) -> None:
-        """Add an optimizer step to the averages."""
-        self.window.add_step(torch.cat([losses, gradient_norm.detach().to(losses.dtype).view(1)]))
+    def add_step(self, losses: torch.Tensor, gradient_norm: torch.Tensor, is_finite: torch.Tensor) -> None:
+        """Add an optimizer step to the averages, unless a scalar on the device says that it was skipped."""
+        self.window.add_step(torch.cat([losses, gradient_norm.detach().to(losses.dtype).view(1)]), is_finite)
 
     def finish_record(self, state: TrainingState) -> tuple[dict[str, float], dict[str, float]]:
         """Return averages and rates since the last record, and start a new one; all processes call it together.
@@ -57,7 +57,7 @@ class StepRecorder:
         The numbers of pairs, and of those that were skipped, are added to `state.counts`.
         """
         window = self.window
-        averages = self.accelerator.reduce(window.average(len(self.loss_names) + 1), "mean").tolist()
+        averages = self.accelerator.reduce(window.average(), "mean").tolist()
         named = dict(zip((*self.loss_names, "gradient_norm"), averages, strict=True))
         device = self.accelerator.device
         totals = torch.cat([window.issues, torch.tensor([window.pairs, window.flops], device=device)])

@@ -1,7 +1,6 @@
 """Measure throughput: operations, waits for data, sums over the steps between two log records."""
 
 import contextlib
-import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -129,7 +128,7 @@ class MetricsWindow:
         self.pairs = 0
         self.flops = 0
         self.issues = torch.zeros(len(SkipReason), dtype=torch.long, device=device)
-        self.steps = 0
+        self.steps = torch.zeros((), dtype=torch.long, device=device)
         self.sums = torch.zeros((), device=device)
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,15 +147,15 @@ class MetricsWindow:
         self.issues += issues
         self.flops += flops
 
-    def add_step(self, values: torch.Tensor) -> None:
-        """Add the numbers of an optimizer step, without waiting for the device."""
-        self.sums = self.sums + values
-        self.steps += 1
+    def add_step(self, values: torch.Tensor, is_finite: torch.Tensor) -> None:
+        """Add the numbers of an optimizer step if they are finite, without waiting for the device."""
+        self.sums = self.sums + torch.where(is_finite, values, 0)
+        self.steps = self.steps + is_finite
 
     def exclude(self, seconds: float) -> None:
         """Do not count time spent on evaluation or saving as training time."""
         self.start += seconds
 
-    def average(self, count: int) -> torch.Tensor:
-        """Return the mean over the steps, of `count` numbers; NaN if all steps were skipped."""
-        return self.sums / self.steps if self.steps else self.sums.new_full((count,), math.nan)
+    def average(self) -> torch.Tensor:
+        """Return the mean over the steps; NaN if all steps were skipped."""
+        return self.sums / self.steps

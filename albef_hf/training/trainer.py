@@ -21,14 +21,15 @@ from ..momentum import MomentumTeacher
 from ..outputs_albef import AlbefTeacherOutput
 from .arguments import TrainingArguments
 from .checkpointing import CHECKPOINTS, Checkpoints, random_state
+from .compilation import report_recompile_limit
 from .dataloaders import Batch, endless_batches, steps_per_epoch
-from .distributed import check_batch_size, gather_keys, gather_with_gradient
+from .distributed import HostCopy, check_batch_size, gather_keys, gather_with_gradient
 from .guards import check_nonfinite, check_skipped, matching_warning
 from .logging import RunLog
-from .optimization import alpha_at, count_steps, make_optimizer, make_scheduler
+from .optimization import alpha_at, count_steps, gradient_norm, make_optimizer, make_scheduler, step_if
 from .records import StepRecorder
 from .run_checkpoint import load_run, write_run
-from .signals import SignalHandler, TrainingInterrupted, first_signal
+from .signals import EXIT_CODES, SignalHandler, TrainingInterrupted, first_signal
 from .state import TrainingState
 from .throughput import FlopCounter, relative_distance
 
@@ -40,7 +41,8 @@ class Trainer:
     """Train a student with a momentum teacher, or without one.
 
     A step whose loss or gradient is not finite on any process is skipped on all of them, and changes neither weights
-    nor teacher nor queue.
+    nor teacher nor queue. The devices decide that among themselves. The host reads it one step later, so that it never
+    waits for a device that is still at work on a step; then it counts and reports the step.
 
     Args:
         accelerator: From `make_accelerator`.
@@ -77,7 +79,8 @@ class Trainer:
         self._plan(steps_per_epoch(loader, args))
         self._prepare()
         self.signals = SignalHandler()
-        self.signal_flags = [0.0]  # of all processes, after the last step
+        self.flags: HostCopy | None = None  # of the last step: processes whose step was finite, and signals
+        self.signal_flags = [0.0] * len(EXIT_CODES)  # of all processes, when flags were read last
         settings = {name: value for name, value in self.forward_settings.items() if name != "gather"}
         self.recorder = StepRecorder(accelerator, args, FlopCounter(student, teacher, args.alpha, settings))
         self.accumulated: list[tuple[Batch, AlbefTeacherOutput | None]] = []  # with gather_keys
@@ -133,7 +136,8 @@ class Trainer:
         step = self.gathered_keys_step if self.args.gather_keys else self.training_step
         normalize = self.saved_model.task.normalize
         batches = endless_batches(self.loader, self.state, self.recorder, self.accelerator.device, normalize)
-        with self.signals, contextlib.closing(batches):  # ends the DataLoader workers
+        report = report_recompile_limit(self.log.say)
+        with self.signals, report, contextlib.closing(batches):  # ends the DataLoader workers
             # A checkpoint is written before the evaluation of its step, which may fail without losing it.
             if self.resumed:
                 self._evaluate_if_due()
@@ -162,10 +166,10 @@ class Trainer:
             self.recorder.add_losses(outputs)
             if not self.accelerator.sync_gradients:
                 return False
-            if self._optimizer_step():  # False: a loss or gradient was not finite
-                if isinstance(self.student, AlbefImageTextModel):
-                    self.student.clamp_temperature()
-                self._update_teacher()
+            is_finite = self._optimizer_step()  # on the device, where it decides what changes; nobody waits for it
+            if isinstance(self.student, AlbefImageTextModel):
+                self.student.clamp_temperature()
+            self._update_teacher(is_finite)
         self.queued_features = []
         return True
 
@@ -189,36 +193,34 @@ class Trainer:
     def _alpha(self) -> float:
         return alpha_at(self.state.step, self.args.alpha, self.alpha_ramp_steps)
 
-    def _optimizer_step(self) -> bool:
-        """Update the student unless a loss or gradient is not finite on any process; return whether it was updated."""
-        limit = self.args.max_grad_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+    def _optimizer_step(self) -> torch.Tensor:
+        """Update the student unless a loss or gradient is not finite on any process; return whether all are finite."""
+        norm = gradient_norm(self.accelerator, self.model, self.args.max_grad_norm)
         losses = self.recorder.mean_losses()
-        finite = torch.isfinite(losses).all() & torch.isfinite(norm)
+        finite = (torch.isfinite(losses).all() & torch.isfinite(norm)).float()
         # All processes have to agree on signals too; their flags travel with the one number exchanged anyway.
-        flags = torch.tensor(self.signals.flags(), device=finite.device)
-        count, *self.signal_flags = self.accelerator.reduce(torch.cat([finite.float().view(1), flags]), "sum").tolist()
-        healthy = count == self.accelerator.num_processes
-        if healthy or self.accelerator.scaler is not None:  # a gradient scaler has to see overflows
-            self.optimizer.step()
+        flags = [finite.new_full((), flag) for flag in self.signals.flags()]
+        flags = self.accelerator.reduce(torch.stack([finite, *flags]), "sum")
+        is_finite = flags[0] == self.accelerator.num_processes
+        step_if(self.optimizer, is_finite)
         self.optimizer.zero_grad()
         self.scheduler.step()
+        self._read_flags()  # of the step before, which the device has completed
         self.state.step += 1
-        if healthy:
-            self.recorder.add_step(losses, norm)
-        self._check_nonfinite(healthy)
-        return healthy
+        self.flags = HostCopy(flags)
+        self.recorder.add_step(losses, norm, is_finite)
+        return is_finite
 
-    def _update_teacher(self) -> None:
+    def _update_teacher(self, is_finite: torch.Tensor) -> None:
         """Add the teacher's features of this step to the queue, then move the teacher towards the student."""
         if self.teacher is None or self.unwrapped_teacher is None:
             return
         features = [torch.cat(parts) for parts in zip(*self.queued_features, strict=True)]
         if features:
             gathered = self.accelerator.gather(tuple(features))
-            self.teacher.enqueue(*gathered)
+            self.teacher.enqueue(*gathered, is_finite=is_finite)
             self.queue_steps = len(self.unwrapped_teacher.queue.ids) / len(gathered[0])
-        self.teacher.update(self.student)
+        self.teacher.update(self.student, is_finite)
 
     def gathered_keys_step(self, batch: Batch) -> bool:
         """Run the step once all accumulated batches are there, contrasting each with the keys of all of them."""
@@ -235,24 +237,32 @@ class Trainer:
 
     # After a step
 
-    def _check_nonfinite(self, healthy: bool) -> None:
+    def _read_flags(self) -> None:
+        """Note signals of all processes, and count the last step if it was not finite; only once for each step."""
+        if self.flags is None:
+            return
+        finite_processes, *self.signal_flags = self.flags.tolist()
+        self.flags = None
+        healthy = finite_processes == self.accelerator.num_processes
         self.state.nonfinite_in_a_row = 0 if healthy else self.state.nonfinite_in_a_row + 1
         self.state.counts["nonfinite_steps"] += not healthy
         if not healthy:
-            self.log.say(f"step {self.state.step}: the loss or a gradient is not finite; the step is skipped")
+            self.log.say(f"step {self.state.step}: the loss or a gradient is not finite; the step was skipped")
         check_nonfinite(self.state, self.args.max_nonfinite_steps)
 
     def _end_of_step(self) -> None:
         """Log, save, stop and evaluate if the step calls for it."""
         step = self.state.step
         is_last = step == self.total_steps
+        is_recorded = step % self.args.logging_steps == 0 or is_last
+        is_saved = self.save_steps > 0 and (step % self.save_steps == 0 or is_last)
+        if is_recorded or is_saved or step % self.eval_steps == 0 or first_signal(self.signal_flags):
+            self._read_flags()  # without waiting for the next step
         received = first_signal(self.signal_flags)
-        if step % self.args.logging_steps == 0 or is_last:
+        if is_recorded:
             self._log_record()
         self.log.advance()
-        saved = False
-        if received or self.save_steps > 0 and (step % self.save_steps == 0 or is_last):
-            saved = self._save()
+        saved = self._save() if received or is_saved else False
         if received:
             hint = "the checkpoint is written, resume_from_checkpoint continues" if saved else "without a checkpoint"
             self.log.say(f"step {step}: stopped by {received.name}; {hint}")

@@ -163,7 +163,7 @@ class ModelTest(CompositeTests, unittest.TestCase):
 class ContrastTests(CompositeTests):
     def setUp(self):
         """The hardest negatives instead of random ones, so that two runs can be compared."""
-        patch = mock.patch.object(torch, "multinomial", lambda weights, number: weights.topk(number).indices)
+        patch = mock.patch("albef_hf.losses_albef.multinomial", lambda weights, number: weights.topk(number).indices)
         patch.start()
         self.addCleanup(patch.stop)
 

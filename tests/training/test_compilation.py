@@ -1,0 +1,85 @@
+"""Compiling: whole models in one graph, few shapes, and what is said about it."""
+
+import pytest
+import torch
+from small_pretraining import TINY_MODEL
+
+from albef_hf import AlbefConfig, AlbefForPreTraining, MomentumTeacher
+from albef_hf.data import PretrainingCollator, embedded_tokenizer
+from albef_hf.training.arguments import PretrainingArguments
+from albef_hf.training.compilation import compile_plugin, report_recompile_limit
+
+CAPTIONS = ["a red star", "a red star left of a large blue ball", "two balls", "a", "a very small green box"]
+
+
+@pytest.fixture
+def model() -> AlbefForPreTraining:
+    torch.manual_seed(0)
+    return AlbefForPreTraining(AlbefConfig(**TINY_MODEL)).eval()
+
+
+def batch_of(captions: list[str], pad_to_multiple_of: int | None, max_length: int = 25) -> dict[str, torch.Tensor]:
+    collate = PretrainingCollator(embedded_tokenizer(), max_length, pad_to_multiple_of=pad_to_multiple_of)
+    pixels = torch.rand(len(captions), 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    samples = [
+        {"caption": caption, "pixel_values": image, "seed": 0, "issues": []}
+        for caption, image in zip(captions, pixels, strict=True)
+    ]
+    batch = collate(samples)
+    del batch["issues"]
+    return batch
+
+
+def test_padded_batches_have_few_shapes_and_the_same_loss(model):
+    teacher = MomentumTeacher(model, queue_size=8).eval()
+    losses = []
+    for multiple in (None, 8, 25):
+        batch = batch_of(CAPTIONS, multiple)
+        torch.manual_seed(0)
+        losses.append(model(**batch, teacher_outputs=teacher(**batch), alpha=0.4).loss.item())
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    shapes = {
+        (batch["labels"].shape, batch["label_positions"].shape)
+        for count in range(1, 9)
+        for batch in [batch_of([" ".join(["star"] * count)] * 4, 8)]
+    }
+    assert shapes == {((4, 8), (5,)), ((4, 16), (10,))}  # [CLS] and 7, or 15 words; 15 % of 32 and 64 tokens
+    assert batch_of(CAPTIONS, 8, max_length=6)["labels"].shape == (5, 6)  # not beyond max_length
+
+
+def test_student_and_teacher_are_one_graph_each(model):
+    batch = batch_of(CAPTIONS[:3], 8)
+    teacher = MomentumTeacher(model, queue_size=8)
+    targets = teacher(**batch)
+    model.train()
+    torch._dynamo.reset()
+    torch.compile(teacher.model.get_teacher_outputs, backend="eager", fullgraph=True)(**batch)
+    student = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.isfinite(student(**batch, teacher_outputs=targets, alpha=0.4).loss)
+    torch._dynamo.reset()
+
+
+def test_texts_are_padded_when_layers_are_compiled():
+    multiples = [
+        PretrainingArguments(**settings).text_multiple
+        for settings in ({}, {"torch_compile": True}, {"torch_compile": True, "pad_to_multiple_of": 25})
+    ]
+    assert multiples == [None, 8, 25]
+
+
+def test_modes_that_replay_cuda_graphs_are_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "reduce-overhead")
+    with pytest.raises(ValueError, match="replays CUDA graphs"):
+        compile_plugin()
+
+
+def test_the_limit_of_recompilations_is_reported_once(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    torch._dynamo.reset()
+    said = []
+    with report_recompile_limit(said.append):
+        double = torch.compile(lambda tensor: tensor * 2, backend="eager", dynamic=False)
+        for length in range(2, 6):
+            double(torch.ones(length))
+    assert len(said) == 1 and "pad_to_multiple_of" in said[0]
+    torch._dynamo.reset()
