@@ -28,6 +28,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .compatibility_albef import CACHE_NAME, follow_umask, renamed_attribute
 from .configuration_albef import AUTO_MAP, RENAMED_CLASSES, AlbefConfig, AlbefTextConfig, AlbefVisionConfig, size_pair
+from .linear_albef import autocast_dtype, linear_together
 
 logger = logging.get_logger(f"transformers.{__name__}")
 
@@ -155,7 +156,8 @@ class AlbefAttention(nn.Module):
     def project_key_values(self, hidden_states: torch.Tensor) -> KeyValues:
         """Project (batch, tokens, width) states to a key and a value, each (batch, heads, tokens, head width)."""
         hidden_states = to_weight_device(self.k_proj.weight, hidden_states)
-        return self._split_heads(self.k_proj(hidden_states)), self._split_heads(self.v_proj(hidden_states))
+        key, value = linear_together([self.k_proj, self.v_proj], hidden_states)
+        return self._split_heads(key), self._split_heads(value)
 
     def forward(
         self,
@@ -166,8 +168,12 @@ class AlbefAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return states, (batch, tokens, width), and the attention probabilities if the implementation has them."""
         texts, tokens, _ = hidden_states.shape
-        key, value = self.project_key_values(hidden_states) if key_values is None else key_values
-        query = self._split_heads(self.q_proj(hidden_states))
+        if key_values is None:
+            projections = linear_together([self.k_proj, self.v_proj, self.q_proj], hidden_states)
+            key, value, query = map(self._split_heads, projections)
+        else:
+            key, value = key_values
+            query = self._split_heads(self.q_proj(hidden_states))
         images = key.shape[0]
         groups = texts // images
         if texts % images:
@@ -801,6 +807,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
     def project_images(self, image_hidden_states: torch.Tensor) -> list[KeyValues]:
         """Project (batch, image tokens, image width) states to keys and values, one pair per layer."""
         image_hidden_states = self.input_dropout(image_hidden_states)
+        image_hidden_states = image_hidden_states.to(autocast_dtype(image_hidden_states))  # once instead of in each
         return [layer.cross_attn.project_key_values(image_hidden_states) for layer in self.layers]
 
     @merge_with_config_defaults
