@@ -28,7 +28,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .compatibility_albef import CACHE_NAME, follow_umask, renamed_attribute
 from .configuration_albef import AUTO_MAP, RENAMED_CLASSES, AlbefConfig, AlbefTextConfig, AlbefVisionConfig, size_pair
-from .linear_albef import autocast_dtype, linear_together
+from .linear_albef import additive_mask, autocast_dtype, linear_together
 
 logger = logging.get_logger(f"transformers.{__name__}")
 
@@ -774,9 +774,10 @@ class AlbefTextModel(AlbefPreTrainedModel):
                 f"input_ids has shape {tuple(input_ids.shape)}: pass at least one text of at least one token, [CLS]."
             )
         hidden_states = self.embeddings(input_ids)
-        attention_mask = create_bidirectional_mask(
+        mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
         )
+        attention_mask = additive_mask(mask, hidden_states)
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
@@ -956,12 +957,13 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         self, queries: torch.Tensor, attention_mask: torch.Tensor | None, context: torch.Tensor | None = None
     ) -> torch.Tensor | None:
         """Return the mask as the attention function takes it; `context` has all tokens if `queries` has only some."""
-        return create_bidirectional_mask(
+        mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=queries,
             attention_mask=attention_mask,
             encoder_hidden_states=context,
         )
+        return additive_mask(mask, queries)
 
     def _run_layers_for_cls(
         self,
@@ -1104,9 +1106,10 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
         """
         refuse_unknown(kwargs)
         hidden_states = self.embeddings(input_ids, start=0 if cache is None else cache.get_seq_length())
-        attention_mask = create_causal_mask(
+        mask = create_causal_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask, **{CACHE_NAME: cache}
         )
+        attention_mask = additive_mask(mask, hidden_states)
         question_key = question_key_values[0][0]
         question_attention_mask = self._question_mask(hidden_states, question_key, question_attention_mask)
         for layer, (key, value) in zip(self.layers, question_key_values, strict=True):
@@ -1121,9 +1124,10 @@ class AlbefAnswerDecoder(AlbefPreTrainedModel):
         """Return the mask of the questions' tokens, for the answers of each question as queries of one call."""
         context = question_key[:, 0]  # (questions, question tokens, head width)
         queries = hidden_states.reshape(context.shape[0], -1, hidden_states.shape[-1])
-        return create_bidirectional_mask(
+        mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=queries, attention_mask=attention_mask, encoder_hidden_states=context
         )
+        return additive_mask(mask, queries)
 
 
 for _encoder in (AlbefVisionModel, AlbefTextModel, AlbefMultimodalModel):
