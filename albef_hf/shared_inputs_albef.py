@@ -1,4 +1,4 @@
-"""What would be repeated in every layer: casts of the same states and weights by autocast, conversions of a mask."""
+"""What layers share, so that it is not repeated in each: casts of states and weights, and the mask of attention."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,9 +38,9 @@ class _JoinedWeights(torch.autograd.Function):
 def linear_together(layers: Sequence[nn.Module], states: torch.Tensor) -> Sequence[torch.Tensor]:
     """Apply several linear layers to the same (..., width) states.
 
-    Under autocast, the states are cast once, and weights that have to be cast become one weight: the layers are one
-    product, with one cast for each direction. Other products are not joined, as their sums would be rounded otherwise.
-    Layers that are quantized, adapted or offloaded are applied one by one.
+    Under autocast, the states are cast once, and the weights are joined while they are cast: one product is computed
+    instead of several. Without autocast the layers stay separate, because sums of gradients would be rounded
+    differently. Layers that are quantized, adapted or offloaded are applied one by one.
 
     Args:
         layers: `nn.Linear` or what replaces them.
