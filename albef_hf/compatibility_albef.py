@@ -20,6 +20,8 @@ import torch
 from transformers import Cache, PreTrainedConfig, PreTrainedModel, configuration_utils
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 
+from .shared_inputs_albef import additive_mask
+
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
@@ -91,26 +93,28 @@ def bidirectional_mask(
         attention_mask: (batch, context tokens), 1 for tokens and 0 for padding; None if nothing is padded.
         context: (batch, context tokens, width), if it has other tokens than the queries.
     """
-    return create_bidirectional_mask(
+    mask = create_bidirectional_mask(
         config=config,
         inputs_embeds=queries,
         attention_mask=attention_mask,
         encoder_hidden_states=context,
         **_without_reading(create_bidirectional_mask, attention_mask),
     )
+    return additive_mask(mask, queries)
 
 
 def causal_mask(
     config: PreTrainedConfig, queries: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None
 ) -> Any:
     """Return the mask as `bidirectional_mask` does, for tokens that attend to those before them, cached ones too."""
-    return create_causal_mask(
+    mask = create_causal_mask(
         config=config,
         inputs_embeds=queries,
         attention_mask=attention_mask,
         **{CACHE_NAME: cache},
         **_without_reading(create_causal_mask, attention_mask),
     )
+    return additive_mask(mask, queries)
 
 
 def _without_reading(create_mask: Callable, attention_mask: torch.Tensor | None) -> dict[str, bool]:

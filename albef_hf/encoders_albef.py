@@ -27,6 +27,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .compatibility_albef import bidirectional_mask, causal_mask, follow_umask, renamed_attribute
 from .configuration_albef import AUTO_MAP, RENAMED_CLASSES, AlbefConfig, AlbefTextConfig, AlbefVisionConfig, size_pair
+from .shared_inputs_albef import autocast_dtype, linear_together
 
 logger = logging.get_logger(f"transformers.{__name__}")
 
@@ -154,7 +155,18 @@ class AlbefAttention(nn.Module):
     def project_key_values(self, hidden_states: torch.Tensor) -> KeyValues:
         """Project (batch, tokens, width) states to a key and a value, each (batch, heads, tokens, head width)."""
         hidden_states = to_weight_device(self.k_proj.weight, hidden_states)
-        return self._split_heads(self.k_proj(hidden_states)), self._split_heads(self.v_proj(hidden_states))
+        key, value = linear_together([self.k_proj, self.v_proj], hidden_states)
+        return self._split_heads(key), self._split_heads(value)
+
+    def _project(
+        self, hidden_states: torch.Tensor, key_values: KeyValues | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return key, value and query; key and value are of the states, unless they were projected before."""
+        if key_values is None:
+            projections = linear_together([self.k_proj, self.v_proj, self.q_proj], hidden_states)
+            key, value, query = map(self._split_heads, projections)
+            return key, value, query
+        return *key_values, self._split_heads(self.q_proj(hidden_states))
 
     def forward(
         self,
@@ -165,8 +177,7 @@ class AlbefAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return states, (batch, tokens, width), and the attention probabilities if the implementation has them."""
         texts, tokens, _ = hidden_states.shape
-        key, value = self.project_key_values(hidden_states) if key_values is None else key_values
-        query = self._split_heads(self.q_proj(hidden_states))
+        key, value, query = self._project(hidden_states, key_values)
         images = key.shape[0]
         groups = texts // images
         if texts % images:
@@ -211,14 +222,28 @@ class AlbefAttention(nn.Module):
         context = to_weight_device(self.q_proj.weight, context)
         key_weight = self.k_proj.weight.unflatten(0, (-1, self.head_dim))  # (heads, head width, context width)
         value_weight = self.v_proj.weight.unflatten(0, (-1, self.head_dim))
-        query = self._split_heads(self.q_proj(hidden_states)) @ key_weight  # (batch, heads, tokens, context width)
+        query = _by_head(self._split_heads(self.q_proj(hidden_states)), key_weight)
         # All heads in one product: (batch, heads * tokens, context tokens).
         scores = query.flatten(1, 2) @ context.transpose(1, 2) * self.scaling
         if attention_mask is not None:
             scores = scores.masked_fill(attention_mask[:, None] == 0, torch.finfo(scores.dtype).min)
         attended = (scores.softmax(-1) @ context).unflatten(1, query.shape[1:3])  # as the query
-        output = (attended @ value_weight.transpose(1, 2)).transpose(1, 2).flatten(2)  # (batch, tokens, width)
+        output = _by_head(attended, value_weight.transpose(1, 2)).transpose(1, 2).flatten(2)  # (batch, tokens, width)
         return self.out_proj(output + self.v_proj.bias)
+
+
+def _by_head(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Multiply the states of each head by a weight of its own; a broadcast product would copy it for each text.
+
+    Args:
+        states: (batch, heads, tokens, width).
+        weight: (heads, width, other width).
+
+    Returns:
+        (batch, heads, tokens, other width).
+    """
+    product = states.transpose(0, 1).flatten(1, 2) @ weight  # (heads, batch * tokens, other width)
+    return product.unflatten(1, (states.shape[0], -1)).transpose(0, 1)
 
 
 class AlbefMLP(nn.Module):
@@ -798,6 +823,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
     def project_images(self, image_hidden_states: torch.Tensor) -> list[KeyValues]:
         """Project (batch, image tokens, image width) states to keys and values, one pair per layer."""
         image_hidden_states = self.input_dropout(image_hidden_states)
+        image_hidden_states = image_hidden_states.to(autocast_dtype(image_hidden_states))  # once instead of in each
         return [layer.cross_attn.project_key_values(image_hidden_states) for layer in self.layers]
 
     @merge_with_config_defaults

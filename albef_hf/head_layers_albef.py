@@ -9,7 +9,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
 from .encoders_albef import to_weight_device
-from .losses_albef import at_least_float32, distilled_cross_entropy
+from .losses_albef import at_least_float32, cross_entropy, distill
 from .outputs_albef import AlbefTeacherOutput
 
 # Joins a tensor of this process, (batch, ...), with those of all processes, (all, ...): rows of this process first,
@@ -101,11 +101,14 @@ class AlbefContrastiveHead(nn.Module):
                 teacher_per_text = self(teacher_outputs.text_embeds, *image_keys)
         per_image = self(image_embeds, *text_keys)  # (batch, batch + queue)
         per_text = self(text_embeds, *image_keys)
-        image_losses = distilled_cross_entropy(per_image, targets, teacher_per_image, alpha)
-        text_losses = distilled_cross_entropy(per_text, targets, teacher_per_text, alpha)
+        image_log_probabilities = per_image.log_softmax(-1)
+        text_log_probabilities = per_text.log_softmax(-1)
+        image_losses = distill(image_log_probabilities, targets, teacher_per_image, alpha)
+        text_losses = distill(text_log_probabilities, targets, teacher_per_text, alpha)
         loss = (image_losses + text_losses).mean() / 2
         with torch.no_grad():
-            info_nce = (F.cross_entropy(per_image, targets) + F.cross_entropy(per_text, targets)) / 2
+            image_info_nce = cross_entropy(image_log_probabilities, targets, "mean")
+            info_nce = (image_info_nce + cross_entropy(text_log_probabilities, targets, "mean")) / 2
             if gather is not None:
                 logits = self(image_embeds, gather(text_keys[0])), self(text_embeds, gather(image_keys[0]))
                 return loss, info_nce, logits

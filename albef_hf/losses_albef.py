@@ -1,5 +1,7 @@
 """The loss functions of the ALBEF paper (arXiv 2107.07651) and its two samplers of negatives."""
 
+from typing import Literal
+
 import torch
 from torch.nn import functional as F
 
@@ -39,15 +41,41 @@ def distilled_cross_entropy(
         ValueError: If alpha is not between 0 and 1, or (on a CPU) a target is not one of the classes.
     """
     _check_alpha(alpha)
-    logits = at_least_float32(logits)
-    try:
-        losses = F.cross_entropy(logits, targets, reduction="none")
-    except IndexError as error:
-        raise ValueError(f"{error} Labels must be between 0 and {logits.shape[-1] - 1}, or -100.") from error
+    return distill(at_least_float32(logits).log_softmax(-1), targets, teacher_logits, alpha)
+
+
+def distill(
+    log_probabilities: torch.Tensor, targets: torch.Tensor, teacher_logits: torch.Tensor | None, alpha: float
+) -> torch.Tensor:
+    """Compute what `distilled_cross_entropy` does, from logarithms of probabilities that have other uses, too."""
+    losses = cross_entropy(log_probabilities, targets)
     if teacher_logits is None or alpha == 0:
         return losses
     soft_targets = at_least_float32(teacher_logits.detach()).softmax(-1)
-    return (1 - alpha) * losses + alpha * F.cross_entropy(logits, soft_targets, reduction="none")
+    return (1 - alpha) * losses + alpha * cross_entropy(log_probabilities, soft_targets)
+
+
+def cross_entropy(
+    log_probabilities: torch.Tensor, targets: torch.Tensor, reduction: Literal["none", "mean"] = "none"
+) -> torch.Tensor:
+    """Compute what `torch.nn.functional.cross_entropy` does from logits, to the same bits.
+
+    Args:
+        log_probabilities: (rows, classes).
+        targets: Class indices, (rows,), or probabilities, (rows, classes).
+        reduction: As in torch: the loss of each row, (rows,), or the mean, a scalar.
+
+    Raises:
+        ValueError: If (on a CPU) a target is not one of the classes.
+    """
+    if targets.is_floating_point():
+        losses = log_probabilities * targets
+        return -losses.sum(-1) if reduction == "none" else -losses.sum() / len(losses)
+    try:
+        return F.nll_loss(log_probabilities, targets, reduction=reduction)
+    except IndexError as error:
+        classes = log_probabilities.shape[-1]
+        raise ValueError(f"{error} Labels must be between 0 and {classes - 1}, or -100.") from error
 
 
 def target_positions(labels: torch.Tensor) -> torch.Tensor:
@@ -297,6 +325,8 @@ __all__ = [
     "assignment_loss",
     "at_least_float32",
     "classification_loss",
+    "cross_entropy",
+    "distill",
     "distilled_cross_entropy",
     "masked_language_loss",
     "matching_loss",

@@ -7,7 +7,7 @@ import copy
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -108,7 +108,7 @@ class MomentumTeacher(nn.Module):
     Call it with the student's batch, and call `enqueue` and `update` after every optimizer step.
 
     Weights of the student without `requires_grad` are shared instead of copied, and are not saved: freeze them before
-    the teacher is made.
+    the teacher is made. Under autocast, call `keep_low_precision` to cast weights once per update instead of per call.
 
     Args:
         student: A model with `get_teacher_outputs`, also inside `torch.compile`, `DistributedDataParallel` or PEFT. It
@@ -132,6 +132,7 @@ class MomentumTeacher(nn.Module):
 
     model: PreTrainedModel
     queue: FeatureQueue
+    low_precision_model: PreTrainedModel | None  # computes under autocast; is not saved
 
     def __init__(self, student: PreTrainedModel, momentum: float = 0.995, queue_size: int = 65536):
         super().__init__()
@@ -146,6 +147,43 @@ class MomentumTeacher(nn.Module):
         if not isinstance(student, AlbefImageTextModel):
             queue_size = min(queue_size, 0)  # a negative one is still refused
         self.queue = FeatureQueue(queue_size, student.config.projection_dim).to(self.model.dtype)
+        self.low_precision_model = None
+        self._low_precision_weights: list[tuple[torch.Tensor, torch.Tensor]] = []  # each with the one it is cast from
+
+    def keep_low_precision(self, dtype: torch.dtype) -> None:
+        """Keep the weights of linear layers in the data type of autocast, too, for `forward` under autocast.
+
+        Autocast would cast all of them in every call, to the same numbers. This takes 2 bytes for each weight. Call it
+        when no more weights are added or replaced.
+
+        Args:
+            dtype: What autocast computes in, such as `torch.bfloat16`.
+        """
+        own = [*self.model.parameters(), *self.model.buffers()]
+        self.low_precision_model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in own})
+        self._low_precision_weights = []
+        for layer in self.low_precision_model.modules():
+            if type(layer) is nn.Linear and layer.weight.dtype == torch.float32:
+                for name, weight in list(layer.named_parameters()):
+                    low = nn.Parameter(weight.to(dtype), requires_grad=False)
+                    setattr(layer, name, low)
+                    self._low_precision_weights.append((low, weight))
+
+    def _model_for_autocast(self) -> PreTrainedModel:
+        """Return the model whose linear layers have the data type of autocast, where there is one."""
+        device = self.queue.pointer.device.type
+        if self._low_precision_weights and torch.is_autocast_enabled(device):
+            weight, _ = self._low_precision_weights[0]
+            if weight.dtype == torch.get_autocast_dtype(device):
+                return cast(PreTrainedModel, self.low_precision_model)
+        return self.model
+
+    @torch.no_grad()
+    def _cast_weights(self) -> None:
+        """Write the low-precision weights anew, after the weights have changed."""
+        if self._low_precision_weights:
+            casts, weights = zip(*self._low_precision_weights, strict=True)
+            torch._foreach_copy_(casts, weights)
 
     @torch.no_grad()
     def forward(self, *, alpha: float | None = None, **batch: torch.Tensor) -> AlbefTeacherOutput:
@@ -160,7 +198,7 @@ class MomentumTeacher(nn.Module):
         if alpha == 0 and not self.training and isinstance(self.model, AlbefForPreTraining):
             batch.pop("labels", None)
         with torch.inference_mode():
-            outputs = self.model.get_teacher_outputs(**batch)
+            outputs = self._model_for_autocast().get_teacher_outputs(**batch)
         for name in {"image_embeds", "text_embeds"} & outputs.keys():
             outputs[name] = outputs[name].clone()  # not an inference tensor, which autograd cannot use
         outputs.image_queue = self.queue.image_features
@@ -193,25 +231,32 @@ class MomentumTeacher(nn.Module):
         pairs = zip(self.model.parameters(), student.parameters(), strict=True)
         pairs = [(average, weight.to(average.dtype)) for average, weight in pairs if average is not weight]
         _move([average for average, _ in pairs], [weight for _, weight in pairs], 1 - self.momentum, is_finite)
+        self._cast_weights()
         statistics = dict(student.named_buffers())
         for name, buffer in self.model.named_buffers():
             if name.endswith(RUNNING_STATISTICS):
                 buffer.copy_(_choose(is_finite, statistics[name], buffer))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return weights and queues, without the weights that are shared with the student."""
-        shared = self._shared_names()
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name not in shared}
+        """Return weights and queues, without what is shared with the student and without low-precision weights."""
+        left_out = self._shared_names() | self._low_precision_names()
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name not in left_out}
 
     def load_state_dict(self, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load what `state_dict` returned; shared weights stay the student's."""
         weights = super().state_dict()
-        shared = {name: weights[name] for name in self._shared_names()}
-        return super().load_state_dict({**state_dict, **shared}, *args, **kwargs)
+        present = {name: weights[name] for name in self._shared_names() | self._low_precision_names()}
+        result = super().load_state_dict({**state_dict, **present}, *args, **kwargs)
+        self._cast_weights()
+        return result
 
     def _shared_names(self) -> set[str]:
         shared = {id(weight) for weight in self.shared}
-        return {name for name, weight in self.named_parameters(remove_duplicate=False) if id(weight) in shared}
+        names = {name for name, weight in self.named_parameters(remove_duplicate=False) if id(weight) in shared}
+        return names - self._low_precision_names()
+
+    def _low_precision_names(self) -> set[str]:
+        return {name for name in super().state_dict() if name.startswith("low_precision_model.")}
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write weights, queues and pointer to `momentum.safetensors`, beside the student's `model.safetensors`.

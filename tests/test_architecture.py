@@ -18,6 +18,7 @@ HUB_FILES = (
     "configuration_albef",
     "outputs_albef",
     "losses_albef",
+    "shared_inputs_albef",
     "encoders_albef",
     "head_layers_albef",
     "answers_albef",
@@ -40,7 +41,8 @@ ALLOWED = {
     "configuration_albef": {"calibration_albef", "compatibility_albef"},
     "outputs_albef": set(),
     "losses_albef": {"configuration_albef"},
-    "encoders_albef": {"compatibility_albef", "configuration_albef"},
+    "shared_inputs_albef": set(),
+    "encoders_albef": {"compatibility_albef", "configuration_albef", "shared_inputs_albef"},
     "head_layers_albef": {"configuration_albef", "encoders_albef", "losses_albef", "outputs_albef"},
     "answers_albef": {"configuration_albef", "losses_albef"},
     "image_encoder_albef": {"configuration_albef", "encoders_albef"},
@@ -264,6 +266,7 @@ def test_a_saved_model_ships_the_files_that_it_needs():
         "compatibility_albef",
         "configuration_albef",
         "encoders_albef",
+        "shared_inputs_albef",
     }
     assert shipped_with("processing_albef") == {"images_albef", "processing_albef"}
 

@@ -13,7 +13,13 @@ from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForRetrieval, AlbefM
 from albef_hf.compatibility_albef import enable_activation_checkpointing
 from albef_hf.conversion.checkpoints import MODELS
 from albef_hf.encoders_albef import interpolate_position_embeddings
-from albef_hf.losses_albef import distilled_cross_entropy, matching_loss, multinomial, sample_hard_negatives
+from albef_hf.losses_albef import (
+    cross_entropy,
+    distilled_cross_entropy,
+    matching_loss,
+    multinomial,
+    sample_hard_negatives,
+)
 from albef_hf.modeling_albef import AlbefTwoImageModel
 from albef_hf.training.guards import MATCHING_PRIOR
 from albef_hf.training.optimization import parameter_groups
@@ -224,6 +230,14 @@ def test_saves_and_loads_in_half_precision(model, batch, dtype, tmp_path):
     loaded = AlbefForPreTraining.from_pretrained(tmp_path)
     assert loaded.dtype == dtype
     assert torch.isfinite(loaded(**pairs_of(batch)).itm_logits).all()
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_cross_entropy_of_log_probabilities_is_that_of_torch(reduction):
+    logits = torch.randn(7, 50)
+    for targets in (torch.randint(50, (7,)), torch.rand(7, 50).softmax(-1)):
+        expected = F.cross_entropy(logits, targets, reduction=reduction)
+        assert torch.equal(cross_entropy(logits.log_softmax(-1), targets, reduction), expected)
 
 
 def test_distilled_cross_entropy_by_hand():

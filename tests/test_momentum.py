@@ -6,8 +6,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from albef_hf import AlbefForPreTraining, AlbefForQuestionAnswering, FeatureQueue, MomentumTeacher
+from albef_hf.outputs_albef import AlbefTeacherOutput
 
 
 def numbered(start: int, count: int) -> torch.Tensor:
@@ -80,6 +82,67 @@ def test_the_teacher_of_a_bfloat16_student_moves(model):
     teacher.update(model)
     assert before.dtype == torch.float32
     assert (teacher.model.itm_head.weight - before).abs().mean() > 1e-5
+
+
+def test_weights_in_low_precision_give_the_same_targets(model, batch, tmp_path):
+    teacher = MomentumTeacher(model, momentum=0.75, queue_size=4).eval()
+    names = teacher.state_dict().keys()
+    full_precision = teacher(**batch)
+
+    def targets() -> AlbefTeacherOutput:
+        with torch.autocast("cpu", torch.bfloat16):
+            return teacher(**batch)
+
+    def assert_equal(found: AlbefTeacherOutput, expected: AlbefTeacherOutput) -> None:
+        for name in ("image_embeds", "text_embeds", "logits"):
+            assert torch.equal(found[name], expected[name]), name
+
+    before = targets()
+    teacher.keep_low_precision(torch.bfloat16)
+    assert_equal(targets(), before)
+    assert_equal(teacher(**batch), full_precision)  # without autocast
+    state = {name: weight.clone() for name, weight in teacher.state_dict().items()}
+    assert state.keys() == names
+
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    teacher.update(model)
+    after = targets()
+    expected = MomentumTeacher(model, queue_size=4).eval()
+    expected.load_state_dict(teacher.state_dict())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_equal(after, expected(**batch))
+    assert not torch.equal(after.logits, before.logits)
+    teacher.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "momentum.safetensors").keys() < names
+    teacher.load_state_dict(state)
+    assert_equal(targets(), before)
+
+
+def test_no_weight_of_a_linear_layer_is_cast_in_a_call(model, batch):
+    teacher = MomentumTeacher(model, queue_size=4).eval()
+    names = {weight.data_ptr(): name for name, weight in teacher.model.named_parameters()}
+
+    class Casts(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights: set[str] = set()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            is_cast = func._schema.name in ("aten::to", "aten::_to_copy")
+            if is_cast and args[0].data_ptr() in names:
+                self.weights.add(names[args[0].data_ptr()])
+            return func(*args, **(kwargs or {}))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        with Casts() as before:
+            teacher(**batch)
+        teacher.keep_low_precision(torch.bfloat16)
+        with Casts() as after:
+            teacher(**batch)
+    patches = "albef.vision_model.embeddings.patch_embedding"  # a convolution
+    assert after.weights == {f"{patches}.weight", f"{patches}.bias"} < before.weights
 
 
 def test_dropout_is_on_unless_switched_off(config, batch):

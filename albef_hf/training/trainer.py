@@ -36,6 +36,8 @@ from .throughput import FlopCounter, relative_distance
 if TYPE_CHECKING:
     from .saved_model import SavedModel
 
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by mixed_precision
+
 
 class Trainer:
     """Train a student with a momentum teacher, or without one.
@@ -115,6 +117,8 @@ class Trainer:
         self.teacher = None
         if self.unwrapped_teacher is not None:
             self.unwrapped_teacher.train(args.teacher_dropout)
+            if self.accelerator.mixed_precision in AUTOCAST_DTYPES:
+                self.unwrapped_teacher.keep_low_precision(AUTOCAST_DTYPES[self.accelerator.mixed_precision])
             self.teacher = self.accelerator.prepare_model(self.unwrapped_teacher, evaluation_mode=True)
         # Not prepared: Accelerate would step it once per process.
         self.scheduler = make_scheduler(optimizer, args, self.epoch_steps, self.total_steps)

@@ -1,0 +1,77 @@
+"""What layers share, so that it is not repeated in each: casts of states and weights, and the mask of attention."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def autocast_dtype(states: torch.Tensor) -> torch.dtype:
+    """Return the data type that a linear layer computes in: that of autocast for float32 states, else their own."""
+    device = states.device.type
+    if states.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return states.dtype
+
+
+class _JoinedWeights(torch.autograd.Function):
+    """Cast weights and biases into one weight and one bias, with one operation; likewise the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        count = len(tensors) // 2
+        ctx.rows = [len(bias) for bias in tensors[count:]]
+        ctx.dtype = tensors[0].dtype
+        weight = tensors[0].new_empty(sum(ctx.rows), tensors[0].shape[1], dtype=dtype)
+        bias = tensors[0].new_empty(sum(ctx.rows), dtype=dtype)
+        torch._foreach_copy_([*weight.split(ctx.rows), *bias.split(ctx.rows)], list(tensors))
+        return weight, bias
+
+    @staticmethod
+    def backward(ctx: Any, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weights, biases = (gradient.to(ctx.dtype).split(ctx.rows) for gradient in (weight, bias))
+        return None, *weights, *biases
+
+
+def linear_together(layers: Sequence[nn.Module], states: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Apply several linear layers to the same (..., width) states.
+
+    Under autocast, the states are cast once, and the weights are joined while they are cast: one product is computed
+    instead of several. Without autocast the layers stay separate, because sums of gradients would be rounded
+    differently. Layers that are quantized, adapted or offloaded are applied one by one.
+
+    Args:
+        layers: `nn.Linear` or what replaces them.
+        states: The input of each.
+
+    Returns:
+        The output of each.
+    """
+    dtype = autocast_dtype(states)
+    is_plain = all(type(layer) is nn.Linear and layer.weight.device == states.device for layer in layers)
+    if dtype == states.dtype or not is_plain:
+        return [layer(states) for layer in layers]
+    states = states.to(dtype)
+    if any(layer.weight.dtype == dtype for layer in layers):
+        return [layer(states) for layer in layers]
+    tensors = [layer.weight for layer in layers] + [layer.bias for layer in layers]
+    weight, bias = _JoinedWeights.apply(dtype, *tensors)
+    return F.linear(states, weight, bias).split([layer.out_features for layer in layers], dim=-1)
+
+
+def additive_mask(mask: Any, states: torch.Tensor) -> Any:
+    """Return a boolean mask of attention as numbers to add to its scores, which SDPA would convert in every layer.
+
+    Args:
+        mask: (batch, 1, tokens, context tokens), True where a token attends. What other implementations of attention
+            take is returned as it is.
+        states: Input of the layers, whose data type decides.
+    """
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.ndim != 4:
+        return mask
+    return mask.to(autocast_dtype(states)).log()  # of 1 is 0, of 0 is minus infinity
+
+
+__all__ = ["additive_mask", "autocast_dtype", "linear_together"]

@@ -1,0 +1,88 @@
+"""Casts and masks that layers share: fewer operations, and the same numbers."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from albef_hf.shared_inputs_albef import additive_mask, linear_together
+
+
+class Operations(TorchDispatchMode):
+    """Count operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func._schema.name.removeprefix("aten::")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def layers() -> nn.ModuleList:
+    torch.manual_seed(0)
+    return nn.ModuleList([nn.Linear(32, 16), nn.Linear(32, 16), nn.Linear(32, 48)])
+
+
+def gradients(outputs: list[torch.Tensor], layers: nn.ModuleList) -> list[torch.Tensor]:
+    sum(output.float().square().sum() for output in outputs).backward()
+    found = [weight.grad for weight in layers.parameters()]
+    layers.zero_grad()
+    return found
+
+
+def test_under_autocast_layers_of_the_same_states_are_one_product(layers):
+    states = torch.randn(4, 5, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        separate = [layer(states) for layer in layers]
+        with Operations() as forward:
+            together = linear_together(layers, states)
+    for output, other in zip(together, separate, strict=True):
+        torch.testing.assert_close(output, other)
+    expected = gradients(separate, layers)
+    with Operations() as backward:
+        found = gradients(together, layers)
+    for gradient, other in zip(found, expected, strict=True):
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient, other, rtol=2e-2, atol=2e-2)
+    assert forward.counts["addmm"] == forward.counts["_to_copy"] == forward.counts["_foreach_copy_"] == 1
+    assert backward.counts["mm"] == 1  # the states need no gradient
+
+
+def test_without_autocast_and_in_layers_of_other_kinds_nothing_is_joined(layers):
+    states = torch.randn(4, 5, 32)
+    with Operations() as operations:
+        together = linear_together(layers, states)
+    assert operations.counts["addmm"] == 3
+    assert all(torch.equal(output, layer(states)) for output, layer in zip(together, layers, strict=True))
+
+    class Adapted(nn.Linear):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return super().forward(states) + 1
+
+    layers[1] = Adapted(32, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        together = linear_together(layers, states)
+        assert all(torch.equal(output, layer(states)) for output, layer in zip(together, layers, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_an_additive_mask_gives_the_same_attention(dtype):
+    query, key, value = torch.randn(3, 2, 2, 5, 16).to(dtype)
+    mask = (torch.rand(2, 1, 5, 5) < 0.5) | torch.eye(5, dtype=torch.bool)
+    added = additive_mask(mask, query)
+    assert added.dtype == dtype
+    expected = F.scaled_dot_product_attention(query, key, value, mask)
+    assert torch.equal(F.scaled_dot_product_attention(query, key, value, added), expected)
+
+
+def test_masks_of_other_implementations_stay():
+    padding, additive = torch.ones(2, 5, dtype=torch.bool), torch.zeros(2, 1, 5, 5)  # of flash and eager attention
+    states = torch.randn(2, 5, 8)
+    for mask in (None, padding, additive):
+        assert additive_mask(mask, states) is mask
