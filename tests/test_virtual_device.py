@@ -40,6 +40,7 @@ def test_two_devices_do_not_mix():
         ("upload", lambda there: there[torch.tensor([0, 1])]),
         ("upload", lambda there: torch.ones(3).to("cuda")),
         ("upload", lambda there: torch.tensor([1.0], device="cuda")),
+        ("upload", lambda there: there.new_tensor([1.0])),
         ("upload", lambda there: there.copy_(torch.zeros(3))),
         ("download", lambda there: there.cpu()),
         (None, lambda there: torch.ones(3).to("cuda", non_blocking=True)),

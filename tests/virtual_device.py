@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 from unittest import mock
 
@@ -92,6 +93,8 @@ class VirtualDevice(contextlib.ExitStack):
         doubles: Lines with a float64 result on the device, which MPS does not have and other GPUs are slow at.
     """
 
+    current: "VirtualDevice | None" = None  # the one that is entered
+
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[tuple[str, str]] = Counter()
@@ -105,6 +108,7 @@ class VirtualDevice(contextlib.ExitStack):
         def cpu_autocast(mode: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
             autocast(mode, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
+        self.enter_context(mock.patch.object(VirtualDevice, "current", self))
         self.enter_context(mock.patch.dict("os.environ", ACCELERATE_TORCH_DEVICE=str(GPU)))
         for target, replacement in (
             ("torch.autocast.__init__", cpu_autocast),
@@ -124,17 +128,14 @@ class VirtualDevice(contextlib.ExitStack):
         """Place tensors that are made of nothing on a device."""
         before = self.default
         self.default = device
-        yield
-        self.default = before
+        try:
+            yield
+        finally:
+            self.default = before
 
     def wait(self, kind: str) -> None:
         """Record that the host waits."""
         self.waits[kind, calling_line()] += 1
-
-    def forget(self) -> None:
-        """Record anew."""
-        for record in (self.waits, self.operations, self.doubles):
-            record.clear()
 
     def report(self) -> str:
         """Return the waits as lines, the most frequent ones first."""
@@ -225,19 +226,24 @@ class _Functions(TorchFunctionMode):
                 self.device.wait("read")
                 with torch._C.DisableTorchFunction(), _disable_current_modes():
                     return func(*args, **kwargs)
-        if kwargs.get("device") is not None:
-            return self._create(func, args, kwargs)
-        return func(*args, **kwargs)
+            if func is torch.Tensor.new_tensor:
+                self.device.wait("upload")
+            if not isinstance(func, FunctionType):  # what C++ makes of nothing, such as a causal mask, is there, too
+                with self.device.creating_on(GPU):
+                    return self._call(func, args, kwargs)
+        return self._call(func, args, kwargs)
 
-    def _create(self, func: Any, args: tuple, kwargs: dict) -> Any:
-        """Call a function that takes a device."""
+    def _call(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """Call a function, which may take a device."""
+        if kwargs.get("device") is None:
+            return func(*args, **kwargs)
         device = torch.device(kwargs.pop("device"))
         if device.type == "meta":
             return func(*args, device=device, **kwargs)
         device = GPU if device.type == "cuda" else device
         with self.device.creating_on(device):
             result = func(*args, device=CPU, **kwargs)
-        copies = func in (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
+        copies = func in (torch.tensor, torch.as_tensor, torch.asarray)
         if copies and device == GPU and not any(device_of(tensor) == GPU for tensor in tensors_in(args[:1])):
             self.device.wait("upload")
         for tensor in tensors_in(result):
