@@ -4,9 +4,9 @@
     python benchmarks/account.py --pairs 64 --precisions bf16 --operations 20
 
 The package's own training step (teacher, student, losses, backward, AdamW, queue, average) runs on fake tensors, which
-have a shape and no content, and every operation is recorded. A simple model of a GPU then turns the record into a time.
-Its assumptions are printed: it knows no caches, and every kernel of a kind is as efficient as the next, so that the
-result is a ceiling to compare code with, not a measurement.
+have a shape and no content, and every operation is recorded. A simple model of a GPU then turns the record into time.
+Its assumptions are printed. It knows no caches, and every kernel of a kind is as efficient as the next: the result is
+a ceiling to compare code with, not a measurement.
 """
 
 import argparse
@@ -331,7 +331,7 @@ def record(
     batch = make_batch(config, pairs)
     batch.pop("issues")
     account = Account(int((batch["labels"] != -100).sum()))
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, account, as_on_a_gpu(account):
+    with FakeTensorMode(allow_non_fake_inputs=True), account, as_on_a_gpu(account):
         fake = {
             name: torch.empty(value.shape, dtype=value.dtype) if torch.is_tensor(value) else value
             for name, value in batch.items()
@@ -343,7 +343,6 @@ def record(
         account.peak = account.live
         account.operations += uploads(trainer, fake)
         trainer.training_step(dict(fake))
-    del mode
     return account
 
 
@@ -353,7 +352,7 @@ def uploads(trainer: Trainer, batch: dict[str, torch.Tensor]) -> list[Operation]
 
 
 def step_seconds(operations: list[Operation], gpu: Gpu) -> float:
-    """Return the time of a step: the host dispatches, the device follows, and in a wait the host follows the device."""
+    """Return the time of a step: the device follows the host, and in a wait the host follows the device."""
     host = device = 0.0
     for operation in operations:
         host += operation.host_seconds()
