@@ -56,3 +56,12 @@ def test_a_long_benchmark_explains_itself(benchmark, script, capsys):
     with pytest.raises(SystemExit):
         benchmark(f"{script}.py", "--help")
     assert f"python benchmarks/{script}.py" in capsys.readouterr().out
+
+
+def test_a_step_is_accounted_for(benchmark):
+    options = ["--size", "small", "--pairs", "4", "--queue_size", "16", "--precisions", "no", "--operations", "3"]
+    printed = benchmark("account.py", *options)
+    assert "Assumptions: size small" in printed
+    plain, checkpointed = [line.split(" | ") for line in printed.splitlines() if line.startswith("| 4 | float32")]
+    assert [int(cells[4].replace(",", "")) > 1000 for cells in (plain, checkpointed)] == [True, True]
+    assert float(checkpointed[8]) <= float(plain[8]) and printed.count("| operation |") == 2
