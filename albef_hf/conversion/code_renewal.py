@@ -47,6 +47,7 @@ SHIPPED_CODE = {
     "processing_albef.py",
     "ranking.py",
     "retrieval_albef.py",
+    "sentence_albef.py",
 }
 RENEWED_SECTIONS = ("Use", "Versions")  # of a model card; the other sections belong to the owner
 
