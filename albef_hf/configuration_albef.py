@@ -47,8 +47,8 @@ AUTO_MODELS = {
 }
 AUTO_MAP = {auto_class: f"modeling_albef.{heads[0]}" for auto_class, heads in AUTO_MODELS.items()}
 
-# What sentence-transformers reads. `CrossEncoder` loads the module; `SentenceTransformer`, whose type this is not, loads
-# what `AutoModel` does, and embeds with its `get_image_features` and `get_text_features`.
+# What sentence-transformers reads. `CrossEncoder` loads the module. `SentenceTransformer` skips what has another type,
+# loads what `AutoModel` does, and embeds with its `get_image_features` and `get_text_features`.
 SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
     "config_sentence_transformers.json": {"model_type": "CrossEncoder"},
     "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_albef.AlbefMatcher"}],
@@ -439,7 +439,7 @@ class AlbefConfig(PreTrainedConfig):
         return config
 
     def _check_single_class(self) -> None:
-        """Refuse to load a checkpoint as a classifier of one class: `CrossEncoder` would ask for one without a word."""
+        """Refuse to load a checkpoint as a classifier of one class, which `CrossEncoder` would initialize silently."""
         if self.classes_asked_for and self.num_labels == 1 and self.architectures and self.problem_type is None:
             raise ValueError(
                 f"A checkpoint of {self.architectures[0]} has no trained classifier with one class. CrossEncoder of "

@@ -60,7 +60,7 @@ class AlbefMatcher(InputModule):
         Args:
             inputs: Pairs of an image and a text, in either order. An image is a PIL image, an array, a path or a URL.
                 A string is an image if it is a URL or the path of a file with the ending of an image, else a text;
-                `{"image": ...}` and `{"text": ...}` say what it is.
+                `{"image": ...}` and `{"text": ...}` say what it is. A training also counts the tokens of texts alone.
             prompt: Text in front of each text.
             kwargs: Settings of `SentenceTransformer` that do not concern pairs.
 
@@ -71,14 +71,23 @@ class AlbefMatcher(InputModule):
             ValueError: If an input is not a pair of an image and a text.
         """
         pairs = [_split_pair(pair) for pair in inputs]
-        images = {id(image): image for image, _ in pairs}
-        positions = {key: position for position, key in enumerate(images)}
-        texts = [(prompt or "") + text for _, text in pairs]
-        features = dict(self.processor(images=list(images.values()), text=texts, return_tensors="pt"))
-        return features | {"image_indices": torch.tensor([positions[id(image)] for image, _ in pairs])}
+        images = [pair["image"] for pair in pairs if "image" in pair]
+        texts = [(prompt or "") + pair["text"] for pair in pairs if "text" in pair]
+        if not {len(images), len(texts)} <= {0, len(pairs)}:
+            raise ValueError("Some inputs have no image or no text: pass pairs of both, such as (image, text).")
+        distinct = {id(image): image for image in images}
+        features = self.processor(images=[*distinct.values()] or None, text=texts or None, return_tensors="pt")
+        positions = {key: position for position, key in enumerate(distinct)}
+        return dict(features) | {"image_indices": torch.tensor([positions[id(image)] for image in images])}
 
     def forward(self, features: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, torch.Tensor]:
-        """Add `scores`, (pairs, 1), in float32 or better."""
+        """Add `scores`, (pairs, 1), in float32 or better.
+
+        Raises:
+            ValueError: If there are no images or no texts.
+        """
+        if "pixel_values" not in features or "input_ids" not in features:
+            raise ValueError("A score needs an image and a text: pass pairs of them, such as (image, text).")
         albef = self.model.albef
         mask = features["attention_mask"]
         states = albef.vision_model(features["pixel_values"], return_dict=True).last_hidden_state
@@ -135,16 +144,16 @@ class AlbefMatcher(InputModule):
         return cls(model, processor)
 
 
-def _split_pair(pair: Any) -> tuple[Any, str]:
-    """Return the image and the text of a pair."""
+def _split_pair(pair: Any) -> dict[str, Any]:
+    """Return the image and the text of a pair, or only one of them if there is no other."""
     parts = [part for member in (pair if isinstance(pair, (list, tuple)) else [pair]) for part in _parts(member)]
     values = dict(parts)
-    if sorted(kind for kind, _ in parts) != sorted(PARTS) or not isinstance(values["text"], str):
+    if len(values) < len(parts) or not values.keys() <= set(PARTS) or not isinstance(values.get("text", ""), str):
         raise ValueError(
-            f"{pair!r:.200} is not a pair of an image and a text. An image is a PIL image, an array, a URL or the path "
-            'of a file that exists; ({"image": ...}, {"text": ...}) says which is which.'
+            f"{pair!r:.200} is not a pair of an image and a text. An image is a PIL image, an array, a URL or the "
+            'path of a file that exists; ({"image": ...}, {"text": ...}) says which is which.'
         )
-    return values["image"], values["text"]
+    return values
 
 
 def _parts(member: Any) -> list[tuple[Any, Any]]:
@@ -173,5 +182,5 @@ def _require_matching_head(config: PreTrainedConfig, name: str) -> None:
     head = (config.architectures or [None])[0]
     if head not in MATCHING_HEADS:
         raise ValueError(
-            f"{name} has an {head}, which does not score pairs: choose a model with {' or '.join(MATCHING_HEADS)}."
+            f"{name} has {head}, which does not score pairs: choose a model with {' or '.join(MATCHING_HEADS)}."
         )
