@@ -1,7 +1,10 @@
 """Configuration of ALBEF models: architecture only, training settings live with the training loop."""
 
 import copy
+import json
+import os
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
@@ -10,12 +13,13 @@ from transformers import AutoConfig, PreTrainedConfig
 from .calibration_albef import MatchCalibration
 from .compatibility_albef import sub_config_specs
 
-_ALIGNED = ("AlbefForPreTraining", "AlbefForRetrieval")
+# The heads that embed images and texts, and match them.
+MATCHING_HEADS = ("AlbefForPreTraining", "AlbefForRetrieval")
 # The tasks of transformers' `pipeline`: the class in `pipeline_albef.py`, what loads the model, the heads it is for.
 PIPELINES = {
-    "image-text-retrieval": ("ImageTextRetrievalPipeline", "AutoModelForZeroShotImageClassification", _ALIGNED),
-    "image-text-matching": ("ImageTextMatchingPipeline", "AutoModelForZeroShotImageClassification", _ALIGNED),
-    "visual-grounding": ("VisualGroundingPipeline", "AutoModelForZeroShotImageClassification", _ALIGNED),
+    "image-text-retrieval": ("ImageTextRetrievalPipeline", "AutoModelForZeroShotImageClassification", MATCHING_HEADS),
+    "image-text-matching": ("ImageTextMatchingPipeline", "AutoModelForZeroShotImageClassification", MATCHING_HEADS),
+    "visual-grounding": ("VisualGroundingPipeline", "AutoModelForZeroShotImageClassification", MATCHING_HEADS),
     "visual-question-answering": (
         "VisualQuestionAnsweringPipeline",
         "AutoModelForVisualQuestionAnswering",
@@ -35,13 +39,20 @@ PIPELINES = {
 
 # The heads that each Auto class loads from the folder of any of them: the one that was saved there, else the first.
 AUTO_MODELS = {
-    "AutoModel": ("AlbefModel", "AlbefTwoImageModel"),
+    "AutoModel": ("AlbefModel", "AlbefTwoImageModel", *MATCHING_HEADS),
     "AutoModelForPreTraining": ("AlbefForPreTraining", "AlbefForTextAssignment"),
     "AutoModelForZeroShotImageClassification": ("AlbefForRetrieval",),
     "AutoModelForVisualQuestionAnswering": ("AlbefForQuestionAnswering",),
     "AutoModelForSequenceClassification": ("AlbefForVisualEntailment", "AlbefForVisualReasoning"),
 }
 AUTO_MAP = {auto_class: f"modeling_albef.{heads[0]}" for auto_class, heads in AUTO_MODELS.items()}
+
+# What sentence-transformers reads. `CrossEncoder` loads the module. `SentenceTransformer` skips what has another type,
+# loads what `AutoModel` does, and embeds with its `get_image_features` and `get_text_features`.
+SENTENCE_TRANSFORMERS_FILES: dict[str, Any] = {
+    "config_sentence_transformers.json": {"model_type": "CrossEncoder"},
+    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_albef.AlbefMatcher"}],
+}
 
 # Classes that were renamed. Saved configurations have the old names in `architectures`; code may import them for one
 # more release.
@@ -410,8 +421,10 @@ class AlbefConfig(PreTrainedConfig):
             family: Names of the head's class and of its parents.
 
         Raises:
-            ValueError: If the ids of `id2label` are not 0, 1, 2, ...
+            ValueError: If the ids of `id2label` are not 0, 1, 2, ..., or a checkpoint is loaded with one class without
+                a `problem_type`.
         """
+        self._check_single_class()
         config = copy.deepcopy(self)
         if not self.classes_asked_for and (self.classes_saved_by is None or self.other_classifier(family)):
             config.id2label = dict(enumerate(names))
@@ -424,6 +437,16 @@ class AlbefConfig(PreTrainedConfig):
         if set(config.label2id or ()) != set(config.id2label.values()):
             config.label2id = _invert(config.id2label)
         return config
+
+    def _check_single_class(self) -> None:
+        """Refuse to load a checkpoint as a classifier of one class, which `CrossEncoder` would initialize silently."""
+        if self.classes_asked_for and self.num_labels == 1 and self.architectures and self.problem_type is None:
+            raise ValueError(
+                f"A checkpoint of {self.architectures[0]} has no trained classifier with one class. CrossEncoder of "
+                f"sentence-transformers scores pairs with {' or '.join(MATCHING_HEADS)}; a folder of theirs that it "
+                "does not load as such was saved by an earlier release or by SentenceTransformer: run `albef renew "
+                'FOLDER`. To train a regression, pass problem_type="regression".'
+            )
 
     def other_classifier(self, family: Collection[str]) -> str | None:
         """Return the name of the classifier that was saved with this configuration, unless it is of the family."""
@@ -458,6 +481,20 @@ class AlbefConfig(PreTrainedConfig):
             settings |= {"id2label": self.id2label, "label2id": self.label2id}
         return settings
 
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Save as transformers does; with a head that matches, also what sentence-transformers reads.
+
+        A model saves its configuration by this method, before it is pushed. Files of sentence-transformers that are
+        there stay: it has written them for the same model, with its own settings.
+        """
+        if set(MATCHING_HEADS) & set(self.architectures or ()):
+            folder = Path(save_directory)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not any((folder / name).exists() for name in SENTENCE_TRANSFORMERS_FILES):
+                for name, content in sentence_transformers_files().items():
+                    (folder / name).write_text(content, encoding="utf-8")
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """Return the text configuration, or with `decoder` that of the answer decoder if there is one.
 
@@ -470,6 +507,11 @@ class AlbefConfig(PreTrainedConfig):
         config.num_hidden_layers = config.num_multimodal_layers
         config.encoder_hidden_size = config.hidden_size
         return config
+
+
+def sentence_transformers_files() -> dict[str, str]:
+    """Return the content of each of `SENTENCE_TRANSFORMERS_FILES`."""
+    return {name: json.dumps(content, indent=2) + "\n" for name, content in SENTENCE_TRANSFORMERS_FILES.items()}
 
 
 def size_pair(size: int | Sequence[int]) -> tuple[int, int]:

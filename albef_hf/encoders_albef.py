@@ -26,7 +26,15 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .compatibility_albef import bidirectional_mask, causal_mask, follow_umask, renamed_attribute
-from .configuration_albef import AUTO_MAP, RENAMED_CLASSES, AlbefConfig, AlbefTextConfig, AlbefVisionConfig, size_pair
+from .configuration_albef import (
+    AUTO_MAP,
+    AUTO_MODELS,
+    RENAMED_CLASSES,
+    AlbefConfig,
+    AlbefTextConfig,
+    AlbefVisionConfig,
+    size_pair,
+)
 from .shared_inputs_albef import autocast_dtype, linear_together
 
 logger = logging.get_logger(f"transformers.{__name__}")
@@ -650,7 +658,10 @@ class AlbefPreTrainedModel(PreTrainedModel):
 
     def _auto_map(self) -> dict[str, str]:
         """Return what each Auto class loads from the folder; transformers adds the class that is saved."""
-        return dict(AUTO_MAP) if self.config.model_type == AlbefConfig.model_type else {}
+        if self.config.model_type != AlbefConfig.model_type:
+            return {}
+        name = type(self).__name__
+        return AUTO_MAP | ({"AutoModel": f"modeling_albef.{name}"} if name in AUTO_MODELS["AutoModel"] else {})
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """Tie weights; those that were copied from other modules are not reported as missing."""

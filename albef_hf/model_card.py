@@ -38,8 +38,8 @@ PIPELINE_TAGS = {
 }
 # Further tags, for searching the Hub.
 TAGS = {
-    "AlbefForPreTraining": ["image-text-retrieval", "image-text-matching", "pretraining"],
-    "AlbefForRetrieval": ["image-text-retrieval", "image-text-matching", "visual-grounding"],
+    "AlbefForPreTraining": ["image-text-retrieval", "image-text-matching", "pretraining", "sentence-transformers"],
+    "AlbefForRetrieval": ["image-text-retrieval", "image-text-matching", "visual-grounding", "sentence-transformers"],
     "AlbefForQuestionAnswering": ["vqa"],
     "AlbefForVisualReasoning": ["nlvr2", "visual-reasoning"],
     "AlbefForVisualEntailment": ["snli-ve", "visual-entailment"],

@@ -96,8 +96,9 @@ from .outputs_albef import (
 
 logger = logging.get_logger(f"transformers.{__name__}")
 
-if TYPE_CHECKING:  # never executed; transformers reads this line and saves the pipelines with a head
+if TYPE_CHECKING:  # never executed; transformers reads these lines and saves the files with a head
     from .pipeline_albef import AlbefPipeline  # noqa: F401
+    from .sentence_albef import AlbefMatcher  # noqa: F401
 
 TrainingOutput = TypeVar("TrainingOutput", AlbefForPreTrainingOutput, AlbefForRetrievalOutput)
 

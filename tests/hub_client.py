@@ -7,6 +7,7 @@
 Each writes to FOLDER what the models make of the same images and texts.
 """
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -162,6 +163,7 @@ def visitor() -> dict:
     results["other_head"] = class_of(other)
     results["versions"] = versions(trust)
     results["pipelines"] = pipelines(**trust)
+    results["sentence-transformers"] = sentence_transformers_of("owner/versions", "v1.0")
     results["refusals"] = {
         "trust": refusal("owner/versions", trust_remote_code=False),
         "private": refusal("owner/private", **trust),
@@ -170,6 +172,22 @@ def visitor() -> dict:
     private = AutoModelForZeroShotImageClassification.from_pretrained("owner/private", token="hf_owner", **trust)
     results["private"] = outputs_of(private, processor, "AlbefForRetrieval")
     return results
+
+
+def sentence_transformers_of(name: str, revision: str | None = None) -> Tensors:
+    """What sentence-transformers, if it is installed, says of the images and texts, from the name of a repository."""
+    if importlib.util.find_spec("sentence_transformers") is None:
+        return {}
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
+    options = {"trust_remote_code": True, "revision": revision}
+    embedder, matcher = SentenceTransformer(name, **options), CrossEncoder(name, **options)
+    pairs = list(zip(TEXTS, images(), strict=True))
+    return {
+        "image_embeds": embedder.encode(images(), convert_to_tensor=True),
+        "text_embeds": embedder.encode(TEXTS, convert_to_tensor=True),
+        "log_odds": matcher.predict(pairs, activation_fn=torch.nn.Identity(), convert_to_tensor=True),
+    }
 
 
 def versions(trust: dict) -> dict:
@@ -203,6 +221,7 @@ def offline() -> dict:
     model, processor = load("owner/versions", "AlbefForRetrieval", trust_remote_code=True, revision="v1.0")
     results["v1.0"] = outputs_of(model, processor, "AlbefForRetrieval")
     results["pipelines"] = pipelines(trust_remote_code=True)
+    results["sentence-transformers"] = sentence_transformers_of("owner/versions", "v1.0")
     return results
 
 

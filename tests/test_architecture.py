@@ -31,6 +31,7 @@ HUB_FILES = (
     "heatmaps_albef",
     "retrieval_albef",
     "pipeline_albef",
+    "sentence_albef",
 )
 FILES = sorted(file for folder in (PACKAGE, TRAIN, DEMO, BENCHMARKS) for file in folder.rglob("*.py"))
 
@@ -75,6 +76,7 @@ ALLOWED = {
         "processing_albef",
         "retrieval_albef",
     },
+    "sentence_albef": {"calibration_albef", "configuration_albef"},
     "registration": {
         "configuration_albef",
         "encoders_albef",
@@ -253,10 +255,12 @@ def test_what_ships_to_the_hub_is_flat_and_needs_transformers_alone(name):
                 "numpy",
                 "PIL",
                 "peft",
+                *(["sentence_transformers"] if name == "sentence_albef" else []),
             }
             assert not module.startswith("torch.distributed")
     assert relative_imports_of(path) <= set(HUB_FILES)
     assert "peft" not in get_imports(path), "only a model that was saved with adapters needs it"
+    assert "sentence_transformers" not in get_imports(path), "only who loads a model with it needs it"
 
 
 def test_a_saved_model_ships_the_files_that_it_needs():
@@ -333,3 +337,4 @@ def test_the_package_imports_without_what_only_training_needs():
     for name in ("__init__", *HUB_FILES, "momentum"):
         libraries = {module.split(".")[0] for level, module in imports_of(PACKAGE / f"{name}.py") if not level}
         assert not libraries & {"accelerate", "datasets", "evaluate", "faiss", "yaml", "matplotlib"}
+        assert "sentence_transformers" not in libraries or name == "sentence_albef"

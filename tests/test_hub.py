@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 import albef_hf
 from albef_hf import AlbefConfig, AlbefForRetrieval, AlbefModel, AlbefVisionModel
-from albef_hf.configuration_albef import AUTO_MODELS
+from albef_hf.configuration_albef import AUTO_MODELS, MATCHING_HEADS, SENTENCE_TRANSFORMERS_FILES
 from albef_hf.modeling_albef import AlbefTwoImageModel
 
 CODE = {f"{name}.py": (PACKAGE / f"{name}.py").read_bytes() for name in HUB_FILES}
@@ -26,6 +26,12 @@ AUTO_MAP = {
     "AutoModelForVisualQuestionAnswering": "modeling_albef.AlbefForQuestionAnswering",
     "AutoModelForSequenceClassification": "modeling_albef.AlbefForVisualEntailment",
 }
+
+
+def auto_map_of(head: str) -> dict[str, str]:
+    """The map that is saved with a head; `AutoModel` loads a head that embeds, as sentence-transformers needs it."""
+    auto_classes = {HEADS.get(head, "AutoModel"), *(["AutoModel"] if head in MATCHING_HEADS else [])}
+    return AUTO_MAP | dict.fromkeys(auto_classes, f"modeling_albef.{head}")
 
 
 def code_of(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -68,11 +74,12 @@ def story(tmp_path_factory) -> dict:
 def test_what_is_pushed_brings_the_code_along(story, pusher, head):
     files = story["hub"].files(f"{pusher}/{head}")
     assert code_of(files) == CODE
-    assert json.loads(files["config.json"])["auto_map"] == AUTO_MAP | {HEADS[head]: f"modeling_albef.{head}"}
+    assert json.loads(files["config.json"])["auto_map"] == auto_map_of(head)
     assert json.loads(files["processor_config.json"])["auto_map"] == {
         "AutoProcessor": "processing_albef.AlbefProcessor"
     }
     assert {"model.safetensors", "tokenizer.json"} <= set(files)
+    assert (SENTENCE_TRANSFORMERS_FILES.keys() <= files.keys()) == (head in MATCHING_HEADS)
     assert "library_name: transformers" in files["README.md"].decode()
 
 
@@ -104,7 +111,8 @@ def test_trained_and_pushed_without_the_package_it_loads_again(story, head):
     commit = story["hub"].repositories["models", f"visitor/{head}"].find("main").oid
     place = f"transformers_modules.visitor.{head}.{commit}"
     assert result["again_classes"] == [f"{place}.modeling_albef.{head}", f"{place}.processing_albef.AlbefProcessor"]
-    assert result["base_class"] == f"{place}.modeling_albef.AlbefModel"
+    base_class = head if head in MATCHING_HEADS else "AlbefModel"
+    assert result["base_class"] == f"{place}.modeling_albef.{base_class}"
     assert_same(story["offline"][head]["outputs"], result["trained"])
     assert story["offline"][head]["classes"] == result["again_classes"][:1]
 
@@ -152,6 +160,18 @@ def test_pipelines_load_from_the_name_of_a_repository(story):
         assert found == expected
 
 
+@pytest.mark.parametrize("role", ["visitor", "offline"])
+def test_sentence_transformers_load_both_halves_from_the_name_of_a_repository(story, role):
+    found, expected = story[role]["sentence-transformers"], story["owner"]["first"]
+    if not found:
+        pytest.skip("sentence-transformers is not installed")
+    logits = expected["itm_logits"]
+    assert_same(
+        found,
+        {name: expected[name] for name in ("image_embeds", "text_embeds")} | {"log_odds": logits.diff(dim=1)[:, 0]},
+    )
+
+
 def test_what_may_not_be_loaded_says_why(story):
     refusals = story["visitor"]["refusals"]
     assert refusals["trust"].startswith("ValueError") and "trust_remote_code=True" in refusals["trust"]
@@ -165,9 +185,8 @@ def test_what_is_saved_brings_the_code_along(config, tmp_path, head):
     model = AlbefTwoImageModel(config) if head == "AlbefTwoImageModel" else getattr(albef_hf, head)(config)
     model.save_pretrained(tmp_path)
     files = files_of(tmp_path)
-    auto_class = HEADS.get(head, "AutoModel")
     assert code_of(files) == CODE
-    assert json.loads(files["config.json"])["auto_map"] == AUTO_MAP | {auto_class: f"modeling_albef.{head}"}
+    assert json.loads(files["config.json"])["auto_map"] == auto_map_of(head)
 
 
 def test_an_encoder_a_configuration_and_a_processor_bring_theirs(config, processor, tmp_path):
@@ -201,7 +220,9 @@ def test_a_head_leaves_nothing_of_another_in_the_map(config, tmp_path):
     reasoning = AlbefConfig.from_pretrained(tmp_path / "reasoning")
     assert reasoning.auto_map["AutoModelForSequenceClassification"] == "modeling_albef.AlbefForVisualReasoning"
     AlbefForRetrieval(reasoning).save_pretrained(tmp_path / "retrieval")
-    assert json.loads((tmp_path / "retrieval" / "config.json").read_text())["auto_map"] == AUTO_MAP
+    assert json.loads((tmp_path / "retrieval" / "config.json").read_text())["auto_map"] == auto_map_of(
+        "AlbefForRetrieval"
+    )
 
 
 def test_every_head_has_an_auto_class():

@@ -20,7 +20,7 @@ from albef_hf.data import embedded_tokenizer
 AUTO_CLASSES = """
 from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
 assert type(AutoConfig.from_pretrained(folder)).__module__ == "albef_hf.configuration_albef"
-assert type(AutoModel.from_pretrained(folder)).__name__ == "AlbefModel"
+assert type(AutoModel.from_pretrained(folder)).__name__ == "AlbefForRetrieval"  # it embeds
 assert type(AutoModelForZeroShotImageClassification.from_pretrained(folder)).__name__ == "AlbefForRetrieval"
 assert type(AutoProcessor.from_pretrained(folder)).__module__ == "albef_hf.processing_albef"
 """

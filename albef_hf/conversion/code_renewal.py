@@ -47,6 +47,7 @@ SHIPPED_CODE = {
     "processing_albef.py",
     "ranking.py",
     "retrieval_albef.py",
+    "sentence_albef.py",
     "shared_inputs_albef.py",
 }
 RENEWED_SECTIONS = ("Use", "Versions")  # of a model card; the other sections belong to the owner
@@ -75,6 +76,7 @@ class Renewal:
 def renew_code(name: str | Path, token: str | None = None) -> Renewal:
     """Replace the code files, the `auto_map`, and the sections on use and versions in the card of a saved model.
 
+    A model that scores pairs also gets the files by which both `SentenceTransformer` and `CrossEncoder` load it.
     Nothing else is changed, and the previous files are kept: the previous commit of a repository gets a tag; the
     files of a folder are copied to a new folder beside it, `NAME.before_renewal`.
 
@@ -181,6 +183,7 @@ def _find_changes(folder: Path, repo_id: str | None = None) -> dict[str, bytes |
     if (folder / "processor_config.json").exists():
         auto_map = {"AutoProcessor": "processing_albef.AlbefProcessor"}
         new["processor_config.json"] = _with_entries(folder / "processor_config.json", {"auto_map": auto_map})
+    new |= _sentence_transformers_files(folder, type(model).__name__)
     new |= _card(folder, type(model).__name__, repo_id)
     changes: dict[str, bytes | None] = {}
     for name, content in new.items():
@@ -233,6 +236,17 @@ def _code_files(model: "PreTrainedModel") -> dict[str, bytes]:
         for part in (model.config, model):
             custom_object_save(part, folder, config=config)
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def _sentence_transformers_files(folder: Path, head: str) -> dict[str, bytes]:
+    """Return the files by which sentence-transformers loads a head that matches, unless the folder has them."""
+    from ..configuration_albef import MATCHING_HEADS, SENTENCE_TRANSFORMERS_FILES, sentence_transformers_files
+
+    modules = folder / "modules.json"
+    is_there = modules.exists() and json.loads(modules.read_text()) == SENTENCE_TRANSFORMERS_FILES["modules.json"]
+    if head not in MATCHING_HEADS or is_there:
+        return {}
+    return {name: content.encode() for name, content in sentence_transformers_files().items()}
 
 
 def _with_entries(path: Path, settings: dict[str, Any]) -> bytes:

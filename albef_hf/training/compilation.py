@@ -42,7 +42,8 @@ class _LimitHandler(logging.Handler):
             self.said = True
             self.say(
                 "torch.compile has reached its limit of recompilations: a layer runs uncompiled from here on, which "
-                "is slower. Batches have too many shapes; set pad_to_multiple_of to a larger number, such as max_tokens"
+                "is slower. Batches have too many shapes; set pad_to_multiple_of to a larger number, such as "
+                "max_tokens"
             )
 
 
