@@ -339,7 +339,8 @@ def recall(scores: torch.Tensor, positives: torch.Tensor, ranks: Sequence[int] =
     best_positive = scores.masked_fill(~positives, -torch.inf).max(1, keepdim=True).values
     rank = (~(scores < best_positive) & ~positives).sum(1)
     has_positive = positives.any(1)
-    return {k: round(100 * (has_positive & (rank < k)).double().mean().item(), 3) for k in ranks}
+    hits = {k: (has_positive & (rank < k)).sum().item() for k in ranks}
+    return {k: round(100 * (count / len(scores)), 3) for k, count in hits.items()}
 
 
 @dataclass
