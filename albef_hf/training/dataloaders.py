@@ -39,7 +39,7 @@ def make_dataloader(
     Raises:
         ValueError: If there are fewer rows than one batch on all processes needs, or none can be read.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "batch_size": args.per_device_train_batch_size,
         "collate_fn": collate,
         "num_workers": min(args.dataloader_num_workers, os.cpu_count() or 1),
@@ -131,7 +131,7 @@ def _epoch_batches(loader: Any, state: TrainingState) -> Iterator[Batch]:
             torch.empty((), dtype=torch.int64).random_()  # a new iterator draws a seed
         yield from loader
         return
-    before = random_state()
+    before: dict[str, Any] | None = random_state()
     rest = skip_first_batches(loader, state.batches_used)  # resumed in the middle of an epoch
     try:
         for batch in rest:

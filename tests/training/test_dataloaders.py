@@ -1,5 +1,6 @@
 """Batches on their way to the device: upload, normalization, workers and the time spent waiting for them."""
 
+import contextlib
 import multiprocessing
 import os
 import time
@@ -38,10 +39,9 @@ def batches_of(num_workers: int, batches_used: int = 0, epoch: int = 0, count: i
     loader = make_dataloader(range(8), read, collate, args, Accelerator(cpu=True, dataloader_config=order))
     state = TrainingState(epoch=epoch, batches_used=batches_used, batches_per_epoch=4)
     recorder = SimpleNamespace(window=MetricsWindow(CPU))
-    batches = endless_batches(loader, state, recorder, CPU, NORMALIZE)
-    found = [next(batches) | {"dropout": torch.rand(())} for _ in range(count)]
-    assert loader.dataset.epoch == epoch + (batches_used + count - 1) // 4
-    batches.close()
+    with contextlib.closing(endless_batches(loader, state, recorder, CPU, NORMALIZE)) as batches:
+        found = [next(batches) | {"dropout": torch.rand(())} for _ in range(count)]
+        assert loader.dataset.epoch == epoch + (batches_used + count - 1) // 4
     return found
 
 
