@@ -427,7 +427,9 @@ def assumptions(size: str) -> str:
 
 def largest(account: Account, gpu: Gpu, count: int) -> str:
     """Return the operations that take longest on the device, as a table."""
-    seconds, kernels, moved = Counter(), Counter(), Counter()
+    seconds: Counter[str] = Counter()
+    kernels: Counter[str] = Counter()
+    moved: Counter[str] = Counter()
     for operation in account.operations:
         if operation.kind == "kernel":
             seconds[operation.name] += operation.device_seconds(gpu)

@@ -1,7 +1,9 @@
 """The short benchmarks run, on little work; what they measure here means nothing."""
 
+import json
 import runpy
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,3 +67,15 @@ def test_a_step_is_accounted_for(benchmark):
     plain, checkpointed = [line.split(" | ") for line in printed.splitlines() if line.startswith("| 4 | float32")]
     assert [int(cells[4].replace(",", "")) > 1000 for cells in (plain, checkpointed)] == [True, True]
     assert float(checkpointed[8]) <= float(plain[8]) and printed.count("| operation |") == 2
+
+
+def test_all_measurements_of_a_gpu_run_on_a_cpu(benchmark, monkeypatch):
+    monkeypatch.setattr("measure.apart", lambda threads, work, *arguments: work(*arguments))  # in this process
+    options = ["--repetitions", "1", "--batch_sizes", "2", "--variants", "bf16", "--images", "4", "--workers", "1"]
+    printed = benchmark("gpu.py", *options)
+    rows = [json.loads(line) for line in Path("gpu.jsonl").read_text().splitlines()]
+    assert Counter(row["measurement"] for row in rows) == {
+        "training": 1, "evaluation": 2, "index": 1, "search": 1, "loading": 2
+    }  # fmt: skip
+    assert all(row["per_second"] > 0 and row["size"] == "small" for row in rows)
+    assert all(f"| {row['measurement']} | {row['setting']} |" in printed for row in rows)
