@@ -41,9 +41,8 @@ class _LimitHandler(logging.Handler):
         if "recompile_limit" in record.getMessage() and not self.said:
             self.said = True
             self.say(
-                "torch.compile has reached its limit of recompilations: a layer runs uncompiled from here on, which "
-                "is slower. Batches have too many shapes; set pad_to_multiple_of to a larger number, such as "
-                "max_tokens"
+                "torch.compile has reached its limit of recompilations: a layer runs uncompiled from here on, more "
+                "slowly. Batches have too many shapes; set pad_to_multiple_of to a larger number, such as max_tokens"
             )
 
 

@@ -90,6 +90,11 @@ class HostCopy:
         if self.arrival is not None:
             self.arrival.record()
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the values can be read without waiting."""
+        return self.arrival is None
+
     def tolist(self) -> list[float]:
         """Return the values, after waiting for them."""
         if self.arrival is not None:

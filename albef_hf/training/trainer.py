@@ -43,8 +43,8 @@ class Trainer:
     """Train a student with a momentum teacher, or without one.
 
     A step whose loss or gradient is not finite on any process is skipped on all of them, and changes neither weights
-    nor teacher nor queue. The devices decide that among themselves. The host reads it one step later, so that it never
-    waits for a device that is still at work on a step; then it counts and reports the step.
+    nor teacher nor queue. The devices decide that among themselves. With a GPU, the host reads it one step later, so
+    that it never waits for work of the present step; then it counts and reports the step, or obeys a signal.
 
     Args:
         accelerator: From `make_accelerator`.
@@ -260,8 +260,9 @@ class Trainer:
         is_last = step == self.total_steps
         is_recorded = step % self.args.logging_steps == 0 or is_last
         is_saved = self.save_steps > 0 and (step % self.save_steps == 0 or is_last)
-        if is_recorded or is_saved or step % self.eval_steps == 0 or first_signal(self.signal_flags):
-            self._read_flags()  # without waiting for the next step
+        is_free = self.flags is not None and self.flags.is_here
+        if is_free or is_recorded or is_saved or step % self.eval_steps == 0 or first_signal(self.signal_flags):
+            self._read_flags()  # before the next step
         received = first_signal(self.signal_flags)
         if is_recorded:
             self._log_record()
