@@ -3,8 +3,8 @@
     pip install 'sentence-transformers>=6' qdrant-client
     python examples/vector_database.py runs/scenes
 
-The images are built-in scenes, the database is Qdrant in this process. A server takes the same calls, holds more images
-than one machine has memory for, and adds, filters and replicates while it serves:
+The images are built-in scenes, the database is Qdrant in this process. A server takes the same calls, holds more
+images than one machine has memory for, and adds, filters and replicates while it serves:
 
     docker run -p 6333:6333 qdrant/qdrant
     python examples/vector_database.py runs/scenes --url http://localhost:6333
