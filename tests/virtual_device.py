@@ -43,10 +43,19 @@ READS = {  # their result, or its shape, is read by the host
     aten.bincount.default,
     aten.equal.default,
     aten.masked_select.default,
+    aten.multinomial.default,  # in releases before torch 2.13, to check the probabilities
     aten.nonzero.default,
     aten.unique_consecutive.default,
     aten.unique_dim.default,
     aten._unique2.default,
+}
+
+NUMBERS = {  # read a tensor of one element
+    torch.Tensor.__bool__,
+    torch.Tensor.__float__,
+    torch.Tensor.__index__,
+    torch.Tensor.__int__,
+    torch.Tensor.item,
 }
 
 
@@ -88,7 +97,7 @@ class VirtualDevice(contextlib.ExitStack):
     """While this context is entered, `cuda:0` can be used, and what happens there is recorded.
 
     Attributes:
-        waits: How often a line made the host wait, by kind (read, shape, upload, download) and line.
+        waits: How often a line made the host wait, by kind (read, shape, upload, download, event) and line.
         operations: How often each operation ran on the device.
         doubles: Lines with a float64 result on the device, which MPS does not have and other GPUs are slow at.
     """
@@ -117,6 +126,8 @@ class VirtualDevice(contextlib.ExitStack):
             ("torch.cuda.get_rng_state", lambda device=None: torch.get_rng_state()),
             ("torch.cuda.set_rng_state", lambda state, device=None: None),
             ("torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype", group_by_device),
+            ("torch.optim.optimizer._group_tensors_by_device_and_dtype", group_by_device),
+            ("torch.Event", lambda device: _Event(self)),
         ):
             self.enter_context(mock.patch(target, replacement))
         self.enter_context(_Operations(self))
@@ -196,6 +207,20 @@ class _Operations(TorchDispatchMode):
                 device.wait("upload" if on_device[0] else "download")
 
 
+class _Event:
+    """An event of a stream, which the host waits for."""
+
+    def __init__(self, device: VirtualDevice):
+        self.device = device
+
+    def record(self) -> None:
+        """Begin."""
+
+    def synchronize(self) -> None:
+        """Wait."""
+        self.device.wait("event")
+
+
 class _Functions(TorchFunctionMode):
     """Replaces what asks for a tensor's device, moves a tensor, or creates one on a device."""
 
@@ -228,6 +253,8 @@ class _Functions(TorchFunctionMode):
                     return func(*args, **kwargs)
             if func is torch.Tensor.new_tensor:
                 self.device.wait("upload")
+            if func in NUMBERS and torch.is_inference_mode_enabled():  # where no operation is seen
+                self.device.wait("read")
             if not isinstance(func, FunctionType):  # what C++ makes of nothing, such as a causal mask, is there, too
                 with self.device.creating_on(GPU):
                     return self._call(func, args, kwargs)
