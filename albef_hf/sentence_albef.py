@@ -59,17 +59,20 @@ class AlbefMatcher(InputModule):
 
         Args:
             inputs: Pairs of an image and a text, in either order. An image is a PIL image, an array, a path or a URL.
-                A string is an image if it is a URL or the path of a file with the ending of an image, else a text;
+                A string is an image if it is a URL or the path of a file and ends as images do, else a text;
                 `{"image": ...}` and `{"text": ...}` say what it is. A training also counts the tokens of texts alone.
             prompt: Text in front of each text.
-            kwargs: Settings of `SentenceTransformer` that do not concern pairs.
+            kwargs: The `task` and other settings of sentence-transformers that are the same for all pairs.
 
         Returns:
             What the processor returns for the texts and the distinct images, and `image_indices`, (pairs,).
 
         Raises:
-            ValueError: If an input is not a pair of an image and a text.
+            ValueError: If an input is not a pair of an image and a text, or a setting of the processor is passed.
         """
+        for name in ("max_length", "processing_kwargs"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"The processor that was saved with the model has its own settings: remove {name}.")
         pairs = [_split_pair(pair) for pair in inputs]
         images = [pair["image"] for pair in pairs if "image" in pair]
         texts = [(prompt or "") + pair["text"] for pair in pairs if "text" in pair]

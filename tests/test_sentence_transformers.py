@@ -139,6 +139,8 @@ def test_what_is_not_a_pair_is_refused(library, save, images):
         matcher.predict(["a text"])
     with pytest.raises(ValueError, match="Some inputs have no image or no text"):
         matcher.predict([("a text",), (images[0],)])
+    with pytest.raises(ValueError, match="remove processing_kwargs"):
+        matcher.predict([(TEXTS[0], images[0])], processing_kwargs={"text": {"max_length": 3}})
     for setting in ({"num_labels": 2}, {"max_length": 8}, {"backend": "onnx"}):
         with pytest.raises(ValueError, match="remove num_labels=2|remove max_length|'onnx' is not supported"):
             library.CrossEncoder(folder, **setting, **TRUST)
