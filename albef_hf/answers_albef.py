@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from .configuration_albef import AlbefConfig, AlbefTextConfig
-from .losses_albef import IGNORED, at_least_float32, target_positions
+from .losses_albef import IGNORED, at_least_float32, positions_of_targets
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Answers:
 
 def answer_positions(labels: torch.Tensor) -> torch.Tensor:
     """Return the indices of all tokens but `[CLS]` in the flattened (answers, tokens) labels, (answer tokens,)."""
-    return target_positions(F.pad(labels[:, 1:], (1, 0), value=IGNORED))
+    return positions_of_targets(F.pad(labels[:, 1:], (1, 0), value=IGNORED))
 
 
 @dataclass

@@ -16,11 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import torch
 from transformers import Cache, PreTrainedConfig, PreTrainedModel, configuration_utils
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-
-from .shared_inputs_albef import additive_mask
+from transformers.masking_utils import create_causal_mask
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -34,12 +31,6 @@ albef_hf. It renews the code and keeps the weights.""".format(*TESTED_VERSIONS, 
 
 # transformers 5.24 renamed the argument of masks and the field of outputs; 5.40 removes the old name.
 CACHE_NAME = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
-
-# Arguments of masks that forbid transformers to read whether anything is padded; it may not have them.
-_UNREAD = {
-    create_mask: {name: False for name in inspect.signature(create_mask).parameters if name.endswith("_skip")}
-    for create_mask in (create_bidirectional_mask, create_causal_mask)
-}
 
 # Models of transformers that the text side can start from, and whether their positions start behind the padding id.
 TEXT_MODEL_TYPES = {"bert": False, "camembert": True, "roberta": True, "xlm-roberta": True}
@@ -77,53 +68,6 @@ def sub_config_specs(classes: dict[str, type[PreTrainedConfig]]) -> dict[str, An
     """
     spec = getattr(configuration_utils, "SubConfigSpec", None)
     return {name: spec(config_class) if spec else config_class for name, config_class in classes.items()}
-
-
-def bidirectional_mask(
-    config: PreTrainedConfig,
-    queries: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    context: torch.Tensor | None = None,
-) -> Any:
-    """Return the mask as the attention function takes it.
-
-    Args:
-        config: Configuration of the encoder.
-        queries: (batch, tokens, width).
-        attention_mask: (batch, context tokens), 1 for tokens and 0 for padding; None if nothing is padded.
-        context: (batch, context tokens, width), if it has other tokens than the queries.
-    """
-    mask = create_bidirectional_mask(
-        config=config,
-        inputs_embeds=queries,
-        attention_mask=attention_mask,
-        encoder_hidden_states=context,
-        **_without_reading(create_bidirectional_mask, attention_mask),
-    )
-    return additive_mask(mask, queries)
-
-
-def causal_mask(
-    config: PreTrainedConfig, queries: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None
-) -> Any:
-    """Return the mask as `bidirectional_mask` does, for tokens that attend to those before them, cached ones too."""
-    mask = create_causal_mask(
-        config=config,
-        inputs_embeds=queries,
-        attention_mask=attention_mask,
-        **{CACHE_NAME: cache},
-        **_without_reading(create_causal_mask, attention_mask),
-    )
-    return additive_mask(mask, queries)
-
-
-def _without_reading(create_mask: Callable, attention_mask: torch.Tensor | None) -> dict[str, bool]:
-    """Return arguments by which a mask is applied as it is, unless it can be read without waiting for a device.
-
-    transformers drops a mask that masks nothing. On a GPU, the host would have to wait for all that it has launched.
-    """
-    is_free = attention_mask is None or attention_mask.device.type == "cpu"
-    return {} if is_free else _UNREAD[create_mask]
 
 
 def single_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:

@@ -25,7 +25,7 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .compatibility_albef import bidirectional_mask, causal_mask, follow_umask, renamed_attribute
+from .compatibility_albef import follow_umask, renamed_attribute
 from .configuration_albef import (
     AUTO_MAP,
     AUTO_MODELS,
@@ -35,6 +35,7 @@ from .configuration_albef import (
     AlbefVisionConfig,
     size_pair,
 )
+from .masks_albef import bidirectional_mask, causal_mask
 from .shared_inputs_albef import autocast_dtype, linear_together
 
 logger = logging.get_logger(f"transformers.{__name__}")
@@ -43,6 +44,22 @@ KeyValues = tuple[torch.Tensor, torch.Tensor]  # each (batch, heads, tokens, hea
 
 _KEYWORDS = {*TransformersKwargs.__annotations__, "return_dict", "use_cache"} - {"position_ids"}
 _RENAMED_KEYWORDS = {"negative_hardness": "hardness_strength"}
+
+
+def require_both(
+    input_ids: torch.Tensor | None, pixel_values: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return texts and images if both are there.
+
+    Raises:
+        ValueError: If one is missing: transformers' pipelines for features pass only one of them.
+    """
+    if input_ids is None or pixel_values is None:
+        raise ValueError(
+            "input_ids and pixel_values are needed together. For features of images or texts alone, load the model as "
+            "AlbefForRetrieval and call get_image_features or get_text_features."
+        )
+    return input_ids, pixel_values
 
 
 def refuse_unknown(kwargs: Mapping[str, Any]) -> None:

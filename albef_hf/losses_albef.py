@@ -78,7 +78,7 @@ def cross_entropy(
         raise ValueError(f"{error} Labels must be between 0 and {classes - 1}, or -100.") from error
 
 
-def target_positions(labels: torch.Tensor) -> torch.Tensor:
+def positions_of_targets(labels: torch.Tensor) -> torch.Tensor:
     """Return the indices of the labels that are not -100 in `labels.flatten()`; on a GPU, the host waits for them."""
     return (labels.flatten() != IGNORED).nonzero()[:, 0]
 
@@ -334,5 +334,5 @@ __all__ = [
     "retrieval_targets",
     "sample_hard_negatives",
     "sample_image_pairs",
-    "target_positions",
+    "positions_of_targets",
 ]

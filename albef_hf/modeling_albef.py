@@ -54,6 +54,7 @@ from .encoders_albef import (
     AlbefVisionModel,
     KeyValues,
     refuse_unknown,
+    require_both,
     select_key_values,
 )
 from .head_layers_albef import (
@@ -81,7 +82,7 @@ from .losses_albef import (
     masked_language_loss,
     retrieval_targets,
     sample_image_pairs,
-    target_positions,
+    positions_of_targets,
 )
 from .matching_albef import EncodedPairs, contrast_matching_scores, match_hard_negatives
 from .outputs_albef import (
@@ -193,11 +194,7 @@ class AlbefModel(AlbefUnimodalEncoders):
 
             ```
         """
-        if input_ids is None or pixel_values is None:  # transformers' pipelines for features pass only one of them
-            raise ValueError(
-                "AlbefModel takes input_ids and pixel_values together. For features of images or texts alone, load "
-                "the model as AlbefForRetrieval and call get_image_features or get_text_features."
-            )
+        input_ids, pixel_values = require_both(input_ids, pixel_values)
         images = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         texts = self.text_model(input_ids, attention_mask, **kwargs)
         image_key_values = self.multimodal_model.project_images(images.last_hidden_state)
@@ -371,7 +368,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         attention_mask: torch.Tensor | None = None,
         mlm_input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        label_positions: torch.Tensor | None = None,
+        target_positions: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> AlbefTeacherOutput:
         """Compute the teacher's targets for a batch: features, and with `labels` logits of the masked tokens.
@@ -388,7 +385,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         logits = None
         if labels is not None:
             pairs.image_key_values = self.albef.multimodal_model.project_images(pairs.images)
-            positions = target_positions(labels) if label_positions is None else label_positions
+            positions = positions_of_targets(labels) if target_positions is None else target_positions
             logits = self._mlm_logits(masked_texts, pairs, positions)
         return AlbefTeacherOutput(
             image_embeds=self.contrastive_head.project_image(pairs.images),
@@ -399,12 +396,12 @@ class AlbefForPreTraining(AlbefImageTextModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         mlm_input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        label_positions: torch.Tensor | None = None,
+        target_positions: torch.Tensor | None = None,
         teacher_outputs: AlbefTeacherOutput | None = None,
         alpha: float = 0.0,
         gather: Gather | None = None,
@@ -421,7 +418,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
             attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
             mlm_input_ids: The same texts with masked tokens, from `PretrainingCollator`.
             labels: The token that was masked, -100 for all others, (batch, tokens).
-            label_positions: Indices of the masked tokens in `labels.flatten()`, so that a GPU is not waited for.
+            target_positions: Indices of the masked tokens in `labels.flatten()`, so that a GPU is not waited for.
             teacher_outputs: The outputs of a `MomentumTeacher` for the same batch.
             alpha: Weight of the teacher in the targets of ITC and MLM; the paper ramps it from 0 to 0.4.
             gather: Joins the batches of all processes, such as `albef_hf.training.distributed.gather_with_gradient`;
@@ -435,6 +432,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
             ValueError: If only one of `labels` and `mlm_input_ids` is given, or neither in training, or labels come
                 with a batch of one pair.
         """
+        input_ids, pixel_values = require_both(input_ids, pixel_values)
         if labels is None and (mlm_input_ids is not None or self.training):
             raise ValueError(f"Pretraining needs labels, which are missing. {NO_LABEL_SMOOTHING}")
         if labels is None:
@@ -443,7 +441,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         outputs = self._contrast_and_match(
             pairs, teacher_outputs, alpha, gather, hardness_strength, itm_negatives, itm_contrast_weight
         )
-        positions = target_positions(labels) if label_positions is None else label_positions
+        positions = positions_of_targets(labels) if target_positions is None else target_positions
         logits = self._mlm_logits(masked_texts, pairs, positions)
         loss_mlm = masked_language_loss(logits, labels.take(positions), _teacher_logits(teacher_outputs), alpha)
         return dataclasses.replace(outputs, loss=outputs.loss + loss_mlm, loss_mlm=loss_mlm, logits=logits)
@@ -604,8 +602,8 @@ class AlbefForRetrieval(AlbefImageTextModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         teacher_outputs: AlbefTeacherOutput | None = None,
@@ -636,6 +634,7 @@ class AlbefForRetrieval(AlbefImageTextModel):
         Raises:
             ValueError: If `labels` come with a batch of one pair.
         """
+        input_ids, pixel_values = require_both(input_ids, pixel_values)
         if labels is None:
             return self._inference_forward(input_ids, pixel_values, attention_mask, **kwargs)
         if attention_mask is None:
@@ -764,7 +763,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         answer_counts: torch.Tensor | None = None,
         answer_weights: torch.Tensor | None = None,
-        label_positions: torch.Tensor | None = None,
+        target_positions: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> AlbefTeacherOutput:
         """Compute the teacher's targets for a batch: logits of the answers' tokens.
@@ -773,7 +772,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         """
         encoded = self._encode(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
         questions = encoded.last_hidden_state
-        answers = Answers(labels, answer_counts, answer_weights, label_positions)
+        answers = Answers(labels, answer_counts, answer_weights, target_positions)
         complete = complete_answers(answers, questions, self.config)
         return AlbefTeacherOutput(logits=self._answer_logits(complete, questions, attention_mask))
 
@@ -786,7 +785,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         answer_counts: torch.Tensor | None = None,
         answer_weights: torch.Tensor | None = None,
-        label_positions: torch.Tensor | None = None,
+        target_positions: torch.Tensor | None = None,
         teacher_outputs: AlbefTeacherOutput | None = None,
         alpha: float = 0.0,
         decoder_input_ids: torch.Tensor | None = None,
@@ -807,7 +806,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
                 question one after the other.
             answer_counts: Number of answers of each question, (questions,); by default one each.
             answer_weights: Weight of each answer, (answers,); by default the answers of a question share 1.
-            label_positions: Indices of the tokens after `[CLS]` in `labels.flatten()`; with them, nothing is checked.
+            target_positions: Indices of the tokens after `[CLS]` in `labels.flatten()`; with them, nothing is checked.
             teacher_outputs: The outputs of a `MomentumTeacher` for the same batch.
             alpha: Weight of the teacher in the targets; 0.4 in the paper.
             decoder_input_ids: Answers so far, (questions, tokens); by default `[CLS]`.
@@ -833,7 +832,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         if encoder_outputs is None:
             encoder_outputs = self._encode(input_ids, pixel_values, attention_mask, interpolate_pos_encoding, **kwargs)
         if labels is not None:
-            answers = Answers(labels, answer_counts, answer_weights, label_positions)
+            answers = Answers(labels, answer_counts, answer_weights, target_positions)
             return self._answer_loss(encoder_outputs, attention_mask, answers, teacher_outputs, alpha)
         return self._next_token_logits(
             encoder_outputs, attention_mask, decoder_input_ids, decoder_attention_mask, cache, **kwargs

@@ -1,4 +1,4 @@
-"""What layers share, so that it is not repeated in each: casts of states and weights, and the mask of attention."""
+"""Linear layers that read the same states, which are cast once, like the weights, instead of for each layer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -61,17 +61,4 @@ def linear_together(layers: Sequence[nn.Module], states: torch.Tensor) -> Sequen
     return F.linear(states, weight, bias).split([layer.out_features for layer in layers], dim=-1)
 
 
-def additive_mask(mask: Any, states: torch.Tensor) -> Any:
-    """Return a boolean mask of attention as numbers to add to its scores, which SDPA would convert in every layer.
-
-    Args:
-        mask: (batch, 1, tokens, context tokens), True where a token attends. What other implementations of attention
-            take is returned as it is.
-        states: Input of the layers, whose data type decides.
-    """
-    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.ndim != 4:
-        return mask
-    return mask.to(autocast_dtype(states)).log()  # of 1 is 0, of 0 is minus infinity
-
-
-__all__ = ["additive_mask", "autocast_dtype", "linear_together"]
+__all__ = ["autocast_dtype", "linear_together"]

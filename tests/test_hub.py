@@ -199,6 +199,8 @@ def test_an_encoder_a_configuration_and_a_processor_bring_theirs(config, process
         "compatibility_albef.py",
         "configuration_albef.py",
         "encoders_albef.py",
+        "masks_albef.py",
+        "shared_inputs_albef.py",
     }
     assert code_of(files["config"]).keys() == {
         "calibration_albef.py",

@@ -170,12 +170,12 @@ def test_given_positions_change_nothing_and_rows_without_a_label_have_no_weight(
     padded = torch.cat([positions, positions.new_zeros(3)])  # of the first token, whose label is -100
     teacher = MomentumTeacher(model.eval(), queue_size=8).eval()
     losses = []
-    for given in ({}, {"label_positions": positions}, {"label_positions": padded}):
+    for given in ({}, {"target_positions": positions}, {"target_positions": padded}):
         torch.manual_seed(0)
         targets = teacher(**batch, **given)
         outputs = model(**batch, **given, teacher_outputs=targets, alpha=0.4)
         losses.append([outputs.loss.item(), outputs.loss_mlm.item()])
-        rows = len(given.get("label_positions", positions))
+        rows = len(given.get("target_positions", positions))
         assert len(targets.logits) == len(outputs.logits) == rows
     assert losses[0] == losses[1] and losses[2] == pytest.approx(losses[0], rel=1e-6)
 

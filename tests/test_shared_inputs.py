@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from albef_hf.shared_inputs_albef import additive_mask, linear_together
+from albef_hf.masks_albef import additive_mask
+from albef_hf.shared_inputs_albef import linear_together
 
 
 class Operations(TorchDispatchMode):

@@ -40,6 +40,7 @@ SHIPPED_CODE = {
     "images_albef.py",
     "initialization_albef.py",
     "losses_albef.py",
+    "masks_albef.py",
     "matching_albef.py",
     "modeling_albef.py",
     "outputs_albef.py",

@@ -45,7 +45,7 @@ def mask_tokens(
     return mlm_input_ids, input_ids.masked_fill(~chosen, -100)
 
 
-def label_positions(labels: torch.Tensor) -> torch.Tensor:
+def target_positions(labels: torch.Tensor) -> torch.Tensor:
     """Return the indices of the labels that are not -100 in `labels.flatten()`, so that the model need not look."""
     return (labels.flatten() != -100).nonzero()[:, 0]
 
@@ -93,7 +93,7 @@ class PretrainingCollator:
         """Collate samples of a `PairReader`.
 
         Returns:
-            `input_ids`, `attention_mask`, `mlm_input_ids`, `labels`, each (batch, tokens), `label_positions`, where
+            `input_ids`, `attention_mask`, `mlm_input_ids`, `labels`, each (batch, tokens), `target_positions`, where
             tokens are masked in the flattened `labels`, (masked tokens,), `pixel_values` (batch, 3, height, width) in
             the samples' dtype, and `issues`, how often each `SkipReason` occurred, (number of issues,).
 
@@ -132,7 +132,7 @@ class PretrainingCollator:
     def _pad(self, texts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Add the positions of masked tokens, and pad both if `pad_to_multiple_of` is set."""
         if not self.pad_to_multiple_of:
-            return {**texts, "label_positions": label_positions(texts["labels"])}
+            return {**texts, "target_positions": target_positions(texts["labels"])}
         fill = {"attention_mask": 0, "labels": -100}
         padded = {
             name: pad_tokens(
@@ -141,8 +141,8 @@ class PretrainingCollator:
             for name, tokens in texts.items()
         }
         labels = padded["labels"]
-        positions = label_positions(labels)
+        positions = target_positions(labels)
         expected = max(math.ceil(labels.numel() * self.mlm_probability), 1)
         unmasked = int(labels.argmin())  # a position whose label is -100, which gives a row no weight
-        padded["label_positions"] = F.pad(positions, (0, -len(positions) % expected), value=unmasked)
+        padded["target_positions"] = F.pad(positions, (0, -len(positions) % expected), value=unmasked)
         return padded

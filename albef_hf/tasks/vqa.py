@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..data import InvalidSampleError, SkipReason, drop_image_columns, load_image
 from ..data.annotations import read_json_list
 from ..data.captions import brief
-from ..data.collator import label_positions
+from ..data.collator import target_positions
 from ..data.row_values import ANSWER_KEYS, answer_text, flatten_texts, is_absent, unknown_keys
 from ..data.scene_tasks import SceneQuestions
 from ..metrics.vqa_accuracy.scoring import vqa_accuracy
@@ -103,7 +103,7 @@ class VisualQuestionAnswering(LabelTask):
             **self.tokenize_for_training([sample["question"] for sample in samples]),
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
             "labels": tokens["labels"],
-            "label_positions": label_positions(tokens["labels"].index_fill(1, torch.tensor([0]), -100)),  # not [CLS]
+            "target_positions": target_positions(tokens["labels"].index_fill(1, torch.tensor([0]), -100)),  # not [CLS]
             "answer_counts": torch.tensor([len(sample["answers"]) for sample in samples]),
             "answer_weights": torch.tensor([weight for sample in samples for weight in sample["answers"].values()]),
             "issues": count_issues(samples),

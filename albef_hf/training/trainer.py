@@ -170,7 +170,7 @@ class Trainer:
             self.recorder.add_losses(outputs)
             if not self.accelerator.sync_gradients:
                 return False
-            is_finite = self._optimizer_step()  # on the device, where it decides what changes; nobody waits for it
+            is_finite = self._optimizer_step()  # on the device, which decides what changes; the host does not wait
             if isinstance(self.student, AlbefImageTextModel):
                 self.student.clamp_temperature()
             self._update_teacher(is_finite)

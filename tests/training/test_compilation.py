@@ -39,7 +39,7 @@ def test_padded_batches_have_few_shapes_and_the_same_loss(model):
         losses.append(model(**batch, teacher_outputs=teacher(**batch), alpha=0.4).loss.item())
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
     shapes = {
-        (batch["labels"].shape, batch["label_positions"].shape)
+        (batch["labels"].shape, batch["target_positions"].shape)
         for count in range(1, 9)
         for batch in [batch_of([" ".join(["star"] * count)] * 4, 8)]
     }
@@ -73,11 +73,10 @@ def test_modes_that_replay_cuda_graphs_are_refused(monkeypatch):
         compile_plugin()
 
 
-def test_the_limit_of_recompilations_is_reported_once(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+def test_the_limit_of_recompilations_is_reported_once():
     torch._dynamo.reset()
     said = []
-    with report_recompile_limit(said.append):
+    with torch._dynamo.config.patch(recompile_limit=1), report_recompile_limit(said.append):
         double = torch.compile(lambda tensor: tensor * 2, backend="eager", dynamic=False)
         for length in range(2, 6):
             double(torch.ones(length))
