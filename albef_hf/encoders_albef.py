@@ -87,11 +87,16 @@ def refuse_unknown(kwargs: Mapping[str, Any]) -> None:
 
 
 def check_images(pixel_values: torch.Tensor | None) -> None:
-    """Raise a `ValueError` if there is no image."""
+    """Raise a `ValueError` if there is no image, or if its pixels are bytes, which have to be normalized first."""
     if pixel_values is None:
         raise ValueError("pixel_values is None: pass at least one image, (batch, channels, height, width).")
     if pixel_values.shape[0] == 0:
         raise ValueError("There is no image: pass at least one, (batch, channels, height, width).")
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values are {pixel_values.dtype}: normalize them with the processor, or what the package's readers "
+            "yield with albef_hf.data.Normalization."
+        )
 
 
 def check_states(states: torch.Tensor, tokens: int | None, width: int) -> torch.Tensor:

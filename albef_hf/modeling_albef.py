@@ -80,9 +80,9 @@ from .losses_albef import (
     classification_loss,
     distilled_cross_entropy,
     masked_language_loss,
+    positions_of_targets,
     retrieval_targets,
     sample_image_pairs,
-    positions_of_targets,
 )
 from .matching_albef import EncodedPairs, contrast_matching_scores, match_hard_negatives
 from .outputs_albef import (

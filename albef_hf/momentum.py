@@ -154,7 +154,7 @@ class MomentumTeacher(nn.Module):
         """Keep the weights of linear layers in the data type of autocast, too, for `forward` under autocast.
 
         Autocast would cast all of them in every call, to the same numbers. This takes 2 bytes for each weight. Call it
-        when no more weights are added or replaced.
+        when no more weights are added or replaced; only `update` and `load_state_dict` renew the copy.
 
         Args:
             dtype: What autocast computes in, such as `torch.bfloat16`.
@@ -168,6 +168,11 @@ class MomentumTeacher(nn.Module):
                     low = nn.Parameter(weight.to(dtype), requires_grad=False)
                     setattr(layer, name, low)
                     self._low_precision_weights.append((low, weight))
+
+    def drop_low_precision(self) -> None:
+        """Forget the weights in the data type of autocast."""
+        self.low_precision_model = None
+        self._low_precision_weights = []
 
     def _model_for_autocast(self) -> PreTrainedModel:
         """Return the model whose linear layers have the data type of autocast, where there is one."""
@@ -225,17 +230,22 @@ class MomentumTeacher(nn.Module):
 
         Args:
             student: The student.
-            is_finite: If this scalar is false, nothing changes. The host does not read it, and so does not wait.
+            is_finite: If this scalar is false, nothing changes. The host does not read that of a CUDA GPU, and so does
+                not wait.
         """
         student = _unwrap(student)
         pairs = zip(self.model.parameters(), student.parameters(), strict=True)
         pairs = [(average, weight.to(average.dtype)) for average, weight in pairs if average is not weight]
-        _move([average for average, _ in pairs], [weight for _, weight in pairs], 1 - self.momentum, is_finite)
+        averages = [average for average, _ in pairs]
+        weights = [weight for _, weight in pairs]
+        if is_finite is not None and averages and device_decides(averages, weights):
+            lerp_if(is_finite, averages, weights, 1 - self.momentum)
+        elif is_finite is None or is_finite:
+            torch._foreach_lerp_(averages, weights, 1 - self.momentum)
         self._cast_weights()
-        statistics = dict(student.named_buffers())
-        for name, buffer in self.model.named_buffers():
+        for (name, buffer), statistic in zip(self.model.named_buffers(), student.buffers(), strict=True):
             if name.endswith(RUNNING_STATISTICS):
-                buffer.copy_(_choose(is_finite, statistics[name], buffer))
+                buffer.copy_(_choose(is_finite, statistic, buffer))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return weights and queues, without what is shared with the student and without low-precision weights."""
@@ -352,20 +362,24 @@ class MomentumTeacher(nn.Module):
         self.model.load_state_dict(adapted.state_dict())
 
 
-def _move(
-    averages: list[torch.Tensor], weights: list[torch.Tensor], share: float, is_finite: torch.Tensor | None
-) -> None:
-    """Move averages towards weights by a share of the distance, unless `is_finite` is false on the device.
+def device_decides(averages: list[torch.Tensor], weights: list[torch.Tensor]) -> bool:
+    """Return whether `lerp_if` can be used: other devices ignore its condition, and it needs equal memory layouts."""
+    layouts = zip(averages, weights, strict=True)
+    return averages[0].is_cuda and all(average.stride() == weight.stride() for average, weight in layouts)
+
+
+def lerp_if(condition: torch.Tensor, averages: list[torch.Tensor], weights: list[torch.Tensor], share: float) -> None:
+    """Move averages towards weights by a share of the distance if a scalar on the device is true.
 
     No interpolation of torch takes a condition, but SGD with a fused kernel does: with the weights as gradient to
-    maximize, and a weight decay of 1, it subtracts share * (average - weight): on a CPU, the same bits as `lerp`.
+    maximize, and a weight decay of 1, it subtracts share * (average - weight).
     """
     sgd(
         averages,
         weights,
         [None] * len(averages),
         fused=True,
-        found_inf=None if is_finite is None else (~is_finite).float(),
+        found_inf=(~condition).float(),
         weight_decay=1.0,
         momentum=0.0,
         lr=share,

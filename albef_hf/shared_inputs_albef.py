@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 def autocast_dtype(states: torch.Tensor) -> torch.dtype:
     """Return the data type that a linear layer computes in: that of autocast for float32 states, else their own."""
+    if states.is_meta:
+        return states.dtype
     device = states.device.type
     if states.dtype == torch.float32 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -35,12 +37,22 @@ class _JoinedWeights(torch.autograd.Function):
         return None, *weights, *biases
 
 
+def _can_join(layer: nn.Module, states: torch.Tensor) -> bool:
+    """Return whether autocast would cast a layer's weight, and the layer does nothing else."""
+    if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter:
+        return False
+    if layer._forward_hooks or layer._forward_pre_hooks or states.is_meta:
+        return False
+    is_cast = layer.weight.dtype != states.dtype and torch.is_autocast_enabled(states.device.type)
+    return is_cast and layer.weight.device == states.device
+
+
 def linear_together(layers: Sequence[nn.Module], states: torch.Tensor) -> Sequence[torch.Tensor]:
     """Apply several linear layers to the same (..., width) states.
 
     Under autocast, the states are cast once, and the weights are joined while they are cast: one product is computed
     instead of several. Without autocast the layers stay separate, because sums of gradients would be rounded
-    differently. Layers that are quantized, adapted or offloaded are applied one by one.
+    differently. Layers that are quantized, adapted, offloaded or hooked are applied one by one.
 
     Args:
         layers: `nn.Linear` or what replaces them.
@@ -50,11 +62,8 @@ def linear_together(layers: Sequence[nn.Module], states: torch.Tensor) -> Sequen
         The output of each.
     """
     dtype = autocast_dtype(states)
-    is_plain = all(type(layer) is nn.Linear and layer.weight.device == states.device for layer in layers)
-    if dtype == states.dtype or not is_plain:
-        return [layer(states) for layer in layers]
     states = states.to(dtype)
-    if any(layer.weight.dtype == dtype for layer in layers):
+    if not all(_can_join(layer, states) for layer in layers):
         return [layer(states) for layer in layers]
     tensors = [layer.weight for layer in layers] + [layer.bias for layer in layers]
     weight, bias = _JoinedWeights.apply(dtype, *tensors)

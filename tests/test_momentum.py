@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from albef_hf import AlbefForPreTraining, AlbefForQuestionAnswering, FeatureQueue, MomentumTeacher
+from albef_hf.momentum import device_decides, lerp_if
 from albef_hf.outputs_albef import AlbefTeacherOutput
 
 
@@ -72,6 +73,28 @@ def test_a_step_that_is_not_finite_changes_nothing(model, is_finite):
     teacher.update(model, torch.tensor(is_finite))
     for name, value in expected.state_dict().items():
         assert torch.equal(teacher.state_dict()[name], value), name
+
+
+def test_a_condition_on_the_device_gives_the_same_average():
+    averages = [torch.randn(5, 3), torch.randn(7)]
+    weights = [torch.randn(5, 3), torch.randn(7)]
+    expected = [average.clone() for average in averages]
+    lerp_if(torch.tensor(False), averages, weights, 0.005)
+    assert all(torch.equal(*pair) for pair in zip(averages, expected, strict=True))
+    torch._foreach_lerp_(expected, weights, 0.005)
+    lerp_if(torch.tensor(True), averages, weights, 0.005)
+    assert all(torch.equal(*pair) for pair in zip(averages, expected, strict=True))
+    assert not device_decides(averages, weights)  # on a CPU, whose memory is there to be read
+
+
+def test_the_average_does_not_depend_on_memory_layouts(model):
+    teacher = MomentumTeacher(model, momentum=0.0, queue_size=4)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(1)
+    teacher.update(model.to(memory_format=torch.channels_last), torch.tensor(True))
+    for average, weight in zip(teacher.model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(average, weight)
 
 
 def test_the_teacher_of_a_bfloat16_student_moves(model):

@@ -72,6 +72,17 @@ def test_without_autocast_and_in_layers_of_other_kinds_nothing_is_joined(layers)
         assert all(torch.equal(output, layer(states)) for output, layer in zip(together, layers, strict=True))
 
 
+def test_hooks_of_layers_run_and_shapes_are_computed_without_data():
+    layers = [nn.Linear(32, 16), nn.Linear(32, 16)]
+    called = []
+    layers[0].register_forward_hook(lambda *_: called.append(True))
+    with torch.autocast("cpu", torch.bfloat16):
+        linear_together(layers, torch.randn(2, 32))
+        assert called
+        outputs = linear_together([layer.to("meta") for layer in layers], torch.randn(2, 32, device="meta"))
+    assert all(output.shape == (2, 16) for output in outputs)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_an_additive_mask_gives_the_same_attention(dtype):
     query, key, value = torch.randn(3, 2, 2, 5, 16).to(dtype)

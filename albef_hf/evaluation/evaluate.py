@@ -31,7 +31,9 @@ def evaluate(task_class: type["FineTuningTask"], args: FineTuningArguments) -> d
     args.output_dir = str(folder)
     args.report_to = ["none"]  # a recipe, or the options of a run, may name trackers
     if args.dtype != "float32":
-        args.mixed_precision = "no"  # which would choose again, operation by operation
+        if args.mixed_precision not in (None, "no"):  # maybe from a recipe of training
+            print(f"dtype {args.dtype} takes the place of mixed_precision {args.mixed_precision}")
+        args.mixed_precision = "no"
     accelerator = make_accelerator(args)
     model, processor = load_trained_model(task_class, args)
     task = task_class(args, processor)

@@ -141,7 +141,7 @@ def _is_key(value: Any) -> bool:
 def _is_model(value: Any) -> bool:
     if not isinstance(value, dict) or not {"name", "revision", "weights"} <= value.keys():
         return False
-    if value.get("dtype") not in (None, *DTYPES):
+    if value.get("dtype") not in (None, *DTYPES, "float64"):
         return False
     return all(text is None or isinstance(text, str) for text in value.values())
 

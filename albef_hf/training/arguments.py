@@ -484,7 +484,7 @@ class FineTuningArguments(DataArguments):
         default="float32",
         metadata={
             "help": "of the weights in an evaluation: float32, bfloat16, float16, or auto for that of the saved ones; "
-            "bfloat16 is twice as fast on many CPUs. With float32, mixed_precision may still use less"
+            "bfloat16 is twice as fast on many CPUs. Others than float32 take the place of mixed_precision"
         },
     )
     text_only_baseline: bool = field(
@@ -513,11 +513,8 @@ class FineTuningArguments(DataArguments):
     def _check_dtype(self) -> None:
         if self.dtype not in (*DTYPES, AS_SAVED):
             raise ValueError(f"dtype is {self.dtype!r}; choose from {', '.join(DTYPES)} and {AS_SAVED}.")
-        if self.dtype != "float32" and self.mixed_precision not in (None, "no"):
-            raise ValueError(
-                f"dtype {self.dtype} and mixed_precision {self.mixed_precision} both choose the precision of the "
-                "evaluation; remove one."
-            )
+        if self.dtype != "float32" and self.tf32:
+            raise ValueError(f"tf32 is for float32; remove it, or dtype {self.dtype}.")
 
     def _check_image_size(self) -> None:
         """Accept one number, also from a saved run or a YAML file, or two."""

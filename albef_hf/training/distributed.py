@@ -28,6 +28,12 @@ from .compilation import compile_plugin
 from .logging import installed_trackers
 from .precision import choose_mixed_precision, enable_tf32
 
+# Options that may differ between processes: paths on their nodes, and their workers.
+LOCAL_OPTIONS = (
+    *("cache_image_states", "dataloader_num_workers", "image_root", "model", "output_dir", "refer_root", "text_model"),
+    *("train_files", "validation_files", "vg_root", "vision_model"),
+)
+
 
 def make_accelerator(args: TrainingArguments) -> Accelerator:
     """Return an `Accelerator`, and set the precision in the options where they leave it open."""
@@ -120,13 +126,8 @@ def check_processes(accelerator: Accelerator) -> None:
 
 
 def check_same_options(args: TrainingArguments, accelerator: Accelerator) -> None:
-    """Refuse options that differ between processes, which would wait for each other forever or mix up their rows.
-
-    Numbers and switches are compared, not paths, which may differ between nodes.
-    """
-    own: dict[str, Any] = {name: value for name, value in vars(args).items() if isinstance(value, (int, float))}
-    own |= {"mixed_precision": args.mixed_precision, "dataloader_num_workers": None}  # workers may differ
-    everyone = gather_object([own])
+    """Refuse options that differ between processes, which would wait for each other forever or mix up their rows."""
+    everyone = gather_object([{name: value for name, value in vars(args).items() if name not in LOCAL_OPTIONS}])
     for process, other in enumerate(everyone):
         different = [
             f"{name} {everyone[0][name]} and {value}" for name, value in other.items() if everyone[0][name] != value

@@ -74,6 +74,8 @@ def merge_lora(model: Model) -> Model:
     from peft.tuners.lora import LoraLayer
 
     model = copy.deepcopy(model)
+    if isinstance(model, MomentumTeacher):
+        model.drop_low_precision()
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
             layer.merge()  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from .arguments import TrainingArguments
 
 FUSED_DEVICES = ("cuda", "cpu", "mps", "xpu")  # for which torch has a fused AdamW
+CONDITIONAL_DEVICES = ("cuda", "cpu")  # where it takes a condition; that of MPS ignores it
 # Encoders by their names in options, as submodules of every head.
 ENCODER_MODULES = {"image_encoder": "albef.vision_model", "text_encoder": "albef.text_model"}
 
@@ -47,13 +48,16 @@ def gradient_norm(accelerator: Accelerator, model: torch.nn.Module, limit: float
 
 
 def step_if(optimizer: AcceleratedOptimizer, is_finite: torch.Tensor) -> None:
-    """Take a step if a scalar on the device is true, without reading it on the host.
+    """Take a step if a scalar on the device is true; on a CUDA GPU, the host does not read it.
 
     A skipped step leaves weights, averages and the count of steps as they are. With a gradient scaler, it decides
     itself by the gradients that it has seen.
     """
-    optimizer.optimizer.found_inf = (~is_finite).float()  # as a gradient scaler tells a fused optimizer
-    optimizer.step()
+    if is_finite.device.type in CONDITIONAL_DEVICES:
+        optimizer.optimizer.found_inf = (~is_finite).float()  # as a gradient scaler tells a fused optimizer
+        optimizer.step()
+    elif optimizer.scaler is not None or is_finite:
+        optimizer.step()
 
 
 def encoder_rates(student: torch.nn.Module, args: TrainingArguments) -> dict[torch.Tensor, float]:

@@ -23,6 +23,8 @@ def choose_mixed_precision(args: TrainingArguments) -> str:
     if args.mixed_precision or args.tf32:
         return args.mixed_precision or "no"
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if launched not in ("no", "bf16", "fp16"):
+        raise ValueError(f"accelerate launch asks for {launched}; choose no, bf16 or fp16, or set mixed_precision.")
     if launched != "no":
         return launched
     resumed = _options_of_resumed_run(args).get("mixed_precision")

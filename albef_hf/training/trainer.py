@@ -29,6 +29,7 @@ from .logging import RunLog
 from .optimization import alpha_at, count_steps, gradient_norm, make_optimizer, make_scheduler, step_if
 from .records import StepRecorder
 from .run_checkpoint import load_run, write_run
+from .running_statistics import RunningStatistics
 from .signals import EXIT_CODES, SignalHandler, TrainingInterrupted, first_signal
 from .state import TrainingState
 from .throughput import FlopCounter, relative_distance
@@ -93,6 +94,7 @@ class Trainer:
             accelerator, Path(args.output_dir), args.save_total_limit, args.keep_every, say=log.say
         )
         self.resumed = args.resume_from_checkpoint and self._resume()
+        self.statistics = RunningStatistics([model for model in (student, teacher) if model is not None])
 
     def _plan(self, epoch_steps: int | None) -> None:
         """Set how many steps there are, and what happens when."""
@@ -171,6 +173,7 @@ class Trainer:
             if not self.accelerator.sync_gradients:
                 return False
             is_finite = self._optimizer_step()  # on the device, which decides what changes; the host does not wait
+            self.statistics.end_step(is_finite)
             if isinstance(self.student, AlbefImageTextModel):
                 self.student.clamp_temperature()
             self._update_teacher(is_finite)
