@@ -645,11 +645,10 @@ class AlbefForRetrieval(AlbefImageTextModel):
         pairs = EncodedPairs(images.last_hidden_state, texts.last_hidden_state, attention_mask)
         logits = (outputs.logits_per_image, outputs.logits_per_text)
         is_negative = labels[:, None] != (labels if gather is None else gather(labels))
-        loss_itm, itm_logits = match_hard_negatives(
+        loss_itm, scores = match_hard_negatives(
             self, pairs, logits, is_negative, gather, hardness_strength, itm_negatives
         )
-        loss = outputs.loss_itc + loss_itm
-        outputs = dataclasses.replace(outputs, loss=loss, loss_itm=loss_itm, itm_logits=itm_logits)
+        outputs = dataclasses.replace(outputs, loss=outputs.loss_itc + loss_itm, loss_itm=loss_itm, itm_logits=scores)
         return self._contrast_matches(outputs, pairs, labels, teacher_outputs, alpha, itm_contrast_weight)
 
     def _contrast(

@@ -113,6 +113,7 @@ class VirtualDevice(contextlib.ExitStack):
 
     def __enter__(self) -> "VirtualDevice":
         autocast = torch.autocast.__init__
+        is_enabled, autocast_dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
 
         def cpu_autocast(mode: torch.autocast, device_type: str, *args: Any, **kwargs: Any) -> None:
             autocast(mode, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
@@ -121,8 +122,11 @@ class VirtualDevice(contextlib.ExitStack):
         self.enter_context(mock.patch.dict("os.environ", ACCELERATE_TORCH_DEVICE=str(GPU)))
         for target, replacement in (
             ("torch.autocast.__init__", cpu_autocast),
+            ("torch.is_autocast_enabled", lambda kind="cpu": is_enabled("cpu" if kind == "cuda" else kind)),
+            ("torch.get_autocast_dtype", lambda kind: autocast_dtype("cpu" if kind == "cuda" else kind)),
             ("torch.cuda.device", lambda device: contextlib.nullcontext()),
             ("torch.cuda.get_device_name", lambda device=None: "NVIDIA A100-SXM4-80GB"),
+            ("torch.cuda.get_device_capability", lambda device=None: (8, 0)),
             ("torch.cuda.get_rng_state", lambda device=None: torch.get_rng_state()),
             ("torch.cuda.set_rng_state", lambda state, device=None: None),
             ("torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype", group_by_device),
