@@ -30,10 +30,10 @@ from albef_hf.training.trainer import Trainer
 
 ALPHA = 0.4
 VARIANTS = {
-    "float32": {},
-    "float32, eager attention": {"attn_implementation": "eager"},
-    "float32, checkpointed": {"gradient_checkpointing": True},
-    "float32, compiled": {"torch_compile": True},
+    "float32": {"mixed_precision": "no"},  # a GPU would choose bf16
+    "float32, eager attention": {"mixed_precision": "no", "attn_implementation": "eager"},
+    "float32, checkpointed": {"mixed_precision": "no", "gradient_checkpointing": True},
+    "float32, compiled": {"mixed_precision": "no", "torch_compile": True},
     "bf16": {"mixed_precision": "bf16"},
     "bf16, eager attention": {"mixed_precision": "bf16", "attn_implementation": "eager"},
     "bf16, eager attention, checkpointed": {
