@@ -541,3 +541,9 @@ def test_states_that_are_dropped_do_not_reach_the_multimodal_encoder(config, bat
         part.eval()
     for one, another in zip(fused(pixels, ids), fused(other, ids.clamp(max=102)), strict=True):
         assert not torch.allclose(one, another, atol=1e-4)
+
+
+def test_bytes_are_refused_as_pixels(config, batch):
+    pixels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="uint8: normalize them"):
+        AlbefModel(config)(batch["input_ids"], pixels)

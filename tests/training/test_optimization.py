@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 from original import FIXTURES
 from small_pretraining import records_of
 
+from albef_hf.training import optimization
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.optimization import layers_above, learning_rate_at, make_optimizer, make_scheduler
 
@@ -122,3 +124,17 @@ def test_the_log_has_the_rates_of_the_encoders(pretrain):
     assert record["image_encoder_learning_rate"] == pytest.approx(0.1 * record["learning_rate"])
     assert record["lowest_learning_rate"] == pytest.approx(0.1 * 0.5**2 * record["learning_rate"])
     assert "text_encoder_learning_rate" not in record
+
+
+@pytest.mark.parametrize("devices", [optimization.CONDITIONAL_DEVICES, ()])
+def test_a_step_is_taken_only_if_it_is_finite(devices, monkeypatch):
+    """On a device whose kernels take the condition, and on one where the host has to read it."""
+    monkeypatch.setattr(optimization, "CONDITIONAL_DEVICES", devices)
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = Accelerator(cpu=True).prepare(torch.optim.AdamW([weight], fused=True))
+    weight.grad = torch.full((3,), torch.nan)
+    optimization.step_if(optimizer, torch.tensor(False))
+    assert torch.equal(weight, torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimization.step_if(optimizer, torch.tensor(True))
+    assert (weight < 1).all()

@@ -10,7 +10,8 @@ import pytest
 from accelerate.utils import DDPCommunicationHookType
 from paths import TESTS
 
-from albef_hf.training.arguments import TrainingArguments
+from albef_hf.training import distributed
+from albef_hf.training.arguments import PretrainingArguments, TrainingArguments
 from albef_hf.training.distributed import check_comm_hook, make_accelerator
 
 
@@ -69,3 +70,17 @@ def test_a_hook_without_effect_is_refused(tmp_path):
     assert accelerator.ddp_handler.comm_hook == DDPCommunicationHookType.NO
     with pytest.raises(ValueError, match="no effect on a single process"):
         check_comm_hook(TrainingArguments(ddp_comm_hook="bf16"), accelerator)
+
+
+def test_texts_lists_and_absent_options_of_processes_are_compared_and_paths_are_not(monkeypatch):
+    def options_of_both(own):
+        return [*own, {**own[0], "pad_to_multiple_of": 8, "freeze": ["text_encoder"], "attn_implementation": "eager"}]
+
+    monkeypatch.setattr(distributed, "gather_object", options_of_both)
+    args = PretrainingArguments(output_dir="a", image_root="b")
+    with pytest.raises(ValueError, match="Processes 0 and 1 have different options") as error:
+        distributed.check_same_options(args, accelerator=None)
+    assert all(name in str(error.value) for name in ("pad_to_multiple_of None and 8", "freeze", "attn_implementation"))
+    monkeypatch.setattr(distributed, "gather_object", lambda own: [*own, own[0]])
+    distributed.check_same_options(args, accelerator=None)
+    assert {"output_dir", "image_root"} <= {*distributed.LOCAL_OPTIONS}

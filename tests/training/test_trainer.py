@@ -23,6 +23,7 @@ from albef_hf import AlbefForPreTraining, AlbefProcessor, MomentumTeacher, match
 from albef_hf.data import PretrainingCollator, Scenes
 from albef_hf.training import compilation, logging
 from albef_hf.training.curves import plot_curves
+from albef_hf.training.running_statistics import RunningStatistics
 from albef_hf.training.trainer import Trainer
 
 LONG = bool(os.environ.get("ALBEF_LONG"))
@@ -199,8 +200,16 @@ def test_non_finite_steps_are_skipped_and_a_run_of_them_ends_the_training(pretra
             batch["pixel_values"][0, 0, 0, 0] = float("nan")
         return batch
 
+    kept, end_step = [], RunningStatistics.end_step
+
+    def recorded(self, is_finite):
+        kept.append(bool(is_finite))
+        end_step(self, is_finite)
+
     monkeypatch.setattr(PretrainingCollator, "__call__", spoiled)
+    monkeypatch.setattr(RunningStatistics, "end_step", recorded)
     folder = pretrain("--logging_steps", "1")
+    assert kept == [True, True, False, False]
     records = [record for record in records_of(folder) if "loss" in record]
     assert [record["nonfinite_steps"] for record in records] == [0, 0, 1, 2]
     assert records[1]["loss"] is not None and records[2]["loss"] is None
