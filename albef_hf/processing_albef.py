@@ -28,7 +28,13 @@ def replace_surrogates(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
-def clean_caption(caption: str, max_words: int = 30, kept_tokens: Sequence[str] = (), keep_case: bool = False) -> str:
+def clean_caption(
+    caption: str,
+    max_words: int = 30,
+    kept_tokens: Sequence[str] = (),
+    keep_case: bool = False,
+    replacements: dict[str, str] | None = None,
+) -> str:
     """Lowercase, clean and truncate a caption (`pre_caption` in the original's `dataset/utils.py`).
 
     Args:
@@ -36,6 +42,7 @@ def clean_caption(caption: str, max_words: int = 30, kept_tokens: Sequence[str] 
         max_words: Maximum number of words. A text without spaces, such as a Chinese one, counts as one word.
         kept_tokens: Tokens to leave unchanged, from `added_tokens`.
         keep_case: Keep case and punctuation, and clean white space only; see `AlbefProcessor`.
+        replacements: What characters are replaced by, in place of the original's rules; see `AlbefProcessor`.
 
     Example:
         ```python
@@ -48,8 +55,14 @@ def clean_caption(caption: str, max_words: int = 30, kept_tokens: Sequence[str] 
         return " ".join(replace_surrogates(caption).split()[:max_words])
     if kept_tokens:
         parts = re.split(f"({'|'.join(map(re.escape, kept_tokens))})", caption)
-        cleaned = (part if part in kept_tokens else clean_caption(part, max_words) for part in parts)
+        cleaned = (
+            part if part in kept_tokens else clean_caption(part, max_words, replacements=replacements)
+            for part in parts
+        )
         return " ".join(" ".join(part for part in cleaned if part).split(" ")[:max_words])
+    if replacements is not None:
+        replaced = replace_surrogates(caption).lower().translate(str.maketrans(replacements))
+        return " ".join(replaced.split()[:max_words])
     caption = DELETED_CHARACTERS.sub("", replace_surrogates(caption).lower()).replace("-", " ").replace("/", " ")
     caption = re.sub(r"\s{2,}", " ", caption.replace("<person>", "person"))
     return " ".join(caption.rstrip("\n").strip(" ").split(" ")[:max_words])
@@ -246,6 +259,9 @@ class AlbefProcessor(ProcessorMixin):
             converted with settings keeps them, for example more than 30 tokens.
         max_words: Maximum number of words of a caption.
         keep_case: Clean only white space of captions; by default, if the tokenizer is cased. It is saved if True.
+        add_separator: Use a tokenizer as it is that ends texts with `[SEP]`, as LAVIS does. It is saved if True.
+        replacements: Characters with what replaces them in lower-case captions, instead of the original's cleaning. It
+            is saved if given.
 
     Example:
         ```python
@@ -257,9 +273,20 @@ class AlbefProcessor(ProcessorMixin):
     text_kwargs = AlbefProcessorKwargs._defaults["text_kwargs"]
     valid_processor_kwargs = AlbefProcessorKwargs
 
-    def __init__(self, image_processor, tokenizer, max_words: int = 30, keep_case: bool | None = None, **kwargs):
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        max_words: int = 30,
+        keep_case: bool | None = None,
+        add_separator: bool = False,
+        replacements: dict[str, str] | None = None,
+        **kwargs,
+    ):
         self.max_words = max_words
-        tokenizer = without_separator(tokenizer)
+        self.add_separator = add_separator
+        self.replacements = replacements
+        tokenizer = tokenizer if add_separator else without_separator(tokenizer)
         self.keep_case = not is_lowercasing(tokenizer) if keep_case is None else keep_case
         # transformers adds it only while it saves the processor for the first time.
         self.auto_map = {"AutoProcessor": f"processing_albef.{type(self).__name__}"}
@@ -271,11 +298,9 @@ class AlbefProcessor(ProcessorMixin):
         return super().from_args_and_dict(args, {"keep_case": False, **processor_dict}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Serialize as transformers does, but `keep_case` only if it is True."""
-        settings = super().to_dict()
-        if not settings["keep_case"]:
-            del settings["keep_case"]
-        return settings
+        """Serialize as transformers does, but the settings of few models only if they have been set."""
+        rare = ("keep_case", "add_separator", "replacements")
+        return {name: value for name, value in super().to_dict().items() if value or name not in rare}
 
     def __call__(
         self,
@@ -325,7 +350,7 @@ class AlbefProcessor(ProcessorMixin):
 
     def clean(self, text: str, max_words: int) -> str:
         """Return a text of at most `max_words`, cleaned as in a call; see `clean_caption`."""
-        return clean_caption(text, max_words, added_tokens(self.tokenizer), self.keep_case)
+        return clean_caption(text, max_words, added_tokens(self.tokenizer), self.keep_case, self.replacements)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Save the processor without the truncation and padding of its last call."""
@@ -359,14 +384,14 @@ class AlbefProcessor(ProcessorMixin):
         empty = [answer for answer, tokens in zip(answers, ids, strict=True) if not self.has_words(tokens)]
         if empty:
             raise ValueError(f"The answer {empty[0]!r} has no word that is in the vocabulary: remove it.")
-        end = self.tokenizer.sep_token_id
-        padded = self.tokenizer.pad({"input_ids": [tokens + [end] for tokens in ids]}, return_tensors="pt")
+        end = [] if self.add_separator else [self.tokenizer.sep_token_id]
+        padded = self.tokenizer.pad({"input_ids": [tokens + end for tokens in ids]}, return_tensors="pt")
         padded["labels"] = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, -100)
         return padded
 
     def has_words(self, token_ids: Sequence[int]) -> bool:
-        """Return True if there is a token besides `[CLS]`, `[UNK]`, which stands for an unknown word, and spaces."""
-        ignored = (self.tokenizer.cls_token_id, self.tokenizer.unk_token_id)
+        """Return True if there is a token besides `[CLS]`, `[SEP]`, `[UNK]` for an unknown word, and spaces."""
+        ignored = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.unk_token_id)
         words = [token for token in token_ids if token not in ignored]
         return bool(self.tokenizer.decode(words).strip())
 
@@ -402,7 +427,7 @@ class AlbefProcessor(ProcessorMixin):
 
     def _clean(self, text: str | list[str], added: list[str]) -> str | list[str]:
         def clean(caption: str) -> str:
-            cleaned = clean_caption(caption, self.max_words, added, self.keep_case)
+            cleaned = clean_caption(caption, self.max_words, added, self.keep_case, self.replacements)
             return split_special_tokens(self.tokenizer, cleaned)
 
         if isinstance(text, str):

@@ -118,27 +118,37 @@ def _extract_state_dict(path: Path, content: object) -> tuple[Weights, dict[str,
     return content, dropped
 
 
-def check_origin(state: Weights, task: str) -> None:
-    """Refuse a checkpoint that the original code did not write, or wrote for another task."""
+def check_origin(state: Weights, task: str | None) -> str:
+    """Return the task of a checkpoint under the original's names.
+
+    Args:
+        state: The checkpoint.
+        task: The task that it should have.
+
+    Raises:
+        ValueError: If the code that wrote it is not known, or it is for another task or none.
+    """
     if not any(name.startswith("visual_encoder.blocks.") for name in state):
         raise ValueError(
             f"None of the {len(state)} names in the checkpoint, such as {next(iter(state))}, is the original's. "
-            "Only files of github.com/salesforce/ALBEF can be converted."
+            "Only files of github.com/salesforce/ALBEF, TCL, LAVIS and TorchMultimodal can be converted."
         )
     if not any(name.endswith("embeddings.token_type_embeddings.weight") for name in state):
         raise ValueError(
-            "The checkpoint has no token-type embeddings. LAVIS and BLIP do not use them, so their text features "
-            "differ from the original's. Convert the file of github.com/salesforce/ALBEF instead."
+            "The checkpoint has no token-type embeddings, and cross-attention in every layer: it is one of BLIP, "
+            "which is another model. Load it with the Blip classes of transformers."
         )
     actual = _find_task(state)
     if actual is None:
+        task = task or "retrieval"
         refuse_names(task, module_names(HEADS[task]).keys() - state.keys(), unknown_names(state, task))
         raise ValueError(f"The checkpoint belongs to none of the original's tasks, and so not to {task}.")
-    if actual != task:
+    if task not in (actual, None):
         advice = f"Convert it with --task {actual}"
         if actual == "pretraining":
-            advice += f", then load the folder with {MODELS[task].__name__}.from_pretrained"
+            advice += f", then load the folder with {MODELS[str(task)].__name__}.from_pretrained"
         raise ValueError(f"The checkpoint is for the task {actual}, not for {task}. {advice}.")
+    return actual
 
 
 def _find_task(state: Weights) -> str | None:

@@ -1,4 +1,4 @@
-"""Convert a checkpoint of the original code (github.com/salesforce/ALBEF) to a folder that `from_pretrained` loads.
+"""Convert a checkpoint of the original code, or of code derived from it, to a folder that `from_pretrained` loads.
 
 Every dropped key is reported. A key without a counterpart here, or a parameter without a key, is an error.
 """
@@ -7,36 +7,30 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers import PreTrainedModel
 
 from ..compatibility_albef import follow_umask
 from ..configuration_albef import AlbefConfig
-from ..data import embedded_tokenizer, make_processor
 from ..encoders_albef import interpolate_position_embeddings
 from ..losses_albef import IGNORED
 from ..model_card import CONVERSION_FILE, model_card, save_card
 from ..momentum import MOMENTUM_FILE, mismatches
-from ..processing_albef import AlbefProcessor, without_separator
-from ..utils.files import atomic_write_folder, listed, sha256, write_errors_named
+from ..processing_albef import AlbefProcessor
+from ..utils.files import atomic_write_folder, file_record, listed, write_errors_named
 from ..utils.progress import progress
 from .architecture import read_config
 from .checkpoints import MODELS, Weights, check_origin, read_checkpoint, refuse_names
+from .other_libraries import TORCHMULTIMODAL, with_original_names
 from .parameter_names import DROPPED, Names, name_table, queue_names, teacher_names
+from .processors import make_task_processor
 
-logger = logging.get_logger(f"transformers.{__name__}")
-
-# The length at which the original cuts texts in evaluation: in words, then in tokens; 30 each unless listed here.
-DEFAULT_MAX_WORDS = 30
-MAX_WORDS = {"vqa": 50}
-UNLIMITED_TOKENS = ("vqa", "nlvr2", "entailment")
 DROPPED_FILE = "dropped.safetensors"  # dropped weights under their original names, for the conversion back
 
 
@@ -44,12 +38,15 @@ def convert_checkpoint(
     checkpoint: str | os.PathLike,
     output_dir: str | os.PathLike,
     *,
-    task: str,
+    task: str | None = None,
     config: AlbefConfig | str | os.PathLike | None = None,
     image_size: int | None = None,
     repo_id: str | None = None,
+    source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Convert a checkpoint of the original code to a folder that `from_pretrained` loads.
+    """Convert a checkpoint to a folder that `from_pretrained` loads.
+
+    The checkpoint is one of the original code, of TCL, LAVIS or TorchMultimodal; its names tell which.
 
     The folder contains the model in `model.safetensors`, the momentum model and the queues in
     `momentum.safetensors` for `MomentumTeacher.from_pretrained`, and the processor for the model's resolution. The
@@ -59,31 +56,35 @@ def convert_checkpoint(
     Args:
         checkpoint: The `.pth` file.
         output_dir: Folder to write; created if it does not exist.
-        task: What the checkpoint was trained for, a key of `MODELS`.
+        task: What the checkpoint was trained for, a key of `MODELS`; its names tell by default.
         config: An `AlbefConfig`, or a JSON file with some of its settings, for what shapes do not determine; see
             `read_config`.
         image_size: Resolution in pixels to interpolate the image positions to; the checkpoint's by default.
         repo_id: Name of the model on the Hub, for its card; the name of the folder by default.
+        source: What else is known of the file and belongs in `conversion.json`, such as its address.
 
     Returns:
-        The content of `conversion.json`: name and SHA-256 of the file, task, resolution, attention heads of the image
-        and of the text encoder, number of keys, dropped keys with reasons, largest difference between a weight in the
-        checkpoint and here, and whether positions were interpolated.
+        The content of `conversion.json`: name, size and SHA-256 of the file, the library and its address, task,
+        resolution, attention heads of the image and of the text encoder, number of keys, dropped keys with reasons,
+        notes, largest difference between a weight in the checkpoint and here, and whether positions were interpolated.
 
     Raises:
-        ValueError: If the file is not a complete checkpoint of the original for this task, if the configuration
-            contradicts it, or if the folder is not empty.
+        ValueError: If the file is not a complete checkpoint for this task, if the configuration contradicts it, or if
+            the folder is not empty.
         OSError: If the folder cannot be written, as on a full disk. In either case nothing is left behind.
     """
     output_dir = Path(output_dir)
-    if task not in MODELS:
+    if task not in (*MODELS, None):
         raise ValueError(f"There is no task {task}. Choose one of {', '.join(MODELS)}.")
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"{output_dir} exists and is not empty. Remove it or choose another folder.")
-    state, dropped = read_checkpoint(checkpoint)
-    check_origin(state, task)
+    own_state, dropped = read_checkpoint(checkpoint)
+    state, library = with_original_names(own_state)
+    task = check_origin(state, task)
     config = read_config(state, task, config, image_size)
     names = name_table(task, config)
+    if library is TORCHMULTIMODAL:
+        _untie(state, names, config)
     names_of_teacher = teacher_names(task, names)
     names_of_queues = queue_names(task)
     dropped |= _check_keys(state, task, names, names_of_teacher, names_of_queues)
@@ -97,14 +98,18 @@ def convert_checkpoint(
     _check_momentum(momentum, model, names_of_teacher | {name: (our,) for name, our in names_of_queues.items()})
     summary = {
         "source": Path(checkpoint).name,
-        "sha256": sha256(Path(checkpoint)),
+        **file_record(Path(checkpoint)),
+        "library": library.name,
+        "library_url": library.address,
+        **(source or {}),
         "task": task,
         **_summarize_architecture(config),
-        "keys": len(state),
+        "keys": len(own_state),
         "dropped": dropped,
+        "notes": list(library.notes),
         **_compare(model, names, state),
     }
-    processor = _make_processor(task, config)
+    processor = make_task_processor(task, config, library)
     with _new_folder(output_dir) as folder:
         _write(folder, model, processor, momentum, kept, summary)
         save_card(model_card(folder, repo_id or output_dir.name), folder)
@@ -143,6 +148,15 @@ def _check_keys(
                 f"{name} is not 0, 1, 2, ... as in the original. albef_hf has no such table and cannot convert it."
             )
     return dropped
+
+
+def _untie(state: Weights, names: Names, config: AlbefConfig) -> None:
+    """Keep an output layer that is not the word embeddings, as TorchMultimodal's is after training."""
+    output = "text_decoder.cls.predictions.decoder.weight"
+    words = "text_decoder.bert.embeddings.word_embeddings.weight"
+    if output in names and output in state and words in state and not torch.equal(state[output], state[words]):
+        names[output] = ("mlm_head.out_proj.weight",)
+        config.tie_word_embeddings = False
 
 
 def _rename(state: Weights, names: Names, bar: tqdm) -> Weights:
@@ -277,18 +291,3 @@ def _write(
             save_file(weights, folder / name, metadata={"format": "pt"})
             follow_umask([folder / name])
     (folder / CONVERSION_FILE).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-
-
-def _make_processor(task: str, config: AlbefConfig) -> AlbefProcessor | None:
-    """Return the processor for the model's resolution and task; None if its vocabulary is not BERT-base uncased."""
-    text = config.text
-    tokenizer: PreTrainedTokenizerBase = embedded_tokenizer()
-    if len(tokenizer) != text.vocab_size:
-        logger.warning(
-            f"No processor is saved: the vocabulary has {text.vocab_size} words, that of BERT-base uncased "
-            f"{len(tokenizer)}. Save an AlbefProcessor with the model's tokenizer to the output folder."
-        )
-        return None
-    if task in UNLIMITED_TOKENS:
-        tokenizer = without_separator(tokenizer, max_length=text.max_tokens)
-    return make_processor(config, tokenizer, MAX_WORDS.get(task, DEFAULT_MAX_WORDS))

@@ -32,6 +32,7 @@ class PairReader:
         kept_tokens: Tokens that cleaning does not change; see `albef_hf.processing_albef.added_tokens`.
         image_states: States of a frozen image encoder, which take the place of pixels; nothing is augmented.
         keep_case: Clean only white space; the setting of the `AlbefProcessor`.
+        replacements: The setting of the `AlbefProcessor`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class PairReader:
         kept_tokens: Sequence[str] = (),
         image_states: ImageStates | ImageRecorder | None = None,
         keep_case: bool = False,
+        replacements: dict[str, str] | None = None,
     ):
         self.augmentation = augmentation
         self.image_root = image_root
@@ -49,6 +51,7 @@ class PairReader:
         self.kept_tokens = kept_tokens
         self.image_states = image_states
         self.keep_case = keep_case
+        self.replacements = replacements
 
     def __call__(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Read one row.
@@ -70,8 +73,9 @@ class PairReader:
             pixel_values, flipped = self.augmentation.augment(load_image(row["image"], self.image_root), rng)
         if flipped and row.get("mirrored_caption") is not None:
             captions = valid_captions(row["mirrored_caption"])
-        whole_caption = clean_caption(captions[choice], 10**9, self.kept_tokens, self.keep_case)
-        caption = clean_caption(captions[choice], self.max_words, self.kept_tokens, self.keep_case)
+        settings = (self.kept_tokens, self.keep_case, self.replacements)
+        whole_caption = clean_caption(captions[choice], 10**9, *settings)
+        caption = clean_caption(captions[choice], self.max_words, *settings)
         issues = [SkipReason.CAPTION_CUT] if len(caption) < len(whole_caption) else []
         return {"pixel_values": pixel_values, "caption": caption, "seed": int(rng.integers(2**62)), "issues": issues}
 

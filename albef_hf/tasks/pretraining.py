@@ -144,6 +144,7 @@ class Pretraining(Task):
             added_tokens(self.tokenizer),
             image_states=self.image_states,
             keep_case=self.processor.keep_case,
+            replacements=self.processor.replacements,
         )
 
     def train_dataloader(self, rows: Any, accelerator: Accelerator) -> DataLoader:

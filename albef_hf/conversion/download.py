@@ -1,0 +1,132 @@
+"""Download a published checkpoint once: resumed after an interruption, checked, and kept in the cache."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, get_hf_file_metadata
+from huggingface_hub.file_download import HfFileMetadata, http_get
+from transformers.utils import logging
+
+from ..utils.files import atomic_write, file_record, is_write_error, locked, size_problem, write_errors_named
+from ..utils.progress import progress
+from .published import ADDRESS
+
+logger = logging.get_logger(f"transformers.{__name__}")
+
+ADDRESS_VARIABLE = "ALBEF_CHECKPOINTS_URL"  # environment variable: another address, such as a mirror
+TORCH_FILES = (b"PK\x03\x04", b"\x80")  # what torch.save writes first: a zip archive, before torch 1.6 a pickle
+
+
+def cached_checkpoint(file: str) -> tuple[Path, dict[str, Any]]:
+    """Return a file of `ADDRESS` from the cache, where it is downloaded to first if it is not there.
+
+    The cache is `albef_hf` in `HF_HOME`. A download that was interrupted is resumed if the file on the server is still
+    the same, by its ETag and size. A file that has changed on the server is downloaded again.
+
+    Args:
+        file: Name of the file.
+
+    Returns:
+        The path, and what is written beside it: `url`, `etag`, `bytes` and `sha256`.
+
+    Raises:
+        OSError: If the server cannot be reached, does not have the file, or sent something else than a checkpoint.
+        BlockingIOError: If another process downloads the file.
+    """
+    folder = Path(constants.HF_HOME) / "albef_hf"
+    url = f"{os.environ.get(ADDRESS_VARIABLE, ADDRESS).rstrip('/')}/{file}"
+    with write_errors_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    path = folder / file
+    with locked(folder / f".{file}.lock"):
+        record = _read_record(path)
+        if record and record["url"] != url:
+            record = None
+        try:
+            with _errors_named(url):
+                served = get_hf_file_metadata(url, token=False)
+        except OSError as error:
+            if record is None:
+                raise
+            logger.warning(f"{error} The file in the cache, {path}, is used.")
+            return path, record
+        if record is None or served.etag != record["etag"]:
+            record = _download(url, path, served)
+        return path, record
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """Return the record of a complete file; None if it has to be downloaded."""
+    try:
+        record = json.loads(_record_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return None if size_problem(path, record["bytes"]) else record
+
+
+def _download(url: str, path: Path, served: HfFileMetadata) -> dict[str, Any]:
+    """Download to a `.part` file, which only becomes `path` when it is complete and a checkpoint."""
+    version = hashlib.sha256(f"{url} {served.etag} {served.size}".encode()).hexdigest()[:12]
+    part = path.with_name(f"{path.name}.{version}.part")
+    for other in path.parent.glob(f"{path.name}.*.part"):
+        if other != part or not served.etag:  # without an ETag nothing tells whether the rest belongs to it
+            other.unlink()
+    done = part.stat().st_size if part.exists() else 0
+    logger.warning(f"Downloading {url} to {path}" + (f", resumed after {done:,} bytes" if done else ""))
+    # Between request and answer the file may change: the server then sends all of it.
+    headers = {"Accept-Encoding": "identity"} | ({"If-Range": f'"{served.etag}"'} if served.etag else {})
+    with _errors_named(url, part), part.open("ab") as file:
+        http_get(
+            url, file, resume_size=done, headers=headers, expected_size=served.size, tqdm_class=progress
+        )
+    _check_content(url, part)
+    record = {"url": url, "etag": served.etag, **file_record(part)}
+    part.replace(path)
+    with write_errors_named(path), atomic_write(_record_path(path)) as unfinished:
+        unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def _check_content(url: str, part: Path) -> None:
+    """Remove a file that is not a checkpoint, such as the page of a proxy, and raise."""
+    with part.open("rb") as file:
+        start = file.read(64)
+    if not start.startswith(TORCH_FILES):
+        size = part.stat().st_size
+        part.unlink()
+        raise OSError(
+            f"{url} is not a checkpoint: the server sent {size:,} bytes that start with {start!r}. If this is the "
+            "page of a proxy or a login, open the address in a browser, save the file, and convert that."
+        )
+
+
+@contextlib.contextmanager
+def _errors_named(url: str, part: Path | None = None) -> Iterator[None]:
+    """Turn the errors of huggingface_hub, whose kinds depend on its version, into an `OSError` with the remedy."""
+    try:
+        yield
+    except Exception as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status == 416 and part:  # the part is longer than the file
+            part.unlink()
+        if status:
+            problem = f"the server answered {status}"
+        elif isinstance(error, OSError) and error.errno and is_write_error(error):
+            problem = f"{part} could not be written: {error}"
+        else:
+            problem = f"{error} ({type(error).__name__})"
+        resumed = ""
+        if part and part.exists() and part.stat().st_size:
+            resumed = f" {part.stat().st_size:,} bytes have arrived; the same command continues behind them."
+        raise OSError(
+            f"{url} cannot be downloaded: {problem}.{resumed} {ADDRESS_VARIABLE} can be the address of a mirror."
+        ) from error
