@@ -1,20 +1,24 @@
 """Convert checkpoints between the original code (github.com/salesforce/ALBEF) and albef_hf: the command line.
 
-    albef convert ALBEF.pth albef --task pretraining
+    albef convert flickr30k albef
+    albef convert ALBEF.pth albef
     albef convert albef again.pth --reverse
 
 The weights that come back from `--reverse` are bit-identical.
 """
 
 import argparse
+import os
+from pathlib import Path
 
 from .parameter_names import HEADS
+from .published import PUBLISHED
 
 ONLY_FROM_ORIGINAL = ("task", "config", "image_size", "repo_id")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Convert a checkpoint of the original ALBEF code to a folder that from_pretrained loads, or back."""
+    """Convert an ALBEF checkpoint, published or your own, to a folder that from_pretrained loads, or back."""
     parser = _make_parser()
     options = parser.parse_args(arguments)
     if options.reverse:
@@ -23,9 +27,6 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(
                 f"{', '.join(unused)} cannot be used with --reverse: the folder determines the task and model"
             )
-    elif options.task is None:
-        parser.error(f"--task is required; choose one of {', '.join(HEADS)}")
-    if options.reverse:
         _to_original(options)
     else:
         _from_original(options)
@@ -33,12 +34,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="albef convert", description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("source", help="the .pth file; with --reverse, the folder or Hub name of a model")
+    parser.add_argument(
+        "source",
+        help=f"a checkpoint that is downloaded from the authors ({', '.join(PUBLISHED)}), or a file of the original "
+        "code, TCL, LAVIS or TorchMultimodal; with --reverse, the folder or Hub name of a model",
+    )
     parser.add_argument("output", help="the folder to write; with --reverse, the .pth file")
     parser.add_argument(
         "--task",
         choices=HEADS,
-        help="what the checkpoint was trained for; required unless --reverse is given; retrieval for refcoco.pth",
+        help="what the checkpoint was trained for (default: found by the names of its weights)",
     )
     parser.add_argument(
         "--config",
@@ -63,21 +68,48 @@ def _from_original(options: argparse.Namespace) -> None:
     from .from_original import convert_checkpoint
 
     log_library_progress()
+    checkpoint, source = _find_checkpoint(options)
     summary = convert_checkpoint(
-        options.source,
+        checkpoint,
         options.output,
         task=options.task,
         config=options.config,
         image_size=options.image_size,
         repo_id=options.repo_id,
+        source=source,
     )
     for name, reason in summary["dropped"].items():
         print(f"dropped {name}: {reason}")
+    for note in summary["notes"]:
+        print(f"note: {note}")
     image_heads, text_heads = summary["attention_heads"]
     print(
-        f"Converted {summary['keys']} keys of {summary['source']} to {options.output}: "
-        f"{summary['image_size']} pixels, {image_heads} attention heads for images, {text_heads} for texts."
+        f"Converted {summary['keys']} keys of {summary['source']} ({summary['library']}, {summary['task']}) to "
+        f"{options.output}: {summary['image_size']} pixels, {image_heads} attention heads for images, "
+        f"{text_heads} for texts."
     )
+    if "reported" in summary:
+        print(
+            f"Published for this file: {summary['reported']} ({summary['reported_by']}). It has not been "
+            "measured with this package, whose authors have not had the file: evaluate before you rely on it."
+        )
+
+
+def _find_checkpoint(options: argparse.Namespace) -> tuple[Path, dict[str, object]]:
+    """Return the checkpoint, downloaded if its name is that of a published one, and what is known of it."""
+    name = options.source
+    if name not in PUBLISHED or os.path.exists(name):
+        return Path(name), {}
+    from .download import cached_checkpoint
+    from .from_original import refuse_used_folder
+
+    refuse_used_folder(Path(options.output))  # before gigabytes are downloaded
+    published = PUBLISHED[name]
+    if options.task not in (published.task, None):
+        raise ValueError(f"{name} is for the task {published.task}, not for {options.task}. Remove --task.")
+    path, record = cached_checkpoint(published.file)
+    print(f"{path}: {record['bytes']:,} bytes, SHA-256 {record['sha256']}")
+    return path, {"url": record["url"], "reported": published.reported, "reported_by": published.source}
 
 
 def _to_original(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from huggingface_hub import constants, get_hf_file_metadata
 from huggingface_hub.file_download import HfFileMetadata, http_get
 from transformers.utils import logging
 
-from ..utils.files import atomic_write, file_record, is_write_error, locked, size_problem, write_errors_named
+from ..utils.files import atomic_write, file_problem, file_record, locked, write_errors_named
 from ..utils.progress import progress
 from .published import ADDRESS
 
@@ -70,30 +70,39 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         record = json.loads(_record_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return None if size_problem(path, record["bytes"]) else record
+    problem = file_problem(path, record)
+    if problem:
+        logger.warning(f"{problem}: it is downloaded again.")
+    return None if problem else record
 
 
 def _download(url: str, path: Path, served: HfFileMetadata) -> dict[str, Any]:
     """Download to a `.part` file, which only becomes `path` when it is complete and a checkpoint."""
-    version = hashlib.sha256(f"{url} {served.etag} {served.size}".encode()).hexdigest()[:12]
-    part = path.with_name(f"{path.name}.{version}.part")
-    for other in path.parent.glob(f"{path.name}.*.part"):
-        if other != part or not served.etag:  # without an ETag nothing tells whether the rest belongs to it
-            other.unlink()
+    part = _prepare_part(url, path, served)
     done = part.stat().st_size if part.exists() else 0
     logger.warning(f"Downloading {url} to {path}" + (f", resumed after {done:,} bytes" if done else ""))
     # Between request and answer the file may change: the server then sends all of it.
     headers = {"Accept-Encoding": "identity"} | ({"If-Range": f'"{served.etag}"'} if served.etag else {})
     with _errors_named(url, part), part.open("ab") as file:
-        http_get(
-            url, file, resume_size=done, headers=headers, expected_size=served.size, tqdm_class=progress
-        )
+        bar: Any = progress  # http_get calls it as it calls tqdm
+        http_get(url, file, resume_size=done, headers=headers, expected_size=served.size, tqdm_class=bar)
     _check_content(url, part)
     record = {"url": url, "etag": served.etag, **file_record(part)}
-    part.replace(path)
     with write_errors_named(path), atomic_write(_record_path(path)) as unfinished:
+        part.replace(path)
         unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
+
+
+def _prepare_part(url: str, path: Path, served: HfFileMetadata) -> Path:
+    """Return where to download to, and remove parts of other versions of the file."""
+    version = hashlib.sha256(f"{url} {served.etag} {served.size}".encode()).hexdigest()[:12]
+    part = path.with_name(f"{path.name}.{version}.part")
+    for other in path.parent.glob(f"{path.name}.*.part"):
+        is_same = other == part and served.etag  # without an ETag nothing tells versions apart
+        if not is_same or other.stat().st_size > (served.size or 0):
+            other.unlink()
+    return part
 
 
 def _check_content(url: str, part: Path) -> None:
@@ -116,17 +125,12 @@ def _errors_named(url: str, part: Path | None = None) -> Iterator[None]:
         yield
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
-        if status == 416 and part:  # the part is longer than the file
+        problem = f"the server answered {status}" if status else str(error).split("\n")[0] or type(error).__name__
+        if status == 416 and part:  # the part is as long as the file, though the server has announced more
             part.unlink()
-        if status:
-            problem = f"the server answered {status}"
-        elif isinstance(error, OSError) and error.errno and is_write_error(error):
-            problem = f"{part} could not be written: {error}"
-        else:
-            problem = f"{error} ({type(error).__name__})"
-        resumed = ""
-        if part and part.exists() and part.stat().st_size:
-            resumed = f" {part.stat().st_size:,} bytes have arrived; the same command continues behind them."
+        arrived = part.stat().st_size if part and part.exists() else 0
+        if arrived:
+            problem += f" ({arrived:,} bytes have arrived: the same command continues behind them)"
         raise OSError(
-            f"{url} cannot be downloaded: {problem}.{resumed} {ADDRESS_VARIABLE} can be the address of a mirror."
+            f"{url} cannot be downloaded: {problem}. {ADDRESS_VARIABLE} can be the address of a mirror."
         ) from error

@@ -76,8 +76,7 @@ def convert_checkpoint(
     output_dir = Path(output_dir)
     if task not in (*MODELS, None):
         raise ValueError(f"There is no task {task}. Choose one of {', '.join(MODELS)}.")
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"{output_dir} exists and is not empty. Remove it or choose another folder.")
+    refuse_used_folder(output_dir)
     own_state, dropped = read_checkpoint(checkpoint)
     state, library = with_original_names(own_state)
     task = check_origin(state, task)
@@ -114,6 +113,12 @@ def convert_checkpoint(
         _write(folder, model, processor, momentum, kept, summary)
         save_card(model_card(folder, repo_id or output_dir.name), folder)
     return summary
+
+
+def refuse_used_folder(output_dir: Path) -> None:
+    """Raise a `ValueError` if a folder is not empty, or not a folder."""
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"{output_dir} exists and is not empty. Remove it or choose another folder.")
 
 
 def split(names: tuple[str, ...], tensor: torch.Tensor) -> Weights:

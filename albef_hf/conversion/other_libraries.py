@@ -61,7 +61,10 @@ TORCHMULTIMODAL_NAMES = tuple(
         (r"^answer_decoder(_m)?\.text_embeddings\.", r"text_decoder\1.bert.embeddings."),
         (r"^answer_decoder(_m)?\.multimodal_encoder\.", r"text_decoder\1.bert.encoder."),
         (r"^answer_decoder(_m)?\.prediction_head\.dense\.", r"text_decoder\1.cls.predictions.transform.dense."),
-        (r"^answer_decoder(_m)?\.prediction_head\.layer_norm\.", r"text_decoder\1.cls.predictions.transform.LayerNorm."),
+        (
+            r"^answer_decoder(_m)?\.prediction_head\.layer_norm\.",
+            r"text_decoder\1.cls.predictions.transform.LayerNorm.",
+        ),
         (r"^answer_decoder(_m)?\.prediction_head\.decoder\.", r"text_decoder\1.cls.predictions.decoder."),
         (r"\.embeddings\.layer_norm\.", ".embeddings.LayerNorm."),
         (r"\.cross_attention", ".crossattention"),
