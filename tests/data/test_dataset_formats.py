@@ -6,12 +6,10 @@ import shutil
 from pathlib import Path
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 from encoded_images import encoded
-from paths import REPOSITORY
 from PIL import Image
+from published_files import FORMATS, REFERENCES, VQA_RAD, parquet, rows_of, write_images
 
 from albef_hf.data import row_files
 from albef_hf.data.dataset_formats import READERS
@@ -19,36 +17,6 @@ from albef_hf.data.row_files import read_rows
 from albef_hf.data.source_arguments import DATASET_FORMATS
 from albef_hf.data.sources import read_annotations
 from albef_hf.training.arguments import PretrainingArguments
-
-FORMATS = REPOSITORY / "tests" / "fixtures" / "formats"
-VQA_RAD = "vqa_rad/VQA_RAD Dataset Public.json"
-REFERENCES = [
-    {
-        "ref_id": 5,
-        "ann_id": 70,
-        "category_id": 1,
-        "image_id": 7,
-        "file_name": "COCO_train2014_000000000007_1.jpg",
-        "split": split,
-        "sent_ids": [3, 4],
-        "sentences": [
-            {"raw": "The red one", "sent": "the red one", "sent_id": 3, "tokens": ["the", "red", "one"]},
-            {"raw": "left", "sent": "left", "sent_id": 4, "tokens": ["left"]},
-        ],
-    }
-    for split in ("train", "val", "testA")
-]
-
-
-def rows_of(*names: str, **settings: object) -> list[dict]:
-    """Return the rows of fixtures, with the paths of images as published."""
-    return read_rows([str(FORMATS / name) for name in names], image_root="nowhere", **settings)
-
-
-def write_images(folder: Path, rows: list[dict]) -> None:
-    for name in [path for row in rows for path in row.get("images", [row.get("image")])]:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40, 50), "red").save(folder / name, "PNG")
 
 
 def test_every_format_has_a_name():
@@ -164,15 +132,10 @@ def test_expressions_of_refcoco(tmp_path):
     assert [(row["text"], row["split"]) for row in rows] == [
         (text, split) for split in ("val", "testA") for text in ("the red one", "left")
     ]
-    assert rows[0]["image"] == "train2014/COCO_train2014_000000000007.jpg" and rows[0]["ref_id"] == 5
+    assert rows[0]["image"] == "train2014/COCO_train2014_000000000007.jpg" and rows[0]["ref_id"] == 1
     (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(Path))
     with pytest.raises(ValueError, match="contains pickled code .*could be malicious"):
         read_rows([str(tmp_path / "refs(unc).p")])
-
-
-def parquet(file: Path, **columns: list) -> str:
-    pyarrow.parquet.write_table(pa.table(columns), file)
-    return str(file)
 
 
 def test_what_img2dataset_downloaded(tmp_path):
