@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .file_contents import read_plain_pickle
 from .row_errors import InvalidSampleError, SkipReason
 from .row_values import parse_written_list
+
+INSTANCES = "instances.json"  # COCO's annotations, which have boxes, too
 
 Box = list[float]  # left, top, width, height
 
@@ -25,7 +28,8 @@ def parse_boxes(boxes: Any) -> list[Box]:
     if isinstance(boxes, (list, tuple)):
         boxes = [parse_written_list(box) if isinstance(box, str) else box for box in boxes]
     if not isinstance(boxes, (list, tuple)) or not boxes:
-        raise InvalidSampleError(SkipReason.LABEL_UNKNOWN, "no bbox, or no boxes to choose from")
+        detail = "no bbox, or no boxes to choose from; refer_root adds those of RefCOCO+"
+        raise InvalidSampleError(SkipReason.LABEL_UNKNOWN, detail)
     for box in boxes:
         values = list(box[:4]) if isinstance(box, (list, tuple)) else []
         is_valid = len(values) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
@@ -39,14 +43,12 @@ def nearest_box(boxes: Sequence[Sequence[float]], point: Sequence[float]) -> Box
     return min(parse_boxes(boxes), key=lambda box: math.dist((box[0] + box[2] / 2, box[1] + box[3] / 2), point))
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Load plain data only, and refuse code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise ValueError(
-            f"The file of references contains pickled code ({module}.{name}), which could be malicious, and was not "
-            "loaded. Download refs(unc).p again."
-        )
+def _annotated_boxes(annotations: Sequence[Mapping[str, Any]]) -> dict[str, list[Box]]:
+    """Return the annotated boxes of each image."""
+    boxes: dict[str, list[Box]] = {}
+    for annotation in annotations:
+        boxes.setdefault(str(annotation.get("image_id")), []).append(annotation["bbox"])
+    return boxes
 
 
 def add_refcoco_boxes(
@@ -57,16 +59,17 @@ def add_refcoco_boxes(
     Args:
         rows: With `ref_id`.
         folder: Holds `refs(unc).p`, `instances.json` and the box file.
-        box_file: Boxes by image id: lists of left, top, width, height and maybe more.
+        box_file: Boxes by image id: lists of left, top, width, height and maybe more; or `instances.json` itself.
 
     Raises:
         ValueError: If a file is missing, or a reference unknown.
     """
     try:
-        with (folder / "refs(unc).p").open("rb") as file:
-            references = {reference["ref_id"]: reference for reference in _PlainUnpickler(file).load()}
-        annotations = json.loads((folder / "instances.json").read_text(encoding="utf-8"))["annotations"]
-        candidates = json.loads((folder / box_file).read_text(encoding="utf-8"))
+        references = {reference["ref_id"]: reference for reference in read_plain_pickle(folder / "refs(unc).p")}
+        annotations = json.loads((folder / INSTANCES).read_text(encoding="utf-8"))["annotations"]
+        candidates = _annotated_boxes(annotations)
+        if box_file != INSTANCES:
+            candidates = json.loads((folder / box_file).read_text(encoding="utf-8"))
     except (OSError, EOFError, pickle.UnpicklingError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"refer_root {folder} needs refs(unc).p, instances.json and {box_file}: {error}") from error
     if not isinstance(candidates, dict):

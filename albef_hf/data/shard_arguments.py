@@ -35,7 +35,7 @@ class ShardArguments(SourceArguments):
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise ValueError("output_dir is missing: give the folder of the shards.")
-        self.require_one_source()
+        self.check_source()
         if min(self.short_side, self.rows_per_shard) < 1 or self.num_workers < 0:
             raise ValueError("short_side and rows_per_shard must be at least 1, and num_workers at least 0.")
         if not 1 <= self.quality <= 100:

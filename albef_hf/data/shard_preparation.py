@@ -78,7 +78,7 @@ def write_shards(options: ShardArguments, folder: Path) -> dict[str, int]:
 def load_rows(options: ShardArguments) -> datasets.Dataset:
     """Load the rows of the source, with `image` and `caption`."""
     if not options.dataset:
-        return read_annotations(options.train_files)
+        return read_annotations(options.train_files, options.dataset_format, options.split, options.image_root)
     return load_hub_rows(
         options.dataset,
         options.dataset_config,

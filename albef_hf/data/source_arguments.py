@@ -2,6 +2,25 @@
 
 from dataclasses import dataclass, field
 
+DATASET_FORMATS = (
+    "aokvqa",
+    "cc3m",
+    "coco_captions",
+    "flickr30k_token",
+    "gqa",
+    "img2dataset",
+    "karpathy",
+    "nlvr2",
+    "okvqa",
+    "refcoco",
+    "slake",
+    "snli_ve",
+    "textvqa",
+    "vizwiz",
+    "vqa_rad",
+    "vqav2",
+)
+
 
 @dataclass
 class SourceArguments:
@@ -9,10 +28,24 @@ class SourceArguments:
 
     train_files: list[str] = field(
         default_factory=list,
-        metadata={"help": 'JSON lists of {"image": path, "caption": text or list}, or of a task\'s rows'},
+        metadata={
+            "help": 'JSON lists of {"image": path, "caption": text or list}, or of a task\'s rows; or the files of a '
+            "published dataset"
+        },
+    )
+    dataset_format: str | None = field(
+        default=None,
+        metadata={
+            "help": f"published dataset that the files are of: {', '.join(DATASET_FORMATS)}; default: what their keys "
+            "say"
+        },
     )
     image_root: str | None = field(
-        default=None, metadata={"help": "folder that image paths are relative to; nothing outside of it is read"}
+        default=None,
+        metadata={
+            "help": "folder that image paths are relative to; nothing outside of it is read; default: the current "
+            "one, or that of the first file of a published dataset"
+        },
     )
     dataset: str | None = field(
         default=None,
@@ -22,14 +55,31 @@ class SourceArguments:
     data_files: list[str] = field(
         default_factory=list, metadata={"help": "files of the dataset, for parquet, webdataset and the like"}
     )
-    split: str = field(default="train", metadata={"help": "split of the dataset that rows come from"})
+    split: str = field(
+        default="train",
+        metadata={"help": "split of the dataset, or of files that name several, that rows come from; a+b is both"},
+    )
 
     @property
     def has_source(self) -> bool:
         """Whether rows come from anywhere."""
         return bool(self.train_files or self.dataset)
 
-    def require_one_source(self) -> None:
-        """Raise a `ValueError` if two sources are given."""
+    @property
+    def row_files(self) -> list[str]:
+        """Files of rows."""
+        return self.train_files
+
+    def check_source(self) -> None:
+        """Raise a `ValueError` if two sources are given, or a format that is unknown or without files."""
         if self.train_files and self.dataset:
             raise ValueError("train_files and dataset are both sources of rows; choose one.")
+        if self.dataset_format is None:
+            return
+        if self.dataset_format not in DATASET_FORMATS:
+            raise ValueError(
+                f"dataset_format is {self.dataset_format!r}; choose from {', '.join(DATASET_FORMATS)}. Files of this "
+                "package's rows need none."
+            )
+        if not self.row_files:
+            raise ValueError(f"dataset_format {self.dataset_format} is that of files; set train_files.")

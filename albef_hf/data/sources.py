@@ -7,7 +7,7 @@ import datasets
 
 from ..processing_albef import replace_surrogates
 from ..utils.redaction import redact
-from .annotations import read_json_list
+from .row_files import read_rows, require_columns
 from .row_values import flatten_texts, require_readable
 
 CHECKED_ROWS = 100  # spread over the dataset, that are checked for unknown forms of images and texts
@@ -15,32 +15,38 @@ CHECKED_ROWS = 100  # spread over the dataset, that are checked for unknown form
 AnyDataset = TypeVar("AnyDataset", datasets.Dataset, datasets.IterableDataset)
 
 
-def read_annotations(files: list[str]) -> datasets.Dataset:
-    """Read JSON lists of the original's format into one dataset with the columns `image` and `caption`.
+def read_annotations(
+    files: list[str],
+    dataset_format: str | None = None,
+    split: str | None = None,
+    image_root: str | None = None,
+) -> datasets.Dataset:
+    """Read JSON lists of the original's format, or a published dataset, into one with `image` and `caption`.
 
     Args:
         files: Each contains a list of `{"image": path, "caption": text or list of texts}`; other keys are ignored. An
-            image may be base64 or `{"path": ...}` too, and a caption anything that `flatten_texts` reads.
+            image may be base64 or `{"path": ...}` too, and a caption anything that `flatten_texts` reads. Or they
+            are those of a published dataset; see `row_files.read_rows`, also for the other arguments.
+        dataset_format: Name of the published dataset; default: what the keys of the rows say.
+        split: Splits of it.
+        image_root: Folder in which its images are looked for.
 
     Raises:
         ValueError: If a file is not such a list, or contains images or captions in a form that cannot be read.
     """
     if not files:
         raise ValueError("There is no annotation file to read: give at least one.")
+    rows = read_rows(files, dataset_format, split, image_root)
+    require_columns(rows, files, ("image", "caption"))
+    if isinstance(rows, datasets.Dataset):
+        return rows
     images: list[str | None] = []
     captions: list[list[str]] = []
-    for file in files:
-        rows = read_json_list(file)
-        require_readable(rows, file)
-        for row in rows:
-            if "image" not in row or "caption" not in row:
-                raise ValueError(f'{file}: a row has {sorted(row)}, but needs "image" and "caption".')
-            image = row["image"]
-            image = image.get("bytes") or image.get("path") if isinstance(image, Mapping) else image
-            images.append(replace_surrogates(image) if isinstance(image, str) else None)
-            captions.append(
-                [replace_surrogates(text) for text in flatten_texts(row["caption"]) if isinstance(text, str)]
-            )
+    for row in rows:
+        image = row["image"]
+        image = image.get("bytes") or image.get("path") if isinstance(image, Mapping) else image
+        images.append(replace_surrogates(image) if isinstance(image, str) else None)
+        captions.append([replace_surrogates(text) for text in flatten_texts(row["caption"]) if isinstance(text, str)])
     text = datasets.Value("string")
     features = datasets.Features({"image": text, "caption": datasets.List(text)})
     return datasets.Dataset.from_dict({"image": images, "caption": captions}, features=features)

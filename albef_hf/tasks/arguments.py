@@ -102,6 +102,10 @@ class VqaArguments(FineTuningArguments):
     vg_root: str | None = field(
         default=None, metadata={"help": 'folder of the images of rows whose "dataset" is "vg"; default: image_root'}
     )
+    question_language: str = field(
+        default="en",
+        metadata={"help": "language of the questions that are used, of files that name it, such as SLAKE; empty: all"},
+    )
     rank_candidates: int = field(
         default=128, metadata={"help": "answers with the most probable first token, which are scored completely"}
     )
@@ -117,7 +121,11 @@ class GroundingArguments(PairArguments):
         default=None, metadata={"help": "folder with refs(unc).p, instances.json and the box file of RefCOCO+"}
     )
     box_file: str = field(
-        default="dets.json", metadata={"help": "boxes to choose from: dets.json, detected; cocos.json, annotated"}
+        default="dets.json",
+        metadata={
+            "help": "boxes to choose from: dets.json, detected; cocos.json, annotated; instances.json, annotated, "
+            "which comes with refs(unc).p"
+        },
     )
     heatmap: str = field(
         default="matching", metadata={"help": "matching: of the matching score through the text's attention; contrast"}

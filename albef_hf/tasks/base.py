@@ -15,12 +15,10 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from ..data import Augmentation, InvalidSampleError, Normalization, RowErrors, SkipReason, load_image, valid_text
-from ..data.annotations import read_json_list
 from ..data.augmentation import torch_resize
 from ..data.collator import pad_tokens
 from ..data.image_states import ImageRecorder, ImageStates
 from ..data.pairs import ATTEMPTS
-from ..data.row_values import require_readable
 from ..data.scene_tasks import SceneRows
 from ..evaluation.exchanged_images import fingerprints
 from ..evaluation.match_calibration import FittedCalibration
@@ -156,6 +154,7 @@ class FineTuningTask(Task):
     image_columns: ClassVar[tuple[str, ...]] = ()  # that move with an image to another row; none: it stays
     synthetic_data: ClassVar[type[SceneRows]]
     trains_baselines: ClassVar[bool] = False  # on rows to train on
+    language: str | None = None  # of the texts of files that name it; None: all
 
     def __init__(self, args: FineTuningArguments, processor: AlbefProcessor):
         super().__init__(args, processor)
@@ -203,10 +202,17 @@ class FineTuningTask(Task):
         if self.uses_synthetic_data:
             return self.synthetic_data(count, seed, max(96, self.processor.image_processor.size["height"]))
         if files:
-            return _read_files(files, required)
+            return self._read_files(files, split, required)
         if self.args.dataset:
             return self._load_dataset(split, required)
         raise ValueError("train_files and validation_files need each other; set both.")
+
+    def _read_files(self, files: list[str], split: str, required: tuple[str, ...]) -> Rows:
+        from ..data.row_files import read_rows, require_columns
+
+        rows = read_rows(files, self.args.dataset_format, split, self.args.image_root, self.language)
+        require_columns(rows, files, required)
+        return rows
 
     def _load_dataset(self, split: str, required: tuple[str, ...]) -> Rows:
         from ..data.sources import load_columns  # needs the datasets library
@@ -389,13 +395,3 @@ def count_issues(samples: list[dict[str, Any]]) -> torch.Tensor:
     """Return how often each `SkipReason` occurred, (reasons,)."""
     issues = torch.tensor([issue for sample in samples for issue in sample["issues"]], dtype=torch.long)
     return torch.bincount(issues, minlength=len(SkipReason))
-
-
-def _read_files(files: list[str], required: tuple[str, ...]) -> Rows:
-    rows = [row for file in files for row in read_json_list(file)]
-    for row in rows:
-        missing = [name for name in required if name not in row]
-        if missing:
-            raise ValueError(f"A row of {', '.join(files)} has {sorted(row)}, but not {', '.join(missing)}.")
-    require_readable(rows, ", ".join(files))
-    return rows

@@ -35,7 +35,10 @@ class VisualEntailment(SentenceTask):
 
     def _image(self, row: Mapping[str, Any]) -> Any:
         image = row["image"]
-        return f"{image}{self.args.image_suffix}" if isinstance(image, (str, int)) else image
+        if not isinstance(image, (str, int)):
+            return image
+        suffix = self.args.image_suffix
+        return f"{str(image).removesuffix(suffix)}{suffix}"  # SNLI-VE's own files are read with it
 
     def preprocess_eval(self, row: Mapping[str, Any], issues: list[SkipReason]) -> dict[str, Any]:
         """Return sentence and image; the label has to be one of the three."""

@@ -51,8 +51,8 @@ class Pretraining(Task):
         """Return the rows to train on, and the images to evaluate on."""
         args = self.args
         if args.shards or args.train_files:
-            rows = Shards(args.shards) if args.shards else read_annotations(args.train_files)
-            validation = read_annotations(args.validation_files) if args.validation_files else None
+            rows = Shards(args.shards) if args.shards else self._read_files(args.train_files, args.split)
+            validation = self._validation_files()
         elif args.dataset:
             rows, validation = self._dataset_rows(accelerator)
         else:
@@ -76,7 +76,7 @@ class Pretraining(Task):
                 args.caption_column,
             )
 
-        validation = read_annotations(args.validation_files) if args.validation_files else None
+        validation = self._validation_files()
         with accelerator.main_process_first():
             rows = load(args.split)
             if args.validation_split:
@@ -96,9 +96,16 @@ class Pretraining(Task):
             wrong_share=args.scenes_wrong_share,
             vague_share=args.scenes_vague_share,
         )
-        if args.validation_files:
-            return rows, read_annotations(args.validation_files)
-        return rows, Scenes(args.validation_size, args.seed + 1, **settings)
+        validation = self._validation_files()
+        return rows, Scenes(args.validation_size, args.seed + 1, **settings) if validation is None else validation
+
+    def _read_files(self, files: list[str], split: str) -> datasets.Dataset:
+        return read_annotations(files, self.args.dataset_format, split, self.args.image_root)
+
+    def _validation_files(self) -> datasets.Dataset | None:
+        args = self.args
+        split = args.validation_split or "validation"
+        return self._read_files(args.validation_files, split) if args.validation_files else None
 
     def _hold_out(self, rows: Any) -> tuple[Any, Any]:
         """Split off rows for the evaluation; a stream cannot be split."""

@@ -66,6 +66,7 @@ class VisualQuestionAnswering(LabelTask):
 
     def __init__(self, args: VqaArguments, processor: AlbefProcessor):
         super().__init__(args, processor)
+        self.language = args.question_language
         self.evaluation_limit = TextLimit(max(args.max_words, EVALUATION_WORDS), self.positions)
 
     def preprocess_train(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:

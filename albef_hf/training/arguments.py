@@ -307,9 +307,14 @@ class DataArguments(SourceArguments, TrainingArguments):
 
     validation_files: list[str] = field(
         default_factory=list,
-        metadata={"help": "JSON lists to evaluate on; can be combined with a dataset to train on"},
+        metadata={
+            "help": "JSON lists, or files of a published dataset, to evaluate on; can be combined with a dataset to "
+            "train on"
+        },
     )
-    validation_split: str | None = field(default=None, metadata={"help": "split of the dataset for evaluation"})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "split of the dataset, or of files that name several, for evaluation"}
+    )
     scenes: int = field(default=20000, metadata={"help": "built-in rows, used when no other data is given"})
     validation_size: int = field(default=1000, metadata={"help": "images, or built-in rows, for evaluation"})
     min_crop_scale: float = field(
@@ -339,7 +344,7 @@ class DataArguments(SourceArguments, TrainingArguments):
             self.require_at_least(1, "pad_to_multiple_of")
         self.require_at_least(0, "validation_size", "randaugment_operations")
         self.require_fraction("min_crop_scale")
-        self.require_one_source()
+        self.check_source()
         if self.cache_image_states:
             self._check_image_states()
 
@@ -360,6 +365,11 @@ class DataArguments(SourceArguments, TrainingArguments):
                     f"it, or set {value}."
                 )
             setattr(self, name, value)
+
+    @property
+    def row_files(self) -> list[str]:
+        """Files of rows to train on and to evaluate on."""
+        return self.train_files + self.validation_files
 
     @property
     def text_multiple(self) -> int | None:

@@ -441,7 +441,7 @@ def test_lone_surrogates_in_json_are_replaced(tmp_path):
     [
         ("{", "JSON list"),
         ('{"image": "a"}', "not a list.*one object with 'image': put the rows into a list, or .*--dataset json"),
-        ('[{"image": "a", "text": "b"}]', 'needs "image" and "caption"'),
+        ('[{"image": "a", "text": "b"}]', "has .'image', 'text'., but not caption. Datasets that are read"),
         ("", "bad.json is empty; it must contain a JSON list"),
         ("\ufeff \n", "is empty"),
         (f"{PAIR}\n{PAIR}\n", "contains JSON lines, not a JSON list: --dataset json --data_files .*bad.json reads it"),
