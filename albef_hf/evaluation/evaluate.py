@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from ..configuration_albef import AlbefConfig
 from ..processing_albef import AlbefProcessor
-from ..tasks import EVALUATION_ONLY
 from ..training.arguments import FineTuningArguments
 from ..training.distributed import make_accelerator
 from ..training.model_setup import load_task_model
@@ -78,11 +77,10 @@ def load_trained_model(
     """
     model, processor, missing = load_task_model(task_class.head, args)
     if missing:
-        trained_as = EVALUATION_ONLY.get(task_class.name, task_class.name)
         raise ValueError(
             f"{args.model or 'An untrained model'} has no trained {task_class.head.__name__}: {len(missing)} weights "
-            f"are missing, such as {min(missing)}. Fine-tune it with `albef finetune {trained_as}`, and evaluate the "
-            "result."
+            f"are missing, such as {min(missing)}. Fine-tune it with `albef finetune {task_class.training_task()}`, "
+            "and evaluate the result."
         )
     saved = AlbefConfig.from_pretrained(args.model).dtype if args.dtype == AS_SAVED else getattr(torch, args.dtype)
     return model.to(saved or torch.float32), processor
