@@ -150,6 +150,7 @@ ALLOWED = {
         "utils",
     },
     "tasks": {
+        "calibration_albef",
         "configuration_albef",
         "data",
         "evaluation",

@@ -7,6 +7,30 @@ from typing import Any
 REMEDY = "--dataset json --data_files {} reads it"
 
 
+def read_json(file: str, kind: type = dict) -> Any:
+    """Return what a JSON file contains; a byte order mark is skipped.
+
+    Args:
+        file: Path of the file.
+        kind: Type of the items that are expected, `dict` or `str`, for the error messages.
+
+    Raises:
+        ValueError: If the file cannot be read; the message says what it is instead, and what to do.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read as a JSON list: {error}.") from error
+    if not text.strip():
+        raise ValueError(f"{file} is empty; it must contain a JSON list.")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if kind is dict and _is_object(text.splitlines()[0]):
+            raise ValueError(f"{file} contains JSON lines, not a JSON list: {REMEDY.format(file)}.") from error
+        raise ValueError(f"{file} cannot be read as a JSON list: {error}.") from error
+
+
 def read_json_list(file: str, kind: type = dict) -> list[Any]:
     """Return the list in a JSON file; a byte order mark is skipped.
 
@@ -17,18 +41,7 @@ def read_json_list(file: str, kind: type = dict) -> list[Any]:
     Raises:
         ValueError: If the file is not such a list; the message says what it is instead, and what to do.
     """
-    try:
-        text = Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as a JSON list: {error}.") from error
-    if not text.strip():
-        raise ValueError(f"{file} is empty; it must contain a JSON list.")
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if kind is dict and _is_object(text.splitlines()[0]):
-            raise ValueError(f"{file} contains JSON lines, not a JSON list: {REMEDY.format(file)}.") from error
-        raise ValueError(f"{file} cannot be read as a JSON list: {error}.") from error
+    rows = read_json(file, kind)
     names = "strings" if kind is str else "objects"
     if isinstance(rows, dict):
         raise ValueError(f"{file} is not a list of JSON {names}, {_describe_object(file, rows, kind)}.")

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .scenes import COLORS, OPENINGS, PLACES, SHAPE_NAMES, Scene, SceneObject, compose, describe
+from .scenes import COLORS, OPENINGS, PLACES, RELATIONS, SHAPE_NAMES, Scene, SceneObject, compose, describe
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
+OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above"}
 ANNOTATORS = 10  # answers to a question, as in VQA v2
 NEUTRAL = (
     "{} made of paper",
@@ -231,3 +232,49 @@ class SceneCaptions(SceneRows):
         scene = compose(rng)
         captions = [describe(scene, rng) for _ in range(3)]
         return {"image": scene.draw(self.image_size), "image_id": index, "caption": captions}
+
+
+class SceneChoices(SceneRows):
+    """Images with a right and a wrong caption: `image`, `caption`, `wrong_caption` and `category`.
+
+    A caption names two objects and how one lies from the other. The wrong one has an object of another color or shape,
+    which is not in the scene, the opposite relation, or the objects in the other order, a quarter each. No caption
+    alone reveals whether it is right.
+    """
+
+    categories = ("color", "shape", "relation", "order")
+
+    def row(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Return a choice; the categories take turns."""
+        scene = compose(rng)
+        first, second = (scene.objects[place] for place in rng.permutation(len(scene.objects))[:2])
+        relation = first.relation_to(second)
+        opening, wording = rng.choice(OPENINGS), rng.integers(3)
+
+        def caption(first: SceneObject, relation: str, second: SceneObject) -> str:
+            names = [f"{'an' if thing.color[0] in 'aeiou' else 'a'} {phrase(thing)}" for thing in (first, second)]
+            return f"{opening}{names[0]} {RELATIONS[relation][wording]} {names[1]}"
+
+        category = self.categories[index % len(self.categories)]
+        if category == "relation":
+            wrong = caption(first, OPPOSITES[relation], second)
+        elif category == "order":
+            wrong = caption(second, relation, first)
+        else:
+            wrong = caption(self._changed(scene, first, category, rng), relation, second)
+        right = caption(first, relation, second)
+        return {
+            "image": scene.draw(self.image_size),
+            "caption": right,
+            "wrong_caption": wrong,
+            "category": category,
+        }
+
+    def _changed(self, scene: Scene, thing: SceneObject, attribute: str, rng: np.random.Generator) -> SceneObject:
+        """Return an object with another color or shape, which is not in the scene."""
+        names = {phrase(other) for other in scene.objects}
+        recolored = (replace(thing, color=color) for color in COLORS)
+        reshaped = (replace(thing, shape=shape) for shape in SHAPE_NAMES)
+        others = {"color": recolored, "shape": reshaped}[attribute]
+        absent = [other for other in others if phrase(other) not in names]
+        return absent[rng.integers(len(absent))]

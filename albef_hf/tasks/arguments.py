@@ -164,3 +164,13 @@ class TextAssignmentArguments(FineTuningArguments):
             raise ValueError(
                 f"alpha is {self.alpha}, but text assignment has no teacher, as in the paper; set it to 0."
             )
+
+
+@dataclass
+class PairChoiceArguments(FineTuningArguments):
+    """Choices between captions, which are only evaluated."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train_files:
+            raise ValueError("pair_choice trains nothing: pass the files to evaluate on as validation_files.")

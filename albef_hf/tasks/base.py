@@ -28,6 +28,7 @@ from ..training.dataloaders import make_dataloader
 from ..training.model_setup import load_task_model
 from ..training.saved_model import BestModel, SavedModel
 from ..utils.progress import progress
+from . import EVALUATION_ONLY
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -78,6 +79,11 @@ class Task(ABC):
             images.resample,
             torch_resize if self.args.fast_resize else Image.Image.resize,
         )
+
+    @classmethod
+    def training_task(cls) -> str:
+        """Return the name of the task that trains the head: this one, unless it only evaluates."""
+        return EVALUATION_ONLY.get(cls.name, cls.name)
 
     @classmethod
     @abstractmethod
