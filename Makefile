@@ -11,7 +11,7 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
 # The package with all extras that tests need.
 EVERYTHING = -e ".[demo-test,common]"
 
-.PHONY: pretrain test test-newest test-oldest constraints common demo-test
+.PHONY: pretrain test test-newest test-oldest constraints common demo-test dist
 
 pretrain: $(VENV)/installed
 	$(VENV)/bin/albef pretrain --config scenes
@@ -62,6 +62,16 @@ common: $(VENV)/installed
 demo-test: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation -e ".[demo-test]"
 	$(PYTEST) -rs tests/demo/test_demo.py
+
+# What is uploaded to PyPI.
+dist: override VENV = .venv-dist
+dist:
+	@! grep -q "github.com/you/" setup.cfg || { echo "Set the owner of the repository in the URLs of setup.cfg."; exit 1; }
+	rm -rf dist $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet build twine
+	$(VENV)/bin/python -m build
+	$(VENV)/bin/twine check --strict dist/*
 
 # No build isolation: pip would build the package with an unpinned setuptools.
 $(VENV)/installed: setup.cfg constraints.txt

@@ -32,7 +32,7 @@ _NAMES = {
         "VisualQuestionAnsweringPipeline",
         "VisualReasoningPipeline",
     ),
-    "processing_albef": ("AlbefProcessor", "clean_caption"),
+    "processing_albef": ("AlbefProcessor", "WithNormalization", "clean_caption"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_MODULES)

@@ -47,19 +47,33 @@ _RENAMED_KEYWORDS = {"negative_hardness": "hardness_strength"}
 
 
 def require_both(
-    input_ids: torch.Tensor | None, pixel_values: torch.Tensor | None
+    input_ids: torch.Tensor | None, pixel_values: torch.Tensor | None, inputs_embeds: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return texts and images if both are there.
+    """Return texts, as ids or as word embeddings, and images if both are there.
 
     Raises:
-        ValueError: If one is missing: transformers' pipelines for features pass only one of them.
+        ValueError: If one is missing: transformers' pipelines for features pass only one of them. If texts are passed
+            twice.
     """
-    if input_ids is None or pixel_values is None:
+    texts = one_of(input_ids, inputs_embeds)
+    if texts is None or pixel_values is None:
         raise ValueError(
             "input_ids and pixel_values are needed together. For features of images or texts alone, load the model as "
             "AlbefForRetrieval and call get_image_features or get_text_features."
         )
-    return input_ids, pixel_values
+    return texts, pixel_values
+
+
+def one_of(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the texts as they were passed, as ids or as word embeddings; raise a `ValueError` if it is both."""
+    if input_ids is not None and inputs_embeds is not None:
+        raise ValueError("input_ids and inputs_embeds are the same texts twice: pass one of them.")
+    return input_ids if inputs_embeds is None else inputs_embeds
+
+
+def token_mask(texts: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the mask of texts, (batch, tokens); by default nothing is padding."""
+    return texts.new_ones(texts.shape[:2], dtype=torch.long) if attention_mask is None else attention_mask
 
 
 def refuse_unknown(kwargs: Mapping[str, Any]) -> None:
@@ -450,7 +464,10 @@ class AlbefTextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """Embed (batch, tokens) ids, the first at position `start`, as (batch, tokens, width)."""
+        """Embed (batch, tokens) ids, the first at position `start`, as (batch, tokens, width).
+
+        What has this shape already are word embeddings, to which the others are added.
+        """
         tokens = start + input_ids.shape[1]
         max_tokens = self.position_embeddings.num_embeddings - self.position_offset
         if tokens > max_tokens:
@@ -461,7 +478,8 @@ class AlbefTextEmbeddings(nn.Module):
         offset = self.position_offset
         positions = torch.arange(offset + start, offset + tokens, device=input_ids.device)
         try:
-            embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings(input_ids.new_zeros(1))
+            words = input_ids if input_ids.ndim == 3 else self.word_embeddings(input_ids)
+            embeddings = words + self.token_type_embeddings(positions.new_zeros(1))
         except IndexError as error:
             raise ValueError(
                 f"input_ids must be below the size of the vocabulary, {self.word_embeddings.num_embeddings}: after "
@@ -801,8 +819,9 @@ class AlbefTextModel(AlbefPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Encode texts.
@@ -810,14 +829,17 @@ class AlbefTextModel(AlbefPreTrainedModel):
         Args:
             input_ids: (batch, tokens), `[CLS]` first.
             attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
+            inputs_embeds: Instead of `input_ids`, their word embeddings, (batch, tokens, width), as those of
+                `get_input_embeddings()`: to change them, or for gradients.
 
         Returns:
             `last_hidden_state`: (batch, tokens, width).
 
         Raises:
-            ValueError: If there is no text, or a text is longer than the model has positions.
+            ValueError: If there is no text, a text is longer than the model has positions, or texts are passed twice.
         """
         refuse_unknown(kwargs)
+        input_ids = one_of(input_ids, inputs_embeds)
         if input_ids is None:
             raise ValueError("input_ids is None: pass at least one text, (batch, tokens).")
         if 0 in input_ids.shape:

@@ -1,6 +1,7 @@
 """Image-text matching (ITM) in training: hard negatives as in the paper, and the contrast of all pairs of a batch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -14,7 +15,9 @@ from .losses_albef import (
     retrieval_targets,
     sample_hard_negatives,
 )
-from .outputs_albef import AlbefTeacherOutput
+from .outputs_albef import AlbefForPreTrainingOutput, AlbefForRetrievalOutput, AlbefTeacherOutput
+
+TrainingOutput = TypeVar("TrainingOutput", AlbefForPreTrainingOutput, AlbefForRetrievalOutput)
 
 
 @dataclass
@@ -81,6 +84,22 @@ def match_hard_negatives(
     rows = torch.arange(len(pairs.images), device=is_negative.device).repeat(2 * itm_negatives)
     drawn_negatives = is_negative[rows, torch.cat([image_for_text, text_for_image])]
     return matching_loss(itm_logits, drawn_negatives), itm_logits
+
+
+def add_matching_contrast(
+    model: PreTrainedModel,
+    outputs: TrainingOutput,
+    pairs: EncodedPairs,
+    ids: torch.Tensor,
+    teacher_outputs: AlbefTeacherOutput | None,
+    alpha: float,
+    weight: float,
+) -> TrainingOutput:
+    """Add the contrast of the matching scores to the loss, if it has a weight."""
+    if not weight:
+        return outputs
+    loss = contrast_matching_scores(model, pairs, ids, teacher_outputs, alpha)
+    return replace(outputs, loss=outputs.loss + weight * loss, loss_itm_contrast=loss)
 
 
 def contrast_matching_scores(

@@ -6,7 +6,7 @@ Align before Fuse, Li et al. 2021, arXiv 2107.07651; the original code is github
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -38,13 +38,7 @@ from .compatibility_albef import (
     renamed_attribute,
     single_cache,
 )
-from .configuration_albef import (
-    AUTO_MODELS,
-    ENTAILMENT_CLASSES,
-    REASONING_CLASSES,
-    RENAMED_CLASSES,
-    AlbefConfig,
-)
+from .configuration_albef import AUTO_MODELS, ENTAILMENT_CLASSES, REASONING_CLASSES, RENAMED_CLASSES, AlbefConfig
 from .encoders_albef import (
     AlbefAnswerDecoder,
     AlbefMultimodalModel,
@@ -53,9 +47,11 @@ from .encoders_albef import (
     AlbefTwoImageEncoder,
     AlbefVisionModel,
     KeyValues,
+    one_of,
     refuse_unknown,
     require_both,
     select_key_values,
+    token_mask,
 )
 from .head_layers_albef import (
     AlbefClassificationHead,
@@ -84,7 +80,7 @@ from .losses_albef import (
     retrieval_targets,
     sample_image_pairs,
 )
-from .matching_albef import EncodedPairs, contrast_matching_scores, match_hard_negatives
+from .matching_albef import EncodedPairs, add_matching_contrast, match_hard_negatives
 from .outputs_albef import (
     NO_LABEL_SMOOTHING,
     AlbefClassifierOutput,
@@ -100,8 +96,6 @@ logger = logging.get_logger(f"transformers.{__name__}")
 if TYPE_CHECKING:  # never executed; transformers reads these lines and saves the files with a head
     from .pipeline_albef import AlbefPipeline  # noqa: F401
     from .sentence_albef import AlbefMatcher  # noqa: F401
-
-TrainingOutput = TypeVar("TrainingOutput", AlbefForPreTrainingOutput, AlbefForRetrievalOutput)
 
 # ALBEF.forward in the original's models/model_pretrain.py clamps to this range before every step.
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -169,6 +163,7 @@ class AlbefModel(AlbefUnimodalEncoders):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefModelOutput:
         """Encode image-text pairs.
@@ -179,6 +174,7 @@ class AlbefModel(AlbefUnimodalEncoders):
                 `i % n`.
             attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
             interpolate_pos_encoding: Resample the learned image positions to images of another size.
+            inputs_embeds: Instead of `input_ids`, their word embeddings, (batch, tokens, width).
 
         Raises:
             ValueError: If texts or images are missing.
@@ -194,7 +190,7 @@ class AlbefModel(AlbefUnimodalEncoders):
 
             ```
         """
-        input_ids, pixel_values = require_both(input_ids, pixel_values)
+        input_ids, pixel_values = require_both(input_ids, pixel_values, inputs_embeds)
         images = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         texts = self.text_model(input_ids, attention_mask, **kwargs)
         image_key_values = self.multimodal_model.project_images(images.last_hidden_state)
@@ -213,10 +209,11 @@ class AlbefTwoImageModel(AlbefUnimodalEncoders):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefModelOutput:
         """Encode texts with two images each.
@@ -227,6 +224,7 @@ class AlbefTwoImageModel(AlbefUnimodalEncoders):
                 image width).
             attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
             interpolate_pos_encoding: Resample the learned image positions to images of another size.
+            inputs_embeds: Instead of `input_ids`, their word embeddings, (batch, tokens, width).
 
         Returns:
             As `AlbefModel`, but `image_hidden_states` are (2 * batch, patches + 1, image width), the two images of a
@@ -242,7 +240,7 @@ class AlbefTwoImageModel(AlbefUnimodalEncoders):
                 "as torch.stack([first, second], dim=1)."
             )
         images = self.vision_model(pixel_values.flatten(0, 1), interpolate_pos_encoding, **kwargs)
-        texts = self.text_model(input_ids, attention_mask, **kwargs)
+        texts = self.text_model(input_ids, attention_mask, inputs_embeds, **kwargs)
         key_values = self.multimodal_model.project_images(images.last_hidden_state)
         first = torch.arange(0, images.last_hidden_state.shape[0], 2, device=pixel_values.device)
         first_key_values = select_key_values(key_values, first)
@@ -295,12 +293,13 @@ class AlbefImageTextModel(AlbefPreTrainedModel):
     @can_return_tuple
     def get_text_features(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Encode texts; `pooler_output` has unit features, (batch, projection)."""
-        outputs = self.albef.text_model(input_ids, attention_mask, **kwargs)
+        outputs = self.albef.text_model(input_ids, attention_mask, inputs_embeds, **kwargs)
         features = self.contrastive_head.project_text(outputs.last_hidden_state, attention_mask)
         return BaseModelOutputWithPooling(pooler_output=features, **outputs)
 
@@ -321,21 +320,6 @@ class AlbefImageTextModel(AlbefPreTrainedModel):
             raise ValueError("The outputs have no logit for each pair: call the model for inference, on pairs.")
         cosines = (texts.unflatten(0, (-1, len(images))) * images).sum(-1).flatten()
         return MatchCalibration.from_config(self.config).probability(matching_log_odds(outputs.itm_logits), cosines)
-
-    def _contrast_matches(
-        self,
-        outputs: TrainingOutput,
-        pairs: EncodedPairs,
-        ids: torch.Tensor,
-        teacher_outputs: AlbefTeacherOutput | None,
-        alpha: float,
-        weight: float,
-    ) -> TrainingOutput:
-        """Add the contrast of the matching scores to the loss, if it has a weight."""
-        if not weight:
-            return outputs
-        loss = contrast_matching_scores(self, pairs, ids, teacher_outputs, alpha)
-        return dataclasses.replace(outputs, loss=outputs.loss + weight * loss, loss_itm_contrast=loss)
 
 
 class AlbefForPreTraining(AlbefImageTextModel):
@@ -408,6 +392,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
         hardness_strength: float = 1.0,
         itm_negatives: int = 1,
         itm_contrast_weight: float = 0.0,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForPreTrainingOutput:
         """Compute the pretraining losses if `labels` are given (equation 8 of the paper), else predictions.
@@ -427,16 +412,15 @@ class AlbefForPreTraining(AlbefImageTextModel):
             itm_negatives: Negatives that are drawn for each image and for each text; 1 as in the paper.
             itm_contrast_weight: Weight of the contrast of matching scores, of every text with every image of the
                 batch; 0 as in the paper.
+            inputs_embeds: Instead of `input_ids`, their word embeddings, (batch, tokens, width).
 
         Raises:
             ValueError: If only one of `labels` and `mlm_input_ids` is given, or neither in training, or labels come
                 with a batch of one pair.
         """
-        input_ids, pixel_values = require_both(input_ids, pixel_values)
-        if labels is None and (mlm_input_ids is not None or self.training):
-            raise ValueError(f"Pretraining needs labels, which are missing. {NO_LABEL_SMOOTHING}")
+        input_ids, pixel_values = require_both(input_ids, pixel_values, inputs_embeds)
         if labels is None:
-            return self._inference_forward(input_ids, pixel_values, attention_mask, **kwargs)
+            return self._inference_forward(input_ids, pixel_values, attention_mask, mlm_input_ids, **kwargs)
         pairs, masked_texts = self._encode(input_ids, pixel_values, attention_mask, mlm_input_ids, **kwargs)
         outputs = self._contrast_and_match(
             pairs, teacher_outputs, alpha, gather, hardness_strength, itm_negatives, itm_contrast_weight
@@ -457,8 +441,9 @@ class AlbefForPreTraining(AlbefImageTextModel):
         """Encode images, texts and masked texts, with one call of each encoder; return the masked texts separately."""
         if mlm_input_ids is None:
             raise ValueError("labels were passed without mlm_input_ids: use albef_hf.data.PretrainingCollator.")
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+        if input_ids.ndim == 3:  # word embeddings
+            mlm_input_ids = self.get_input_embeddings()(mlm_input_ids)
+        attention_mask = token_mask(input_ids, attention_mask)
         images = self.albef.vision_model(pixel_values, **kwargs).last_hidden_state
         both = self.albef.text_model(torch.cat([input_ids, mlm_input_ids]), attention_mask.repeat(2, 1))
         texts, masked_texts = both.last_hidden_state.chunk(2)
@@ -495,7 +480,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
             image_embeds=image_embeds,
             text_embeds=text_embeds,
         )
-        return self._contrast_matches(outputs, pairs, positives, teacher_outputs, alpha, itm_contrast_weight)
+        return add_matching_contrast(self, outputs, pairs, positives, teacher_outputs, alpha, itm_contrast_weight)
 
     def _mlm_logits(self, masked_texts: torch.Tensor, pairs: EncodedPairs, positions: torch.Tensor) -> torch.Tensor:
         """Compute the logits of the masked tokens, (masked tokens of the batch, vocabulary)."""
@@ -507,9 +492,12 @@ class AlbefForPreTraining(AlbefImageTextModel):
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor,
         attention_mask: torch.Tensor | None,
+        mlm_input_ids: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForPreTrainingOutput:
         """Compute matching logits, vocabulary logits and features of given pairs, without a loss."""
+        if mlm_input_ids is not None or self.training:
+            raise ValueError(f"Pretraining needs labels, which are missing. {NO_LABEL_SMOOTHING}")
         outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
         return AlbefForPreTrainingOutput(
             itm_logits=self.itm_head(outputs.last_hidden_state[:, 0]),
@@ -612,6 +600,7 @@ class AlbefForRetrieval(AlbefImageTextModel):
         hardness_strength: float = 1.0,
         itm_negatives: int = 1,
         itm_contrast_weight: float = 0.0,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefForRetrievalOutput:
         """Compute the losses of fine-tuning if `labels` are given, else scores.
@@ -630,15 +619,15 @@ class AlbefForRetrieval(AlbefImageTextModel):
             itm_negatives: Negatives that are drawn for each image and for each text; 1 as in the paper.
             itm_contrast_weight: Weight of the contrast of matching scores, of every text with every image of the
                 batch; 0 as in the paper.
+            inputs_embeds: Instead of `input_ids`, their word embeddings, (texts, tokens, width).
 
         Raises:
             ValueError: If `labels` come with a batch of one pair.
         """
-        input_ids, pixel_values = require_both(input_ids, pixel_values)
+        input_ids, pixel_values = require_both(input_ids, pixel_values, inputs_embeds)
         if labels is None:
             return self._inference_forward(input_ids, pixel_values, attention_mask, **kwargs)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+        attention_mask = token_mask(input_ids, attention_mask)
         images = self.get_image_features(pixel_values, return_dict=True, **kwargs)
         texts = self.get_text_features(input_ids, attention_mask, return_dict=True)
         outputs = self._contrast(images.pooler_output, texts.pooler_output, labels, teacher_outputs, alpha, gather)
@@ -649,7 +638,7 @@ class AlbefForRetrieval(AlbefImageTextModel):
             self, pairs, logits, is_negative, gather, hardness_strength, itm_negatives
         )
         outputs = dataclasses.replace(outputs, loss=outputs.loss_itc + loss_itm, loss_itm=loss_itm, itm_logits=scores)
-        return self._contrast_matches(outputs, pairs, labels, teacher_outputs, alpha, itm_contrast_weight)
+        return add_matching_contrast(self, outputs, pairs, labels, teacher_outputs, alpha, itm_contrast_weight)
 
     def _contrast(
         self,
@@ -793,6 +782,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         cache: EncoderDecoderCache | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         interpolate_pos_encoding: bool = False,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """Compute the loss of given answers, or the logits of the next token.
@@ -814,6 +804,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             cache: Keys and values of earlier answer tokens, and of the question.
             past_key_values: The name of `cache` up to transformers 5.23.
             interpolate_pos_encoding: Resample the learned image positions to images of another size.
+            inputs_embeds: Instead of `input_ids`, their word embeddings, (questions, tokens, width).
 
         Returns:
             `loss`: with `labels`, the negative log-likelihood of an answer, times its weight, summed over the answers
@@ -827,15 +818,14 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
                 neither labels nor `decoder_input_ids`.
         """
         self._check_call(labels, decoder_input_ids, (answer_counts, answer_weights), kwargs)
-        cache = single_cache(cache, past_key_values)
+        past = single_cache(cache, past_key_values)
         if encoder_outputs is None:
-            encoder_outputs = self._encode(input_ids, pixel_values, attention_mask, interpolate_pos_encoding, **kwargs)
+            texts = one_of(input_ids, inputs_embeds)
+            encoder_outputs = self._encode(texts, pixel_values, attention_mask, interpolate_pos_encoding, **kwargs)
         if labels is not None:
             answers = Answers(labels, answer_counts, answer_weights, target_positions)
             return self._answer_loss(encoder_outputs, attention_mask, answers, teacher_outputs, alpha)
-        return self._next_token_logits(
-            encoder_outputs, attention_mask, decoder_input_ids, decoder_attention_mask, cache, **kwargs
-        )
+        return self._decode(encoder_outputs, attention_mask, decoder_input_ids, decoder_attention_mask, past, **kwargs)
 
     def _check_call(
         self,
@@ -900,7 +890,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         states = self.decoder(answer_ids, is_token.long(), question_key_values, question_mask).last_hidden_state
         return self.mlm_head(states.flatten(0, 1).index_select(0, positions - 1))  # each is predicted one before it
 
-    def _next_token_logits(
+    def _decode(
         self,
         encoder_outputs: AlbefModelOutput,
         attention_mask: torch.Tensor | None,
@@ -998,7 +988,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         check_answer_list(answers, top_k, self.config.text_config)
         encoded = self._encode(input_ids, pixel_values, attention_mask, interpolate_pos_encoding)
         start = EncoderDecoderCache(DynamicCache(), DynamicCache())  # of [CLS], the first token of all answers
-        first_logits = self._next_token_logits(encoded, attention_mask, cache=start).logits[:, 0]
+        first_logits = self._decode(encoded, attention_mask, cache=start).logits[:, 0]
         first_scores = at_least_float32(first_logits).log_softmax(-1)[:, answer_ids[:, 1]]
         first_scores, rows = first_scores.topk(min(top_k, len(answers)), dim=1)
         by_length = answer_attention_mask.sum(1)[rows].argsort(dim=1)  # so that little is computed for padding
@@ -1074,12 +1064,13 @@ class AlbefClassifier(AlbefPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         teacher_outputs: AlbefTeacherOutput | None = None,
         alpha: float = 0.0,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefClassifierOutput:
         """Classify texts and their images.
@@ -1093,6 +1084,7 @@ class AlbefClassifier(AlbefPreTrainedModel):
                 classes). `config.problem_type` decides, or else their type and the number of classes.
             teacher_outputs: The outputs of a `MomentumTeacher` for the same batch.
             alpha: Weight of the teacher in the targets; 0.4 in the paper.
+            inputs_embeds: Instead of `input_ids`, their word embeddings, (batch, tokens, width).
 
         Returns:
             `logits`, (batch, classes), in the order of `config.id2label`, and with `labels` the `loss`.
@@ -1100,7 +1092,8 @@ class AlbefClassifier(AlbefPreTrainedModel):
         Raises:
             ValueError: If the labels do not fit the problem type, or it cannot be distilled.
         """
-        outputs = self.albef(input_ids, pixel_values, attention_mask, return_dict=True, **kwargs)
+        texts = one_of(input_ids, inputs_embeds)
+        outputs = self.albef(texts, pixel_values, attention_mask, return_dict=True, **kwargs)
         logits = self.classifier(outputs.last_hidden_state)
         loss = None
         if labels is not None:
@@ -1192,14 +1185,15 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         image_pairs: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         teacher_outputs: AlbefTeacherOutput | None = None,
         alpha: float = 0.0,
         interpolate_pos_encoding: bool = False,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> AlbefClassifierOutput:
         """Assign each text to one of two images of the batch.
@@ -1214,6 +1208,7 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
             teacher_outputs: The outputs of a `MomentumTeacher` for the same pairs.
             alpha: Weight of the teacher in the targets.
             interpolate_pos_encoding: Resample the learned image positions to images of another size.
+            inputs_embeds: Instead of `input_ids`, their word embeddings, (batch, tokens, width).
 
         Returns:
             `logits`, (batch, 3), and with `labels`, given or drawn, the `loss`.
@@ -1227,7 +1222,7 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         images = self.albef.vision_model(pixel_values, interpolate_pos_encoding, **kwargs).last_hidden_state
         if image_pairs is None:
             image_pairs, labels = sample_image_pairs(self._image_similarities(images))
-        texts = self.albef.text_model(input_ids, attention_mask, **kwargs).last_hidden_state
+        texts = self.albef.text_model(input_ids, attention_mask, inputs_embeds, **kwargs).last_hidden_state
         key_values = self.albef.multimodal_model.project_images(images)
         first = select_key_values(key_values, image_pairs[:, 0])
         second = select_key_values(key_values, image_pairs[:, 1])

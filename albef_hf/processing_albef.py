@@ -9,10 +9,12 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.processors import TemplateProcessing
+from torch import nn
 from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, TextKwargs
@@ -461,6 +463,56 @@ def _read_images(images: Any, kwargs: dict[str, Any]) -> tuple[list[Image.Image]
     return read, kept
 
 
+class WithNormalization(nn.Module):
+    """Wrap a model so that it takes pixels in [0, 1]: normalization becomes part of the model and of its gradient.
+
+    Attacks bound a change of these pixels, in steps of 1/255, and an exported model needs no preprocessing but
+    resizing.
+
+    Args:
+        model: Any model that takes `pixel_values`.
+        processor: Its processor. Mean and deviation are read off a black and a white image, whatever its settings are.
+
+    Example:
+        ```python
+        wrapped = WithNormalization(model, processor)
+        inputs = processor(images=images, text=texts, return_tensors="pt")
+        inputs["pixel_values"] = wrapped.denormalize(inputs["pixel_values"]).requires_grad_()
+        wrapped(**inputs).itm_logits[:, 1].sum().backward()  # fills inputs["pixel_values"].grad
+        ```
+    """
+
+    def __init__(self, model: nn.Module, processor: AlbefProcessor):
+        super().__init__()
+        self.model = model
+        extremes = [Image.new("RGB", (8, 8), color) for color in ("black", "white")]
+        black, white = processor(images=extremes, return_tensors="pt")["pixel_values"][:, :, :1, :1]
+        device = next(model.parameters()).device
+        self.register_buffer("offset", black.to(device), persistent=False)
+        self.register_buffer("scale", (white - black).to(device), persistent=False)
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Normalize pixels in [0, 1], (..., channels, height, width), as the processor does.
+
+        Raises:
+            ValueError: If a pixel is outside [0, 1]; this is not checked while the model is compiled or exported.
+        """
+        if not torch.compiler.is_compiling() and not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError(
+                f"The pixels are between {pixels.min():.3g} and {pixels.max():.3g}: pass pixels in [0, 1], such as "
+                "those that denormalize returns."
+            )
+        return pixels * self.scale + self.offset
+
+    def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the pixels in [0, 1] of what the processor returned, (..., channels, height, width)."""
+        return ((pixel_values.to(self.scale) - self.offset) / self.scale).clamp(0, 1)
+
+    def forward(self, *args: Any, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
+        """Call the model with normalized pixels; takes its other arguments."""
+        return self.model(*args, pixel_values=self.normalize(pixel_values), **kwargs)
+
+
 AlbefProcessor.register_for_auto_class()  # so that it is saved together with this file
 
-__all__ = ["AlbefProcessor", "clean_caption"]
+__all__ = ["AlbefProcessor", "WithNormalization", "clean_caption"]

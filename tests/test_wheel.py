@@ -1,23 +1,43 @@
-"""The wheel holds everything that the commands need, wherever they are started."""
+"""The distributions hold everything that the commands need, wherever they are started, and what PyPI shows."""
 
+import configparser
+import email
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 from paths import REPOSITORY
 
+BUILT_FROM = ("setup.py", "setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """Build the wheel and unpack it, as an installation does."""
+def source(tmp_path_factory) -> Path:
+    """Build the source distribution and unpack it."""
+    folder = tmp_path_factory.mktemp("sdist")
+    copy = folder / "copy"  # in which the build may leave its files
+    for name in ("albef_hf", "tests"):
+        shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in BUILT_FROM:
+        shutil.copy(REPOSITORY / name, copy)
+    command = [sys.executable, "-c", "from setuptools import build_meta; build_meta.build_sdist('..')"]
+    subprocess.run(command, cwd=copy, check=True, capture_output=True)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        files.extractall(folder, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+@pytest.fixture(scope="module")
+def installed(source, tmp_path_factory) -> Path:
+    """Build the wheel from the source distribution and unpack it, as an installation does."""
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # a copy, in which the build may leave its files
-    shutil.copytree(REPOSITORY / "albef_hf", source / "albef_hf", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(REPOSITORY / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder)]
     subprocess.run([*command, str(source)], check=True)
     (wheel,) = folder.glob("*.whl")
@@ -34,6 +54,33 @@ def test_everything_but_tests_is_in_the_wheel(installed):
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
     assert "albef = albef_hf.cli:main" in entry_points.read_text()
     assert not {name.split("/")[0] for name in names} - {"albef_hf", entry_points.parent.name}
+
+
+def test_the_source_distribution_is_the_package_and_what_builds_it(source):
+    names = {path.name for path in source.iterdir()}
+    assert names == {"albef_hf", "albef_hf.egg-info", "PKG-INFO", *BUILT_FROM}
+
+
+def test_links_on_pypi_are_those_of_the_readme(installed):
+    (path,) = installed.glob("*.dist-info/METADATA")
+    metadata = email.message_from_string(path.read_text(encoding="utf-8"))
+    settings = configparser.ConfigParser()
+    settings.read(REPOSITORY / "setup.cfg")
+    repository = settings["metadata"]["url"]
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert {"Documentation", "Changelog", "Issues"} <= {line.split(",")[0] for line in metadata.get_all("Project-URL")}
+    link = re.compile(r"(!?)\[[^\[\]]*\]\(([^)]*)\)")
+    links = link.findall((REPOSITORY / "README.md").read_text(encoding="utf-8"))
+    assert {target.split(":")[0].split("#")[0] for _, target in links} >= {
+        "https",
+        "",
+        "docs/demo.png",
+        "docs/data.md",
+    }
+    for (is_image, target), (_, shown) in zip(links, link.findall(metadata.get_payload()), strict=True):
+        is_absolute = target.startswith(("https://", "#"))  # PyPI has the anchors of the page
+        kind = "raw" if is_image else "blob"
+        assert shown == (target if is_absolute else f"{repository}/{kind}/HEAD/{target}")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,156 @@
+"""Gradients to images and to word embeddings, and pixels in [0, 1]: what attacks and explanations need."""
+
+import copy
+
+import pytest
+import torch
+from sharp_models import make
+from test_transformers import KINDS, questions_of
+from torch import nn
+
+from albef_hf import (
+    AlbefForPreTraining,
+    AlbefForQuestionAnswering,
+    AlbefForRetrieval,
+    AlbefForVisualEntailment,
+    WithNormalization,
+)
+
+
+def with_embeddings(model: nn.Module, inputs: dict) -> dict[str, torch.Tensor]:
+    """The same inputs, with the word embeddings of the texts instead of their ids."""
+    embeddings = model.get_input_embeddings()(inputs["input_ids"]).detach()
+    return {name: value for name, value in inputs.items() if name != "input_ids"} | {"inputs_embeds": embeddings}
+
+
+def assert_equal_outputs(actual: dict, expected: dict) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.isfinite(value).all() and torch.equal(actual[name], value), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_word_embeddings_give_exactly_the_outputs_of_their_ids(kind, config, batch):
+    model, inputs = make(kind, config), questions_of(batch, kind)
+    embedded = with_embeddings(model, inputs)
+    expected = model(**inputs)
+    assert_equal_outputs(model(**embedded), expected)
+    changed = model(**embedded | {"inputs_embeds": embedded["inputs_embeds"].flip(0)})
+    name = next(name for name in ("itm_logits", "logits", "last_hidden_state") if expected.get(name) is not None)
+    assert not torch.allclose(changed[name], expected[name])
+    with pytest.raises(ValueError, match="the same texts twice: pass one"):
+        model(**inputs, inputs_embeds=embedded["inputs_embeds"])
+
+
+@pytest.mark.parametrize("kind", [AlbefForPreTraining, AlbefForRetrieval])
+def test_losses_of_word_embeddings_are_those_of_their_ids(kind, config, batch):
+    model, inputs = make(kind, config), batch
+    if kind is AlbefForRetrieval:
+        inputs = questions_of(batch, kind) | {"labels": torch.arange(4)}
+    outputs = []
+    for arguments in (inputs, with_embeddings(model, inputs)):
+        torch.manual_seed(0)  # negatives are drawn
+        outputs.append(model(**{name: arguments[name] for name in arguments if name != "attention_mask"}))
+    assert outputs[0].loss > 0
+    assert_equal_outputs(outputs[1], outputs[0])
+
+
+def test_answers_are_generated_from_word_embeddings(config, batch):
+    model = make(AlbefForQuestionAnswering, config)
+    inputs = questions_of(batch, AlbefForQuestionAnswering)
+    answers = [model.generate(**one, max_new_tokens=4) for one in (inputs, with_embeddings(model, inputs))]
+    assert torch.equal(*answers) and len({*map(tuple, answers[0].tolist())}) > 1
+
+
+def contrast(model: nn.Module, **inputs) -> torch.Tensor:
+    outputs = model(**inputs)
+    return (outputs.text_embeds * outputs.image_embeds).sum(-1)
+
+
+def match(model: nn.Module, **inputs) -> torch.Tensor:
+    return model(**inputs).itm_logits.diff(dim=-1).sum(-1)
+
+
+def answer(model: nn.Module, **inputs) -> torch.Tensor:
+    labels = torch.tensor([[101, 2000 + row, 2100, 102] for row in range(4)])
+    return model(**inputs, labels=labels).logits.log_softmax(-1)[:, 2000:2104].sum(-1)
+
+
+def entail(model: nn.Module, **inputs) -> torch.Tensor:
+    return model(**inputs).logits.log_softmax(-1)[:, 2]
+
+
+SCORES = [
+    (contrast, AlbefForRetrieval),
+    (match, AlbefForRetrieval),
+    (match, AlbefForPreTraining),
+    (answer, AlbefForQuestionAnswering),
+    (entail, AlbefForVisualEntailment),
+]
+
+
+@pytest.mark.parametrize(("score", "kind"), SCORES, ids=lambda value: value.__name__)
+def test_gradients_are_finite_differences(score, kind, config, batch):
+    """In a random direction of all pixels, and of the embeddings of all tokens."""
+    model = make(kind, config).double()
+    inputs = with_embeddings(model, questions_of(batch, kind))
+    inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+    for name in ("pixel_values", "inputs_embeds"):
+        start = inputs[name].clone().requires_grad_()
+        score(model, **inputs | {name: start}).sum().backward()
+        assert (start.grad.flatten(1).abs().amax(1) > 1e-4).all()  # of every image and text
+        direction = torch.randn_like(inputs[name]) * 1e-5
+        with torch.no_grad():
+            up, down = (score(model, **inputs | {name: start + sign * direction}).sum() for sign in (1, -1))
+        torch.testing.assert_close((start.grad * direction).sum(), (up - down) / 2, rtol=1e-5, atol=1e-12)
+        if name == "inputs_embeds":
+            assert not start.grad[inputs["attention_mask"] == 0].any()  # padding has no part in it
+
+
+def test_pixels_in_the_unit_range(config, processor):
+    images = [torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8).numpy() for _ in range(2)]
+    inputs = processor(images=images, text=["a red ball", "two dogs"], return_tensors="pt")
+    model = make(AlbefForRetrieval, config)
+    wrapped = WithNormalization(model, processor)
+    pixels = wrapped.denormalize(inputs["pixel_values"])
+    assert 0 <= pixels.min() and pixels.max() <= 1
+    unit = processor(images=images, do_normalize=False, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, unit)
+    torch.testing.assert_close(wrapped.normalize(pixels), inputs["pixel_values"])
+
+    normalized = inputs["pixel_values"].clone().requires_grad_()
+    model(**inputs | {"pixel_values": normalized}).itm_logits[:, 1].sum().backward()
+    pixels.requires_grad_()
+    wrapped(**inputs | {"pixel_values": pixels}).itm_logits[:, 1].sum().backward()
+    deviation = torch.tensor(processor.image_processor.image_std).view(3, 1, 1)
+    torch.testing.assert_close(pixels.grad, normalized.grad / deviation, rtol=1e-3, atol=1e-6)
+    assert wrapped.state_dict().keys() == {f"model.{name}" for name in model.state_dict()}
+    for wrong in (inputs["pixel_values"], unit * 255):
+        with pytest.raises(ValueError, match=r"The pixels are between .*: pass pixels in \[0, 1\]"):
+            wrapped(**inputs | {"pixel_values": wrong})
+
+
+def test_the_unit_range_of_an_image_processor_with_another_range(processor):
+    """As EfficientNet's, which rescales to [-1, 1]."""
+    other = copy.deepcopy(processor)
+    other.image_processor.rescale_factor = 1 / 127.5
+    pixels = torch.rand(1, 3, 32, 32).mul(255).round().to(torch.uint8)
+    expected = other(images=list(pixels.numpy()), return_tensors="pt")["pixel_values"]
+    wrapped = WithNormalization(nn.Conv2d(3, 4, 2), other)
+    torch.testing.assert_close(wrapped.normalize(pixels / 255), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_normalization_is_exported_with_the_model(processor):
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            return self.weight * pixel_values.mean((1, 2, 3))
+
+    wrapped = WithNormalization(Mean(), processor)
+    pixels = torch.rand(2, 3, 32, 32)
+    exported = torch.export.export(wrapped, (), {"pixel_values": pixels}).module()
+    torch.testing.assert_close(exported(pixel_values=pixels / 2), wrapped(pixel_values=pixels / 2))
