@@ -15,6 +15,7 @@ _NAMES = {
     "configuration_albef": ("AlbefConfig", "AlbefTextConfig", "AlbefVisionConfig"),
     "encoders_albef": ("AlbefMultimodalModel", "AlbefTextModel", "AlbefVisionModel"),
     "modeling_albef": (
+        "AlbefForImageCaptioning",
         "AlbefForPreTraining",
         "AlbefForQuestionAnswering",
         "AlbefForRetrieval",

@@ -43,6 +43,7 @@ AUTO_MODELS = {
     "AutoModelForPreTraining": ("AlbefForPreTraining", "AlbefForTextAssignment"),
     "AutoModelForZeroShotImageClassification": ("AlbefForRetrieval",),
     "AutoModelForVisualQuestionAnswering": ("AlbefForQuestionAnswering",),
+    "AutoModelForImageTextToText": ("AlbefForImageCaptioning",),
     "AutoModelForSequenceClassification": ("AlbefForVisualEntailment", "AlbefForVisualReasoning"),
 }
 AUTO_MAP = {auto_class: f"modeling_albef.{heads[0]}" for auto_class, heads in AUTO_MODELS.items()}

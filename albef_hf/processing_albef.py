@@ -364,6 +364,37 @@ class AlbefProcessor(ProcessorMixin):
         padded["labels"] = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, -100)
         return padded
 
+    def encode_captions(self, captions: str | list[str], prompt: str = "", max_length: int = 30) -> BatchEncoding:
+        """Tokenize captions for captioning as `[CLS] prompt caption [SEP]`, cleaned as in a call.
+
+        Args:
+            captions: A caption or a list of them.
+            prompt: Words before each caption, such as "a picture of".
+            max_length: Maximum number of tokens; a longer caption is cut, and then has no `[SEP]`.
+
+        Returns:
+            `input_ids` and `attention_mask`, (captions, tokens), padded to the longest, and `labels` for the loss,
+            with -100 for `[CLS]`, prompt and padding.
+
+        Raises:
+            ValueError: If there is no caption, or the prompt leaves no room for one.
+        """
+        captions = [captions] if isinstance(captions, str) else list(captions)
+        added = added_tokens(self.tokenizer)
+        start = tokenize(self.tokenizer, self._clean(prompt, added))["input_ids"]
+        if len(start) >= max_length:
+            raise ValueError(
+                f"The prompt {prompt!r} has {len(start)} tokens, and max_length is {max_length}: shorten it."
+            )
+        end = self.tokenizer.sep_token_id
+        texts = tokenize(self.tokenizer, self._clean(captions, added))["input_ids"]  # each starts with [CLS]
+        ids = [[*start, *tokens[1:], end][:max_length] for tokens in texts]
+        padded = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+        is_target = padded["attention_mask"].bool()
+        is_target[:, : len(start)] = False
+        padded["labels"] = padded["input_ids"].masked_fill(~is_target, -100)
+        return padded
+
     def has_words(self, token_ids: Sequence[int]) -> bool:
         """Return True if there is a token besides `[CLS]`, `[UNK]`, which stands for an unknown word, and spaces."""
         ignored = (self.tokenizer.cls_token_id, self.tokenizer.unk_token_id)
