@@ -599,11 +599,16 @@ class AlbefPreTrainedModel(PreTrainedModel):
         "AlbefTextModel",
         "AlbefMultimodalModel",
         "AlbefAnswerDecoder",
+        "AlbefCausalModel",
+        "AlbefCausalTextModel",
+        "AlbefCausalMultimodalModel",
         "AlbefVisionEmbeddings",
         "AlbefVisionLayer",
         "AlbefTextEmbeddings",
         "AlbefTextLayer",
+        "AlbefCausalTextLayer",
         "AlbefMultimodalLayer",
+        "AlbefDecoderLayer",
     ]
     _supports_sdpa = True
     _supports_flash_attn = True
