@@ -56,6 +56,7 @@ SHOWN_OPTIONS = (
     "momentum",
     "queue_size",
     "mixed_precision",
+    "label_smoothing",
     "seed",
 )
 

@@ -380,20 +380,24 @@ class AlbefProcessor(ProcessorMixin):
             ValueError: If there is no caption, or the prompt leaves no room for one.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
-        added = added_tokens(self.tokenizer)
-        start = tokenize(self.tokenizer, self._clean(prompt, added))["input_ids"]
+        start = self.encode_prompt(prompt)
         if len(start) >= max_length:
             raise ValueError(
                 f"The prompt {prompt!r} has {len(start)} tokens, and max_length is {max_length}: shorten it."
             )
         end = self.tokenizer.sep_token_id
-        texts = tokenize(self.tokenizer, self._clean(captions, added))["input_ids"]  # each starts with [CLS]
+        cleaned = self._clean(captions, added_tokens(self.tokenizer))
+        texts = tokenize(self.tokenizer, cleaned)["input_ids"]  # each starts with [CLS]
         ids = [[*start, *tokens[1:], end][:max_length] for tokens in texts]
         padded = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
         is_target = padded["attention_mask"].bool()
         is_target[:, : len(start)] = False
         padded["labels"] = padded["input_ids"].masked_fill(~is_target, -100)
         return padded
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Return the token ids of the words before a caption, `[CLS]` first."""
+        return tokenize(self.tokenizer, self._clean(prompt, added_tokens(self.tokenizer)))["input_ids"]
 
     def has_words(self, token_ids: Sequence[int]) -> bool:
         """Return True if there is a token besides `[CLS]`, `[UNK]`, which stands for an unknown word, and spaces."""

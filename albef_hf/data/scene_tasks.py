@@ -231,3 +231,12 @@ class SceneCaptions(SceneRows):
         scene = compose(rng)
         captions = [describe(scene, rng) for _ in range(3)]
         return {"image": scene.draw(self.image_size), "image_id": index, "caption": captions}
+
+
+class SceneDescriptions(SceneCaptions):
+    """Images with captions, as `SceneCaptions`, and the `objects` of the scenes, which captions can be checked by."""
+
+    def row(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Return an image with three captions, and its objects."""
+        scene = compose(np.random.default_rng((self.seed, index)))  # the random state of the row
+        return {**super().row(index, rng), "objects": scene.objects}
