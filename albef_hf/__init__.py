@@ -26,6 +26,7 @@ _NAMES = {
     ),
     "momentum": ("FeatureQueue", "MomentumTeacher"),
     "pipeline_albef": (
+        "ImageCaptioningPipeline",
         "ImageTextMatchingPipeline",
         "ImageTextRetrievalPipeline",
         "VisualEntailmentPipeline",

@@ -25,6 +25,11 @@ PIPELINES = {
         "AutoModelForVisualQuestionAnswering",
         ("AlbefForQuestionAnswering",),
     ),
+    "image-captioning": (
+        "ImageCaptioningPipeline",
+        "AutoModelForImageTextToText",
+        ("AlbefForImageCaptioning",),
+    ),
     "visual-entailment": (
         "VisualEntailmentPipeline",
         "AutoModelForSequenceClassification",

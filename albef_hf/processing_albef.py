@@ -246,6 +246,7 @@ class AlbefProcessor(ProcessorMixin):
             converted with settings keeps them, for example more than 30 tokens.
         max_words: Maximum number of words of a caption.
         keep_case: Clean only white space of captions; by default, if the tokenizer is cased. It is saved if True.
+        prompt: Words that a captioning model was trained to continue, such as "a picture of"; None for another model.
 
     Example:
         ```python
@@ -257,8 +258,17 @@ class AlbefProcessor(ProcessorMixin):
     text_kwargs = AlbefProcessorKwargs._defaults["text_kwargs"]
     valid_processor_kwargs = AlbefProcessorKwargs
 
-    def __init__(self, image_processor, tokenizer, max_words: int = 30, keep_case: bool | None = None, **kwargs):
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        max_words: int = 30,
+        keep_case: bool | None = None,
+        prompt: str | None = None,
+        **kwargs,
+    ):
         self.max_words = max_words
+        self.prompt = prompt
         tokenizer = without_separator(tokenizer)
         self.keep_case = not is_lowercasing(tokenizer) if keep_case is None else keep_case
         # transformers adds it only while it saves the processor for the first time.
@@ -271,10 +281,12 @@ class AlbefProcessor(ProcessorMixin):
         return super().from_args_and_dict(args, {"keep_case": False, **processor_dict}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Serialize as transformers does, but `keep_case` only if it is True."""
+        """Serialize as transformers does, but `keep_case` only if it is True, and `prompt` only if there is one."""
         settings = super().to_dict()
         if not settings["keep_case"]:
             del settings["keep_case"]
+        if settings["prompt"] is None:
+            del settings["prompt"]
         return settings
 
     def __call__(
@@ -364,12 +376,14 @@ class AlbefProcessor(ProcessorMixin):
         padded["labels"] = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, -100)
         return padded
 
-    def encode_captions(self, captions: str | list[str], prompt: str = "", max_length: int = 30) -> BatchEncoding:
+    def encode_captions(
+        self, captions: str | list[str], prompt: str | None = None, max_length: int = 30
+    ) -> BatchEncoding:
         """Tokenize captions for captioning as `[CLS] prompt caption [SEP]`, cleaned as in a call.
 
         Args:
             captions: A caption or a list of them.
-            prompt: Words before each caption, such as "a picture of".
+            prompt: Words before each caption; by default those of the processor.
             max_length: Maximum number of tokens; a longer caption is cut, and then has no `[SEP]`.
 
         Returns:
@@ -395,8 +409,9 @@ class AlbefProcessor(ProcessorMixin):
         padded["labels"] = padded["input_ids"].masked_fill(~is_target, -100)
         return padded
 
-    def encode_prompt(self, prompt: str) -> list[int]:
-        """Return the token ids of the words before a caption, `[CLS]` first."""
+    def encode_prompt(self, prompt: str | None = None) -> list[int]:
+        """Return the token ids of the words before a caption, `[CLS]` first; by default those of the processor."""
+        prompt = (self.prompt or "") if prompt is None else prompt
         return tokenize(self.tokenizer, self._clean(prompt, added_tokens(self.tokenizer)))["input_ids"]
 
     def has_words(self, token_ids: Sequence[int]) -> bool:

@@ -123,7 +123,13 @@ class CaptioningArguments(FineTuningArguments):
     warmup_steps: int = 400
     weight_decay: float = 0.05
     max_tokens: int = 40
-    prompt: str = field(default="a picture of", metadata={"help": "words before a caption, which bear no loss"})
+    prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "words before a caption, which bear no loss; default: those that the model was trained with, or "
+            "BLIP's, a picture of"
+        },
+    )
     label_smoothing: float = field(
         default=0.1, metadata={"help": "weight of the whole vocabulary in the targets, as in BLIP; 0: none"}
     )

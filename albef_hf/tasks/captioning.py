@@ -8,10 +8,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..data import SkipReason, drop_image_columns, load_image, valid_captions
-from ..data.captions import is_blank
+from ..data import InvalidSampleError, SkipReason, drop_image_columns, load_image, valid_captions
 from ..data.collator import pad_tokens, target_positions
-from ..data.row_values import flatten_texts
 from ..data.scene_captions import scene_scores
 from ..data.scene_tasks import SceneDescriptions
 from ..metrics.caption_scores.scoring import caption_scores, import_scorers
@@ -20,6 +18,8 @@ from ..processing_albef import AlbefProcessor
 from .arguments import CaptioningArguments
 from .base import Rows, TextLimit, count_issues
 from .base_rows import BASELINE_ROWS, RowTask
+
+BLIP_PROMPT = "a picture of"
 
 
 class Captioning(RowTask):
@@ -38,7 +38,9 @@ class Captioning(RowTask):
     def __init__(self, args: CaptioningArguments, processor: AlbefProcessor):
         super().__init__(args, processor)
         import_scorers()  # or the error would come after an epoch
-        self.prompt = processor.encode_prompt(args.prompt)
+        known = (args.prompt, processor.prompt, BLIP_PROMPT)
+        processor.prompt = next(prompt for prompt in known if prompt is not None)  # it is saved with the model
+        self.prompt = processor.encode_prompt()
         limit = self.training_limit.tokens - len(self.prompt)  # also [SEP] takes the place of [CLS]
         if limit < 2 or args.max_length <= len(self.prompt):
             raise ValueError(
@@ -62,9 +64,7 @@ class Captioning(RowTask):
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return a batch of images and captions behind the prompt."""
         tokens = self.training_limit.tokens
-        texts = self.processor.encode_captions(
-            [sample["caption"] for sample in samples], self.args.prompt, max_length=tokens
-        )
+        texts = self.processor.encode_captions([sample["caption"] for sample in samples], max_length=tokens)
         multiple = self.args.text_multiple or 1
         fill = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
         batch = {name: pad_tokens(texts[name], multiple, tokens, value) for name, value in fill.items()}
@@ -113,9 +113,10 @@ class Captioning(RowTask):
         counts = Counter(self._captions(drop_image_columns(train_rows)))
         if not counts:
             return {}
-        rows = drop_image_columns(rows)
+        rows = drop_image_columns(rows)  # of which one is usable, or nothing was evaluated
         caption = counts.most_common(1)[0][0]
-        scores = self.score([{"row": row, "caption": caption} for row in range(len(rows))], rows)
+        predictions = [{"row": row, "caption": caption} for row in range(len(rows)) if has_caption(rows[row])]
+        scores = self.score(predictions, rows)
         return {f"most_frequent_{name}": score for name, score in scores.items()}
 
     def _captions(self, rows: Rows) -> Iterator[str]:
@@ -123,9 +124,16 @@ class Captioning(RowTask):
         count = min(len(rows), BASELINE_ROWS)
         for position in range(count):
             row = rows[position * len(rows) // count]
-            for caption in flatten_texts(row["caption"]):
-                if isinstance(caption, str) and not is_blank(caption):
-                    yield self.processor.clean(caption, self.args.max_words)
+            for caption in valid_captions(row["caption"]) if has_caption(row) else ():
+                yield self.processor.clean(caption, self.args.max_words)
+
+
+def has_caption(row: Mapping[str, Any]) -> bool:
+    """Return whether a row has a caption that can be used."""
+    try:
+        return bool(valid_captions(row["caption"]))
+    except InvalidSampleError:
+        return False
 
 
 TASK = Captioning
