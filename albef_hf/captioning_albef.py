@@ -34,7 +34,7 @@ from .encoders_albef import (
     refuse_unknown,
 )
 from .head_layers_albef import AlbefMaskedLanguageHead
-from .losses_albef import IGNORED, masked_language_loss, positions_of_targets
+from .losses_albef import IGNORED, at_least_float32, masked_language_loss, positions_of_targets
 from .masks_albef import causal_mask
 from .outputs_albef import NO_LABEL_SMOOTHING, AlbefModelOutput, AlbefTeacherOutput, attention_outputs
 from .unimodal_albef import AlbefUnimodalEncoders
@@ -314,6 +314,16 @@ class AlbefForImageCaptioning(AlbefPreTrainedModel, GenerationMixin):
                 )
         logits = self.mlm_head(states.flatten(0, 1).index_select(0, positions - 1))  # each is predicted one before it
         return logits, labels.take(positions)
+
+    def token_log_likelihoods(self, states: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Compute the log-likelihood of all tokens but the first, (texts, tokens - 1).
+
+        Args:
+            states: The last hidden states of `AlbefCausalModel` for the same tokens, (texts, tokens, width).
+            input_ids: (texts, tokens).
+        """
+        log_probabilities = at_least_float32(self.mlm_head(states[:, :-1])).log_softmax(-1)
+        return log_probabilities.gather(2, input_ids[:, 1:, None])[..., 0]
 
     @torch.no_grad()
     def generate(

@@ -113,13 +113,12 @@ class AlbefPipeline(Pipeline):
         """Convert an image to pixels, (1, channels, height, width)."""
         return self.processor(images=[self._load_image(image, timeout)], return_tensors="pt")["pixel_values"]
 
-    def _check_new_tokens(self, max_new_tokens: int | None, used: int = 0) -> None:
-        """Refuse to write more tokens than the model has positions, of which some may be used."""
-        positions = _positions(self.model) - used
-        if max_new_tokens is not None and as_int("max_new_tokens", max_new_tokens) > positions:
+    def _check_new_tokens(self, max_new_tokens: int | None, used: int = 1) -> None:
+        """Refuse to write more tokens than the model has positions for, after those that are used."""
+        free = _free_positions(self.model, used)
+        if max_new_tokens is not None and as_int("max_new_tokens", max_new_tokens) > free:
             raise ValueError(
-                f"max_new_tokens is {max_new_tokens}: it must be at most {positions}, the number of "
-                f"{'free ' if used else ''}positions of the model."
+                f"max_new_tokens is {max_new_tokens}: it must be at most {free}, for which the model has positions."
             )
 
     def _tokenize(self, texts: Sequence[str], name: str) -> dict[str, torch.Tensor]:
@@ -168,6 +167,11 @@ def _shorten(text: str, length: int) -> str:
 def _positions(model: PreTrainedModel) -> int:
     """Return the number of tokens that a text or an answer may have."""
     return model.config.text_config.max_tokens
+
+
+def _free_positions(model: PreTrainedModel, used: int) -> int:
+    """Return how many tokens the model can write after those that are used; the last one needs no position."""
+    return _positions(model) - used + 1
 
 
 INTEGER_SETTINGS = ("top_k", "rerank_k", "num_beams", "max_new_tokens")
@@ -669,7 +673,7 @@ class ImageCaptioningPipeline(AlbefPipeline):
         self, inputs: dict[str, torch.Tensor], top_k: int = 1, num_beams: int = 3, max_new_tokens: int = 20
     ) -> dict[str, torch.Tensor]:
         """Return token ids, (images, top_k, tokens), and scores, (images, top_k)."""
-        free = _positions(self.model) - inputs["input_ids"].shape[1]
+        free = _free_positions(self.model, inputs["input_ids"].shape[1])
         generated = self.model.generate(
             **inputs,
             num_beams=max(num_beams, top_k, 2),
