@@ -25,6 +25,11 @@ PIPELINES = {
         "AutoModelForVisualQuestionAnswering",
         ("AlbefForQuestionAnswering",),
     ),
+    "image-captioning": (
+        "ImageCaptioningPipeline",
+        "AutoModelForImageTextToText",
+        ("AlbefForImageCaptioning",),
+    ),
     "visual-entailment": (
         "VisualEntailmentPipeline",
         "AutoModelForSequenceClassification",
@@ -43,6 +48,7 @@ AUTO_MODELS = {
     "AutoModelForPreTraining": ("AlbefForPreTraining", "AlbefForTextAssignment"),
     "AutoModelForZeroShotImageClassification": ("AlbefForRetrieval",),
     "AutoModelForVisualQuestionAnswering": ("AlbefForQuestionAnswering",),
+    "AutoModelForImageTextToText": ("AlbefForImageCaptioning",),
     "AutoModelForSequenceClassification": ("AlbefForVisualEntailment", "AlbefForVisualReasoning"),
 }
 AUTO_MAP = {auto_class: f"modeling_albef.{heads[0]}" for auto_class, heads in AUTO_MODELS.items()}

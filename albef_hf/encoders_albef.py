@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, EncoderDecoderCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -97,6 +97,16 @@ def refuse_unknown(kwargs: Mapping[str, Any]) -> None:
         raise ValueError(
             f"forward does not accept {', '.join(unknown)}: check the spelling or remove it. The loss is returned "
             "whenever labels are passed."
+        )
+
+
+def check_texts(input_ids: torch.Tensor | None) -> None:
+    """Raise a `ValueError` if there is no text, or no token."""
+    if input_ids is None:
+        raise ValueError("input_ids is None: pass at least one text, (batch, tokens).")
+    if 0 in input_ids.shape:
+        raise ValueError(
+            f"input_ids has shape {tuple(input_ids.shape)}: pass at least one text of at least one token, [CLS]."
         )
 
 
@@ -399,7 +409,7 @@ class AlbefSecondImageLayer(AlbefMultimodalLayer):
 
 
 class AlbefDecoderLayer(AlbefMultimodalLayer):
-    """A causal layer with cross-attention to a question instead of an image."""
+    """A causal layer with cross-attention, to a question or to an image."""
 
     def __init__(self, config: AlbefTextConfig, index: int):
         super().__init__(config)
@@ -410,9 +420,9 @@ class AlbefDecoderLayer(AlbefMultimodalLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        question_key: torch.Tensor,
-        question_value: torch.Tensor,
-        question_attention_mask: torch.Tensor | None,
+        context_key: torch.Tensor,
+        context_value: torch.Tensor,
+        context_attention_mask: torch.Tensor | None = None,
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
@@ -421,7 +431,7 @@ class AlbefDecoderLayer(AlbefMultimodalLayer):
             key_values = cache.update(*key_values, self.index)
         hidden_states = self.self_attention_block(hidden_states, attention_mask, key_values, **kwargs)
         hidden_states = self.cross_attention_block(
-            hidden_states, (question_key, question_value), question_attention_mask, **kwargs
+            hidden_states, (context_key, context_value), context_attention_mask, **kwargs
         )
         return self.feed_forward(hidden_states)
 
@@ -463,8 +473,8 @@ class AlbefTextEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """Embed (batch, tokens) ids, the first at position `start`, as (batch, tokens, width).
+    def forward(self, input_ids: torch.Tensor, start: int = 0, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Embed (batch, tokens) ids, the first at position `start` or each at its own, as (batch, tokens, width).
 
         What has this shape already are word embeddings, to which the others are added.
         """
@@ -476,7 +486,10 @@ class AlbefTextEmbeddings(nn.Module):
                 "(truncation=True, max_length=...)."
             )
         offset = self.position_offset
-        positions = torch.arange(offset + start, offset + tokens, device=input_ids.device)
+        if positions is None:
+            positions = torch.arange(offset + start, offset + tokens, device=input_ids.device)
+        else:
+            positions = positions + offset
         try:
             words = input_ids if input_ids.ndim == 3 else self.word_embeddings(input_ids)
             embeddings = words + self.token_type_embeddings(positions.new_zeros(1))
@@ -604,11 +617,16 @@ class AlbefPreTrainedModel(PreTrainedModel):
         "AlbefTextModel",
         "AlbefMultimodalModel",
         "AlbefAnswerDecoder",
+        "AlbefCausalModel",
+        "AlbefCausalTextModel",
+        "AlbefCausalMultimodalModel",
         "AlbefVisionEmbeddings",
         "AlbefVisionLayer",
         "AlbefTextEmbeddings",
         "AlbefTextLayer",
+        "AlbefCausalTextLayer",
         "AlbefMultimodalLayer",
+        "AlbefDecoderLayer",
     ]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -840,12 +858,7 @@ class AlbefTextModel(AlbefPreTrainedModel):
         """
         refuse_unknown(kwargs)
         input_ids = one_of(input_ids, inputs_embeds)
-        if input_ids is None:
-            raise ValueError("input_ids is None: pass at least one text, (batch, tokens).")
-        if 0 in input_ids.shape:
-            raise ValueError(
-                f"input_ids has shape {tuple(input_ids.shape)}: pass at least one text of at least one token, [CLS]."
-            )
+        check_texts(input_ids)
         hidden_states = self.embeddings(input_ids)
         attention_mask = bidirectional_mask(self.config, hidden_states, attention_mask)
         for layer in self.layers:
@@ -1099,6 +1112,22 @@ def select_key_values(key_values: list[KeyValues], index: torch.Tensor) -> list[
     return [(key[index.to(key.device)], value[index.to(key.device)]) for key, value in key_values]
 
 
+def cached_key_values(cache: EncoderDecoderCache | None, project: Callable[[], list[KeyValues]]) -> list[KeyValues]:
+    """Return projected keys and values of a context, from the cache if it has them, else adding them to it.
+
+    Args:
+        cache: A cache for the context and for the tokens that attend to it, if any.
+        project: Returns the keys and values, one pair per layer.
+    """
+    if cache is None:
+        return project()
+    if not cache.is_updated.get(0):
+        for index, (key, value) in enumerate(project()):
+            cache.cross_attention_cache.update(key, value, index)
+            cache.is_updated[index] = True
+    return [(layer.keys, layer.values) for layer in cache.cross_attention_cache.layers]
+
+
 def _without_flash(attn_implementation: str | None) -> str | None:
     uses_flash = attn_implementation is not None and "flash" in attn_implementation
     return "sdpa" if uses_flash else attn_implementation
@@ -1199,6 +1228,8 @@ __all__ = [
     "AlbefTwoImageEncoder",
     "AlbefVisionModel",
     "KeyValues",
+    "cached_key_values",
+    "check_texts",
     "interpolate_position_embeddings",
     "refuse_unknown",
     "select_key_values",

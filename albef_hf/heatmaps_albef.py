@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.utils import ModelOutput, logging
 
 from .compatibility_albef import renamed_attribute
 from .processing_albef import is_wordpiece
@@ -119,6 +119,43 @@ def answer_heatmaps(
     return _cross_attention_heatmaps(model, input_ids, pixel_values, attention_mask, layer, reduce_heads, score)
 
 
+def caption_heatmaps(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    pixel_values: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    layer: int | None = None,
+    reduce_heads: HeadReduction = _mean_of_heads,
+) -> torch.Tensor:
+    """Compute Grad-CAM of each token's log-likelihood, on the attention of the token before it, which predicts it.
+
+    Args:
+        model: An `AlbefForImageCaptioning`.
+        input_ids: Captions, (captions, tokens), `[CLS]` first; from `AlbefProcessor.encode_captions` or `generate`.
+        pixel_values: The image of each caption, (captions, channels, height, width), of any resolution.
+        attention_mask: (captions, tokens), 1 for tokens and 0 for padding.
+        layer: As in `matching_heatmaps`.
+        reduce_heads: As in `matching_heatmaps`.
+
+    Returns:
+        (captions, tokens, rows, columns), as in `matching_heatmaps`; zero for the first token, which is given.
+    """
+    _require_part(model, "token_log_likelihoods", "AlbefForImageCaptioning")
+    with _gradients():
+        model = _eager_copy(model)
+        input_ids = _differentiable(input_ids)
+        attention, outputs, grid = _cross_attention(model, input_ids, pixel_values, attention_mask, layer)
+        scores = model.token_log_likelihoods(outputs.last_hidden_state, input_ids)
+        maps = [
+            _grad_cam(attention, scores[:, token], reduce_heads, grid, retain_graph=True)[:, token]
+            for token in range(scores.shape[1])
+        ]
+    maps = torch.stack([torch.zeros_like(maps[0]), *maps], dim=1)
+    if attention_mask is not None:
+        maps = maps * attention_mask[..., None]
+    return maps.unflatten(-1, grid)
+
+
 def contrastive_heatmaps(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
@@ -188,19 +225,33 @@ def _cross_attention_heatmaps(
 ) -> torch.Tensor:
     with _gradients():
         model = _eager_copy(model)
-        pixel_values = pixel_values.detach().clone().requires_grad_()
-        input_ids = _differentiable(input_ids)
-        outputs = model.albef(
-            input_ids, pixel_values, attention_mask, interpolate_pos_encoding=True, output_attentions=True
-        )
-        attentions = outputs.multimodal_model_output.cross_attentions
-        if layer is None:  # not the last layer, where the score has no gradient for words
-            layer = max(min(round(len(attentions) / 3), len(attentions) - 2), 0)
-        grid = _grid(model, pixel_values, outputs.image_hidden_states)
-        maps = _grad_cam(_select_layer(attentions, layer), score(model, outputs.last_hidden_state), reduce_heads, grid)
+        attention, outputs, grid = _cross_attention(model, input_ids, pixel_values, attention_mask, layer)
+        maps = _grad_cam(attention, score(model, outputs.last_hidden_state), reduce_heads, grid)
     if attention_mask is not None:
         maps = maps * attention_mask[..., None]
     return maps.unflatten(-1, grid)
+
+
+def _cross_attention(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    pixel_values: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    layer: int | None,
+) -> tuple[torch.Tensor, ModelOutput, tuple[int, int]]:
+    """Return the attention of a multimodal layer to the image, with its gradient, all outputs, and the grid."""
+    pixel_values = pixel_values.detach().clone().requires_grad_()
+    outputs = model.albef(
+        _differentiable(input_ids),
+        pixel_values,
+        attention_mask,
+        interpolate_pos_encoding=True,
+        output_attentions=True,
+    )
+    attentions = outputs.multimodal_model_output.cross_attentions
+    if layer is None:  # not the last layer, where a score of [CLS] has no gradient for words
+        layer = max(min(round(len(attentions) / 3), len(attentions) - 2), 0)
+    return _select_layer(attentions, layer), outputs, _grid(model, pixel_values, outputs.image_hidden_states)
 
 
 @contextlib.contextmanager
@@ -254,13 +305,17 @@ def _select_layer(attentions: Sequence[torch.Tensor], layer: int) -> torch.Tenso
 
 
 def _grad_cam(
-    attention: torch.Tensor, score: torch.Tensor, reduce_heads: HeadReduction, grid: tuple[int, int]
+    attention: torch.Tensor,
+    score: torch.Tensor,
+    reduce_heads: HeadReduction,
+    grid: tuple[int, int],
+    retain_graph: bool = False,
 ) -> torch.Tensor:
     """Convert attention (batch, heads, tokens, image tokens) and scores (batch,) to maps, (batch, tokens, patches).
 
     The patches are the last of the image tokens; a class token and registers come before them.
     """
-    (gradient,) = torch.autograd.grad(score.sum(), attention)
+    (gradient,) = torch.autograd.grad(score.sum(), attention, retain_graph=retain_graph)
     return reduce_heads((attention.detach() * gradient.clamp(min=0))[..., -math.prod(grid) :])
 
 
@@ -542,6 +597,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "answer_heatmaps",
+    "caption_heatmaps",
     "color_bar",
     "content_words",
     "contrastive_heatmaps",

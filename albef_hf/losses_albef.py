@@ -22,7 +22,11 @@ def _check_alpha(alpha: float) -> None:
 
 
 def distilled_cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, teacher_logits: torch.Tensor | None, alpha: float
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    teacher_logits: torch.Tensor | None,
+    alpha: float,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Compute the cross-entropy against `(1 - alpha) * targets + alpha * softmax(teacher_logits)`.
 
@@ -33,6 +37,7 @@ def distilled_cross_entropy(
         targets: Class indices, (rows,), or probabilities, (rows, classes).
         teacher_logits: (rows, classes), or None for the plain cross-entropy.
         alpha: Weight of the teacher in the targets, between 0 and 1.
+        smoothing: Label smoothing of the given targets, the weight of equal probabilities in them, between 0 and 1.
 
     Returns:
         The loss of each row, (rows,).
@@ -41,14 +46,20 @@ def distilled_cross_entropy(
         ValueError: If alpha is not between 0 and 1, or (on a CPU) a target is not one of the classes.
     """
     _check_alpha(alpha)
-    return distill(at_least_float32(logits).log_softmax(-1), targets, teacher_logits, alpha)
+    return distill(at_least_float32(logits).log_softmax(-1), targets, teacher_logits, alpha, smoothing)
 
 
 def distill(
-    log_probabilities: torch.Tensor, targets: torch.Tensor, teacher_logits: torch.Tensor | None, alpha: float
+    log_probabilities: torch.Tensor,
+    targets: torch.Tensor,
+    teacher_logits: torch.Tensor | None,
+    alpha: float,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Compute what `distilled_cross_entropy` does, from logarithms of probabilities that have other uses, too."""
     losses = cross_entropy(log_probabilities, targets)
+    if smoothing:
+        losses = (1 - smoothing) * losses - smoothing * log_probabilities.mean(-1)
     if teacher_logits is None or alpha == 0:
         return losses
     soft_targets = at_least_float32(teacher_logits.detach()).softmax(-1)
@@ -84,20 +95,27 @@ def positions_of_targets(labels: torch.Tensor) -> torch.Tensor:
 
 
 def masked_language_loss(
-    logits: torch.Tensor, targets: torch.Tensor, teacher_logits: torch.Tensor | None, alpha: float
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    teacher_logits: torch.Tensor | None,
+    alpha: float,
+    smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Compute the masked-language loss, equation 7 of the paper; zero if no token is masked.
+
+    That of the next token is the same.
 
     Args:
         logits: Logits of the masked tokens, (masked tokens, vocabulary).
         targets: The tokens that were masked, (masked tokens,); rows whose target is -100 have no weight.
         teacher_logits: The teacher's logits of the same tokens.
         alpha: Weight of the teacher in the targets, between 0 and 1.
+        smoothing: Label smoothing, between 0 and 1.
 
     Returns:
         The mean over the masked tokens, a scalar.
     """
-    losses = distilled_cross_entropy(logits, targets, teacher_logits, alpha)
+    losses = distilled_cross_entropy(logits, targets, teacher_logits, alpha, smoothing)
     has_target = targets != IGNORED
     return losses.masked_fill(~has_target, 0).sum() / has_target.sum().clamp(min=1)
 

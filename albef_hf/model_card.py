@@ -35,12 +35,14 @@ PIPELINE_TAGS = {
     "AlbefForPreTraining": "zero-shot-image-classification",
     "AlbefForRetrieval": "zero-shot-image-classification",
     "AlbefForQuestionAnswering": "visual-question-answering",
+    "AlbefForImageCaptioning": "image-to-text",
 }
 # Further tags, for searching the Hub.
 TAGS = {
     "AlbefForPreTraining": ["image-text-retrieval", "image-text-matching", "pretraining", "sentence-transformers"],
     "AlbefForRetrieval": ["image-text-retrieval", "image-text-matching", "visual-grounding", "sentence-transformers"],
     "AlbefForQuestionAnswering": ["vqa"],
+    "AlbefForImageCaptioning": ["image-captioning"],
     "AlbefForVisualReasoning": ["nlvr2", "visual-reasoning"],
     "AlbefForVisualEntailment": ["snli-ve", "visual-entailment"],
     "AlbefForTextAssignment": ["nlvr2", "pretraining"],
@@ -56,6 +58,7 @@ SHOWN_OPTIONS = (
     "momentum",
     "queue_size",
     "mixed_precision",
+    "label_smoothing",
     "seed",
 )
 
@@ -349,6 +352,9 @@ def _headline(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _metric_type(name: str) -> str:
+    for known in ("cider", "bleu", "rouge"):
+        if known in name:
+            return known
     return "recall" if "_r" in name else "accuracy"
 
 

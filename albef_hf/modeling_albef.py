@@ -13,12 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 from transformers import initialization as init
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    BaseModelOutputWithCrossAttentions,
-    BaseModelOutputWithPooling,
-    Seq2SeqLMOutput,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPooling, Seq2SeqLMOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
@@ -31,6 +26,7 @@ from .answers_albef import (
     score_continuations,
 )
 from .calibration_albef import MatchCalibration, matching_log_odds
+from .captioning_albef import AlbefForImageCaptioning
 from .compatibility_albef import (
     CACHE_NAME,
     forget_attention_change,
@@ -47,6 +43,7 @@ from .encoders_albef import (
     AlbefTwoImageEncoder,
     AlbefVisionModel,
     KeyValues,
+    cached_key_values,
     one_of,
     refuse_unknown,
     require_both,
@@ -60,15 +57,8 @@ from .head_layers_albef import (
     AlbefMaskedLanguageHead,
     Gather,
 )
-from .image_encoder_albef import AlbefImageEncoder
 from .images_albef import read_preprocessing
-from .initialization_albef import (
-    add_adapters,
-    image_settings,
-    load_pretrained_weights,
-    read_text_model,
-    read_vision_model,
-)
+from .initialization_albef import image_settings, load_pretrained_weights, read_text_model, read_vision_model
 from .losses_albef import (
     IGNORED,
     assignment_loss,
@@ -90,6 +80,7 @@ from .outputs_albef import (
     AlbefTeacherOutput,
     attention_outputs,
 )
+from .unimodal_albef import AlbefUnimodalEncoders
 
 logger = logging.get_logger(f"transformers.{__name__}")
 
@@ -108,44 +99,6 @@ def _teacher_logits(teacher_outputs: AlbefTeacherOutput | None) -> torch.Tensor 
 # ---------------------------------------------------------------------------------------------------------------------
 # Models without a head
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-class AlbefUnimodalEncoders(AlbefPreTrainedModel):
-    """Image encoder and text encoder; the base class of the models for one image and for two."""
-
-    def __init__(self, config: AlbefConfig):
-        super().__init__(config)
-        config.check_image_settings()  # again, since loading may have changed the settings
-        if config.has_albef_vit:
-            self.vision_model = AlbefVisionModel._from_config(config.vision_config)
-        else:
-            self.vision_model = AlbefImageEncoder(config)
-        self.text_model = AlbefTextModel._from_config(config.text_config)
-        if config.lora_config:
-            add_adapters(self, config.lora_config)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the word embeddings."""
-        return self.text_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the word embeddings."""
-        self.text_model.set_input_embeddings(value)
-
-    @staticmethod
-    def _make_output(
-        images: BaseModelOutput, texts: BaseModelOutput, fused: BaseModelOutputWithCrossAttentions
-    ) -> AlbefModelOutput:
-        """Combine the outputs of the three encoders."""
-        return AlbefModelOutput(
-            last_hidden_state=fused.last_hidden_state,
-            image_hidden_states=images.last_hidden_state,
-            text_hidden_states=texts.last_hidden_state,
-            vision_model_output=images,
-            text_model_output=texts,
-            multimodal_model_output=fused,
-            **attention_outputs(fused),
-        )
 
 
 class AlbefModel(AlbefUnimodalEncoders):
@@ -907,7 +860,7 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
         outputs = self.decoder(
             answer_ids,
             answer_mask,
-            self._question_key_values(questions, cache),
+            cached_key_values(cache, lambda: self.decoder.project_questions(questions)),
             attention_mask,
             None if cache is None else cache.self_attention_cache,
             **kwargs,
@@ -922,16 +875,6 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
             encoder_hidden_states=encoder_outputs.hidden_states,
             encoder_attentions=encoder_outputs.attentions,
         )
-
-    def _question_key_values(self, questions: torch.Tensor, cache: EncoderDecoderCache | None) -> list[KeyValues]:
-        """Return projected keys and values of the questions, from the cache if it has them, else adding them to it."""
-        if cache is None:
-            return self.decoder.project_questions(questions)
-        if not cache.is_updated.get(0):
-            for index, (key, value) in enumerate(self.decoder.project_questions(questions)):
-                cache.cross_attention_cache.update(key, value, index)
-                cache.is_updated[index] = True
-        return [(layer.keys, layer.values) for layer in cache.cross_attention_cache.layers]
 
     def generate(
         self,
@@ -1258,10 +1201,13 @@ MODEL_CLASSES: dict[str, type[AlbefPreTrainedModel]] = {
         AlbefForTextAssignment,
         AlbefForRetrieval,
         AlbefForQuestionAnswering,
+        AlbefForImageCaptioning,
         AlbefForVisualEntailment,
         AlbefForVisualReasoning,
     )
 }
+# transformers saves the file that a class names, and what that file imports. This one has all heads.
+AlbefForImageCaptioning.__module__ = __name__
 for _auto_class, _names in AUTO_MODELS.items():
     for _name in _names:
         MODEL_CLASSES[_name].register_for_auto_class(_auto_class)
@@ -1273,6 +1219,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "MODEL_CLASSES",
+    "AlbefForImageCaptioning",
     "AlbefForPreTraining",
     "AlbefForPreTrainingOutput",
     "AlbefForQuestionAnswering",

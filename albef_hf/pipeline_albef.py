@@ -1,4 +1,4 @@
-"""Pipelines of ALBEF: retrieval, matching, question answering, entailment, reasoning about two images, grounding.
+"""Pipelines of ALBEF: retrieval, matching, questions, captions, entailment, reasoning about two images, grounding.
 
 Images are PIL images, paths, URLs (http or https) or base64. Inputs are single, in lists, from generators or from
 datasets. `device`, `dtype` and `batch_size` are those of every pipeline of transformers.
@@ -109,6 +109,18 @@ class AlbefPipeline(Pipeline):
                 "a URL or base64."
             ) from cause
 
+    def _pixels(self, image: ImageLike, timeout: float | None) -> torch.Tensor:
+        """Convert an image to pixels, (1, channels, height, width)."""
+        return self.processor(images=[self._load_image(image, timeout)], return_tensors="pt")["pixel_values"]
+
+    def _check_new_tokens(self, max_new_tokens: int | None, used: int = 1) -> None:
+        """Refuse to write more tokens than the model has positions for, after those that are used."""
+        free = _free_positions(self.model, used)
+        if max_new_tokens is not None and as_int("max_new_tokens", max_new_tokens) > free:
+            raise ValueError(
+                f"max_new_tokens is {max_new_tokens}: it must be at most {free}, for which the model has positions."
+            )
+
     def _tokenize(self, texts: Sequence[str], name: str) -> dict[str, torch.Tensor]:
         """Tokenize non-empty texts, truncated to the positions of the model."""
         for text in texts:
@@ -155,6 +167,11 @@ def _shorten(text: str, length: int) -> str:
 def _positions(model: PreTrainedModel) -> int:
     """Return the number of tokens that a text or an answer may have."""
     return model.config.text_config.max_tokens
+
+
+def _free_positions(model: PreTrainedModel, used: int) -> int:
+    """Return how many tokens the model can write after those that are used; the last one needs no position."""
+    return _positions(model) - used + 1
 
 
 INTEGER_SETTINGS = ("top_k", "rerank_k", "num_beams", "max_new_tokens")
@@ -431,10 +448,6 @@ class ImageAndTextPipeline(AlbefPipeline):
         tokens = self._tokenize([row[self.text_name]], self.text_name)
         return {**tokens, "pixel_values": self._pixels(row[self.image_name], timeout)}
 
-    def _pixels(self, image: ImageLike, timeout: float | None) -> torch.Tensor:
-        """Convert an image to pixels, (1, channels, height, width)."""
-        return self.processor(images=[self._load_image(image, timeout)], return_tensors="pt")["pixel_values"]
-
 
 class ImageTextMatchingPipeline(ImageAndTextPipeline):
     """Score how well image and text match, pair by pair, for example to filter data: task `image-text-matching`.
@@ -541,11 +554,7 @@ class VisualQuestionAnsweringPipeline(ImageAndTextPipeline):
         if candidate_answers is not None:
             answers = _as_list(candidate_answers, "candidate_answers")
             tokens = self._tokenize_answers(answers).to(self.device)
-        if max_new_tokens is not None and as_int("max_new_tokens", max_new_tokens) > _positions(self.model):
-            raise ValueError(
-                f"max_new_tokens is {max_new_tokens}: it must be at most {_positions(self.model)}, the number of "
-                "positions of the model."
-            )
+        self._check_new_tokens(max_new_tokens)
         forward = _without_none(candidates=tokens, top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
         return _without_none(timeout=timeout), forward, _without_none(answers=answers)
 
@@ -600,6 +609,88 @@ class VisualQuestionAnsweringPipeline(ImageAndTextPipeline):
         texts = self.processor.decode_answers(rows) if answers is None else [answers[row] for row in rows]
         scores = outputs["scores"][0].tolist()
         return [{"score": score, "answer": text} for score, text in zip(scores, texts, strict=True)]
+
+
+class ImageCaptioningPipeline(AlbefPipeline):
+    """Write captions: task `image-captioning`. The task `image-text-to-text` of transformers does so, too.
+
+    Example:
+        ```python
+        >>> import albef_hf
+        >>> from transformers import pipeline
+        >>> write = pipeline("image-captioning", model="you/albef-captioning")
+        >>> [sorted(result) for result in write("image.png")]
+        [['caption', 'score']]
+        >>> [len(results) for results in write(["image.png", "other.png"], top_k=3, max_new_tokens=8)]
+        [3, 3]
+
+        ```
+    """
+
+    task_name = "image-captioning"
+
+    def __call__(self, image: Any, **kwargs) -> list[Result] | list[list[Result]]:
+        """Write captions.
+
+        Args:
+            image: An image, a list of them, a generator or a dataset.
+            prompt: Words that the captions continue; by default those that the model was trained with.
+            top_k: Number of captions; 1 by default.
+            num_beams: Beam width; 3 by default, at least 2 and `top_k`.
+            max_new_tokens: Maximum length of a caption in tokens; 20 by default.
+            timeout: Timeout of a URL in seconds.
+
+        Returns:
+            For each image a list of dictionaries, best first: `caption`, without the prompt, and its `score`, the
+            geometric mean of the probabilities of its tokens.
+
+        Raises:
+            ValueError: If an image or an argument is invalid.
+        """
+        return super().__call__(_as_inputs(image, "image"), **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        prompt: str | None = None,
+        top_k: int | None = None,
+        num_beams: int | None = None,
+        max_new_tokens: int | None = None,
+        timeout: float | None = None,
+    ) -> tuple[dict, dict, dict]:
+        used = len(self.processor.encode_prompt(prompt))
+        self._check_new_tokens(max_new_tokens, used)
+        forward = _without_none(top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
+        return _without_none(prompt=prompt, timeout=timeout), forward, {"used": used}
+
+    def preprocess(
+        self, image: ImageLike, prompt: str | None = None, timeout: float | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Convert an image to pixels, and the prompt to tokens."""
+        tokens = torch.tensor([self.processor.encode_prompt(prompt)])
+        return {"pixel_values": self._pixels(image, timeout), "input_ids": tokens}
+
+    def _forward(
+        self, inputs: dict[str, torch.Tensor], top_k: int = 1, num_beams: int = 3, max_new_tokens: int = 20
+    ) -> dict[str, torch.Tensor]:
+        """Return token ids, (images, top_k, tokens), and scores, (images, top_k)."""
+        free = _free_positions(self.model, inputs["input_ids"].shape[1])
+        generated = self.model.generate(
+            **inputs,
+            num_beams=max(num_beams, top_k, 2),
+            num_return_sequences=top_k,
+            min_new_tokens=1,
+            max_new_tokens=min(max_new_tokens, free),
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        scores = generated.sequences_scores.float().exp()
+        return {"captions": generated.sequences.unflatten(0, (-1, top_k)), "scores": scores.unflatten(0, (-1, top_k))}
+
+    def postprocess(self, outputs: dict[str, torch.Tensor], used: int = 0) -> list[Result]:
+        """Convert the captions to text, without the prompt, which has `used` tokens."""
+        texts = self.processor.decode_answers(outputs["captions"][0, :, used:].tolist())
+        scores = outputs["scores"][0].tolist()
+        return [{"score": score, "caption": text} for score, text in zip(scores, texts, strict=True)]
 
 
 class VisualEntailmentPipeline(ImageAndTextPipeline):
@@ -839,6 +930,7 @@ PIPELINE_CLASSES: dict[str, type[AlbefPipeline]] = {
         ImageTextMatchingPipeline,
         VisualGroundingPipeline,
         VisualQuestionAnsweringPipeline,
+        ImageCaptioningPipeline,
         VisualEntailmentPipeline,
         VisualReasoningPipeline,
     )
@@ -847,6 +939,7 @@ PIPELINE_CLASSES: dict[str, type[AlbefPipeline]] = {
 __all__ = [
     "PIPELINE_CLASSES",
     "AlbefPipeline",
+    "ImageCaptioningPipeline",
     "ImageTextMatchingPipeline",
     "ImageTextRetrievalPipeline",
     "VisualEntailmentPipeline",

@@ -264,6 +264,7 @@ class AlbefProcessor(ProcessorMixin):
         add_separator: Use a tokenizer as it is that ends texts with `[SEP]`, as LAVIS does. It is saved if True.
         replacements: Characters with what replaces them in lower-case captions, instead of the original's cleaning. It
             is saved if given.
+        prompt: Words that a captioning model was trained to continue, such as "a picture of"; None for another model.
 
     Example:
         ```python
@@ -283,11 +284,13 @@ class AlbefProcessor(ProcessorMixin):
         keep_case: bool | None = None,
         add_separator: bool = False,
         replacements: dict[str, str] | None = None,
+        prompt: str | None = None,
         **kwargs,
     ):
         self.max_words = max_words
         self.add_separator = add_separator
         self.replacements = replacements
+        self.prompt = prompt
         tokenizer = tokenizer if add_separator else without_separator(tokenizer)
         self.keep_case = not is_lowercasing(tokenizer) if keep_case is None else keep_case
         # transformers adds it only while it saves the processor for the first time.
@@ -301,8 +304,9 @@ class AlbefProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Serialize as transformers does, but the settings of few models only if they have been set."""
-        rare = ("keep_case", "add_separator", "replacements")
-        return {name: value for name, value in super().to_dict().items() if value or name not in rare}
+        rare = ("keep_case", "add_separator", "replacements", "prompt")
+        settings = super().to_dict()
+        return {name: value for name, value in settings.items() if name not in rare or value not in (None, False)}
 
     def __call__(
         self,
@@ -390,6 +394,44 @@ class AlbefProcessor(ProcessorMixin):
         padded = self.tokenizer.pad({"input_ids": [tokens + end for tokens in ids]}, return_tensors="pt")
         padded["labels"] = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, -100)
         return padded
+
+    def encode_captions(
+        self, captions: str | list[str], prompt: str | None = None, max_length: int = 30
+    ) -> BatchEncoding:
+        """Tokenize captions for captioning as `[CLS] prompt caption [SEP]`, cleaned as in a call.
+
+        Args:
+            captions: A caption or a list of them.
+            prompt: Words before each caption; by default those of the processor.
+            max_length: Maximum number of tokens; a longer caption is cut, and then has no `[SEP]`.
+
+        Returns:
+            `input_ids` and `attention_mask`, (captions, tokens), padded to the longest, and `labels` for the loss,
+            with -100 for `[CLS]`, prompt and padding.
+
+        Raises:
+            ValueError: If there is no caption, or the prompt leaves no room for one.
+        """
+        captions = [captions] if isinstance(captions, str) else list(captions)
+        start = self.encode_prompt(prompt)
+        if len(start) >= max_length:
+            raise ValueError(
+                f"The prompt {prompt!r} has {len(start)} tokens, and max_length is {max_length}: shorten it."
+            )
+        end = self.tokenizer.sep_token_id
+        texts = [self.encode_prompt(caption) for caption in captions]
+        ids = [[*start, *tokens[1:], end][:max_length] for tokens in texts]
+        padded = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+        is_target = padded["attention_mask"].bool()
+        is_target[:, : len(start)] = False
+        padded["labels"] = padded["input_ids"].masked_fill(~is_target, -100)
+        return padded
+
+    def encode_prompt(self, prompt: str | None = None) -> list[int]:
+        """Return the token ids of the words before a caption, `[CLS]` first; by default those of the processor."""
+        prompt = (self.prompt or "") if prompt is None else prompt
+        ids = tokenize(self.tokenizer, self._clean(prompt, added_tokens(self.tokenizer)))["input_ids"]
+        return ids[:-1] if self.add_separator else ids
 
     def has_words(self, token_ids: Sequence[int]) -> bool:
         """Return True if there is a token besides `[CLS]`, `[SEP]`, `[UNK]` for an unknown word, and spaces."""

@@ -34,6 +34,7 @@ HEADS = {
     "AlbefForPreTraining": "AutoModelForPreTraining",
     "AlbefForRetrieval": "AutoModelForZeroShotImageClassification",
     "AlbefForQuestionAnswering": "AutoModelForVisualQuestionAnswering",
+    "AlbefForImageCaptioning": "AutoModelForImageTextToText",
     "AlbefForVisualReasoning": "AutoModelForSequenceClassification",
     "AlbefForVisualEntailment": "AutoModelForSequenceClassification",
     "AlbefForTextAssignment": "AutoModelForPreTraining",
@@ -58,6 +59,9 @@ def inputs_of(processor: ProcessorMixin, head: str) -> tuple[Tensors, Tensors]:
     elif head == "AlbefForQuestionAnswering":
         inputs["labels"] = processor.encode_answers(["yes", "no", "two dogs", "red"])["labels"]
         lessons = {}
+    elif head == "AlbefForImageCaptioning":
+        inputs |= dict(processor.encode_captions(TEXTS, "a picture of"))
+        lessons = {"labels": inputs.pop("labels")}
     elif head == "AlbefForVisualReasoning":
         inputs["pixel_values"] = torch.stack([inputs["pixel_values"], inputs["pixel_values"].flip(0)], dim=1)
     elif head == "AlbefForTextAssignment":

@@ -1,12 +1,18 @@
 """Rows of every task, valid and invalid ones, and options for small models."""
 
+import importlib.util
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import Accelerator
 
-from albef_hf.tasks import find_task
+from albef_hf.tasks import find_task, task_names
+
+HAS_CAPTION_SCORES = importlib.util.find_spec("pycocoevalcap") is not None
+NEEDS_CAPTION_SCORES = pytest.mark.skipif(not HAS_CAPTION_SCORES, reason="pycocoevalcap is not installed")
+TASKS = [pytest.param(name, marks=NEEDS_CAPTION_SCORES) if name == "captioning" else name for name in task_names()]
 
 
 def small_evaluation(model: Path, folder: Path, **options: object) -> list[object]:
@@ -52,6 +58,7 @@ def evaluated(task, config, rows) -> tuple[dict, list[dict]]:
 CAPTIONED = [{"image": f"{name}.png", "caption": f"a picture called {name}"} for name in "abcd"]
 FILES = {
     "text_assignment": CAPTIONED,
+    "captioning": CAPTIONED[:2],
     "vqa": [
         {
             "question_id": 1,
@@ -86,6 +93,11 @@ FILES = {
     ],
 }
 BAD = {
+    "captioning": [
+        {"image": "broken.png", "caption": "a picture"},
+        {"image": "../a.png", "caption": "a picture"},
+        {"image": "c.png", "caption": ["", None]},
+    ],
     "text_assignment": [
         {"image": "broken.png", "caption": "a picture"},
         {"image": "../a.png", "caption": "a picture"},

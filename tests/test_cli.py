@@ -68,7 +68,7 @@ def test_help_lists_the_commands(run, capsys):
 @pytest.mark.parametrize("command", ["finetune", "evaluate"])
 def test_an_unknown_task_is_refused_with_the_known_ones(run, command, capsys):
     with pytest.raises(SystemExit):
-        run(command, "captioning")
+        run(command, "translation")
     assert "choose from" in (error := capsys.readouterr().err) and "vqa" in error
 
 

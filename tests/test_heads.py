@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from albef_hf import (
     AlbefConfig,
+    AlbefForImageCaptioning,
     AlbefForPreTraining,
     AlbefForQuestionAnswering,
     AlbefForRetrieval,
@@ -36,6 +37,7 @@ from albef_hf.losses_albef import IGNORED, sample_image_pairs
 HEADS = [
     AlbefForRetrieval,
     AlbefForQuestionAnswering,
+    AlbefForImageCaptioning,
     AlbefForVisualReasoning,
     AlbefForTextAssignment,
     AlbefForVisualEntailment,
@@ -82,6 +84,9 @@ def inputs_of(batch: dict, kind: type[PreTrainedModel]) -> dict[str, torch.Tenso
         inputs["pixel_values"] = torch.stack([inputs["pixel_values"], inputs["pixel_values"].flip(0)], dim=1)
     if kind is AlbefForQuestionAnswering:
         inputs["labels"] = torch.tensor([[101, 2000 + row, 102] for row in range(4)])
+    elif kind is AlbefForImageCaptioning:  # the first two tokens are a prompt
+        bears_loss = inputs["attention_mask"].bool().index_fill(1, torch.tensor([0, 1]), False)
+        inputs["labels"] = inputs["input_ids"].masked_fill(~bears_loss, IGNORED)
     elif kind is AlbefForRetrieval:
         inputs["labels"] = torch.tensor([7, 3, 7, 5])
     elif kind is not AlbefForTextAssignment:
@@ -804,6 +809,7 @@ def pretrained(three_deep, tmp_path) -> AlbefForPreTraining:
         (AlbefModel, set()),
         (AlbefForRetrieval, set()),
         (AlbefForQuestionAnswering, set()),
+        (AlbefForImageCaptioning, set()),
         (AlbefForVisualReasoning, {"classifier.dense", "classifier.out_proj"}),
         (AlbefForVisualEntailment, {"classifier.dense", "classifier.out_proj"}),
         (AlbefForTextAssignment, {"assignment_head"}),
@@ -820,9 +826,10 @@ def test_what_is_new_is_reported_and_nothing_else(kind, fresh, pretrained, tmp_p
             assert torch.equal(weight, source[name]), name
 
 
-def test_a_head_that_is_not_in_the_checkpoint_is_new(three_deep, tmp_path):
+@pytest.mark.parametrize("kind", [AlbefForQuestionAnswering, AlbefForImageCaptioning])
+def test_a_head_that_is_not_in_the_checkpoint_is_new(kind, three_deep, tmp_path):
     AlbefForRetrieval(three_deep).save_pretrained(tmp_path)
-    _, report = AlbefForQuestionAnswering.from_pretrained(tmp_path, output_loading_info=True)
+    _, report = kind.from_pretrained(tmp_path, output_loading_info=True)
     assert {name.rpartition(".")[0] for name in report["missing_keys"]} == {
         "mlm_head.dense",
         "mlm_head.norm",
@@ -847,7 +854,7 @@ def test_tied_weights_are_saved_as_tied_whatever_the_configuration_says(kind, th
 
 
 @pytest.mark.parametrize("start", [AlbefForPreTraining, AlbefForQuestionAnswering])
-@pytest.mark.parametrize("kind", [AlbefForPreTraining, AlbefForQuestionAnswering])
+@pytest.mark.parametrize("kind", [AlbefForPreTraining, AlbefForQuestionAnswering, AlbefForImageCaptioning])
 def test_an_untied_output_starts_as_what_it_was_tied_to(start, kind, three_deep, tmp_path):
     source = start(three_deep)
     source.save_pretrained(tmp_path)

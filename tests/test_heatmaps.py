@@ -10,9 +10,10 @@ import torch
 from original import assert_close, convert, load
 from PIL import Image
 
-from albef_hf import AlbefForQuestionAnswering, AlbefForRetrieval, heatmaps_albef
+from albef_hf import AlbefForImageCaptioning, AlbefForQuestionAnswering, AlbefForRetrieval, heatmaps_albef
 from albef_hf.heatmaps_albef import (
     answer_heatmaps,
+    caption_heatmaps,
     content_words,
     contrastive_heatmaps,
     heatmap_grid,
@@ -113,6 +114,7 @@ def test_models_without_the_score_or_its_gradient_are_refused(retrieval, config,
         (matching_heatmaps, {}, AlbefForQuestionAnswering),
         (contrastive_heatmaps, {}, AlbefForQuestionAnswering),
         (answer_heatmaps, {"answer_ids": inputs["input_ids"]}, AlbefForRetrieval),
+        (caption_heatmaps, {}, AlbefForQuestionAnswering),
     ):
         with pytest.raises(ValueError, match=f"{kind.__name__} has no .*: pass AlbefFor"):
             heatmaps(kind(config), **inputs, **arguments)
@@ -163,6 +165,27 @@ def test_maps_of_an_answer_are_the_gradient_of_its_likelihood(config, inputs):
     assert maps.shape == (4, 9, 2, 2) and maps.sum() > 0
     other = answer_heatmaps(model, **inputs, answer_ids=answers.flip(0))
     assert not torch.allclose(maps, other)
+
+
+def test_maps_of_a_caption_are_the_gradient_of_each_word_where_it_is_predicted(config, inputs):
+    torch.manual_seed(0)
+    model = AlbefForImageCaptioning(config).eval()
+    maps = caption_heatmaps(model, **inputs)
+    assert maps.shape == (4, 9, 2, 2) and (maps >= 0).all()
+    assert not maps[:, 0].any() and not maps[2:, 6:].any(), "the first token is given, padding is not written"
+    assert (maps.flatten(2).sum(2)[:2, 1:] > 0).all()
+    model.set_attn_implementation("eager")
+    outputs = model.albef(**inputs, output_attentions=True)
+    attention = outputs.multimodal_model_output.cross_attentions[0]
+    logits = model.mlm_head(outputs.last_hidden_state[:, 4]).log_softmax(-1)
+    score = logits.gather(1, inputs["input_ids"][:, 5:6]).sum()
+    gradient = torch.autograd.grad(score, attention)[0][:, :, 4, 1:].clamp(min=0)
+    expected = (gradient * attention[:, :, 4, 1:]).mean(1).unflatten(1, (2, 2))
+    assert torch.allclose(maps[:, 5], expected, rtol=1e-3, atol=1e-12)
+    changed = inputs["input_ids"].clone()
+    changed[:, 6] = 2000  # of what is written later, a word does not depend
+    later = caption_heatmaps(model, **inputs | {"input_ids": changed})
+    assert torch.equal(later[:, :6], maps[:, :6]) and not torch.equal(later[:2, 6:], maps[:2, 6:])
 
 
 def test_pieces_of_a_word_are_put_together(processor):

@@ -24,6 +24,7 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "modeling_albef.AlbefForPreTraining",
     "AutoModelForZeroShotImageClassification": "modeling_albef.AlbefForRetrieval",
     "AutoModelForVisualQuestionAnswering": "modeling_albef.AlbefForQuestionAnswering",
+    "AutoModelForImageTextToText": "modeling_albef.AlbefForImageCaptioning",
     "AutoModelForSequenceClassification": "modeling_albef.AlbefForVisualEntailment",
 }
 

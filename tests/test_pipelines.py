@@ -24,6 +24,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from albef_hf import (
     AlbefConfig,
     AlbefForPreTraining,
+    AlbefForImageCaptioning,
     AlbefForQuestionAnswering,
     AlbefForRetrieval,
     AlbefForTextAssignment,
@@ -31,6 +32,7 @@ from albef_hf import (
     AlbefForVisualReasoning,
     AlbefModel,
     AlbefProcessor,
+    ImageCaptioningPipeline,
     ImageTextRetrievalPipeline,
     VisualQuestionAnsweringPipeline,
     pipeline_albef,
@@ -46,6 +48,7 @@ HEADS = {
     "albef": AlbefForPreTraining,
     "albef-retrieval": AlbefForRetrieval,
     "albef-vqa": AlbefForQuestionAnswering,
+    "albef-captioning": AlbefForImageCaptioning,
     "albef-entailment": AlbefForVisualEntailment,
     "albef-nlvr2": AlbefForVisualReasoning,
 }
@@ -330,6 +333,38 @@ def test_a_written_answer_has_a_word(answering, processor, images):
         answering.mlm_head.out_proj.bias[102] = 100  # nothing but the end of the answer is likely
     results = VisualQuestionAnsweringPipeline(answering, processor)(images[0], "what?", top_k=2)
     assert all(one["answer"] and 0 <= one["score"] < 1e-9 for one in results)
+
+
+def test_captions_continue_the_prompt_and_come_with_their_mean_probability(config, processor, images):
+    model = make(AlbefForImageCaptioning, config)
+    processor.prompt = "a picture of"
+    write = ImageCaptioningPipeline(model, processor)
+    settings = {"top_k": 2, "num_beams": 3, "max_new_tokens": 5}
+    results = write(images, **settings)
+    assert close(write(images, batch_size=2, **settings), results)
+    assert close(write(images[0]), [write(images, max_new_tokens=20)[0][0]])
+    for image, result in zip(images, results, strict=True):
+        inputs = processor(images=image, text=["a picture of"], return_tensors="pt")
+        written = model.generate(**inputs, num_beams=3, num_return_sequences=2, max_new_tokens=5, min_new_tokens=1)
+        assert [one["caption"] for one in result] == processor.decode_answers(written[:, 4:])
+        for tokens, one in zip(written, result, strict=True):
+            tokens = tokens[None, : (tokens != 0).sum()]
+            with torch.no_grad():
+                logits = model(tokens[:, :-1], inputs["pixel_values"]).logits[:, 3:].log_softmax(-1)
+            likelihood = logits.gather(-1, tokens[:, 4:, None]).mean()
+            assert one["score"] == pytest.approx(likelihood.exp().item(), rel=1e-4)
+    assert not close(write(images[0], prompt="", **settings), results[0])
+    assert write(images[0], max_new_tokens=37)
+    with pytest.raises(ValueError, match="max_new_tokens is 38: it must be at most 37"):
+        write(images[0], max_new_tokens=38)
+
+
+def test_transformers_own_pipeline_writes_the_same_captions(folder):
+    ours = pipeline("image-captioning", model="you/albef-captioning", prompt="a dog")
+    theirs = pipeline("image-text-to-text", model="you/albef-captioning")
+    settings = {"num_beams": 3, "min_new_tokens": 1, "max_new_tokens": 5}
+    found = theirs(images="image.png", text="a dog", generate_kwargs=settings)
+    assert found[0]["generated_text"].split()[2:] == ours("image.png", max_new_tokens=5)[0]["caption"].split()
 
 
 def test_questions_and_images_may_be_one_for_all(answering, processor, images):
@@ -748,6 +783,7 @@ def test_a_saved_model_names_its_pipelines_and_the_package_needs_no_trust(folder
         "albef": {"image-text-retrieval", "image-text-matching", "visual-grounding"},
         "albef-retrieval": {"image-text-retrieval", "image-text-matching", "visual-grounding"},
         "albef-vqa": {"visual-question-answering"},
+        "albef-captioning": {"image-captioning"},
         "albef-entailment": {"visual-entailment"},
         "albef-nlvr2": {"visual-reasoning"},
     }

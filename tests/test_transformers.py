@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from albef_hf import (
     AlbefConfig,
+    AlbefForImageCaptioning,
     AlbefForPreTraining,
     AlbefForQuestionAnswering,
     AlbefForRetrieval,
@@ -158,7 +159,9 @@ def test_trainer_evaluates_and_predicts(sharp, batch, tmp_path):
     assert torch.equal(torch.tensor(predicted)[:, :5], written) and not predicted[:, 5:].any()
 
 
-@pytest.mark.parametrize("kind", [AlbefForPreTraining, AlbefForRetrieval, AlbefForQuestionAnswering])
+@pytest.mark.parametrize(
+    "kind", [AlbefForPreTraining, AlbefForRetrieval, AlbefForQuestionAnswering, AlbefForImageCaptioning]
+)
 def test_label_smoothing_is_refused_where_it_would_take_the_labels_away(kind, config, batch, tmp_path):
     inputs = batch if kind is AlbefForPreTraining else inputs_of(batch, kind)
     arguments = TrainingArguments(**arguments_of(tmp_path, label_smoothing_factor=0.1, max_steps=1))
@@ -292,7 +295,9 @@ def test_a_model_runs_from_where_accelerate_puts_it(kind, config, batch, tmp_pat
             assert torch.equal(written, model.generate(**inputs, max_new_tokens=3))
 
 
-@pytest.mark.parametrize("kind", [AlbefForPreTraining, AlbefForQuestionAnswering, AlbefForVisualReasoning])
+@pytest.mark.parametrize(
+    "kind", [AlbefForPreTraining, AlbefForQuestionAnswering, AlbefForImageCaptioning, AlbefForVisualReasoning]
+)
 def test_of_several_devices_a_model_takes_the_first(kind):
     with torch.device("meta"):
         model = kind(AlbefConfig())

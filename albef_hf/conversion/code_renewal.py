@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SHIPPED_CODE = {
     "answers_albef.py",
     "calibration_albef.py",
+    "captioning_albef.py",
     "compatibility_albef.py",
     "configuration_albef.py",
     "encoders_albef.py",
@@ -50,6 +51,7 @@ SHIPPED_CODE = {
     "retrieval_albef.py",
     "sentence_albef.py",
     "shared_inputs_albef.py",
+    "unimodal_albef.py",
 }
 RENEWED_SECTIONS = ("Use", "Versions")  # of a model card; the other sections belong to the owner
 

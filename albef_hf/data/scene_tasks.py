@@ -278,3 +278,12 @@ class SceneChoices(SceneRows):
         others = {"color": recolored, "shape": reshaped}[attribute]
         absent = [other for other in others if phrase(other) not in names]
         return absent[rng.integers(len(absent))]
+
+
+class SceneDescriptions(SceneCaptions):
+    """Images with captions, as `SceneCaptions`, and the `objects` of the scenes, which captions can be checked by."""
+
+    def row(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Return an image with three captions, and its objects."""
+        scene = compose(np.random.default_rng((self.seed, index)))  # the random state of the row
+        return {**super().row(index, rng), "objects": scene.objects}

@@ -22,7 +22,11 @@ def main(arguments: list[str]) -> None:
     _require_model(options.model)
     with temporary_upload_folder(), tempfile.TemporaryDirectory() as scenes_folder:
         assistant = Assistant.from_pretrained(
-            options.model, question_model=options.question_model, index=options.index, images=options.images
+            options.model,
+            question_model=options.question_model,
+            index=options.index,
+            images=options.images,
+            caption_model=options.caption_model,
         )
         examples = find_images(options.examples) if options.examples else draw_scenes(scenes_folder)
         Page(Handlers(assistant, examples), examples).launch(options.host, options.port)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 DEFAULT_MODEL = "runs/scenes"  # written by `albef pretrain --config scenes`
 RENAMED_OPTIONS = {"pictures": "images"}
-DESCRIPTION = """Open a page to try a model on: score captions, see where the model looks for each word, ask questions
-and search images.
+DESCRIPTION = """Open a page to try a model on: score captions, see where the model looks for each word, ask questions,
+have images described, and search images.
 
 Environment variables replace options that are not given, so that a Space starts without options."""
 
@@ -18,6 +18,7 @@ class DemoArguments:
 
     model: str
     question_model: str | None
+    caption_model: str | None
     index: str | None
     images: str | None
     examples: str | None
@@ -41,6 +42,7 @@ def read_arguments(arguments: list[str]) -> DemoArguments:
     )
     _add_option(parser, "model", "folder or Hub name of a pretraining or retrieval model", default=DEFAULT_MODEL)
     _add_option(parser, "question_model", "folder or Hub name of a model that answers questions")
+    _add_option(parser, "caption_model", "folder or Hub name of a model that writes captions")
     _add_option(parser, "index", "folder that `albef index build` has written with this model")
     _add_option(parser, "images", "current folder of the indexed images, if it has moved")
     _add_option(parser, "examples", "folder of example images; without it, built-in scenes are drawn")

@@ -7,8 +7,22 @@ from PIL import Image
 from transformers import pipeline
 
 from ..calibration_albef import MatchCalibration
-from ..heatmaps_albef import answer_heatmaps, match_probabilities, matching_heatmaps, overlay, overlays
-from ..pipeline_albef import AlbefPipeline, ImageTextRetrievalPipeline, VisualQuestionAnsweringPipeline
+from ..heatmaps_albef import (
+    answer_heatmaps,
+    caption_heatmaps,
+    content_words,
+    match_probabilities,
+    matching_heatmaps,
+    overlay,
+    overlays,
+    word_heatmaps,
+)
+from ..pipeline_albef import (
+    AlbefPipeline,
+    ImageCaptioningPipeline,
+    ImageTextRetrievalPipeline,
+    VisualQuestionAnsweringPipeline,
+)
 from ..search.html_report import contain, word_maps
 
 if TYPE_CHECKING:
@@ -16,9 +30,11 @@ if TYPE_CHECKING:
 
 RETRIEVAL: Any = "image-text-retrieval"  # missing in the type annotations of transformers
 QUESTION_ANSWERING: Any = "visual-question-answering"
+CAPTIONING: Any = "image-captioning"
 IMAGE_SIZE = 480  # longer side of an image in a gallery, in pixels
 RERANK_K = 32  # images reranked per search; with the paper's 128, visitors would wait too long
 NUM_ANSWERS = 3
+NUM_CAPTIONS = 3
 WHOLE_TEXT = "whole text"
 UNREADABLE = "can no longer be read"
 
@@ -33,15 +49,22 @@ class Assistant:
         retrieval: Matches images and texts.
         question_answering: Answers questions; None if the page has no such model.
         index: Images to search; None if the page has no index.
+        captioning: Writes captions; None if the page has no such model.
     """
 
     retrieval: ImageTextRetrievalPipeline
     question_answering: VisualQuestionAnsweringPipeline | None = None
     index: "ImageIndex | None" = None
+    captioning: ImageCaptioningPipeline | None = None
 
     @classmethod
     def from_pretrained(
-        cls, model: str, question_model: str | None = None, index: str | None = None, images: str | None = None
+        cls,
+        model: str,
+        question_model: str | None = None,
+        index: str | None = None,
+        images: str | None = None,
+        caption_model: str | None = None,
     ) -> "Assistant":
         """Load models and an index.
 
@@ -50,10 +73,13 @@ class Assistant:
             question_model: Folder or Hub name of a model that answers questions.
             index: Folder of an index that was built with `model`.
             images: Current folder of the indexed images, if it has moved.
+            caption_model: Folder or Hub name of a model that writes captions.
         """
         assistant = cls(pipeline(RETRIEVAL, model=model))
         if question_model:
             assistant.question_answering = pipeline(QUESTION_ANSWERING, model=question_model)
+        if caption_model:
+            assistant.captioning = pipeline(CAPTIONING, model=caption_model)
         if index:
             from ..search.index import ImageIndex  # needs faiss
 
@@ -116,6 +142,28 @@ class Assistant:
         answers = {result["answer"]: result["score"] for result in reversed(results)}  # keeps the best of duplicates
         best = results[0]["answer"]
         return answers, _answer_heatmap(self.question_answering, image, question, best) if best else image
+
+    def describe(self, image: Image.Image) -> tuple[dict[str, float], list[GalleryItem]]:
+        """Write captions.
+
+        Returns:
+            The best captions with their scores, and heat maps of the words of the first, without function words; the
+            words have one scale.
+        """
+        if self.captioning is None:
+            raise ValueError("This page has no model that writes captions.")
+        results: Any = self.captioning(image, top_k=NUM_CAPTIONS)
+        captions = {result["caption"]: result["score"] for result in reversed(results)}
+        model, processor = _parts(self.captioning)
+        pixels = processor(images=[image], return_tensors="pt")["pixel_values"].to(model.device)
+        ids = processor.encode_captions(results[0]["caption"], max_length=model.config.text_config.max_tokens)
+        input_ids = ids["input_ids"].to(model.device)
+        used = len(processor.encode_prompt())
+        maps = caption_heatmaps(model, input_ids, pixels)[0, used:]
+        words, heatmaps = word_heatmaps(processor.tokenizer, input_ids[0, used:], maps)
+        content = content_words(words)
+        drawings = overlays(contain(image, IMAGE_SIZE), heatmaps[content])
+        return captions, list(zip(drawings, (words[index] for index in content), strict=True))
 
     def search(self, query: str | Image.Image, top_k: int) -> tuple[list[GalleryItem], list[str | int]]:
         """Return the images that match a text best, or are most similar to an image; and their keys in the index.

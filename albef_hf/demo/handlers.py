@@ -89,6 +89,11 @@ class Handlers:
         return self.assistant.answer(image, question, choices)
 
     @visitor_job
+    def describe(self, upload: Any) -> tuple[dict[str, float], list[GalleryItem]]:
+        """Return captions with their scores, and where the model looked for each word of the best one."""
+        return self.assistant.describe(self._read_image(upload))
+
+    @visitor_job
     def search(self, query: Any) -> tuple[list[GalleryItem], SearchResults]:
         """Return images that match a text."""
         query = read_text(query, "text")

@@ -29,7 +29,7 @@ footer .divider:last-child { display: none !important; }
 }
 """
 INTRODUCTION = """# ALBEF
-Find out which captions fit an image, where the model sees each word, and how it answers your questions."""
+Find out which captions fit an image, where the model sees each word, and what it says itself."""
 WORDS_NOTE = (
     "Color shows where the model looks to decide whether text and image match. Full red is the hottest place of any "
     "word; the whole text has a scale of its own. All colors fade with the probability of a match: a text that is not "
@@ -39,6 +39,15 @@ SINGLE_LAYER_NOTE = "This model has a single multimodal layer, so each word is c
 NO_QUESTIONS = (
     "This page has no model that answers questions. To add one, start it with `--question_model` (on a Space: "
     "`ALBEF_QUESTION_MODEL`) and a folder that `albef finetune vqa` has written, or the name of a model on the Hub."
+)
+NO_CAPTIONS = (
+    "This page has no model that writes captions. To add one, start it with `--caption_model` (on a Space: "
+    "`ALBEF_CAPTION_MODEL`) and a folder that `albef finetune captioning` has written, or the name of a model on the "
+    "Hub."
+)
+DESCRIBE_NOTE = (
+    "Beside each caption is the mean probability of its words. Color shows where the model looks to write each word "
+    "of the first caption; full red is the hottest place of any word."
 )
 NO_INDEX = (
     "This page has no images to search. To add some, start it with `--index` (on a Space: `ALBEF_INDEX`) and a folder "
@@ -106,6 +115,8 @@ class Page:
                         text, all_words, heatmaps = self._build_words(image)
                     with gr.Tab("Question", id="question"):
                         self._build_question(image)
+                    with gr.Tab("Describe", id="describe"):
+                        self._build_describe(image)
                     with gr.Tab("Search", id="search"):
                         self._build_search(image, all_words, selected=[image, text, heatmaps, tabs])
             with below_image:
@@ -151,6 +162,16 @@ class Page:
             heatmap = gr.Image(label="Where the model looked", interactive=False, buttons=[], elem_id="answer_heatmap")
         events = [button.click, question.submit]
         _connect(events, self.handlers.answer, [image, question, choices], [answers, heatmap])
+
+    def _build_describe(self, image: gr.Image) -> None:
+        if self.handlers.assistant.captioning is None:
+            gr.Markdown(NO_CAPTIONS)
+            return
+        button = gr.Button("Describe it", variant="primary", elem_id="write")
+        captions = gr.Label(label="Captions", elem_id="written_captions")
+        heatmaps = _full_gallery("caption_heatmaps")
+        gr.Markdown(DESCRIBE_NOTE)
+        _connect([button.click], self.handlers.describe, [image], [captions, heatmaps])
 
     def _build_search(self, image: gr.Image, all_words: gr.Checkbox, selected: list[Any]) -> None:
         index = self.handlers.assistant.index

@@ -112,6 +112,44 @@ class VqaArguments(FineTuningArguments):
 
 
 @dataclass
+class CaptioningArguments(FineTuningArguments):
+    """Captioning, which the paper does not have.
+
+    Epochs, batch size, learning rates, weight decay, label smoothing, prompt and beams are BLIP's for COCO; warmup and
+    teacher are the paper's for VQA.
+    """
+
+    num_train_epochs: int = 5
+    per_device_train_batch_size: int = 32
+    learning_rate: float = 1e-5
+    min_learning_rate: float = 0.0
+    warmup_learning_rate: float = 1e-5
+    warmup_steps: int = 400
+    weight_decay: float = 0.05
+    max_tokens: int = 40
+    prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "words before a caption, which bear no loss; default: those that the model was trained with, or "
+            "BLIP's, a picture of"
+        },
+    )
+    label_smoothing: float = field(
+        default=0.1, metadata={"help": "weight of the whole vocabulary in the targets, as in BLIP; 0: none"}
+    )
+    num_beams: int = field(default=3, metadata={"help": "beams of the evaluation"})
+    max_length: int = field(default=20, metadata={"help": "tokens of a written caption, with [CLS] and prompt"})
+    min_length: int = field(default=5, metadata={"help": "tokens that a written caption has at least, likewise"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(1, "num_beams", "min_length")
+        self.require_fraction("label_smoothing")
+        if self.max_length < self.min_length:
+            raise ValueError(f"max_length is {self.max_length}; it must be at least min_length, {self.min_length}.")
+
+
+@dataclass
 class GroundingArguments(PairArguments):
     """Grounding; the defaults are the paper's."""
 

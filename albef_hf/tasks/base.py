@@ -116,6 +116,11 @@ class Task(ABC):
             ValueError: If no row can be used.
         """
 
+    @property
+    def forward_settings(self) -> dict[str, Any]:
+        """Return arguments of the student's forward pass that are the same for all batches."""
+        return {}
+
     def evaluate_exchanged(self, model: PreTrainedModel, rows: Any, accelerator: Accelerator) -> dict[str, float]:
         """Return the metric of the last `evaluate` with images exchanged among rows, if the task has such a metric."""
         return {}

@@ -15,6 +15,7 @@ from transformers_tests.test_modeling_common import ModelTesterMixin, floats_ten
 
 from albef_hf import (
     AlbefConfig,
+    AlbefForImageCaptioning,
     AlbefForPreTraining,
     AlbefForQuestionAnswering,
     AlbefForRetrieval,
@@ -238,6 +239,16 @@ class QuestionAnsweringTest(CompositeTests, unittest.TestCase):
             super().test_attn_implementation_composite_models()
 
     @unittest.skip("GenerationTesterMixin is not in the source distribution; tests/test_transformers.py generates")
+    def test_generation_tester_mixin_inheritance(self): ...
+
+
+class ImageCaptioningTest(CompositeTests, unittest.TestCase):
+    all_model_classes = (AlbefForImageCaptioning,)
+
+    def labels(self, inputs: dict) -> dict:
+        return {"labels": inputs["input_ids"].index_fill(1, torch.tensor([0]), -100)}
+
+    @unittest.skip("GenerationTesterMixin is not in the source distribution; tests/test_captioning.py generates")
     def test_generation_tester_mixin_inheritance(self): ...
 
 

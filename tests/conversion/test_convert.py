@@ -242,7 +242,7 @@ def rename(before: str, after: str):
     "arguments, message",
     [
         ({"task": "vqa"}, "is for the task retrieval, not for vqa. Convert it with --task retrieval"),
-        ({"task": "captioning"}, "no task captioning. Choose one of pretraining, retrieval"),
+        ({"task": "translation"}, "no task translation. Choose one of pretraining, retrieval"),
         ({"config": None}, "width of 48 is not a multiple of 64. Set num_attention_heads"),
         ({"config": {"vision_config": {"num_attention_heads": 5}}}, r"\(48\) must be a multiple of .* \(5\)"),
         (

@@ -18,8 +18,10 @@ from PIL import Image
 from sharp_models import make
 
 from albef_hf import (
+    AlbefForImageCaptioning,
     AlbefForQuestionAnswering,
     AlbefForRetrieval,
+    ImageCaptioningPipeline,
     ImageTextRetrievalPipeline,
     VisualQuestionAnsweringPipeline,
 )
@@ -34,7 +36,11 @@ LONG_TEXT = "a red ball and a dog " * 20
 @pytest.fixture
 def assistant(config, processor) -> Assistant:
     retrieval = ImageTextRetrievalPipeline(make(AlbefForRetrieval, config), processor)
-    return Assistant(retrieval, VisualQuestionAnsweringPipeline(make(AlbefForQuestionAnswering, config), processor))
+    return Assistant(
+        retrieval,
+        VisualQuestionAnsweringPipeline(make(AlbefForQuestionAnswering, config), processor),
+        captioning=ImageCaptioningPipeline(make(AlbefForImageCaptioning, config), processor),
+    )
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from PIL import Image
 from sharp_models import make
 
 from albef_hf import AlbefForRetrieval, ImageTextRetrievalPipeline
-from albef_hf.demo.assistant import NUM_ANSWERS, WHOLE_TEXT, Assistant
+from albef_hf.demo.assistant import NUM_ANSWERS, NUM_CAPTIONS, WHOLE_TEXT, Assistant
 from albef_hf.heatmaps_albef import (
     contrastive_heatmaps,
     match_probabilities,
@@ -91,6 +91,16 @@ def test_questions_are_answered_freely_and_from_choices(assistant, image):
     chosen, other = assistant.answer(image, "what is it", ["yes", "no"])
     assert set(chosen) == {"yes", "no"} and sum(chosen.values()) == pytest.approx(1)
     assert heatmap.size == other.size == (480, 320) and not np.array_equal(heatmap, other)
+
+
+def test_an_image_is_described_with_a_heat_map_of_each_word(assistant, image):
+    expected = assistant.captioning(image, top_k=NUM_CAPTIONS)
+    captions, items = assistant.describe(image)
+    assert captions == pytest.approx({result["caption"]: result["score"] for result in expected})
+    words = expected[0]["caption"].split()
+    assert items and all(heatmap.size == (480, 320) for heatmap, _ in items)
+    assert {title for _, title in items} <= set(words)
+    assert not all(np.array_equal(items[0][0], heatmap) for heatmap, _ in items[1:]) or len(items) == 1
 
 
 def test_an_index_is_searched_after_its_images_have_moved(assistant, image, tmp_path):

@@ -39,6 +39,7 @@ def test_the_page_says_what_is_missing(handlers, upload, tmp_path):
         (handlers.heatmaps, (upload, " "), "There is no text yet"),
         (handlers.heatmaps, (upload, "x" * 10_000), "this one has 10,000"),
         (handlers.answer, (upload, "", ""), "There is no question yet"),
+        (handlers.describe, (None,), "There is no image yet"),
         (handlers.search, ("",), "There is no text yet"),
         (handlers.search, ("a dog",), "no images to search"),
         (handlers.search_similar, (None,), "There is no image yet"),
@@ -148,6 +149,7 @@ def test_a_tab_without_a_model_or_index_says_how_to_add_one(assistant, handlers)
     config = Page(Handlers(Assistant(assistant.retrieval))).build().get_config_file()
     explained = markdown(config)
     assert "`--question_model`" in explained and "`albef finetune vqa`" in explained
+    assert "`--caption_model`" in explained and "`albef finetune captioning`" in explained
     assert "`--index`" in explained and "`albef index build`" in explained
     ids = {part["props"].get("elem_id") for part in config["components"]}
-    assert "score" in ids and not ids & {"ask", "search"}
+    assert "score" in ids and not ids & {"ask", "write", "search"}

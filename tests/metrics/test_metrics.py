@@ -3,6 +3,7 @@
 import ast
 import doctest
 import json
+import math
 import re
 import socket
 from pathlib import Path
@@ -11,7 +12,9 @@ import evaluate
 import numpy as np
 import pytest
 from paths import REPOSITORY
+from task_rows import NEEDS_CAPTION_SCORES
 
+from albef_hf.metrics.caption_scores.scoring import caption_scores, caption_words
 from albef_hf.metrics.entailment_accuracy.scoring import entailment_accuracy
 from albef_hf.metrics.grounding_accuracy.scoring import box_iou, grounding_accuracy
 from albef_hf.metrics.nlvr2_accuracy.scoring import nlvr2_accuracy
@@ -20,7 +23,14 @@ from albef_hf.metrics.vqa_accuracy import scoring as vqa_scoring
 from albef_hf.metrics.vqa_accuracy.scoring import answer_accuracy, normalize_answer, vqa_accuracy
 
 METRICS = REPOSITORY / "albef_hf" / "metrics"
-NAMES = ["entailment_accuracy", "grounding_accuracy", "nlvr2_accuracy", "retrieval_recall", "vqa_accuracy"]
+NAMES = [
+    pytest.param("caption_scores", marks=NEEDS_CAPTION_SCORES),
+    "entailment_accuracy",
+    "grounding_accuracy",
+    "nlvr2_accuracy",
+    "retrieval_recall",
+    "vqa_accuracy",
+]
 
 
 @pytest.fixture
@@ -34,6 +44,46 @@ def load(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path)
     monkeypatch.chdir(REPOSITORY)
     return lambda name: evaluate.load(f"albef_hf/metrics/{name}")
+
+
+# Captions
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("Two dogs , one isn't brown; a T-shirt.", "two dogs one is n't brown a t-shirt"),
+        ("A man's hat, 10:30 o’clock: 1,000 people!", "a man 's hat 10:30 o'clock 1,000 people"),
+        ("we'll (they’re) 50% of the boys' \"1/2\"", "we 'll they 're 50 % of the boys 1/2"),
+    ],
+)
+def test_captions_are_split_as_by_the_tokenizer_of_coco(caption, words):
+    """What its Java program makes of them, apart from brackets, which it keeps as words."""
+    assert caption_words(caption) == words
+
+
+@NEEDS_CAPTION_SCORES
+def test_scores_of_captions_by_hand():
+    other = ["x y z w v"]
+    # Equal to the only reference, which has no word of the other image's: the cosine of each length is 1, times 10.
+    assert caption_scores(["a b c d", *other], [["a b c d"], other])["cider"] == pytest.approx(1000)
+    # Four of five words, all of weight log(2): 4/sqrt(20), 3/sqrt(12), 2/sqrt(6), 1/sqrt(2) for lengths 1 to 4. The
+    # length is that of the bigrams, 3 and 4: exp(-1/72).
+    cosines = [4 / 20**0.5, 3 / 12**0.5, 2 / 6**0.5, 1 / 2**0.5]
+    scores = caption_scores(["a b c d", *other], [["a b c d e"], other])
+    expected = (10 * sum(cosines) / 4 * math.exp(-1 / 72) + 10) / 2
+    assert scores["cider"] == pytest.approx(100 * expected)
+    # All n-grams of nine words are right, one less than the references have.
+    assert scores["bleu4"] == pytest.approx(100 * math.exp(1 - 10 / 9))
+    # Of precision 1 and recall 0.8, with beta 1.2.
+    assert scores["rouge_l"] == pytest.approx(100 * (2.44 * 0.8 / (0.8 + 1.44) + 1) / 2)
+
+
+@NEEDS_CAPTION_SCORES
+def test_the_longest_common_subsequence_is_that_of_the_paper():
+    """Lin 2004, section 3.1: police killed the gunman, police kill the gunman, the gunman kill police."""
+    for caption, share in (("police kill the gunman", 75), ("the gunman kill police", 50)):
+        assert caption_scores([caption], [["police killed the gunman"]])["rouge_l"] == pytest.approx(share)
 
 
 # Retrieval
@@ -287,6 +337,7 @@ def test_readme_snippet_runs(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_results_are_json_and_the_metric_has_a_description(name, load):
     inputs = {
+        "caption_scores": (["a b c d", "e f g h"], [["a b c d"], ["e f g h"]]),
         "entailment_accuracy": ([2], [2]),
         "grounding_accuracy": (np.array([[0, 0, 4, 4]]), [(0, 0, 4, 4)]),
         "nlvr2_accuracy": (np.array([1]), [True]),
@@ -297,7 +348,7 @@ def test_results_are_json_and_the_metric_has_a_description(name, load):
     predictions, references = inputs[name]
     result = metric.compute(predictions=predictions, references=references)
     assert json.loads(json.dumps(result)) == result
-    assert result.get("accuracy", result.get("r1")) == 100.0
+    assert result.get("accuracy", result.get("r1", result.get("rouge_l"))) == 100.0
     for text in (metric.description, metric.citation, metric.inputs_description):
         assert text.strip()
     assert "Returns:" in metric.inputs_description and metric.citation.startswith("@")
@@ -306,8 +357,9 @@ def test_results_are_json_and_the_metric_has_a_description(name, load):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_metric_is_self_contained(name):
     """Its folder can be pushed to the Hub."""
-    standard = {(0, module) for module in ("collections.abc", "math", "numbers", "re", "statistics")}
-    assert imports_of(METRICS / name / "scoring.py") <= standard, "the tasks need no library for it"
+    standard = {(0, module) for module in ("collections.abc", "math", "numbers", "re", "statistics", "typing")}
+    imports = {imported for imported in imports_of(METRICS / name / "scoring.py") if "pycoco" not in imported[1]}
+    assert imports <= standard, "the tasks need no other library for it"
     module = imports_of(METRICS / name / f"{name}.py")
     assert module <= standard | {(0, "datasets"), (0, "evaluate"), (1, "scoring")}
 
@@ -335,6 +387,10 @@ BOX = [0, 0, 4, 4]
         (recall_at, ([[1], [2]], [[1], []]), "Query 1 .* remove it"),
         (recall_at, ([[1]], [[1]], (0, 5)), "none below 1"),
         (recall_at, ([[1]], [[1]], ()), "give at least one"),
+        (caption_scores, ([], []), "at least one image"),
+        (caption_scores, (["a", "b"], [["a"]]), "2 predictions but 1 references: give one"),
+        (caption_scores, (["a", "b"], [["a"], []]), "give a list of one or more"),
+        (caption_scores, (["a"], ["a"]), "give a list of one or more"),
         (vqa_accuracy, ([], []), "at least one question"),
         (vqa_accuracy, (["a", "b"], [["a"]]), "2 predictions but 1 references: give one"),
         (vqa_accuracy, (["a"], [["a"]], ["other", "other"]), "but 2 answer_types: give one"),
