@@ -46,7 +46,7 @@ constraints:
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --upgrade setuptools
-	$(VENV)/bin/pip install --quiet "$(TORCH)" -e ".[style]" $(EVERYTHING)
+	$(VENV)/bin/pip install --quiet "$(TORCH)" -e ".[style,mteb]" $(EVERYTHING)
 	$(VENV)/bin/pip freeze --all --exclude-editable --exclude pip > $(VENV)/frozen.txt
 	echo "# Exact versions that the tests ran with; written by make constraints." > $(VENV)/constraints.txt
 	sed '/^nvidia-/d; /^triton==/d; s/+cpu$$//' $(VENV)/frozen.txt >> $(VENV)/constraints.txt

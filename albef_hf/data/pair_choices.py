@@ -95,10 +95,20 @@ def load_pair_choice(row: Mapping[str, Any], image_root: str | None = None) -> P
         needed = "an image needs a caption and wrong ones, two images need two captions"
         raise InvalidSampleError(SkipReason.CAPTION_EMPTY, f"{found}: {needed}")
     if {*BOX} <= {*row} and None not in (box := [row[name] for name in BOX]):
-        left, top, width, height = box
-        images = [image.crop((left, top, left + width, top + height)) for image in images]
+        images = [_crop(image, box) for image in images]
     category = _values(row, CATEGORY)
     return PairChoice(images, captions + wrong, str(category[0]) if category else "")
+
+
+def _crop(image: Image.Image, box: Sequence[Any]) -> Image.Image:
+    try:
+        left, top, width, height = map(float, box)
+        cropped = image.crop((left, top, left + width, top + height))
+    except (TypeError, ValueError) as error:
+        raise InvalidSampleError(SkipReason.IMAGE_BROKEN, f"box {box}: {error}") from error
+    if 0 in cropped.size:
+        raise InvalidSampleError(SkipReason.IMAGE_BROKEN, f"box {box} is empty")
+    return cropped
 
 
 def _checklist_rows(file: str, image: Any, texts: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -170,10 +170,11 @@ def test_rows_that_are_no_choice_are_skipped_and_counted(sharp, processor, photo
         {**ROWS[0], "wrong_caption": " "},
         {**WINOGROUND[0], "wrong_caption": "a man"},
         {**ROWS[0], "image": "absent.png"},
+        *({**ROWS[0], **BOX, "bbox_w": width} for width in (0, -3, "wide")),
     ]
     task = make_task("pair_choice", processor, image_root=str(photographs))
     metrics, predictions = task.evaluate(sharp, [*bad, ROWS[0]], Accelerator(cpu=True))
-    assert [prediction["row"] for prediction in predictions] == [5]
+    assert [prediction["row"] for prediction in predictions] == [8] and metrics["rows/image_broken"] == 3
     assert metrics["rows/label_unknown"] == 2 and metrics["rows/caption_empty"] == 2
     assert metrics["rows/image_missing"] == 1 and "with the same tokens" in str(task.row_errors)
 
