@@ -114,7 +114,7 @@ def test_pixels_in_the_unit_range(config, processor):
     model = make(AlbefForRetrieval, config)
     wrapped = WithNormalization(model, processor)
     pixels = wrapped.denormalize(inputs["pixel_values"])
-    assert 0 <= pixels.min() and pixels.max() <= 1
+    assert pixels.min() >= 0 and pixels.max() <= 1
     unit = processor(images=images, do_normalize=False, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels, unit)
     torch.testing.assert_close(wrapped.normalize(pixels), inputs["pixel_values"])
