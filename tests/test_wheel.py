@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -88,3 +89,20 @@ def test_help_works_from_any_folder(installed, arguments, tmp_path):
     assert shown.startswith(" ".join(["usage: albef", *arguments]))
     if arguments and arguments[0] in ("pretrain", "finetune"):
         assert "scenes" in shown.split("--config", 2)[2][:400]  # a recipe, found by name
+
+
+def test_the_image_and_the_job_install_what_there_is():
+    settings = configparser.ConfigParser()
+    settings.read(REPOSITORY / "setup.cfg")
+    dockerfile = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+    header = re.search(r"# /// script\n(.*?)# ///", (REPOSITORY / "examples/pretrain_job.py").read_text(), re.DOTALL)[
+        1
+    ]
+    job = tomllib.loads(header.replace("# ", ""))
+    assert job["requires-python"] == settings["options"]["python_requires"]
+    for command in (*job["dependencies"], *re.findall(r"^RUN (.*)", dockerfile, re.MULTILINE)):
+        (extras,) = re.findall(r"(?:albef_hf|\.)\[([\w,-]+)\]", command)
+        assert {*extras.split(",")} <= {*settings["options.extras_require"]}
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", dockerfile, re.MULTILINE) for name in line.split()}
+    not_ignored = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().split() if line.startswith("!")}
+    assert copied == not_ignored and all((REPOSITORY / name).exists() for name in copied)
