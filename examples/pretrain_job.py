@@ -2,13 +2,13 @@
 # requires-python = ">=3.11"
 # dependencies = ["albef_hf[train]"]
 # ///
-"""Pretrain ALBEF without installing anything: uv reads above what to install.
+r"""Pretrain ALBEF without installing anything: uv reads above what to install.
 
     uv run examples/pretrain_job.py --config scenes --max_steps 20
 
 As a job of Hugging Face, whose disk is gone at its end, the model has to be pushed:
 
-    hf jobs uv run --flavor a10g-small --secrets HF_TOKEN --timeout 12h examples/pretrain_job.py \\
+    hf jobs uv run --flavor a10g-small --secrets HF_TOKEN --timeout 12h examples/pretrain_job.py \
         --dataset you/pairs --push_to_hub --hub_model_id you/albef
 
 The options are those of `albef pretrain`. From a clone, without a release on PyPI, add `--with .` after `uv run`, and

@@ -166,5 +166,5 @@ def test_links_and_files_exist(path):
         assert target.exists(), link
         assert not anchor or anchor in headings_of(target), link
     for code in code_of(path):
-        if re.fullmatch(r"(albef_hf|benchmarks|demo|docs|tests|train)/[\w./-]*\w/?", code):
+        if re.fullmatch(r"(albef_hf|benchmarks|demo|docs|examples|tests|train)/[\w./-]*\w/?", code):
             assert (REPOSITORY / code).exists(), code

@@ -1,9 +1,11 @@
 """Gradients to images and to word embeddings, and pixels in [0, 1]: what attacks and explanations need."""
 
 import copy
+import re
 
 import pytest
 import torch
+from paths import REPOSITORY
 from sharp_models import make
 from test_transformers import KINDS, questions_of
 from torch import nn
@@ -114,7 +116,7 @@ def test_pixels_in_the_unit_range(config, processor):
     model = make(AlbefForRetrieval, config)
     wrapped = WithNormalization(model, processor)
     pixels = wrapped.denormalize(inputs["pixel_values"])
-    assert 0 <= pixels.min() and pixels.max() <= 1
+    assert pixels.min() >= 0 and pixels.max() <= 1
     unit = processor(images=images, do_normalize=False, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels, unit)
     torch.testing.assert_close(wrapped.normalize(pixels), inputs["pixel_values"])
@@ -154,3 +156,17 @@ def test_normalization_is_exported_with_the_model(processor):
     pixels = torch.rand(2, 3, 32, 32)
     exported = torch.export.export(wrapped, (), {"pixel_values": pixels}).module()
     torch.testing.assert_close(exported(pixel_values=pixels / 2), wrapped(pixel_values=pixels / 2))
+
+
+def test_the_snippet_of_the_document_runs(config, processor, tmp_path, monkeypatch):
+    make(AlbefForRetrieval, config).save_pretrained(tmp_path / "runs" / "scenes")
+    processor.save_pretrained(tmp_path / "runs" / "scenes")
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/attacks.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(snippet, names)
+    with torch.no_grad():
+        inputs = {**names["inputs"], "inputs_embeds": names["words"]}
+        after, before = (names["model"](pixel_values=names[name], **inputs) for name in ("attacked", "pixels"))
+    assert after.itm_logits.diff() < before.itm_logits.diff()
+    assert names["importance"].shape == names["words"].shape[:2]

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_everything_but_tests_is_in_the_wheel(installed):
 
 
 def test_the_source_distribution_is_the_package_and_what_builds_it(source):
-    names = {path.name for path in source.iterdir()}
+    names = {path.name for path in source.iterdir()} - {"build"}  # of the wheel
     assert names == {"albef_hf", "albef_hf.egg-info", "PKG-INFO", *BUILT_FROM}
 
 
@@ -71,12 +72,7 @@ def test_links_on_pypi_are_those_of_the_readme(installed):
     assert {"Documentation", "Changelog", "Issues"} <= {line.split(",")[0] for line in metadata.get_all("Project-URL")}
     link = re.compile(r"(!?)\[[^\[\]]*\]\(([^)]*)\)")
     links = link.findall((REPOSITORY / "README.md").read_text(encoding="utf-8"))
-    assert {target.split(":")[0].split("#")[0] for _, target in links} >= {
-        "https",
-        "",
-        "docs/demo.png",
-        "docs/data.md",
-    }
+    assert {("!", "docs/demo.png"), ("", "docs/data.md"), ("", "#what-to-know")} <= {*links}
     for (is_image, target), (_, shown) in zip(links, link.findall(metadata.get_payload()), strict=True):
         is_absolute = target.startswith(("https://", "#"))  # PyPI has the anchors of the page
         kind = "raw" if is_image else "blob"
@@ -93,3 +89,20 @@ def test_help_works_from_any_folder(installed, arguments, tmp_path):
     assert shown.startswith(" ".join(["usage: albef", *arguments]))
     if arguments and arguments[0] in ("pretrain", "finetune"):
         assert "scenes" in shown.split("--config", 2)[2][:400]  # a recipe, found by name
+
+
+def test_the_image_and_the_job_install_what_there_is():
+    settings = configparser.ConfigParser()
+    settings.read(REPOSITORY / "setup.cfg")
+    dockerfile = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+    header = re.search(r"# /// script\n(.*?)# ///", (REPOSITORY / "examples/pretrain_job.py").read_text(), re.DOTALL)[
+        1
+    ]
+    job = tomllib.loads(header.replace("# ", ""))
+    assert job["requires-python"] == settings["options"]["python_requires"]
+    for command in (*job["dependencies"], *re.findall(r"^RUN (.*)", dockerfile, re.MULTILINE)):
+        (extras,) = re.findall(r"(?:albef_hf|\.)\[([\w,-]+)\]", command)
+        assert {*extras.split(",")} <= {*settings["options.extras_require"]}
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", dockerfile, re.MULTILINE) for name in line.split()}
+    not_ignored = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().split() if line.startswith("!")}
+    assert copied == not_ignored and all((REPOSITORY / name).exists() for name in copied)
