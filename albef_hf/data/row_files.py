@@ -151,8 +151,8 @@ def _reasons_to_drop(rows: Any, described: str, split: str | None, language: str
     present = {row["split"] for row in rows if "split" in row}
     if present and wanted - present:
         raise ValueError(
-            f"{described} has no split {', '.join(sorted(wanted - present))}, but {', '.join(sorted(present))}: set "
-            "split and validation_split, such as train+restval for two."
+            f"{described} has no split {', '.join(sorted(wanted - present))}, but {', '.join(sorted(present))}: "
+            "choose from them with split, to train on, and validation_split, to evaluate on; a+b is both."
         )
 
     def reason(row: Row) -> str | None:
