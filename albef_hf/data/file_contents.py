@@ -54,7 +54,7 @@ def read_content(file: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         pass
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]  # a caption may have other separators
     try:
         return JsonLines(map(json.loads, lines))
     except (ValueError, RecursionError):

@@ -209,7 +209,10 @@ class FineTuningTask(Task):
             return self._read_files(files, split, required)
         if self.args.dataset:
             return self._load_dataset(split, required)
-        raise ValueError("train_files and validation_files need each other; set both.")
+        raise ValueError(
+            "train_files and validation_files need each other; set both. A published file with several splits may be "
+            "both: split and validation_split choose among them."
+        )
 
     def _read_files(self, files: list[str], split: str, required: tuple[str, ...]) -> Rows:
         from ..data.row_files import read_rows, require_columns
