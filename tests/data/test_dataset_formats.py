@@ -201,7 +201,7 @@ def test_errors_name_the_formats(tmp_path):
     with pytest.raises(ValueError, match="has the keys of vizwiz, but dataset_format is gqa"):
         rows_of("vizwiz_train.json", dataset_format="gqa")
     for options, message in (
-        ({"dataset_format": "vqa2", "train_files": ["a"]}, "'vqa2'; choose from aokvqa"),
+        ({"dataset_format": "vqa2", "train_files": ["a"]}, "'vqa2', which is none of aokvqa, .*; did you mean vqav2"),
         ({"dataset_format": "gqa"}, "dataset_format gqa is that of files; set train_files"),
     ):
         with pytest.raises(ValueError, match=message):
