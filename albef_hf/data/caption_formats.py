@@ -56,7 +56,7 @@ def flickr30k_token(contents: list[Any]) -> list[Row]:
     rows = []
     for lines in contents:
         for line in lines:
-            name, caption = line.split("\t", 1)
+            name, _, caption = line.partition("\t")
             rows.append({"image": f"{FLICKR30K_FOLDER}/{name.rpartition('#')[0]}", "caption": caption})
     return rows
 
@@ -80,5 +80,8 @@ def cc3m(contents: list[Any]) -> list[Row]:
             raise ValueError(f"It is {DOWNLOAD}.")
         for line in lines[1:]:
             values = line.split("\t")
-            rows.append({"image": values[path], "caption": values[caption]})
+            if len(values) == len(header):
+                rows.append({"image": values[path], "caption": values[caption]})
+            else:
+                rows.append({"dropped": f"line of {len(values)} columns"})
     return rows

@@ -39,6 +39,9 @@ def read_plain_pickle(path: Path) -> Any:
 def read_content(file: str) -> Any:
     """Return the parsed content of a file; None if it cannot be parsed, for which `read_json_list` says why."""
     path = Path(file)
+    if path.is_dir():
+        names = [name.name for name in sorted(path.iterdir()) if name.is_file()]
+        raise ValueError(f"{file} is a folder; give a file in it{', such as ' + names[0] if names else ''}.")
     try:
         if path.suffix in PICKLES:
             return read_plain_pickle(path)
@@ -51,7 +54,7 @@ def read_content(file: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         pass
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]  # a caption may have other separators
     try:
         return JsonLines(map(json.loads, lines))
     except (ValueError, RecursionError):

@@ -61,7 +61,6 @@ def read_rows(
             rows += [row for file, content in contents.items() for row in _own_rows(file, content)]
         else:
             rows += _use(_published_rows(name, contents), name, [*contents], **settings)
-    require_readable(rows, ", ".join(files))
     return rows
 
 
@@ -90,12 +89,13 @@ def _format_of(file: str, content: Any, dataset_format: str | None) -> str | Non
 def _own_rows(file: str, content: Any) -> list[Row]:
     """Return the rows of a parsed file of this package's format."""
     if type(content) is list and all(isinstance(row, dict) for row in content):
+        require_readable(content, file)
         return content
-    if content is None:
-        return read_json_list(file)  # which says what is wrong
     try:
-        return read_json_list(file)
+        return read_json_list(file)  # which says what is wrong
     except ValueError as error:
+        if content is None:  # it cannot be parsed
+            raise
         raise ValueError(f"{error} {KNOWN_FORMATS}") from error
 
 
@@ -151,8 +151,8 @@ def _reasons_to_drop(rows: Any, described: str, split: str | None, language: str
     present = {row["split"] for row in rows if "split" in row}
     if present and wanted - present:
         raise ValueError(
-            f"{described} has no split {', '.join(sorted(wanted - present))}, but {', '.join(sorted(present))}: set "
-            "split and validation_split, such as train+restval for two."
+            f"{described} has no split {', '.join(sorted(wanted - present))}, but {', '.join(sorted(present))}: "
+            "choose from them with split, to train on, and validation_split, to evaluate on; a+b is both."
         )
 
     def reason(row: Row) -> str | None:

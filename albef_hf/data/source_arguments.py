@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ..utils.spelling import closest
+
 DATASET_FORMATS = (
     "aokvqa",
     "cc3m",
@@ -78,8 +80,8 @@ class SourceArguments:
             return
         if self.dataset_format not in DATASET_FORMATS:
             raise ValueError(
-                f"dataset_format is {self.dataset_format!r}; choose from {', '.join(DATASET_FORMATS)}. Files of this "
-                "package's rows need none."
+                f"dataset_format is {self.dataset_format!r}, which is none of {', '.join(DATASET_FORMATS)}"
+                f"{closest(self.dataset_format, DATASET_FORMATS)}"
             )
         if not self.row_files:
             raise ValueError(f"dataset_format {self.dataset_format} is that of files; set train_files.")

@@ -97,7 +97,11 @@ class VqaArguments(FineTuningArguments):
     warmup_steps: int = 400
     max_tokens: int = 25
     answer_list: str | None = field(
-        default=None, metadata={"help": "JSON list of answers to choose from; default: those of the training data"}
+        default=None,
+        metadata={
+            "help": "JSON list of answers to choose from; default: those of the training data, or that the model was "
+            "fine-tuned with"
+        },
     )
     vg_root: str | None = field(
         default=None, metadata={"help": 'folder of the images of rows whose "dataset" is "vg"; default: image_root'}

@@ -5,6 +5,7 @@ A task is one file in this folder, found by its name: the head, the paper's defa
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -146,6 +147,9 @@ class Task(ABC):
     def describe_data(self, rows: Any, validation: Any, baselines: dict[str, float]) -> str:
         """Return what is trained and evaluated on."""
 
+    def save_pretrained(self, folder: Path) -> None:  # noqa: B027  # most tasks have nothing to save
+        """Write what the task needs to evaluate the model again, beside it."""
+
     def format_metrics(self, metrics: dict[str, float], rows: Any) -> str:
         """Return metrics for people to read."""
         return ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
@@ -216,13 +220,17 @@ class FineTuningTask(Task):
             return self._read_files(files, split, required)
         if self.args.dataset:
             return self._load_dataset(split, required)
-        raise ValueError("train_files and validation_files need each other; set both.")
+        raise ValueError(
+            "train_files and validation_files need each other; set both. A published file with several splits may be "
+            "both: split and validation_split choose among them."
+        )
 
     def _read_files(self, files: list[str], split: str, required: tuple[str, ...]) -> Rows:
         from ..data.row_files import read_rows, require_columns
 
         rows = read_rows(files, self.args.dataset_format, split, self.args.image_root, self.language)
         require_columns(rows, files, required)
+        self.args.read_splits[(*files, split)] = sorted({row["split"] for row in rows if row.get("split")})
         return rows
 
     def _load_dataset(self, split: str, required: tuple[str, ...]) -> Rows:

@@ -2,13 +2,16 @@
 
 import contextlib
 import functools
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from ..data import InvalidSampleError, SkipReason, drop_image_columns, load_image
 from ..data.annotations import read_json_list
@@ -24,6 +27,7 @@ from .base import Rows, TextLimit, count_issues, flatten
 from .base_rows import LabelTask
 
 EVALUATION_WORDS = 50  # of a question in the evaluation, where the original cuts no tokens
+ANSWERS_FILE = "answer_list.json"  # of a fine-tuned model
 VISUAL_GENOME_WEIGHT = 0.5  # of its answers, which come from a single annotator
 
 
@@ -122,7 +126,7 @@ class VisualQuestionAnswering(LabelTask):
         elif self.uses_synthetic_data:
             answers = list(SceneQuestions.answers)
         elif not self.args.train_files and not self.args.dataset:
-            raise ValueError("There is no answer to choose from; set answer_list, a JSON list, or train_files.")
+            answers = self._saved_answers()
         else:
             counts: Counter[str] = Counter()
             for row in drop_image_columns(self.train_rows()):
@@ -132,6 +136,17 @@ class VisualQuestionAnswering(LabelTask):
         if not answers:
             raise ValueError("There is no answer to choose from; set answer_list, or train_files with answers.")
         return answers
+
+    def _saved_answers(self) -> list[str]:
+        """Return the answers that a fine-tuned model chose from, of which its folder has a list."""
+        file = cached_file(self.args.model, ANSWERS_FILE, _raise_exceptions_for_missing_entries=False)
+        if not file:
+            raise ValueError("There is no answer to choose from; set answer_list, a JSON list, or train_files.")
+        return read_json_list(file, str)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the answers to choose from."""
+        (folder / ANSWERS_FILE).write_text(json.dumps(self.answer_list, indent=0) + "\n", encoding="utf-8")
 
     def preprocess_eval(self, row: Mapping[str, Any], issues: list[SkipReason]) -> dict[str, Any]:
         """Return question and image; if there are answers, one of them has to be usable."""

@@ -336,6 +336,9 @@ class DataArguments(SourceArguments, TrainingArguments):
         },
     )
 
+    # The splits of the rows of published files, by the files and the option that chose them; known once they are read.
+    read_splits: ClassVar[dict[tuple[str, ...], list[str]]] = {}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_at_least(1, "max_words", "scenes")
@@ -379,7 +382,9 @@ class DataArguments(SourceArguments, TrainingArguments):
     def describe_rows(self, files: list[str], split: str | None, count: int) -> str:
         """Return where rows come from, for the model card."""
         if files:
-            return f"the rows of {', '.join(Path(redact(file)).name for file in files)}"
+            splits = self.read_splits.get((*files, split or ""))
+            names = ", ".join(Path(redact(file)).name for file in files)
+            return f"the rows of {names}" + (f", split {'+'.join(splits)}" if splits else "")
         if self.dataset:
             return f"the dataset {redact(self.dataset)}, split {split}"
         return f"{count} built-in rows, images of colored shapes drawn from a seed"

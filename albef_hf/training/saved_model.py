@@ -87,7 +87,12 @@ class SavedModel(ABC):
             student = merge_lora(student) if args.lora_merge else student
             teacher = merge_lora(teacher) if teacher else None
         parts = [student, self.task.processor, *([teacher] if teacher else [])]
-        return save_model_folder(folder, args, parts, self.log, self.upload, write_more, what)
+
+        def write(temporary: Path) -> None:
+            self.task.save_pretrained(temporary)
+            write_more(temporary)
+
+        return save_model_folder(folder, args, parts, self.log, self.upload, write, what)
 
     def write_card(self, step: int, evaluation: Evaluation | None, selection: str | None = None) -> None:
         """Write the model card of a step."""

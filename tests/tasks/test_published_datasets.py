@@ -80,10 +80,12 @@ def test_open_and_closed_accuracy_of_vqa_rad(command, answerer, tmp_path, capsys
     assert [prediction["question_id"] for prediction in predictions] == ["3", "4"]
     assert {prediction["answer"] for prediction in predictions} <= {"yes", "red", "1"}, "answers to train on"
     file = answerer.parent / Path(VQA_RAD).name
-    files = {"validation_files": file, "validation_split": "test", "train_files": file}
+    files = {"validation_files": file, "validation_split": "test"}
     command("evaluate", "vqa", *small_evaluation(answerer, tmp_path, **files))
     assert results_of(tmp_path)[0]["per_answer_type/open"] == metrics["per_answer_type/open"]
-    assert "per_answer_type/closed" in capsys.readouterr().out
+    assert json.loads((answerer / "answer_list.json").read_text()) == ["yes", "red", "1"]
+    printed = capsys.readouterr().out
+    assert "the rows of VQA_RAD Dataset Public.json, split test" in printed and "per_answer_type/closed" in printed
 
 
 @pytest.mark.parametrize("name", SOURCES)
