@@ -77,7 +77,7 @@ def evaluate(arguments: list[str]) -> None:
 
 
 def convert(arguments: list[str]) -> None:
-    """Convert a checkpoint of the original code, or back."""
+    """Download and convert a checkpoint of the original code, or back."""
     from .conversion.convert import main
 
     main(arguments)

@@ -27,7 +27,7 @@ from ..utils.files import atomic_write_folder, file_record, listed, write_errors
 from ..utils.progress import progress
 from .architecture import read_config
 from .checkpoints import MODELS, Weights, check_origin, read_checkpoint, refuse_names
-from .other_libraries import TORCHMULTIMODAL, with_original_names
+from .other_libraries import TORCHMULTIMODAL, Library, with_original_names
 from .parameter_names import DROPPED, Names, name_table, queue_names, teacher_names
 from .processors import make_task_processor
 
@@ -81,9 +81,7 @@ def convert_checkpoint(
     state, library = with_original_names(own_state)
     task = check_origin(state, task)
     config = read_config(state, task, config, image_size)
-    names = name_table(task, config)
-    if library is TORCHMULTIMODAL:
-        _untie(state, names, config)
+    names = _find_names(state, task, config, library)
     names_of_teacher = teacher_names(task, names)
     names_of_queues = queue_names(task)
     dropped |= _check_keys(state, task, names, names_of_teacher, names_of_queues)
@@ -96,16 +94,12 @@ def convert_checkpoint(
     _interpolate_positions(momentum, config)
     _check_momentum(momentum, model, names_of_teacher | {name: (our,) for name, our in names_of_queues.items()})
     summary = {
-        "source": Path(checkpoint).name,
-        **file_record(Path(checkpoint)),
-        "library": library.name,
-        "library_url": library.address,
+        **_describe_source(Path(checkpoint), library),
         **(source or {}),
         "task": task,
         **_summarize_architecture(config),
         "keys": len(own_state),
         "dropped": dropped,
-        "notes": list(library.notes),
         **_compare(model, names, state),
     }
     processor = make_task_processor(task, config, library)
@@ -155,13 +149,16 @@ def _check_keys(
     return dropped
 
 
-def _untie(state: Weights, names: Names, config: AlbefConfig) -> None:
-    """Keep an output layer that is not the word embeddings, as TorchMultimodal's is after training."""
+def _find_names(state: Weights, task: str, config: AlbefConfig, library: Library) -> Names:
+    """Return the table of names; an output layer that TorchMultimodal has untied stays untied, in `config` too."""
+    names = name_table(task, config)
     output = "text_decoder.cls.predictions.decoder.weight"
     words = "text_decoder.bert.embeddings.word_embeddings.weight"
-    if output in names and output in state and words in state and not torch.equal(state[output], state[words]):
+    is_complete = output in names and output in state and words in state
+    if library is TORCHMULTIMODAL and is_complete and not torch.equal(state[output], state[words]):
         names[output] = ("mlm_head.out_proj.weight",)
         config.tie_word_embeddings = False
+    return names
 
 
 def _rename(state: Weights, names: Names, bar: tqdm) -> Weights:
@@ -238,6 +235,16 @@ def _check_momentum(momentum: Weights, model: PreTrainedModel, names: Names) -> 
                 f"The shapes in the checkpoint do not fit together: {originals.get(name, name)} of the momentum model "
                 f"({name} here) is {tuple(tensor.shape)} instead of {tuple(expected[name])}."
             )
+
+
+def _describe_source(checkpoint: Path, library: Library) -> dict[str, Any]:
+    return {
+        "source": checkpoint.name,
+        **file_record(checkpoint),
+        "library": library.name,
+        "library_url": library.address,
+        "notes": list(library.notes),
+    }
 
 
 def _summarize_architecture(config: AlbefConfig) -> dict[str, Any]:
