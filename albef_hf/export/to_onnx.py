@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -19,11 +20,11 @@ from transformers import PreTrainedModel
 from ..configuration_albef import RENAMED_CLASSES, AlbefConfig
 from ..modeling_albef import MODEL_CLASSES
 from ..processing_albef import AlbefProcessor
-from ..utils.files import new_folder
+from ..utils.files import listed, new_folder
 from ..utils.progress import progress
 from .graphs import GRAPHS, Graph, random_inputs
 
-TOLERANCE = 1e-3  # of a float32 output, relative to its largest value, or to 1 if that is smaller
+TOLERANCE = 1e-4  # of a float32 output, relative to its largest value, or to 1 if that is smaller
 # Sizes of the dynamic axes of a graph, in their order: those it is traced with, of which 1 would become a constant,
 # and those that are compared with torch.
 TRACED = (2, 3, 4, 5)
@@ -88,7 +89,7 @@ def load_model(source: str | os.PathLike) -> PreTrainedModel:
     """Load a model with its head, in float32.
 
     Raises:
-        ValueError: If the head is not exported, or the model has adapters.
+        ValueError: If the head is not exported, the model has adapters, or weights are missing.
     """
     config = AlbefConfig.from_pretrained(source)
     head = (config.architectures or ["no model"])[0]
@@ -100,7 +101,11 @@ def load_model(source: str | os.PathLike) -> PreTrainedModel:
             f"{source} has LoRA adapters: export the model with its adapters merged, by "
             "albef_hf.training.lora.merge_lora."
         )
-    return MODEL_CLASSES[head].from_pretrained(source, dtype=torch.float32).eval()
+    loaded: Any = MODEL_CLASSES[head].from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    model, report = loaded
+    if report["missing_keys"]:
+        raise ValueError(f"{source} has no {listed(sorted(report['missing_keys']))}: save the whole model again.")
+    return model.eval()
 
 
 def export_graph(graph: Graph, path: Path, int8: bool = False) -> ExportedGraph:
