@@ -25,6 +25,9 @@ EXTRAS = {
     "filelock": "search",
     "gradio": "demo",
     "matplotlib": "train",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
     "peft": "lora",
     "yaml": "train",
 }
@@ -104,6 +107,13 @@ def search(arguments: list[str]) -> None:
     search_main(arguments)
 
 
+def export(arguments: list[str]) -> None:
+    """Export a model to ONNX, for onnxruntime."""
+    from .export.command import main
+
+    main(arguments)
+
+
 def card(arguments: list[str]) -> None:
     """Write the model card of a directory again."""
     from .model_card import main
@@ -127,7 +137,7 @@ def demo(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     command.__name__: command
-    for command in (pretrain, finetune, evaluate, convert, shards, index, search, card, renew, demo)
+    for command in (pretrain, finetune, evaluate, convert, shards, index, search, export, card, renew, demo)
 }
 
 

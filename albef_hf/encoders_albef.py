@@ -253,8 +253,14 @@ class AlbefAttention(nn.Module):
 
     @property
     def can_absorb(self) -> bool:
-        """Return False for quantized, LoRA-adapted or offloaded layers: `.weight` is not their effective weight."""
-        return all(type(part) is nn.Linear and not part.weight.is_meta for part in (self.k_proj, self.v_proj))
+        """Return False for quantized, LoRA-adapted or offloaded layers: `.weight` is not their effective weight.
+
+        torchao quantizes the weight of an `nn.Linear` to a tensor of its own class.
+        """
+        return all(
+            type(part) is nn.Linear and type(part.weight) is nn.Parameter and not part.weight.is_meta
+            for part in (self.k_proj, self.v_proj)
+        )
 
     def forward_absorbed(
         self, hidden_states: torch.Tensor, context: torch.Tensor, attention_mask: torch.Tensor | None = None

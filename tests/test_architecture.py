@@ -136,6 +136,7 @@ ALLOWED = {
         "processing_albef",
         "utils",
     },
+    "export": {"configuration_albef", "export", "modeling_albef", "processing_albef", "utils"},
     "demo": {
         "calibration_albef",
         "data",
@@ -185,7 +186,18 @@ ALLOWED = {
         "training",
         "utils",
     },
-    "cli": {"conversion", "data", "demo", "evaluation", "model_card", "search", "tasks", "training", "utils"},
+    "cli": {
+        "conversion",
+        "data",
+        "demo",
+        "evaluation",
+        "export",
+        "model_card",
+        "search",
+        "tasks",
+        "training",
+        "utils",
+    },
     "__main__": {"cli"},
 }
 

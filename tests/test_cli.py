@@ -77,6 +77,7 @@ def test_an_unknown_task_is_refused_with_the_known_ones(run, command, capsys):
     [
         (ModuleNotFoundError("No module named 'faiss'", name="faiss"), 'pip install "albef_hf[search]"'),
         (ModuleNotFoundError("...", name="datasets.distributed"), 'pip install "albef_hf[train]"'),
+        (ModuleNotFoundError("...", name="onnxscript"), 'pip install "albef_hf[export]"'),
         (ValueError("https://me:secret@host/x cannot be read"), "error: https://***@host/x cannot be read"),
         (OSError("the disk is full"), "error: the disk is full"),
     ],

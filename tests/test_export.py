@@ -1,10 +1,12 @@
-"""In ONNX the encoders and the matching model compute what they do in torch, for any number of images and texts.
+"""Exported models compute by onnxruntime what they do in torch, for any number of images and texts.
 
-It needs onnxscript and onnxruntime, which `make common` installs; torch.export alone is in test_transformers.py.
+It needs onnx, onnxscript and onnxruntime, which `make common` installs; `tests/export` runs without.
 """
 
+import os
 import re
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,91 +14,208 @@ import pytest
 import torch
 from paths import REPOSITORY
 from PIL import Image
-from torch import nn
-from transformers.utils import ModelOutput
+from safetensors.torch import load_file, save_file
+from sharp_models import make
+from transformers import PreTrainedModel
 
-from albef_hf import AlbefConfig, AlbefForRetrieval, AlbefVisionModel
+from albef_hf import (
+    AlbefForPreTraining,
+    AlbefForQuestionAnswering,
+    AlbefForRetrieval,
+    AlbefForTextAssignment,
+    AlbefForVisualEntailment,
+    AlbefForVisualReasoning,
+    AlbefModel,
+)
+from albef_hf.modeling_albef import AlbefTwoImageModel
 
-onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
 
-Tensors = dict[str, torch.Tensor]
-SHAPES = {
-    "input_ids": {0: "pairs", 1: "tokens"},
-    "attention_mask": {0: "pairs", 1: "tokens"},
-    "pixel_values": {0: "pairs"},
-}
+from albef_hf.export import to_onnx
+from albef_hf.export.graphs import TextEncoder
+from albef_hf.export.runtime import OnnxModel, OnnxQuestionAnswering, OnnxRetrieval
+
+TEXTS = ["a red ball", "two dogs in the white snow", "", "a green ring above a blue star"]
+ANSWERS = ["yes", "no", "a red ball", "two", "two dogs", "in the snow"]
+CALIBRATION = {"scale": 0.5, "cosine_weight": 3.0, "bias": -1.0, "fitted_on": "four images"}
 
 
-class TextFeatures(nn.Module):
-    """`get_text_features` as a model of its own."""
-
-    def __init__(self, model: AlbefForRetrieval):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> ModelOutput:
-        return self.model.get_text_features(input_ids, attention_mask)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[tuple, Path]:
+    """What was exported already, by the head and whether it is quantized."""
+    return {}
 
 
 @pytest.fixture
-def sharp(config) -> AlbefConfig:
-    """Weights at which different texts and images give different numbers."""
-    config.initializer_range = config.text_config.initializer_range = config.vision_config.initializer_range = 0.2
-    torch.manual_seed(0)
-    return config
+def export(folders, config, processor, run, tmp_path_factory, capsys):
+    """Export a head once by the command; return it and the folder."""
+    config.match_calibration = CALIBRATION
+
+    def exported(kind: type[PreTrainedModel], *options: str) -> tuple[PreTrainedModel, Path]:
+        model = make(kind, config)
+        if (kind, options) not in folders:
+            folder = tmp_path_factory.mktemp(kind.__name__)
+            for part in (model, processor):
+                part.save_pretrained(folder / "model")
+            run("export", folder / "model", folder / "onnx", *options)
+            print(capsys.readouterr().out)
+            folders[kind, options] = folder / "onnx"
+        return model, folders[kind, options]
+
+    return exported
 
 
-def pairs(number: int, tokens: int, padded: int) -> Tensors:
-    """Random images and texts; every other text has padding."""
-    mask = torch.ones(number, tokens, dtype=torch.long)
-    mask[1::2, tokens - padded :] = 0
-    ids = torch.randint(1000, 30000, (number, tokens))
-    return {"input_ids": ids * mask, "attention_mask": mask, "pixel_values": torch.randn(number, 3, 32, 32)}
+@pytest.fixture
+def inputs(processor) -> dict[str, torch.Tensor]:
+    """Four images and texts of different lengths."""
+    noise = np.random.default_rng(0)
+    images = [Image.fromarray(noise.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in TEXTS]
+    return dict(processor(images=images, text=TEXTS, return_tensors="pt"))
 
 
-def exported(model: nn.Module, inputs: Tensors, folder: Path) -> Callable[[Tensors], list[np.ndarray]]:
-    """The model in onnxruntime."""
-    shapes = {name: SHAPES[name] for name in inputs}
-    torch.onnx.export(model, (), folder / "model.onnx", kwargs=inputs, dynamic_shapes=shapes, dynamo=True)
-    session = onnxruntime.InferenceSession(folder / "model.onnx")
-    return lambda others: session.run(None, {name: tensor.numpy() for name, tensor in others.items()})
+def arrays(inputs: dict[str, torch.Tensor], *names: str) -> list[np.ndarray]:
+    return [inputs[name].numpy() for name in names]
+
+
+def assert_close(actual: np.ndarray, expected: torch.Tensor, atol: float = 1e-4) -> None:
+    assert np.isfinite(actual).all() and actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected.numpy(), rtol=0, atol=atol)
+    assert expected.numel() == 1 or expected.std() > 0.01  # equal numbers mean something
 
 
 @torch.no_grad()
-def assert_the_same(model: nn.Module, names: tuple[str, ...], folder: Path) -> None:
-    """Exported with two pairs without padding, it is run with others: their padding must not be taken for words."""
-    run = exported(model, {name: pairs(2, 7, 0)[name] for name in names}, folder)
-    for number, tokens, padded in ((2, 7, 0), (5, 9, 4), (1, 3, 0), (8, 30, 11)):
-        inputs = {name: pairs(number, tokens, padded)[name] for name in names}
-        for actual, (name, expected) in zip(run(inputs), model(**inputs).items(), strict=True):
-            assert np.isfinite(actual).all() and actual.shape == expected.shape, name
-            np.testing.assert_allclose(actual, expected.numpy(), rtol=0, atol=1e-4, err_msg=name)
-            assert number == 1 or expected.std(0).max() > 0.01, name  # equal numbers mean something
+def assert_retrieves(model: AlbefForRetrieval, folder: Path, inputs: dict[str, torch.Tensor], atol: float) -> None:
+    found = OnnxRetrieval(folder)
+    image_embeds, image_states = found.encode_images(*arrays(inputs, "pixel_values"))
+    text_embeds, text_states = found.encode_texts(*arrays(inputs, "input_ids", "attention_mask"))
+    expected = model(**inputs)
+    assert_close(image_embeds, expected.image_embeds, atol)
+    assert_close(text_embeds, expected.text_embeds, atol)
+    log_odds = np.stack([found.match_texts(states, text_states) for states in image_states])
+    assert_close(log_odds.diagonal(), expected.itm_logits.diff()[:, 0], 20 * atol)
+    for text, states in enumerate(text_states):
+        assert_close(found.match_images(image_states, states), torch.tensor(log_odds[:, text]), 20 * atol)
+    probability = found.probability(log_odds, image_embeds @ text_embeds.T)
+    assert_close(probability.diagonal(), model.match_probability(expected), 5 * atol)
 
 
-def test_image_encoder(sharp, tmp_path):
-    assert_the_same(AlbefVisionModel(sharp.vision_config).eval(), ("pixel_values",), tmp_path)
+def test_both_stages_of_retrieval(export, inputs):
+    model, folder = export(AlbefForRetrieval)
+    assert_retrieves(model, folder, inputs, 1e-5)
 
 
-@pytest.mark.parametrize(("pooling", "offset"), [("cls", 0), ("mean", 2)])
-def test_text_features(sharp, tmp_path, pooling, offset):
-    sharp.text_pooling, sharp.text.position_offset = pooling, offset
-    assert_the_same(TextFeatures(AlbefForRetrieval(sharp)).eval(), ("input_ids", "attention_mask"), tmp_path)
+def test_int8_is_small_and_close(export, inputs, capsys):
+    model, folder = export(AlbefForRetrieval, "--int8")
+    assert_retrieves(model, folder, inputs, 0.05)
+    _, exact = export(AlbefForRetrieval)
+    sizes = [sum(file.stat().st_size for file in path.glob("text_encoder*")) for path in (folder, exact)]
+    assert sizes[0] < 0.4 * sizes[1]
+    assert "(int8)" in (folder / "README.md").read_text()
 
 
-def test_matching_model(sharp, tmp_path):
-    assert_the_same(AlbefForRetrieval(sharp).eval(), tuple(SHAPES), tmp_path)
+@torch.no_grad()
+def test_answers(export, inputs, processor):
+    model, folder = export(AlbefForQuestionAnswering)
+    found = OnnxQuestionAnswering(folder)
+    question = arrays(inputs, "pixel_values", "input_ids", "attention_mask")
+    expected = model.generate(**inputs, max_new_tokens=5, num_beams=1, do_sample=False)
+    assert np.array_equal(found.generate(*question, max_new_tokens=5), expected)
+    answers = processor.encode_answers(ANSWERS)
+    rows, probabilities = model.rank_answers(
+        **inputs, answer_ids=answers["input_ids"], answer_attention_mask=answers["attention_mask"], top_k=4
+    )
+    for index in range(len(TEXTS)):
+        one = [part[index : index + 1] for part in question]
+        actual = found.rank_answers(*one, *arrays(answers, "input_ids", "attention_mask"), top_k=4)
+        assert np.array_equal(actual[0], rows[index])
+        assert_close(actual[1], probabilities[index])
 
 
-def test_the_snippet_of_the_readme_runs(sharp, processor, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [
+        (AlbefForVisualEntailment, "classifier"),
+        (AlbefForVisualReasoning, "classifier"),
+        (AlbefModel, "fusion"),
+        (AlbefTwoImageModel, "fusion"),
+    ],
+)
+@torch.no_grad()
+def test_other_heads(kind, file, export, inputs):
+    model, folder = export(kind)
+    if "second_layers" in str(model):
+        inputs["pixel_values"] = torch.stack([inputs["pixel_values"], inputs["pixel_values"].flip(0)], dim=1)
+    for count in (1, 4):
+        some = {name: value[:count] for name, value in inputs.items()}
+        outputs = OnnxModel(folder).run(file, *arrays(some, "pixel_values", "input_ids", "attention_mask"))
+        expected = model(**some)
+        if file == "classifier":
+            assert_close(outputs, expected.logits)
+        else:
+            real = some["attention_mask"] == 1  # states of padding differ, and nothing reads them
+            assert_close(outputs[0][real], expected.last_hidden_state[real])
+            assert_close(outputs[1], expected.image_hidden_states)
+
+
+def test_mean_pooling_and_shifted_positions(config, tmp_path):
+    config.text_pooling, config.text.position_offset = "mean", 2
+    exported = to_onnx.export_graph(TextEncoder(make(AlbefForRetrieval, config)).eval(), tmp_path / "text.onnx")
+    assert exported.differences["float32"] < 1e-5
+
+
+def test_a_pretrained_model_has_the_graphs_of_retrieval(model, processor, tmp_path, monkeypatch):
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    assert isinstance(to_onnx.load_model(tmp_path / "model"), AlbefForPreTraining)
+    monkeypatch.setattr(to_onnx, "_trace", lambda graph, path: None)
+    monkeypatch.setattr(to_onnx, "_difference", lambda graph, path: 1e-6)
+    exported = to_onnx.export_model(tmp_path / "model", tmp_path / "onnx")
+    names = [graph.name for graph in exported]
+    assert names == ["image_encoder.onnx", "text_encoder.onnx", "match_texts.onnx", "match_images.onnx"]
+
+
+@pytest.mark.parametrize("difference", [1e-3, float("nan")])
+def test_a_graph_that_differs_is_refused(difference, model, processor, tmp_path, monkeypatch):
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(to_onnx, "_trace", lambda graph, path: path.write_bytes(b"..."))
+    monkeypatch.setattr(to_onnx, "_difference", lambda graph, path: difference)
+    with pytest.raises(ValueError, match="image_encoder.onnx differs from torch by .* nothing was written"):
+        to_onnx.export_model(tmp_path / "model", tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_what_is_not_exported_is_refused(config, model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    make(AlbefForTextAssignment, config).save_pretrained(tmp_path / "assignment")
+    with pytest.raises(ValueError, match="AlbefForTextAssignment, which is not exported. Choose"):
+        to_onnx.load_model(tmp_path / "assignment")
+    weights = load_file(saved := tmp_path / "model" / "model.safetensors")
+    del weights["itm_head.bias"]
+    save_file(weights, saved, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="has no itm_head.bias: save"):
+        to_onnx.load_model(tmp_path / "model")
+    model.config.lora_config = {"r": 2, "lora_alpha": 2, "target_modules": "q_proj"}
+    model.save_pretrained(tmp_path / "adapted")
+    with pytest.raises(ValueError, match="has LoRA adapters: .* merge_lora"):
+        to_onnx.load_model(tmp_path / "adapted")
+    with pytest.raises(ValueError, match="is not empty. Remove it or choose another folder"):
+        to_onnx.export_model(tmp_path / "adapted", tmp_path)
+
+
+def test_the_snippet_of_the_readme_runs(export, tmp_path, monkeypatch):
+    _, folder = export(AlbefForRetrieval)
     monkeypatch.chdir(tmp_path)
-    for part in (AlbefForRetrieval(sharp), processor):
-        part.save_pretrained("you/albef")
+    Path("albef-onnx").symlink_to(folder)
+    Image.new("RGB", (50, 40), "red").save("photo.jpg")
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    (snippet,) = [s for s in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "onnxruntime" in s]
-    known = {"image": Image.new("RGB", (50, 40), "red")}
+    (snippet,) = [s for s in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Onnx" in s]
+    known = {"paths": ["photo.jpg"] * 3}
     exec(snippet, known)  # noqa: S102
-    with torch.no_grad():
-        expected = known["model"].eval()(**known["inputs"]).itm_logits
-    assert np.allclose(known["logits"], expected.numpy(), atol=1e-4)
+    assert known["log_odds"].shape == (3,)
+
+
+def test_exported_models_run_without_torch():
+    program = "import sys\nsys.modules['torch'] = None\nimport albef_hf.export.runtime"
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})

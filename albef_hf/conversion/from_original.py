@@ -3,11 +3,9 @@
 Every dropped key is reported. A key without a counterpart here, or a parameter without a key, is an error.
 """
 
-import contextlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from ..losses_albef import IGNORED
 from ..model_card import CONVERSION_FILE, model_card, save_card
 from ..momentum import MOMENTUM_FILE, mismatches
 from ..processing_albef import AlbefProcessor
-from ..utils.files import atomic_write_folder, file_record, listed, write_errors_named
+from ..utils.files import file_record, listed, new_folder
 from ..utils.progress import progress
 from .architecture import read_config
 from .checkpoints import MODELS, Weights, check_origin, read_checkpoint, refuse_names
@@ -103,7 +101,7 @@ def convert_checkpoint(
         **_compare(model, names, state),
     }
     processor = make_task_processor(task, config, library)
-    with _new_folder(output_dir) as folder:
+    with new_folder(output_dir) as folder:
         _write(folder, model, processor, momentum, kept, summary)
         save_card(model_card(folder, repo_id or output_dir.name), folder)
     return summary
@@ -271,20 +269,6 @@ def _compare(model: PreTrainedModel, names: Names, state: Weights) -> dict[str, 
         else:
             interpolated = True
     return {"largest_difference": largest, "resampled": interpolated}
-
-
-@contextlib.contextmanager
-def _new_folder(output_dir: Path) -> Iterator[Path]:
-    """Yield where to write the files of `output_dir`; they appear there together, or not at all."""
-    existed = output_dir.exists()
-    with write_errors_named(output_dir):
-        try:
-            with atomic_write_folder(output_dir) as folder:
-                yield folder
-        except BaseException:
-            if not existed:
-                shutil.rmtree(output_dir, ignore_errors=True)
-            raise
 
 
 def _write(

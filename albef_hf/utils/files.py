@@ -202,6 +202,20 @@ def write_errors_named(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def new_folder(output_dir: Path) -> Iterator[Path]:
+    """Yield where to write the files of `output_dir`; they appear there together, or not at all."""
+    existed = output_dir.exists()
+    with write_errors_named(output_dir):
+        try:
+            with atomic_write_folder(output_dir) as folder:
+                yield folder
+        except BaseException:
+            if not existed:
+                shutil.rmtree(output_dir, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock on a file, which the system releases when this process ends, even if it is killed.
 

@@ -1,0 +1,1 @@
+"""`albef export`: models as ONNX, and what runs them by onnxruntime."""
