@@ -15,6 +15,7 @@ _NAMES = {
     "configuration_albef": ("AlbefConfig", "AlbefTextConfig", "AlbefVisionConfig"),
     "encoders_albef": ("AlbefMultimodalModel", "AlbefTextModel", "AlbefVisionModel"),
     "modeling_albef": (
+        "AlbefForImageTextClassification",
         "AlbefForPreTraining",
         "AlbefForQuestionAnswering",
         "AlbefForRetrieval",
@@ -25,6 +26,7 @@ _NAMES = {
     ),
     "momentum": ("FeatureQueue", "MomentumTeacher"),
     "pipeline_albef": (
+        "ImageTextClassificationPipeline",
         "ImageTextMatchingPipeline",
         "ImageTextRetrievalPipeline",
         "VisualEntailmentPipeline",

@@ -26,6 +26,8 @@ EXTRAS = {
     "gradio": "demo",
     "matplotlib": "train",
     "peft": "lora",
+    "scipy": "train",
+    "sklearn": "train",
     "yaml": "train",
 }
 
@@ -191,4 +193,7 @@ def _train(name: str, args: Any) -> None:
     from .tasks import find_task
     from .training.run import run
 
-    run(find_task(name), args)
+    task = find_task(name)
+    if task.evaluation_only:
+        raise ValueError(f"There is nothing to train for {name}: run `albef evaluate {name}` with a trained model.")
+    run(task, args)

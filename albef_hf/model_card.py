@@ -43,8 +43,11 @@ TAGS = {
     "AlbefForQuestionAnswering": ["vqa"],
     "AlbefForVisualReasoning": ["nlvr2", "visual-reasoning"],
     "AlbefForVisualEntailment": ["snli-ve", "visual-entailment"],
+    "AlbefForImageTextClassification": ["image-text-classification"],
     "AlbefForTextAssignment": ["nlvr2", "pretraining"],
 }
+# The Hub's types of metrics, by a part of their names here; others are accuracies.
+METRIC_TYPES = {"f1": "f1", "auroc": "roc_auc", "r2": "r_squared", "spearman": "spearmanr", "_r": "recall"}
 CALIBRATION = "Calibration"  # title of a section
 FOLLOWING = ("Intended use and limitations", "Versions")  # titles of sections, before which it is added
 SHOWN_OPTIONS = (
@@ -349,7 +352,7 @@ def _headline(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _metric_type(name: str) -> str:
-    return "recall" if "_r" in name else "accuracy"
+    return next((kind for part, kind in METRIC_TYPES.items() if part in name), "accuracy")
 
 
 def _eval_results(evaluation: Evaluation, head: str) -> "list[EvalResult]":

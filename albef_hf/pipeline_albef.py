@@ -703,6 +703,64 @@ class VisualReasoningPipeline(VisualEntailmentPipeline):
         return torch.stack([super()._pixels(first, timeout), super()._pixels(second, timeout)], dim=1)
 
 
+class ImageTextClassificationPipeline(VisualEntailmentPipeline):
+    """Classify images with texts, or images alone, by the classes of the model: task `image-text-classification`.
+
+    Example:
+        ```python
+        >>> import albef_hf
+        >>> from transformers import pipeline
+        >>> classify = pipeline("image-text-classification", model="you/albef-colors")
+        >>> results = classify("image.png")
+        >>> sorted(results[0])
+        ['label', 'predicted', 'score']
+
+        ```
+    """
+
+    task_name = "image-text-classification"
+
+    def __call__(self, images: Any, text: Any = None, **kwargs) -> list[Result] | list[list[Result]]:
+        """Classify images and their texts.
+
+        Args:
+            images: An image for all texts, or a list with one image per text. Without `text`, images alone, or rows
+                such as `{"image": ..., "text": ...}`: one, a list, a generator or a dataset.
+            text: A text for all images, or a list with one text per image; empty for an image alone.
+            top_k: Number of classes; by default all.
+            timeout: Timeout of a URL in seconds.
+
+        Returns:
+            For each image a list of dictionaries, best first: `label`, and its probability as `score`, or for a
+            regression its number. If several labels may be right, `predicted` says whether the probability reaches
+            the threshold of the class, `config.thresholds`.
+
+        Raises:
+            ValueError: If an image or a text is invalid.
+        """
+        return super().__call__(images, text, **kwargs)
+
+    def preprocess(self, row: Any, timeout: float | None = None) -> dict[str, Any]:
+        """Convert a row, or an image alone, to pixels and tokens."""
+        row = row if isinstance(row, Mapping) else {self.image_name: row}
+        return super().preprocess({self.text_name: "", **row}, timeout)
+
+    def _tokenize(self, texts: Sequence[str], name: str) -> dict[str, torch.Tensor]:
+        """Tokenize texts, truncated to the positions of the model; an empty one is [CLS] alone."""
+        if all(text == "" for text in texts):
+            return dict(self.processor(text=list(texts), return_tensors="pt"))
+        return super()._tokenize(texts, name)
+
+    def postprocess(self, outputs: dict[str, torch.Tensor], top_k: int | None = None) -> list[Result]:
+        """Sort the classes, and compare their probabilities with the thresholds if there may be several labels."""
+        results = super().postprocess(outputs, top_k)
+        config = self.model.config
+        if config.problem_type != "multi_label_classification":
+            return results
+        thresholds = dict(zip(config.id2label.values(), config.thresholds, strict=True))
+        return [{**result, "predicted": result["score"] >= thresholds[result["label"]]} for result in results]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Grounding
 # ---------------------------------------------------------------------------------------------------------------------
@@ -841,12 +899,14 @@ PIPELINE_CLASSES: dict[str, type[AlbefPipeline]] = {
         VisualQuestionAnsweringPipeline,
         VisualEntailmentPipeline,
         VisualReasoningPipeline,
+        ImageTextClassificationPipeline,
     )
 }
 
 __all__ = [
     "PIPELINE_CLASSES",
     "AlbefPipeline",
+    "ImageTextClassificationPipeline",
     "ImageTextMatchingPipeline",
     "ImageTextRetrievalPipeline",
     "VisualEntailmentPipeline",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SHIPPED_CODE = {
     "answers_albef.py",
     "calibration_albef.py",
+    "classification_albef.py",
     "compatibility_albef.py",
     "configuration_albef.py",
     "encoders_albef.py",

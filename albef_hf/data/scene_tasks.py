@@ -223,6 +223,32 @@ class SceneExpressions(SceneRows):
         return [left, top, right - left, bottom - top]
 
 
+class SceneColors(SceneRows):
+    """Which colors are there? Rows have `image`, `text` (the question) and `label`, a list of names.
+
+    The text is the same for all rows, so it reveals nothing.
+    """
+
+    def row(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Return a scene with its colors."""
+        scene = compose(rng)
+        colors = sorted({thing.color for thing in scene.objects})
+        return {"image": scene.draw(self.image_size), "text": "which colors are there?", "label": colors}
+
+
+class SceneCounts(SceneRows):
+    """How many things are there? Rows have `image`, `text` (the question) and `label`, a number."""
+
+    def row(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Return a scene with the number of its objects."""
+        scene = compose(rng)
+        return {
+            "image": scene.draw(self.image_size),
+            "text": "how many things are there?",
+            "label": len(scene.objects),
+        }
+
+
 class SceneCaptions(SceneRows):
     """Images with several captions, for retrieval: `image`, `image_id` and `caption`, as in `flickr30k_val.json`."""
 

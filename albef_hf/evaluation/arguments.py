@@ -16,6 +16,7 @@ Arguments = TypeVar("Arguments", bound=FineTuningArguments)
 SHARED_OPTIONS = {"attn_implementation", "ddp_timeout", "mixed_precision", "output_dir", "seed", "tf32"}
 UNUSED_OPTIONS = {field.name for field in fields(TrainingArguments)} - SHARED_OPTIONS
 UNUSED_OPTIONS |= {"fast_resize", "flip_probability", "min_crop_scale", "pad_to_multiple_of", "randaugment_operations"}
+UNUSED_OPTIONS |= {"balance_classes", "labels", "problem_type"}  # an evaluation has those of the model
 
 
 def parse_evaluation(task: str, kind: type[Arguments], arguments: list[str]) -> Arguments:

@@ -76,6 +76,7 @@ def load_trained_model(
         ValueError: If some weights of the head are missing, and would be random.
     """
     model, processor, missing = load_task_model(task_class.head, args)
+    task_class.check_model(model)
     if missing:
         raise ValueError(
             f"{args.model or 'An untrained model'} has no trained {task_class.head.__name__}: {len(missing)} weights "

@@ -10,6 +10,7 @@ from ..training.arguments import FineTuningArguments
 
 HEATMAPS = ("matching", "contrast")  # of grounding
 EVALUATION_OPTIONS = ("calibrate", "dtype")  # without effect in a training
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")  # transformers' names
 MIN_IMAGES = 3  # in a batch of text assignment: a text's own image, and two others
 
 
@@ -71,6 +72,51 @@ class EntailmentArguments(FineTuningArguments):
     image_suffix: str = field(
         default="", metadata={"help": "appended to the names of images, such as .jpg for SNLI-VE's Flickr30k numbers"}
     )
+
+
+@dataclass
+class ClassificationArguments(FineTuningArguments):
+    """Classification; the defaults are the paper's for entailment."""
+
+    num_train_epochs: int = 5
+    per_device_train_batch_size: int = 32
+    learning_rate: float = 2e-5
+    min_learning_rate: float = 1e-6
+    warmup_learning_rate: float = 1e-5
+    warmup_steps: int = 100
+    alpha_ramp_steps: int = 0
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "single_label_classification, multi_label_classification or regression; default: that of a model "
+            "that is a classifier already, otherwise several labels if a training row has a list of them or the "
+            "separator, otherwise one"
+        },
+    )
+    labels: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "names of the classes; default: those of a model that is a classifier already, otherwise those of "
+            "the training rows, sorted"
+        },
+    )
+    label_separator: str = field(default="|", metadata={"help": "separates several labels that are written as a text"})
+    balance_classes: bool = field(
+        default=False,
+        metadata={
+            "help": "weigh a class in the loss by the inverse of its frequency, or with several labels by the ratio "
+            "of the rows without and with it"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(f"problem_type is {self.problem_type!r}; choose from {', '.join(PROBLEM_TYPES)}.")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels contains {max(self.labels, key=self.labels.count)!r} twice; remove one.")
+        if self.balance_classes and self.problem_type == "regression":
+            raise ValueError("balance_classes has no effect on a regression; remove it.")
 
 
 @dataclass

@@ -55,6 +55,7 @@ class Task(ABC):
     saved_model_class: ClassVar[type[SavedModel]] = BestModel
     metric: ClassVar[str]  # of the validation; the highest is the best model
     protocol: ClassVar[str]  # how it is measured, for the model card
+    evaluation_only: ClassVar[bool] = False  # nothing to train: `albef evaluate` has it, `albef finetune` refuses it
 
     def __init__(self, args: Any, processor: AlbefProcessor):
         self.args = args
@@ -170,7 +171,12 @@ class FineTuningTask(Task):
     def load_model(cls, args: FineTuningArguments) -> tuple[PreTrainedModel, AlbefProcessor]:
         """Return the head from any ALBEF checkpoint, or untrained, and the processor."""
         model, processor, _ = load_task_model(cls.head, args)
+        cls.check_model(model)
         return model, processor
+
+    @classmethod
+    def check_model(cls, model: PreTrainedModel) -> None:
+        """Raise a `ValueError` for a model that was trained for something else."""
 
     # Rows
 
