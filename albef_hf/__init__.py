@@ -29,6 +29,7 @@ _NAMES = {
         "ImageTextClassificationPipeline",
         "ImageTextMatchingPipeline",
         "ImageTextRetrievalPipeline",
+        "PromptedImageClassificationPipeline",
         "VisualEntailmentPipeline",
         "VisualGroundingPipeline",
         "VisualQuestionAnsweringPipeline",

@@ -20,6 +20,11 @@ PIPELINES = {
     "image-text-retrieval": ("ImageTextRetrievalPipeline", "AutoModelForZeroShotImageClassification", MATCHING_HEADS),
     "image-text-matching": ("ImageTextMatchingPipeline", "AutoModelForZeroShotImageClassification", MATCHING_HEADS),
     "visual-grounding": ("VisualGroundingPipeline", "AutoModelForZeroShotImageClassification", MATCHING_HEADS),
+    "prompted-image-classification": (
+        "PromptedImageClassificationPipeline",
+        "AutoModelForZeroShotImageClassification",
+        MATCHING_HEADS,
+    ),
     "visual-question-answering": (
         "VisualQuestionAnsweringPipeline",
         "AutoModelForVisualQuestionAnswering",

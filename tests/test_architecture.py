@@ -32,6 +32,7 @@ HUB_FILES = (
     "processing_albef",
     "heatmaps_albef",
     "retrieval_albef",
+    "zero_shot_albef",
     "pipeline_albef",
     "sentence_albef",
 )
@@ -77,6 +78,7 @@ ALLOWED = {
     "images_albef": set(),
     "processing_albef": {"images_albef"},
     "retrieval_albef": {"calibration_albef", "compatibility_albef", "processing_albef"},
+    "zero_shot_albef": {"calibration_albef", "processing_albef", "retrieval_albef"},
     "heatmaps_albef": {"compatibility_albef", "processing_albef"},
     "pipeline_albef": {
         "calibration_albef",
@@ -86,6 +88,7 @@ ALLOWED = {
         "images_albef",
         "processing_albef",
         "retrieval_albef",
+        "zero_shot_albef",
     },
     "sentence_albef": {"calibration_albef", "configuration_albef"},
     "registration": {
@@ -109,6 +112,7 @@ ALLOWED = {
         "retrieval_albef",
         "training",
         "utils",
+        "zero_shot_albef",
     },
     "conversion": {
         "compatibility_albef",
@@ -159,6 +163,7 @@ ALLOWED = {
         "utils",
     },
     "tasks": {
+        "calibration_albef",
         "configuration_albef",
         "data",
         "evaluation",
@@ -170,6 +175,7 @@ ALLOWED = {
         "tasks",
         "training",
         "utils",
+        "zero_shot_albef",
     },
     "cli": {"conversion", "data", "demo", "evaluation", "model_card", "search", "tasks", "training", "utils"},
     "__main__": {"cli"},

@@ -51,6 +51,7 @@ SHIPPED_CODE = {
     "retrieval_albef.py",
     "sentence_albef.py",
     "shared_inputs_albef.py",
+    "zero_shot_albef.py",
 }
 RENEWED_SECTIONS = ("Use", "Versions")  # of a model card; the other sections belong to the owner
 

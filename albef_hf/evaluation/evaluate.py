@@ -45,6 +45,7 @@ def evaluate(task_class: type["FineTuningTask"], args: FineTuningArguments) -> d
     metrics |= task.evaluate_exchanged(model, rows, accelerator)
     if accelerator.is_main_process:
         write_results(folder, metrics, predictions)
+        task.save_figures(folder, predictions)
         baselines = _baselines(task, rows) if task.metric in metrics else {}  # without answers there are none
         write_metrics(folder, metrics | baselines)
         print(task.format_metrics(metrics, rows))

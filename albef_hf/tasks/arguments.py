@@ -5,6 +5,7 @@ imported here, so that `--help` needs neither torch nor the models.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..training.arguments import FineTuningArguments
 
@@ -151,6 +152,58 @@ class VqaArguments(FineTuningArguments):
     rank_candidates: int = field(
         default=128, metadata={"help": "answers with the most probable first token, which are scored completely"}
     )
+
+
+@dataclass
+class ZeroShotArguments(FineTuningArguments):
+    """Zero-shot classification, which is not trained."""
+
+    validation_split: str | None = "train"  # that of a folder of images without splits
+    classes: str | None = field(
+        default=None,
+        metadata={
+            "help": "text file with a class in each line: its label or folder, and maybe a tab and the words for it; "
+            "default: the labels of the rows, with spaces for underscores"
+        },
+    )
+    templates: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "texts with {} in the place of the class, files with one in each line, or names of lists of this "
+            "package; their features are averaged; default: photo, or for scenes a list of their own"
+        },
+    )
+    rerank_k: int = field(default=5, metadata={"help": "best classes of each image that are matched; 0: none"})
+    scenes_attribute: str = field(
+        default="color", metadata={"help": "what the classes of the built-in scenes are: color or shape"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(0, "rerank_k")
+        if self.scenes_attribute not in ("color", "shape"):
+            raise ValueError(f"scenes_attribute is {self.scenes_attribute!r}; choose color or shape.")
+
+
+@dataclass
+class CaptionScoresArguments(FineTuningArguments):
+    """Scores of captions beside the ratings of people, which is not trained."""
+
+    ratings: str | None = field(
+        default=None, metadata={"help": "ExpertAnnotations.txt of Flickr8k; needs captions, and image_root"}
+    )
+    captions: str | None = field(default=None, metadata={"help": "Flickr8k.token.txt, the captions that are rated"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.ratings) != bool(self.captions):
+            raise ValueError("ratings and captions need each other; set both, or neither.")
+        if self.ratings and self.has_source:
+            raise ValueError("ratings is a source of rows like dataset and validation_files; choose one.")
+
+    def describe_validation_data(self) -> str:
+        """Return what the model is evaluated on."""
+        return f"the ratings of {Path(self.ratings).name}" if self.ratings else super().describe_validation_data()
 
 
 @dataclass

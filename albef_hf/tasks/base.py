@@ -5,6 +5,7 @@ A task is one file in this folder, found by its name: the head, the paper's defa
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -323,6 +324,9 @@ class FineTuningTask(Task):
                 batch = []
         if batch:
             yield batch
+
+    def save_figures(self, folder: Path, predictions: list[dict[str, Any]]) -> None:
+        """Draw predictions of `albef evaluate`, if the task has something to draw."""
 
     # Texts and images
 

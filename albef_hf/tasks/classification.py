@@ -45,8 +45,8 @@ class Classification(RowTask):
 
     name = "classification"
     protocol = (
-        "F1 of each class, its mean over classes (macro) and over all labels (micro), accuracy of all labels of a row, "
-        "and AUROC; of a regression, the explained variance. With several labels, the thresholds of the classes "
+        "F1 of each class, its mean over classes (macro) and over all labels (micro), accuracy of all labels of a "
+        "row, and AUROC; of a regression, the explained variance. With several labels, the thresholds of the classes "
         "maximize F1 on the validation rows of the training, where F1 is therefore optimistic."
     )
     head = AlbefForImageTextClassification
