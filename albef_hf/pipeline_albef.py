@@ -814,8 +814,8 @@ class ImageTextClassificationPipeline(VisualEntailmentPipeline):
         >>> from transformers import pipeline
         >>> classify = pipeline("image-text-classification", model="you/albef-colors")
         >>> results = classify("image.png")
-        >>> sorted(results[0])
-        ['label', 'predicted', 'score']
+        >>> [sorted(result) for result in results]
+        [['label', 'score'], ['label', 'score']]
 
         ```
     """

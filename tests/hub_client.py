@@ -36,6 +36,7 @@ HEADS = {
     "AlbefForQuestionAnswering": "AutoModelForVisualQuestionAnswering",
     "AlbefForVisualReasoning": "AutoModelForSequenceClassification",
     "AlbefForVisualEntailment": "AutoModelForSequenceClassification",
+    "AlbefForImageTextClassification": "AutoModelForSequenceClassification",
     "AlbefForTextAssignment": "AutoModelForPreTraining",
 }
 TEXTS = ["a dog in the snow", "Two red cars!", "a cat", "nothing at all"]
