@@ -22,10 +22,10 @@ def read_flickr8k_ratings(ratings: str, captions: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: If a file cannot be read, or a caption is missing.
     """
-    texts = {name: text for name, text in _read_columns(captions, (2,))}
+    texts = {name: text for name, text in _read_columns(captions, "a caption id and a caption", 2, 2)}
     own = {(name.partition("#")[0], text) for name, text in texts.items()}
     rows = []
-    for image, name, *experts in _read_columns(ratings, range(3, 20)):
+    for image, name, *experts in _read_columns(ratings, "an image, a caption id and ratings", 3, 20):
         if name not in texts:
             raise ValueError(
                 f"{captions} has no caption {name!r}, which {ratings} rates; use the files of one release."
@@ -37,15 +37,15 @@ def read_flickr8k_ratings(ratings: str, captions: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_columns(file: str, counts: "range | tuple[int, ...]") -> list[list[str]]:
+def _read_columns(file: str, names: str, least: int, most: int) -> list[list[str]]:
     try:
         with Path(file).open(encoding="utf-8-sig", newline="") as lines:
             rows = [row for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     for number, row in enumerate(rows, start=1):
-        if len(row) not in counts:
-            raise ValueError(f"Line {number} of {file} has {len(row)} columns, separated by tabs, not {min(counts)}.")
+        if not least <= len(row) <= most:
+            raise ValueError(f"Line {number} of {file} has {len(row)} columns, but needs {names}, separated by tabs.")
     return [[part.strip() for part in row] for row in rows]
 
 

@@ -45,13 +45,13 @@ def parse_evaluation(task: str, kind: type[Arguments], arguments: list[str]) -> 
         )
 
     args = parse()
-    rerank_k = _rerank_k_of_training(args)
+    rerank_k = _rerank_k_of_training(args) if task == "retrieval" else None
     return args if rerank_k is None else parse(rerank_k=rerank_k)
 
 
 def _rerank_k_of_training(args: FineTuningArguments) -> int | None:
-    """Return how many candidates the training of the model reranked, if that is known and the task reranks."""
-    if not hasattr(args, "rerank_k") or not args.model:
+    """Return how many candidates the training of the model reranked, if that is known."""
+    if not args.model:
         return None
     from transformers.utils.hub import cached_file
 

@@ -38,7 +38,6 @@ class ZeroShot(PairTask, RowTask):
     evaluation_only = True
     metric = "itm_top1"
     columns = ("image", "label")
-    image_columns = ("image",)
 
     def __init__(self, args: ZeroShotArguments, processor: AlbefProcessor):
         super().__init__(args, processor)

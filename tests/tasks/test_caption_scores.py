@@ -49,7 +49,7 @@ def test_ratings_of_captions_that_belong_to_an_image_do_not_count(files):
     [
         ("a.png\tc.png#0\t1\t1\t1", "has no caption 'c.png#0'"),
         ("a.png\tb.png#0\t5\t1\t1", "has the rating '5'; ratings are from 1 to 4"),
-        ("a.png b.png#0 1 1 1", "Line 1 of .* has 1 columns, separated by tabs"),
+        ("a.png b.png#0 1 1 1", "Line 1 of .* has 1 columns, but needs an image"),
     ],
 )
 def test_other_files_are_refused(files, line, message, tmp_path):

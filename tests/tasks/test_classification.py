@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from task_rows import make_task, results_of, small, small_evaluation
+from task_rows import results_of, small, small_evaluation
 from transformers import pipeline
 
 from albef_hf import AlbefForImageTextClassification, AlbefForVisualEntailment
@@ -20,7 +20,9 @@ CLASSES = ["blue", "green", "red"]
 
 
 def task_of(processor, problem_type: str = SEVERAL, **options):
-    return make_task("classification", processor, problem_type=problem_type, **{"labels": CLASSES, **options})
+    kind = find_task("classification")
+    settings = {"labels": CLASSES, "problem_type": problem_type, "model_config": "{}", **options}
+    return kind(kind.arguments_class(**settings), processor)
 
 
 @pytest.mark.parametrize(
