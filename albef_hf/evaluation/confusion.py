@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..utils.files import atomic_write
 
-NAMED_CLASSES = 40  # at most, whose names fit beside the picture
+NAMED_CLASSES = 40  # at most, whose names fit beside the figure
 
 
 def plot_confusion(labels: Sequence[str], answers: Sequence[str], classes: Sequence[str], image: Path) -> None:
