@@ -176,14 +176,20 @@ def explained_errors() -> Iterator[None]:
 
 def _task_name(command: str, arguments: list[str], description: str | None) -> tuple[str, list[str]]:
     """Return the task that the command line begins with, and the rest of it."""
-    from .tasks import task_names
+    from .tasks import EVALUATION_ONLY, evaluation_names, task_names
 
+    names = evaluation_names() if command == "evaluate" else task_names()
     parser = argparse.ArgumentParser(
         prog=f"albef {command}", usage="%(prog)s TASK [--help] ...", description=description
     )
     if arguments and arguments[0].startswith("--task"):
         parser.error(f"--task was replaced by a word after the command, such as albef {command} vqa")
-    parser.add_argument("task", choices=task_names(), metavar="TASK", help=f"one of {', '.join(task_names())}")
+    if arguments and arguments[0] in EVALUATION_ONLY.keys() - {*names}:
+        parser.error(
+            f"{arguments[0]} trains nothing: albef evaluate {arguments[0]} takes a pretrained model, or one of "
+            f"albef {command} {EVALUATION_ONLY[arguments[0]]}"
+        )
+    parser.add_argument("task", choices=names, metavar="TASK", help=f"one of {', '.join(names)}")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     return chosen.task, chosen.arguments
@@ -193,7 +199,4 @@ def _train(name: str, args: Any) -> None:
     from .tasks import find_task
     from .training.run import run
 
-    task = find_task(name)
-    if task.evaluation_only:
-        raise ValueError(f"There is nothing to train for {name}: run `albef evaluate {name}` with a trained model.")
-    run(task, args)
+    run(find_task(name), args)

@@ -81,8 +81,8 @@ def load_trained_model(
     if missing:
         raise ValueError(
             f"{args.model or 'An untrained model'} has no trained {task_class.head.__name__}: {len(missing)} weights "
-            f"are missing, such as {min(missing)}. Fine-tune it with `albef finetune {task_class.name}`, and evaluate "
-            "the result."
+            f"are missing, such as {min(missing)}. Fine-tune it with `albef finetune {task_class.training_task()}`, "
+            "and evaluate the result."
         )
     saved = AlbefConfig.from_pretrained(args.model).dtype if args.dtype == AS_SAVED else getattr(torch, args.dtype)
     return model.to(saved or torch.float32), processor

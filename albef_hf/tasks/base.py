@@ -31,6 +31,7 @@ from ..training.dataloaders import make_dataloader
 from ..training.model_setup import load_task_model
 from ..training.saved_model import BestModel, SavedModel
 from ..utils.progress import progress
+from . import EVALUATION_ONLY
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -56,7 +57,6 @@ class Task(ABC):
     saved_model_class: ClassVar[type[SavedModel]] = BestModel
     metric: ClassVar[str]  # of the validation; the highest is the best model
     protocol: ClassVar[str]  # how it is measured, for the model card
-    evaluation_only: ClassVar[bool] = False  # nothing to train: `albef evaluate` has it, `albef finetune` refuses it
 
     def __init__(self, args: Any, processor: AlbefProcessor):
         self.args = args
@@ -82,6 +82,11 @@ class Task(ABC):
             images.resample,
             torch_resize if self.args.fast_resize else Image.Image.resize,
         )
+
+    @classmethod
+    def training_task(cls) -> str:
+        """Return the name of the task that trains the head: this one, unless it only evaluates."""
+        return EVALUATION_ONLY.get(cls.name, cls.name)
 
     @classmethod
     @abstractmethod

@@ -30,7 +30,6 @@ class CaptionScores(PairTask, RowTask):
         "log-odds of matching (itm), and the calibrated probability if the model is calibrated."
     )
     arguments_class = CaptionScoresArguments
-    evaluation_only = True
     metric = "itm_tau_c"
     columns = ("image", "text", "rating")
     synthetic_data = SceneRatings

@@ -35,7 +35,6 @@ class ZeroShot(PairTask, RowTask):
         "the best again by the log-odds of matching (itm); how often the right one is the first, or among five."
     )
     arguments_class = ZeroShotArguments
-    evaluation_only = True
     metric = "itm_top1"
     columns = ("image", "label")
 

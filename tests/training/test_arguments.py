@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from albef_hf.tasks import find_arguments, find_task, task_names
+from albef_hf.tasks import evaluation_names, find_arguments, find_task, task_names
 from albef_hf.training.arguments import DataArguments, PretrainingArguments
 from albef_hf.training.model_setup import read_model_config
 from albef_hf.utils.command_line import RECIPES, parse_arguments, recipe_names, save_arguments
@@ -93,11 +93,11 @@ def test_help_lists_the_options(run, capsys):
     assert "temperature" not in text and "weight of the teacher in the targets" in " ".join(text.split())
 
 
-ARGUMENTS = [find_task(name).arguments_class for name in ("pretraining", *task_names())]
+ARGUMENTS = [find_task(name).arguments_class for name in ("pretraining", *evaluation_names())]
 
 
 def test_the_options_of_a_task_are_found_without_the_task():
-    assert [find_arguments(name) for name in task_names()] == ARGUMENTS[1:]
+    assert [find_arguments(name) for name in evaluation_names()] == ARGUMENTS[1:]
 
 
 @pytest.mark.parametrize(("former", "name"), RENAMED_OPTIONS.items())
@@ -151,6 +151,5 @@ def test_a_recipe_is_found_by_name_and_contains_what_differs_from_the_defaults(r
 
 
 def test_every_task_has_recipes():
-    trained = {"pretraining", *(name for name in task_names() if not find_task(name).evaluation_only)}
-    assert {path.name for path in RECIPES.iterdir()} == trained
-    assert all(recipe_names(name) for name in trained)
+    assert {path.name for path in RECIPES.iterdir()} == {"pretraining", *task_names()}
+    assert all(recipe_names(name) for name in ("pretraining", *task_names()))
