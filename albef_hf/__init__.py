@@ -16,6 +16,7 @@ _NAMES = {
     "encoders_albef": ("AlbefMultimodalModel", "AlbefTextModel", "AlbefVisionModel"),
     "modeling_albef": (
         "AlbefForImageCaptioning",
+        "AlbefForImageTextClassification",
         "AlbefForPreTraining",
         "AlbefForQuestionAnswering",
         "AlbefForRetrieval",
@@ -27,8 +28,10 @@ _NAMES = {
     "momentum": ("FeatureQueue", "MomentumTeacher"),
     "pipeline_albef": (
         "ImageCaptioningPipeline",
+        "ImageTextClassificationPipeline",
         "ImageTextMatchingPipeline",
         "ImageTextRetrievalPipeline",
+        "PromptedImageClassificationPipeline",
         "VisualEntailmentPipeline",
         "VisualGroundingPipeline",
         "VisualQuestionAnsweringPipeline",

@@ -29,6 +29,8 @@ EXTRAS = {
     "onnxruntime": "export",
     "onnxscript": "export",
     "peft": "lora",
+    "scipy": "train",
+    "sklearn": "train",
     "yaml": "train",
 }
 

@@ -20,6 +20,11 @@ PIPELINES = {
     "image-text-retrieval": ("ImageTextRetrievalPipeline", "AutoModelForZeroShotImageClassification", MATCHING_HEADS),
     "image-text-matching": ("ImageTextMatchingPipeline", "AutoModelForZeroShotImageClassification", MATCHING_HEADS),
     "visual-grounding": ("VisualGroundingPipeline", "AutoModelForZeroShotImageClassification", MATCHING_HEADS),
+    "prompted-image-classification": (
+        "PromptedImageClassificationPipeline",
+        "AutoModelForZeroShotImageClassification",
+        MATCHING_HEADS,
+    ),
     "visual-question-answering": (
         "VisualQuestionAnsweringPipeline",
         "AutoModelForVisualQuestionAnswering",
@@ -40,6 +45,11 @@ PIPELINES = {
         "AutoModelForSequenceClassification",
         ("AlbefForVisualReasoning",),
     ),
+    "image-text-classification": (
+        "ImageTextClassificationPipeline",
+        "AutoModelForSequenceClassification",
+        ("AlbefForImageTextClassification",),
+    ),
 }
 
 # The heads that each Auto class loads from the folder of any of them: the one that was saved there, else the first.
@@ -49,7 +59,11 @@ AUTO_MODELS = {
     "AutoModelForZeroShotImageClassification": ("AlbefForRetrieval",),
     "AutoModelForVisualQuestionAnswering": ("AlbefForQuestionAnswering",),
     "AutoModelForImageTextToText": ("AlbefForImageCaptioning",),
-    "AutoModelForSequenceClassification": ("AlbefForVisualEntailment", "AlbefForVisualReasoning"),
+    "AutoModelForSequenceClassification": (
+        "AlbefForVisualEntailment",
+        "AlbefForVisualReasoning",
+        "AlbefForImageTextClassification",
+    ),
 }
 AUTO_MAP = {auto_class: f"modeling_albef.{heads[0]}" for auto_class, heads in AUTO_MODELS.items()}
 
@@ -70,7 +84,12 @@ RENAMED_CLASSES = {
 
 REASONING_CLASSES = ("False", "True")
 ENTAILMENT_CLASSES = ("contradiction", "neutral", "entailment")
-CLASSIFIERS = ("AlbefForVisualReasoning", "AlbefForVisualEntailment")  # neither uses the other's classes
+# The heads with a classifier, each with the one whose classes it can use: its parent's, but not the other's.
+CLASSIFIERS = {
+    "AlbefForVisualReasoning": "AlbefForVisualReasoning",
+    "AlbefForVisualEntailment": "AlbefForImageTextClassification",
+    "AlbefForImageTextClassification": "AlbefForImageTextClassification",
+}
 # Settings that earlier models do not have: they are saved only if they differ, so that `config.json` stays the same.
 UNSAVED_DEFAULTS = {
     "position_offset": 0,
@@ -81,6 +100,7 @@ UNSAVED_DEFAULTS = {
     "image_registers": False,
     "lora_config": None,
     "match_calibration": None,
+    "class_thresholds": None,
 }
 POOLINGS = {"text_pooling": ("cls", "mean"), "image_pooling": (None, "cls", "pooler", "mean")}
 LORA_SETTINGS = {"r", "lora_alpha", "target_modules"}  # of peft's LoraConfig
@@ -273,6 +293,8 @@ class AlbefConfig(PreTrainedConfig):
         match_calibration: The probability of a match, as a dictionary of `MatchCalibration`, which
             `albef evaluate retrieval --calibrate` fits; None for that of the matching head. `albef pretrain` and
             `albef finetune` drop it; in a training of your own, set it to None.
+        class_thresholds: Of a classifier with several labels, the least probability at which each class is predicted,
+            in the order of `id2label`. `albef finetune classification` chooses them on the validation data; None: 0.5.
         kwargs: Settings of every `PreTrainedConfig`. A classifier has the classes given by `num_labels`, `id2label` or
             `label2id`, otherwise those it was saved with, otherwise its own; see `with_classes`.
 
@@ -301,6 +323,7 @@ class AlbefConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
     lora_config: dict | None = None
     match_calibration: dict | None = None
+    class_thresholds: list | None = None
 
     def __post_init__(self, **kwargs):
         if self.lora_config is not None and self.lora_config.keys() != LORA_SETTINGS:
@@ -398,6 +421,8 @@ class AlbefConfig(PreTrainedConfig):
             raise ValueError(f"{name} is {value!r}; choose from {', '.join(filter(None, POOLINGS[name]))}.")
         if name == "match_calibration" and value is not None:
             MatchCalibration.from_dict(value)  # refuses invalid ones
+        if name == "class_thresholds" and not all(0 <= threshold <= 1 for threshold in value or ()):
+            raise ValueError(f"class_thresholds is {value}: each must be a probability, between 0 and 1.")
         if name == "image_size" and value is not None and isinstance(self.vision_config, PreTrainedConfig):
             self.set_input_size(value)  # of the paper's ViT, it belongs to vision_config
             return
@@ -432,6 +457,8 @@ class AlbefConfig(PreTrainedConfig):
         """
         self._check_single_class()
         config = copy.deepcopy(self)
+        if self.other_classifier(family) or len(self.class_thresholds or ()) != self.num_labels:
+            config.class_thresholds = None  # those of other classes
         if not self.classes_asked_for and (self.classes_saved_by is None or self.other_classifier(family)):
             config.id2label = dict(enumerate(names))
         config.classes_saved_by = next((name for name in family if name in CLASSIFIERS), family[0])
@@ -457,7 +484,12 @@ class AlbefConfig(PreTrainedConfig):
     def other_classifier(self, family: Collection[str]) -> str | None:
         """Return the name of the classifier that was saved with this configuration, unless it is of the family."""
         saved_by = self.classes_saved_by
-        return saved_by if saved_by in CLASSIFIERS and saved_by not in family else None
+        return saved_by if saved_by in CLASSIFIERS and CLASSIFIERS[saved_by] not in family else None
+
+    @property
+    def thresholds(self) -> list[float]:
+        """Return the least probability at which each class of several labels is predicted."""
+        return self.class_thresholds or [0.5] * self.num_labels
 
     def to_dict(self) -> dict:
         """Serialize as transformers does, with the pipelines of the head, for users without the package."""

@@ -233,23 +233,29 @@ def classification_loss(
     config: AlbefConfig,
     teacher_logits: torch.Tensor | None = None,
     alpha: float = 0.0,
+    class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute the loss for `config.problem_type`, as transformers' sequence classification heads do.
+
+    The teacher softens the targets as in equations 6 and 7 of the paper: by its softmax, by its sigmoids if there are
+    several labels, or by its numbers.
 
     Args:
         logits: (batch, classes).
         labels: Class indices, (batch,), where -100 is ignored. For regression and multi-label classification, numbers,
             (batch, classes), or (batch,) if there is one class.
         config: If it has no `problem_type`, the number of classes and the type of the labels decide.
-        teacher_logits: Logits to distill single labels from, (batch, classes).
+        teacher_logits: Logits of the teacher, (batch, classes).
         alpha: Weight of the teacher in the targets, between 0 and 1.
+        class_weights: Weight of each class, (classes,), as `weight` of `torch.nn.functional.cross_entropy`, or
+            `pos_weight` of `binary_cross_entropy_with_logits`.
 
     Returns:
         The mean loss, a scalar.
 
     Raises:
-        ValueError: If the labels do not fit the problem type, a problem type that cannot be distilled has a teacher,
-            or alpha is not between 0 and 1.
+        ValueError: If the labels do not fit the problem type, a regression has weights of classes, or alpha is not
+            between 0 and 1.
     """
     _check_alpha(alpha)
     problem_type = _problem_type(logits, labels, config)
@@ -257,13 +263,22 @@ def classification_loss(
         labels = labels.flatten().long()
         losses = distilled_cross_entropy(logits, labels, teacher_logits, alpha)
         is_known = labels != IGNORED
+        if class_weights is not None:
+            weights = class_weights.to(losses.dtype)[labels.clamp(min=0)] * is_known
+            return (weights * losses).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
         scale = len(is_known) / is_known.sum().clamp(min=1).to(losses.dtype)
         return losses.masked_fill(~is_known, 0).mean() * scale
-    if teacher_logits is not None and alpha != 0:
-        raise ValueError(f"{problem_type} cannot be distilled: remove teacher_outputs, or set alpha to 0.")
+    is_regression = problem_type == "regression"
     logits = at_least_float32(logits)
-    loss = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
-    return loss(logits, labels.view_as(logits).to(logits.dtype))
+    targets = labels.view_as(logits).to(logits.dtype)
+    if teacher_logits is not None and alpha != 0:
+        soft_targets = at_least_float32(teacher_logits.detach())
+        targets = (1 - alpha) * targets + alpha * (soft_targets if is_regression else soft_targets.sigmoid())
+    if not is_regression:
+        return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=class_weights)
+    if class_weights is not None:
+        raise ValueError("A regression has no classes to weigh: remove class_weights.")
+    return F.mse_loss(logits, targets)
 
 
 def _problem_type(logits: torch.Tensor, labels: torch.Tensor, config: AlbefConfig) -> str:

@@ -45,7 +45,19 @@ TAGS = {
     "AlbefForImageCaptioning": ["image-captioning"],
     "AlbefForVisualReasoning": ["nlvr2", "visual-reasoning"],
     "AlbefForVisualEntailment": ["snli-ve", "visual-entailment"],
+    "AlbefForImageTextClassification": ["image-text-classification"],
     "AlbefForTextAssignment": ["nlvr2", "pretraining"],
+}
+# The Hub's types of metrics, by a part of their names here; others are accuracies.
+METRIC_TYPES = {
+    "cider": "cider",
+    "bleu": "bleu",
+    "rouge": "rouge",
+    "f1": "f1",
+    "auroc": "roc_auc",
+    "r2": "r_squared",
+    "spearman": "spearmanr",
+    "_r": "recall",
 }
 CALIBRATION = "Calibration"  # title of a section
 FOLLOWING = ("Intended use and limitations", "Versions")  # titles of sections, before which it is added
@@ -352,10 +364,7 @@ def _headline(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _metric_type(name: str) -> str:
-    for known in ("cider", "bleu", "rouge"):
-        if known in name:
-            return known
-    return "recall" if "_r" in name else "accuracy"
+    return next((kind for part, kind in METRIC_TYPES.items() if part in name), "accuracy")
 
 
 def _eval_results(evaluation: Evaluation, head: str) -> "list[EvalResult]":

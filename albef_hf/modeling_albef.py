@@ -15,7 +15,7 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, Seq2SeqLMOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .answers_albef import (
     Answers,
@@ -27,6 +27,7 @@ from .answers_albef import (
 )
 from .calibration_albef import MatchCalibration, matching_log_odds
 from .captioning_albef import AlbefForImageCaptioning
+from .classification_albef import AlbefClassifier
 from .compatibility_albef import (
     CACHE_NAME,
     forget_attention_change,
@@ -63,7 +64,6 @@ from .losses_albef import (
     IGNORED,
     assignment_loss,
     at_least_float32,
-    classification_loss,
     distilled_cross_entropy,
     masked_language_loss,
     positions_of_targets,
@@ -81,8 +81,6 @@ from .outputs_albef import (
     attention_outputs,
 )
 from .unimodal_albef import AlbefUnimodalEncoders
-
-logger = logging.get_logger(f"transformers.{__name__}")
 
 if TYPE_CHECKING:  # never executed; transformers reads these lines and saves the files with a head
     from .pipeline_albef import AlbefPipeline  # noqa: F401
@@ -956,94 +954,6 @@ class AlbefForQuestionAnswering(AlbefPreTrainedModel, GenerationMixin):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class AlbefClassifier(AlbefPreTrainedModel):
-    """Classify a text and its images; the base class of visual reasoning and visual entailment."""
-
-    albef: AlbefPreTrainedModel
-    classifier: AlbefClassificationHead
-    default_classes: tuple[str, ...]
-
-    def __init__(self, config: AlbefConfig):
-        family = [kind.__name__ for kind in type(self).__mro__]
-        super().__init__(config.with_classes(self.default_classes, family))
-        self._other_classifier = config.other_classifier(family)  # while the checkpoint may hold its weights
-        self._reset_weights: set[str] = set()
-
-    def initialize_weights(self) -> None:
-        """Initialize what no checkpoint has filled, and a classifier that another head has saved."""
-        weights = dict(self.classifier.named_parameters(prefix="classifier"))
-        loaded = any(getattr(weight, "_is_hf_initialized", False) for weight in weights.values())
-        if self._other_classifier is not None and loaded:
-            parts: tuple[Any, ...] = (*self.classifier.modules(), *weights.values())
-            for part in parts:  # transformers initializes what does not carry this mark
-                part._is_hf_initialized = False
-            self._reset_weights = set(weights)
-            logger.warning(
-                f"The classifier of the checkpoint was saved by {self._other_classifier} and is not reused: that of "
-                f"{type(self).__name__} is newly initialized. Train it before use."
-            )
-            self._other_classifier = None  # what is initialized or trained from here on is this head's own
-        super().initialize_weights()
-
-    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """Share what is tied; a classifier that was reset is reported as missing."""
-        if missing_keys is not None:
-            missing_keys |= self._reset_weights
-        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
-
-    @torch.no_grad()
-    def get_teacher_outputs(
-        self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-    ) -> AlbefTeacherOutput:
-        """Compute the teacher's targets for a batch: logits. Takes the batch that `forward` takes."""
-        kwargs = {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
-        return AlbefTeacherOutput(logits=self(input_ids, pixel_values, attention_mask, **kwargs).logits)
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        teacher_outputs: AlbefTeacherOutput | None = None,
-        alpha: float = 0.0,
-        inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> AlbefClassifierOutput:
-        """Classify texts and their images.
-
-        Args:
-            input_ids: Texts, (batch, tokens), `[CLS]` first.
-            pixel_values: The image of each text, (batch, channels, height, width); for visual reasoning two images,
-                (batch, 2, channels, height, width).
-            attention_mask: (batch, tokens), 1 for tokens and 0 for padding.
-            labels: Class of each text, (batch,); for regression and multi-label classification, numbers, (batch,
-                classes). `config.problem_type` decides, or else their type and the number of classes.
-            teacher_outputs: The outputs of a `MomentumTeacher` for the same batch.
-            alpha: Weight of the teacher in the targets; 0.4 in the paper.
-            inputs_embeds: Instead of `input_ids`, their word embeddings, (batch, tokens, width).
-
-        Returns:
-            `logits`, (batch, classes), in the order of `config.id2label`, and with `labels` the `loss`.
-
-        Raises:
-            ValueError: If the labels do not fit the problem type, or it cannot be distilled.
-        """
-        texts = one_of(input_ids, inputs_embeds)
-        outputs = self.albef(texts, pixel_values, attention_mask, return_dict=True, **kwargs)
-        logits = self.classifier(outputs.last_hidden_state)
-        loss = None
-        if labels is not None:
-            loss = classification_loss(logits, labels, self.config, _teacher_logits(teacher_outputs), alpha)
-        return AlbefClassifierOutput(loss=loss, logits=logits, **attention_outputs(outputs))
-
-
 class AlbefForVisualReasoning(AlbefClassifier):
     """ALBEF for NLVR2: is a statement true of two images (the original's `models/model_nlvr.py`)?
 
@@ -1059,19 +969,28 @@ class AlbefForVisualReasoning(AlbefClassifier):
         self.post_init()
 
 
-class AlbefForVisualEntailment(AlbefClassifier):
-    """ALBEF for SNLI-VE: does an image entail a sentence (the original's `models/model_ve.py`)?
+class AlbefForImageTextClassification(AlbefClassifier):
+    """ALBEF for any classes of images with texts; `config.problem_type` and `config.id2label` say which.
 
-    Classes are contradiction, neutral and entailment, unless `num_labels` or `id2label` sets others.
+    Two unnamed classes, unless `num_labels` or `id2label` sets others.
     """
 
-    default_classes = ENTAILMENT_CLASSES
+    default_classes = ("LABEL_0", "LABEL_1")
 
     def __init__(self, config: AlbefConfig):
         super().__init__(config)
         self.albef = AlbefModel(self.config)
         self.classifier = AlbefClassificationHead(self.config)
         self.post_init()
+
+
+class AlbefForVisualEntailment(AlbefForImageTextClassification):
+    """ALBEF for SNLI-VE: does an image entail a sentence (the original's `models/model_ve.py`)?
+
+    Classes are contradiction, neutral and entailment, unless `num_labels` or `id2label` sets others.
+    """
+
+    default_classes = ENTAILMENT_CLASSES
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1202,6 +1121,7 @@ MODEL_CLASSES: dict[str, type[AlbefPreTrainedModel]] = {
         AlbefForRetrieval,
         AlbefForQuestionAnswering,
         AlbefForImageCaptioning,
+        AlbefForImageTextClassification,
         AlbefForVisualEntailment,
         AlbefForVisualReasoning,
     )
@@ -1220,6 +1140,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "MODEL_CLASSES",
     "AlbefForImageCaptioning",
+    "AlbefForImageTextClassification",
     "AlbefForPreTraining",
     "AlbefForPreTrainingOutput",
     "AlbefForQuestionAnswering",

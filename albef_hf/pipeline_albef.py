@@ -40,6 +40,7 @@ from .retrieval_albef import (
     match,
     match_images,
 )
+from .zero_shot_albef import DEFAULT_TEMPLATES, ClassPrompts, ClassRanking, encode_classes, rank_classes
 
 ImageLike = Image.Image | str | os.PathLike  # an image, or its path, URL or base64
 Result = dict[str, Any]
@@ -390,6 +391,107 @@ class _LazyImages(Sequence):
 
     def __getitem__(self, index: int) -> Image.Image:
         return self.pipeline._load_image(self.images[index], self.timeout)
+
+
+class PromptedImageClassificationPipeline(AlbefPipeline):
+    """Classify images by classes that are named in words, without training: task `prompted-image-classification`.
+
+    Beyond transformers' own `zero-shot-image-classification`, a class may have several prompts, whose features are
+    averaged as in CLIP, and the best classes may be matched (ITM).
+
+    Example:
+        ```python
+        >>> import albef_hf
+        >>> from transformers import pipeline
+        >>> templates = ["a {}", "a photo of a {}", "somebody drew a {}"]
+        >>> classify = pipeline("prompted-image-classification", model="you/albef", hypothesis_template=templates)
+        >>> results = classify("image.png", candidate_labels=["red ball", "blue star", "dog"], rerank_k=2)
+        >>> [sorted(result) for result in results]
+        [['label', 'score'], ['label', 'score']]
+
+        ```
+    """
+
+    task_name = "prompted-image-classification"
+    _encoded: tuple[Any, ClassPrompts] | None = None  # the last classes, and what they were made from
+
+    def __call__(self, images: Any, **kwargs) -> list[Result] | list[list[Result]]:
+        """Classify images.
+
+        Args:
+            images: Images: one, a list, a generator or a dataset.
+            candidate_labels: What the classes are called, a list of texts.
+            hypothesis_template: A text with `{}` in the place of the class, or a list of them; "a photo of a {}" by
+                default.
+            rerank_k: Number of classes of the highest similarity to match; 0 by default, which ranks all classes by
+                similarity alone.
+            top_k: Number of results; by default all classes that are ranked.
+            timeout: Timeout of a URL in seconds.
+
+        Returns:
+            For each image a list of dictionaries, best first: `label`, and its probability among the classes that
+            are ranked as `score`: a softmax over similarities divided by the learned temperature, or with `rerank_k`
+            over the log-odds of a match.
+
+        Raises:
+            ValueError: If there is no class, a template has no place for it, or an image is invalid.
+        """
+        return super().__call__(_as_inputs(images, "images"), **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        candidate_labels: str | Sequence[str] | None = None,
+        hypothesis_template: str | Sequence[str] | None = None,
+        rerank_k: int | None = None,
+        top_k: int | None = None,
+        timeout: float | None = None,
+    ) -> tuple[dict, dict, dict]:
+        labels = templates = None
+        if candidate_labels is not None:
+            labels = _as_list(candidate_labels, "candidate_labels")
+            self._tokenize(labels, "candidate label")  # checks them
+        if hypothesis_template is not None:
+            templates = _as_list(hypothesis_template, "hypothesis_template")
+        forward = _without_none(labels=labels, templates=templates)
+        if rerank_k is not None:
+            forward["rerank_k"] = as_int("rerank_k", rerank_k, 0)
+        return _without_none(timeout=timeout), forward, _without_none(labels=labels, top_k=top_k)
+
+    def preprocess(self, image: ImageLike, timeout: float | None = None) -> dict[str, torch.Tensor]:
+        """Convert an image to pixels."""
+        return dict(self.processor(images=[self._load_image(image, timeout)], return_tensors="pt"))
+
+    def _forward(
+        self,
+        inputs: dict[str, torch.Tensor],
+        labels: Sequence[str] = (),
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
+        rerank_k: int = 0,
+    ) -> dict[str, torch.Tensor]:
+        """Return indices and probabilities of the ranked classes, each (images, classes)."""
+        if not labels:
+            raise ValueError("There is nothing to choose from: pass candidate_labels.")
+        source = (tuple(labels), tuple(templates))
+        if self._encoded is None or self._encoded[0] != source:
+            self._encoded = (source, encode_classes(self.model, self.processor, labels, templates))
+        ranking = rank_classes(self.model, self.model.get_image_features(**inputs), self._encoded[1], rerank_k)
+        return self._probabilities(ranking)
+
+    def _probabilities(self, ranking: ClassRanking) -> dict[str, torch.Tensor]:
+        matched = ranking.logits.shape[1]
+        if matched:
+            logits, order = ranking.logits.sort(dim=1, descending=True, stable=True)
+            return {"indices": ranking.indices[:, :matched].gather(1, order), "scores": logits.softmax(-1)}
+        logits = ranking.similarities / self.model.contrastive_head.temperature
+        return {"indices": ranking.indices, "scores": logits.softmax(-1)}
+
+    def postprocess(
+        self, outputs: dict[str, torch.Tensor], labels: Sequence[str] = (), top_k: int | None = None
+    ) -> list[Result]:
+        """Name the classes, best first."""
+        scores = outputs["scores"][0].tolist()[:top_k]
+        indices = outputs["indices"][0].tolist()[:top_k]
+        return [{"score": score, "label": labels[index]} for score, index in zip(scores, indices, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -794,6 +896,64 @@ class VisualReasoningPipeline(VisualEntailmentPipeline):
         return torch.stack([super()._pixels(first, timeout), super()._pixels(second, timeout)], dim=1)
 
 
+class ImageTextClassificationPipeline(VisualEntailmentPipeline):
+    """Classify images with texts, or images alone, by the classes of the model: task `image-text-classification`.
+
+    Example:
+        ```python
+        >>> import albef_hf
+        >>> from transformers import pipeline
+        >>> classify = pipeline("image-text-classification", model="you/albef-colors")
+        >>> results = classify("image.png")
+        >>> [sorted(result) for result in results]
+        [['label', 'score'], ['label', 'score']]
+
+        ```
+    """
+
+    task_name = "image-text-classification"
+
+    def __call__(self, images: Any, text: Any = None, **kwargs) -> list[Result] | list[list[Result]]:
+        """Classify images and their texts.
+
+        Args:
+            images: An image for all texts, or a list with one image per text. Without `text`, images alone, or rows
+                such as `{"image": ..., "text": ...}`: one, a list, a generator or a dataset.
+            text: A text for all images, or a list with one text per image; empty for an image alone.
+            top_k: Number of classes; by default all.
+            timeout: Timeout of a URL in seconds.
+
+        Returns:
+            For each image a list of dictionaries, best first: `label`, and its probability as `score`, or for a
+            regression its number. If several labels may be right, `predicted` says whether the probability reaches
+            the threshold of the class, `config.thresholds`.
+
+        Raises:
+            ValueError: If an image or a text is invalid.
+        """
+        return super().__call__(images, text, **kwargs)
+
+    def preprocess(self, row: Any, timeout: float | None = None) -> dict[str, Any]:
+        """Convert a row, or an image alone, to pixels and tokens."""
+        row = row if isinstance(row, Mapping) else {self.image_name: row}
+        return super().preprocess({self.text_name: "", **row}, timeout)
+
+    def _tokenize(self, texts: Sequence[str], name: str) -> dict[str, torch.Tensor]:
+        """Tokenize texts, truncated to the positions of the model; an empty one is [CLS] alone."""
+        if all(text == "" for text in texts):
+            return dict(self.processor(text=list(texts), return_tensors="pt"))
+        return super()._tokenize(texts, name)
+
+    def postprocess(self, outputs: dict[str, torch.Tensor], top_k: int | None = None) -> list[Result]:
+        """Sort the classes, and compare their probabilities with the thresholds if there may be several labels."""
+        results = super().postprocess(outputs, top_k)
+        config = self.model.config
+        if config.problem_type != "multi_label_classification":
+            return results
+        thresholds = dict(zip(config.id2label.values(), config.thresholds, strict=True))
+        return [{**result, "predicted": result["score"] >= thresholds[result["label"]]} for result in results]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Grounding
 # ---------------------------------------------------------------------------------------------------------------------
@@ -928,11 +1088,13 @@ PIPELINE_CLASSES: dict[str, type[AlbefPipeline]] = {
     for pipeline_class in (
         ImageTextRetrievalPipeline,
         ImageTextMatchingPipeline,
+        PromptedImageClassificationPipeline,
         VisualGroundingPipeline,
         VisualQuestionAnsweringPipeline,
         ImageCaptioningPipeline,
         VisualEntailmentPipeline,
         VisualReasoningPipeline,
+        ImageTextClassificationPipeline,
     )
 }
 
@@ -940,8 +1102,10 @@ __all__ = [
     "PIPELINE_CLASSES",
     "AlbefPipeline",
     "ImageCaptioningPipeline",
+    "ImageTextClassificationPipeline",
     "ImageTextMatchingPipeline",
     "ImageTextRetrievalPipeline",
+    "PromptedImageClassificationPipeline",
     "VisualEntailmentPipeline",
     "VisualGroundingPipeline",
     "VisualQuestionAnsweringPipeline",

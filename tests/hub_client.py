@@ -37,6 +37,7 @@ HEADS = {
     "AlbefForImageCaptioning": "AutoModelForImageTextToText",
     "AlbefForVisualReasoning": "AutoModelForSequenceClassification",
     "AlbefForVisualEntailment": "AutoModelForSequenceClassification",
+    "AlbefForImageTextClassification": "AutoModelForSequenceClassification",
     "AlbefForTextAssignment": "AutoModelForPreTraining",
 }
 TEXTS = ["a dog in the snow", "Two red cars!", "a cat", "nothing at all"]

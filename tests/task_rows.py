@@ -73,6 +73,10 @@ FILES = {
         {"image": "a.png", "sentence": "It is red.", "label": "entailment"},
         {"image": "b.png", "sentence": "It is red.", "label": "Contradiction "},
     ],
+    "classification": [
+        {"image": "a.png", "text": "what is it?", "label": ["big", "red"]},
+        {"image": "b.png", "label": "big|blue"},
+    ],
     "nlvr2": [
         {"images": ["a.png", "b.png"], "sentence": "One is red.", "label": "True"},
         {"images": ["c.png", "d.png"], "sentence": "One is red.", "label": "false"},
@@ -112,6 +116,11 @@ BAD = {
         {"image": "/etc/passwd", "sentence": "It is red.", "label": "entailment"},
         {"image": "a.png", "sentence": "It is red.", "label": "perhaps"},
         {"image": "broken.png", "sentence": "It is red.", "label": "neutral"},
+    ],
+    "classification": [
+        {"image": "/etc/passwd", "label": ["red"]},
+        {"image": "a.png", "label": None},
+        {"image": "broken.png", "label": []},
     ],
     "nlvr2": [
         {"images": ["a.png", "broken.png"], "sentence": "One is red.", "label": "True"},

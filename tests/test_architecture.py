@@ -28,11 +28,13 @@ HUB_FILES = (
     "matching_albef",
     "unimodal_albef",
     "captioning_albef",
+    "classification_albef",
     "modeling_albef",
     "images_albef",
     "processing_albef",
     "heatmaps_albef",
     "retrieval_albef",
+    "zero_shot_albef",
     "pipeline_albef",
     "sentence_albef",
 )
@@ -60,6 +62,13 @@ ALLOWED = {
         "initialization_albef",
         "outputs_albef",
     },
+    "classification_albef": {
+        "configuration_albef",
+        "encoders_albef",
+        "head_layers_albef",
+        "losses_albef",
+        "outputs_albef",
+    },
     "captioning_albef": {
         "compatibility_albef",
         "configuration_albef",
@@ -74,6 +83,7 @@ ALLOWED = {
         "answers_albef",
         "calibration_albef",
         "captioning_albef",
+        "classification_albef",
         "compatibility_albef",
         "configuration_albef",
         "encoders_albef",
@@ -88,6 +98,7 @@ ALLOWED = {
     "images_albef": set(),
     "processing_albef": {"images_albef"},
     "retrieval_albef": {"calibration_albef", "compatibility_albef", "processing_albef"},
+    "zero_shot_albef": {"calibration_albef", "processing_albef", "retrieval_albef"},
     "heatmaps_albef": {"compatibility_albef", "processing_albef"},
     "pipeline_albef": {
         "calibration_albef",
@@ -97,6 +108,7 @@ ALLOWED = {
         "images_albef",
         "processing_albef",
         "retrieval_albef",
+        "zero_shot_albef",
     },
     "sentence_albef": {"calibration_albef", "configuration_albef"},
     "registration": {
@@ -122,6 +134,7 @@ ALLOWED = {
         "sentence_albef",
         "training",
         "utils",
+        "zero_shot_albef",
     },
     "conversion": {
         "compatibility_albef",
@@ -185,6 +198,7 @@ ALLOWED = {
         "tasks",
         "training",
         "utils",
+        "zero_shot_albef",
     },
     "cli": {
         "conversion",

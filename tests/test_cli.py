@@ -37,9 +37,9 @@ def test_scripts_run_their_command(name, tmp_path):
 HELP = """
 import contextlib, sys
 from albef_hf import cli
-from albef_hf.tasks import task_names
+from albef_hf.tasks import evaluation_names, task_names
 
-tasks = [[command, task] for command in ("finetune", "evaluate") for task in task_names()]
+tasks = [["finetune", task] for task in task_names()] + [["evaluate", task] for task in evaluation_names()]
 for arguments in tasks + [[command] for command in cli.COMMANDS]:
     with contextlib.suppress(SystemExit):
         cli.main([*arguments, "--help"])

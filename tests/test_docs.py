@@ -14,7 +14,7 @@ from accelerate.commands.launch import launch_command_parser
 from paths import REPOSITORY
 
 from albef_hf import cli
-from albef_hf.tasks import PRETRAINING, task_names
+from albef_hf.tasks import PRETRAINING, evaluation_names, task_names
 from albef_hf.utils.command_line import recipe_names
 
 MARKDOWN = [
@@ -90,7 +90,7 @@ def subcommands(words: list[str]) -> list[str]:
 def known_options() -> set[str]:
     """Return the options of all commands, of the scripts in `benchmarks`, and of `accelerate launch`."""
     commands = [[name] for name in cli.COMMANDS if name not in WITH_TASK]
-    commands += [[name, task] for name in WITH_TASK for task in task_names()]
+    commands += [["finetune", task] for task in task_names()] + [["evaluate", task] for task in evaluation_names()]
     commands += [["index", name] for name in ("build", "add", "remove", "info")]
     options = set().union(*(options_in(help_of(*words)) for words in commands))
     for script in (REPOSITORY / "benchmarks").rglob("*.py"):

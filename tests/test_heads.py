@@ -19,6 +19,7 @@ from transformers.utils import logging
 from albef_hf import (
     AlbefConfig,
     AlbefForImageCaptioning,
+    AlbefForImageTextClassification,
     AlbefForPreTraining,
     AlbefForQuestionAnswering,
     AlbefForRetrieval,
@@ -27,12 +28,13 @@ from albef_hf import (
     AlbefForVisualReasoning,
     AlbefModel,
     MomentumTeacher,
+    classification_albef,
     matching_albef,
-    modeling_albef,
 )
 from albef_hf.compatibility_albef import CACHE_NAME, enable_activation_checkpointing
 from albef_hf.configuration_albef import ENTAILMENT_CLASSES, REASONING_CLASSES
 from albef_hf.losses_albef import IGNORED, sample_image_pairs
+from albef_hf.outputs_albef import AlbefTeacherOutput
 
 HEADS = [
     AlbefForRetrieval,
@@ -41,6 +43,7 @@ HEADS = [
     AlbefForVisualReasoning,
     AlbefForTextAssignment,
     AlbefForVisualEntailment,
+    AlbefForImageTextClassification,
 ]
 
 
@@ -600,6 +603,12 @@ SAVED_AND_LOADED = [
     ("VisualEntailment", {"num_labels": 2}, "PreTraining", "VisualEntailment", {}, UNNAMED[:2], False),
     ("VisualEntailment", {"num_labels": 5}, "PreTraining", "VisualReasoning", {}, [*REASONING_CLASSES], False),
     ("VisualEntailment", NAMED, "PreTraining", "VisualReasoning", {}, [*REASONING_CLASSES], False),
+    # Entailment is a case of classification.
+    ("ImageTextClassification", NAMED, None, "ImageTextClassification", {}, ["no", "yes"], True),
+    ("ImageTextClassification", NAMED, None, "VisualEntailment", {}, ["no", "yes"], True),
+    ("VisualEntailment", {}, None, "ImageTextClassification", {}, [*ENTAILMENT_CLASSES], True),
+    ("VisualReasoning", {}, None, "ImageTextClassification", {}, UNNAMED[:2], False),
+    ("PreTraining", {}, None, "ImageTextClassification", {}, UNNAMED[:2], False),
 ]
 
 
@@ -612,7 +621,7 @@ def test_classes_are_those_of_the_head_unless_it_saved_others(
     kinds = {kind.__name__.removeprefix("AlbefFor"): kind for kind in [AlbefForPreTraining, *HEADS]}
     kinds["Derived"] = DerivedEntailment
     lines = []
-    monkeypatch.setattr(modeling_albef.logger, "warning", lines.append)
+    monkeypatch.setattr(classification_albef.logger, "warning", lines.append)
     model = kinds[saved_by](AlbefConfig.from_dict(config.to_dict(), **settings))
     if hasattr(model, "classifier"):
         torch.nn.init.ones_(model.classifier.dense.bias)
@@ -734,13 +743,61 @@ def test_labels_of_another_shape_than_the_logits_are_refused(problem_type, shape
         model(**inputs | {"labels": torch.ones(4, 3)}, alpha=2.0)
 
 
-def test_only_single_labels_are_distilled(config, batch):
-    model = AlbefForVisualEntailment(config).eval()
-    inputs = inputs_of(batch, AlbefForVisualEntailment) | {"labels": torch.tensor([[1.0, 0, 1]] * 4)}
-    targets = MomentumTeacher(model)(**inputs)
-    with pytest.raises(ValueError, match="multi_label_classification cannot be distilled"):
-        model(**inputs, teacher_outputs=targets, alpha=0.4)
-    assert torch.equal(model(**inputs, teacher_outputs=targets).loss, model(**inputs).loss)
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_distillation_of_several_labels_and_numbers_by_hand(problem_type, config, batch):
+    config.num_labels, config.problem_type = 3, problem_type
+    model = AlbefForImageTextClassification(config).double().eval()
+    inputs = inputs_of(batch, AlbefForImageTextClassification)
+    inputs["labels"] = torch.tensor([[1.0, 0, 1], [0, 0, 1], [1, 1, 0], [0, 1, 0]], dtype=torch.double)
+    teacher = AlbefTeacherOutput(logits=torch.randn(4, 3, dtype=torch.double))
+    logits = model(**inputs).logits
+    loss = model(**inputs, teacher_outputs=teacher, alpha=0.4).loss.item()
+    if problem_type == "regression":
+        expected = (logits - (0.6 * inputs["labels"] + 0.4 * teacher.logits)).square().mean()
+    else:
+        hard = F.binary_cross_entropy(logits.sigmoid(), inputs["labels"])
+        expected = 0.6 * hard + 0.4 * F.binary_cross_entropy(logits.sigmoid(), teacher.logits.sigmoid())
+    assert loss == pytest.approx(expected.item(), rel=1e-9)
+    assert torch.equal(model(**inputs, teacher_outputs=teacher).loss, model(**inputs).loss)
+
+
+def test_classes_are_weighed(config, batch):
+    config.num_labels = 3
+    model = AlbefForImageTextClassification(config).double().eval()
+    inputs = inputs_of(batch, AlbefForImageTextClassification)
+    logits, weights = model(**inputs).logits, torch.tensor([0.5, 2.0, 7.0], dtype=torch.double)
+    one, several = torch.tensor([0, 1, -100, 2]), torch.tensor([[1.0, 0, 1]] * 4)
+    for labels, loss in (
+        (one, F.cross_entropy(logits, one, weights)),
+        (several, F.binary_cross_entropy_with_logits(logits, several.double(), pos_weight=weights)),
+    ):
+        actual = model(**inputs | {"labels": labels}, class_weights=weights).loss
+        assert actual.item() == pytest.approx(loss.item(), rel=1e-12)
+        assert MomentumTeacher(model)(**inputs | {"labels": labels, "class_weights": weights}).logits is not None
+    model.config.problem_type = "regression"
+    with pytest.raises(ValueError, match="remove class_weights"):
+        model(**inputs | {"labels": several}, class_weights=weights)
+
+
+def test_a_classifier_is_replaced_by_one_for_other_classes(config, tmp_path):
+    model = AlbefForImageTextClassification(config)
+    model.config.class_thresholds = [0.2, 0.3]
+    old = model.classifier
+    model.reset_classifier(["cat", "dog", "owl"], "multi_label_classification")
+    assert model.config.class_thresholds is None and model.config.thresholds == [0.5] * 3
+    assert model.classifier.out_proj.out_features == 3 and not model.classifier.out_proj.bias.any()
+    assert not torch.equal(model.classifier.dense.weight, old.dense.weight)
+    model.config.class_thresholds = [0.2, 0.3, 0.9]
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert type(loaded) is AlbefForImageTextClassification and loaded.config.thresholds == [0.2, 0.3, 0.9]
+    assert [*loaded.config.id2label.values()] == ["cat", "dog", "owl"]
+    assert loaded.config.problem_type == "multi_label_classification"
+    assert torch.equal(loaded.classifier.out_proj.weight, model.classifier.out_proj.weight)
+    other = AlbefForImageTextClassification.from_pretrained(tmp_path, num_labels=2, ignore_mismatched_sizes=True)
+    assert other.config.class_thresholds is None, "those of other classes"
+    with pytest.raises(ValueError, match="class_thresholds is .*, between 0 and 1"):
+        model.config.class_thresholds = [1.5]
 
 
 def test_distillation_of_classes_by_hand(config, batch):

@@ -23,6 +23,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from albef_hf import (
     AlbefConfig,
+    AlbefForImageTextClassification,
     AlbefForPreTraining,
     AlbefForImageCaptioning,
     AlbefForQuestionAnswering,
@@ -44,6 +45,7 @@ from albef_hf.heatmaps_albef import contrastive_heatmaps, matching_heatmaps, ove
 TEXTS = ["a red ball", "two dogs in the snow, running", "nothing"]
 QUESTIONS = ["what is it?", "how many dogs are running in the snow", "is it red"]
 ANSWERS = ["yes", "no", "two dogs", "a red ball"]
+MATCHING = {"image-text-retrieval", "image-text-matching", "visual-grounding", "prompted-image-classification"}
 HEADS = {
     "albef": AlbefForPreTraining,
     "albef-retrieval": AlbefForRetrieval,
@@ -51,6 +53,7 @@ HEADS = {
     "albef-captioning": AlbefForImageCaptioning,
     "albef-entailment": AlbefForVisualEntailment,
     "albef-nlvr2": AlbefForVisualReasoning,
+    "albef-colors": AlbefForImageTextClassification,
 }
 
 
@@ -780,12 +783,13 @@ def test_a_saved_model_names_its_pipelines_and_the_package_needs_no_trust(folder
             assert module == "pipeline_albef" and task in getattr(pipeline_albef, kind).__doc__
         assert not hasattr(AlbefConfig.from_pretrained(f"you/{name}"), "custom_pipelines")
     assert named == {
-        "albef": {"image-text-retrieval", "image-text-matching", "visual-grounding"},
-        "albef-retrieval": {"image-text-retrieval", "image-text-matching", "visual-grounding"},
+        "albef": MATCHING,
+        "albef-retrieval": MATCHING,
         "albef-vqa": {"visual-question-answering"},
         "albef-captioning": {"image-captioning"},
         "albef-entailment": {"visual-entailment"},
         "albef-nlvr2": {"visual-reasoning"},
+        "albef-colors": {"image-text-classification"},
     }
 
 

@@ -31,6 +31,7 @@ SHIPPED_CODE = {
     "answers_albef.py",
     "calibration_albef.py",
     "captioning_albef.py",
+    "classification_albef.py",
     "compatibility_albef.py",
     "configuration_albef.py",
     "encoders_albef.py",
@@ -52,6 +53,7 @@ SHIPPED_CODE = {
     "sentence_albef.py",
     "shared_inputs_albef.py",
     "unimodal_albef.py",
+    "zero_shot_albef.py",
 }
 RENEWED_SECTIONS = ("Use", "Versions")  # of a model card; the other sections belong to the owner
 

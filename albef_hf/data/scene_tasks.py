@@ -7,7 +7,7 @@ A row depends only on the seed and its index.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -222,6 +222,89 @@ class SceneExpressions(SceneRows):
     def _pixel_box(self, thing: SceneObject) -> list[float]:
         left, top, right, bottom = (self.image_size * edge for edge in thing.box)
         return [left, top, right - left, bottom - top]
+
+
+class SceneColors(SceneRows):
+    """Which colors are there? Rows have `image`, `text` (the question) and `label`, a list of names.
+
+    The text is the same for all rows, so it reveals nothing.
+    """
+
+    def row(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Return a scene with its colors."""
+        scene = compose(rng)
+        colors = sorted({thing.color for thing in scene.objects})
+        return {"image": scene.draw(self.image_size), "text": "which colors are there?", "label": colors}
+
+
+class SceneCounts(SceneRows):
+    """How many things are there? Rows have `image`, `text` (the question) and `label`, a number."""
+
+    def row(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Return a scene with the number of its objects."""
+        scene = compose(rng)
+        return {
+            "image": scene.draw(self.image_size),
+            "text": "how many things are there?",
+            "label": len(scene.objects),
+        }
+
+
+class SceneOfOne(SceneRows):
+    """Scenes of a single object, whose class is one of its attributes. Rows have `image` and `label`."""
+
+    attribute: ClassVar[str]
+    names: ClassVar[tuple[str, ...]]
+    templates: ClassVar[tuple[str, ...]]  # of prompts, which name the other attribute in all ways
+
+    def row(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Return an object with its class."""
+        scene = compose(rng)
+        thing = scene.objects[0]
+        return {
+            "image": Scene((thing,), scene.background).draw(self.image_size),
+            "label": getattr(thing, self.attribute),
+        }
+
+
+class SceneOfOneColor(SceneOfOne):
+    """Scenes of a single object, whose class is its color."""
+
+    attribute = "color"
+    names = (*COLORS,)
+    templates = tuple(f"a {{}} {shape}" for shape in SHAPE_NAMES)
+
+
+class SceneOfOneShape(SceneOfOne):
+    """Scenes of a single object, whose class is its shape."""
+
+    attribute = "shape"
+    names = (*SHAPE_NAMES,)
+    templates = tuple(f"a {color} {{}}" for color in COLORS)
+
+
+class SceneRatings(SceneRows):
+    """Captions of different quality. Rows have `image`, `text` and `rating`.
+
+    A right caption has 4, one with a wrong color of one object 3, with all colors wrong 2, that of another scene 1.
+    """
+
+    def row(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Return a scene with a caption and its rating."""
+        scene = compose(rng)
+        rating = int(rng.integers(1, 5))
+        wrong = {4: 0, 3: 1, 2: len(scene.objects)}.get(rating)
+        described = compose(rng) if wrong is None else _repainted(scene, wrong, rng)
+        return {"image": scene.draw(self.image_size), "text": describe(described, rng), "rating": rating}
+
+
+def _repainted(scene: Scene, count: int, rng: np.random.Generator) -> Scene:
+    """Return a scene in which the first objects have other colors."""
+    things = list(scene.objects)
+    for index in range(count):
+        colors = [color for color in COLORS if color != things[index].color]
+        things[index] = replace(things[index], color=str(rng.choice(colors)))
+    return Scene(tuple(things), scene.background)
 
 
 class SceneCaptions(SceneRows):

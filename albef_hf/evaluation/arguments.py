@@ -16,6 +16,7 @@ Arguments = TypeVar("Arguments", bound=FineTuningArguments)
 SHARED_OPTIONS = {"attn_implementation", "ddp_timeout", "mixed_precision", "output_dir", "seed", "tf32"}
 UNUSED_OPTIONS = {field.name for field in fields(TrainingArguments)} - SHARED_OPTIONS
 UNUSED_OPTIONS |= {"fast_resize", "flip_probability", "min_crop_scale", "pad_to_multiple_of", "randaugment_operations"}
+UNUSED_OPTIONS |= {"balance_classes", "labels", "problem_type"}  # an evaluation has those of the model
 
 
 def parse_evaluation(task: str, kind: type[Arguments], arguments: list[str]) -> Arguments:
@@ -44,13 +45,13 @@ def parse_evaluation(task: str, kind: type[Arguments], arguments: list[str]) -> 
         )
 
     args = parse()
-    rerank_k = _rerank_k_of_training(args)
+    rerank_k = _rerank_k_of_training(args) if task == "retrieval" else None
     return args if rerank_k is None else parse(rerank_k=rerank_k)
 
 
 def _rerank_k_of_training(args: FineTuningArguments) -> int | None:
-    """Return how many candidates the training of the model reranked, if that is known and the task reranks."""
-    if not hasattr(args, "rerank_k") or not args.model:
+    """Return how many candidates the training of the model reranked, if that is known."""
+    if not args.model:
         return None
     from transformers.utils.hub import cached_file
 

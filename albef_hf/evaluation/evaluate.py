@@ -45,6 +45,7 @@ def evaluate(task_class: type["FineTuningTask"], args: FineTuningArguments) -> d
     metrics |= task.evaluate_exchanged(model, rows, accelerator)
     if accelerator.is_main_process:
         write_results(folder, metrics, predictions)
+        task.save_figures(folder, predictions)
         baselines = _baselines(task, rows) if task.metric in metrics else {}  # without answers there are none
         write_metrics(folder, metrics | baselines)
         print(task.format_metrics(metrics, rows))
@@ -76,6 +77,7 @@ def load_trained_model(
         ValueError: If some weights of the head are missing, and would be random.
     """
     model, processor, missing = load_task_model(task_class.head, args)
+    task_class.check_model(model)
     if missing:
         raise ValueError(
             f"{args.model or 'An untrained model'} has no trained {task_class.head.__name__}: {len(missing)} weights "

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from .base import Task
 
 PRETRAINING = "pretraining"
-EVALUATION_ONLY = {"pair_choice": "retrieval"}  # tasks that train nothing, and the task that trains their head
+# Tasks that train nothing, and the task that trains their head.
+EVALUATION_ONLY = {"caption_scores": "retrieval", "pair_choice": "retrieval", "zero_shot": "retrieval"}
 
 
 def task_names() -> list[str]:

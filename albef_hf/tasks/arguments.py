@@ -5,11 +5,13 @@ imported here, so that `--help` needs neither torch nor the models.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..training.arguments import FineTuningArguments
 
 HEATMAPS = ("matching", "contrast")  # of grounding
 EVALUATION_OPTIONS = ("calibrate", "dtype")  # without effect in a training
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")  # transformers' names
 MIN_IMAGES = 3  # in a batch of text assignment: a text's own image, and two others
 
 
@@ -71,6 +73,51 @@ class EntailmentArguments(FineTuningArguments):
     image_suffix: str = field(
         default="", metadata={"help": "appended to the names of images, such as .jpg for SNLI-VE's Flickr30k numbers"}
     )
+
+
+@dataclass
+class ClassificationArguments(FineTuningArguments):
+    """Classification; the defaults are the paper's for entailment."""
+
+    num_train_epochs: int = 5
+    per_device_train_batch_size: int = 32
+    learning_rate: float = 2e-5
+    min_learning_rate: float = 1e-6
+    warmup_learning_rate: float = 1e-5
+    warmup_steps: int = 100
+    alpha_ramp_steps: int = 0
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "single_label_classification, multi_label_classification or regression; default: that of a model "
+            "that is a classifier already, otherwise several labels if a training row has a list of them or the "
+            "separator, otherwise one"
+        },
+    )
+    labels: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "names of the classes; default: those of a model that is a classifier already, otherwise those of "
+            "the training rows, sorted"
+        },
+    )
+    label_separator: str = field(default="|", metadata={"help": "separates several labels that are written as a text"})
+    balance_classes: bool = field(
+        default=False,
+        metadata={
+            "help": "weigh a class in the loss by the inverse of its frequency, or with several labels by the ratio "
+            "of the rows without and with it"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(f"problem_type is {self.problem_type!r}; choose from {', '.join(PROBLEM_TYPES)}.")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels contains {max(self.labels, key=self.labels.count)!r} twice; remove one.")
+        if self.balance_classes and self.problem_type == "regression":
+            raise ValueError("balance_classes has no effect on a regression; remove it.")
 
 
 @dataclass
@@ -151,6 +198,58 @@ class CaptioningArguments(FineTuningArguments):
         self.require_fraction("label_smoothing")
         if self.max_length < self.min_length:
             raise ValueError(f"max_length is {self.max_length}; it must be at least min_length, {self.min_length}.")
+
+
+@dataclass
+class ZeroShotArguments(FineTuningArguments):
+    """Zero-shot classification, which is not trained."""
+
+    validation_split: str | None = "train"  # that of a folder of images without splits
+    classes: str | None = field(
+        default=None,
+        metadata={
+            "help": "text file with a class in each line: its label or folder, and maybe a tab and the words for it; "
+            "default: the labels of the rows, with spaces for underscores"
+        },
+    )
+    templates: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "texts with {} in the place of the class, files with one in each line, or names of lists of this "
+            "package; their features are averaged; default: photo, or for scenes a list of their own"
+        },
+    )
+    rerank_k: int = field(default=5, metadata={"help": "best classes of each image that are matched; 0: none"})
+    scenes_attribute: str = field(
+        default="color", metadata={"help": "what the classes of the built-in scenes are: color or shape"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(0, "rerank_k")
+        if self.scenes_attribute not in ("color", "shape"):
+            raise ValueError(f"scenes_attribute is {self.scenes_attribute!r}; choose color or shape.")
+
+
+@dataclass
+class CaptionScoresArguments(FineTuningArguments):
+    """Scores of captions beside the ratings of people, which is not trained."""
+
+    ratings: str | None = field(
+        default=None, metadata={"help": "ExpertAnnotations.txt of Flickr8k; needs captions, and image_root"}
+    )
+    captions: str | None = field(default=None, metadata={"help": "Flickr8k.token.txt, the captions that are rated"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.ratings) != bool(self.captions):
+            raise ValueError("ratings and captions need each other; set both, or neither.")
+        if self.ratings and self.has_source:
+            raise ValueError("ratings is a source of rows like dataset and validation_files; choose one.")
+
+    def describe_validation_data(self) -> str:
+        """Return what the model is evaluated on."""
+        return f"the ratings of {Path(self.ratings).name}" if self.ratings else super().describe_validation_data()
 
 
 @dataclass

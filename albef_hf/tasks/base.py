@@ -184,7 +184,12 @@ class FineTuningTask(Task):
     def load_model(cls, args: FineTuningArguments) -> tuple[PreTrainedModel, AlbefProcessor]:
         """Return the head from any ALBEF checkpoint, or untrained, and the processor."""
         model, processor, _ = load_task_model(cls.head, args)
+        cls.check_model(model)
         return model, processor
+
+    @classmethod
+    def check_model(cls, model: PreTrainedModel) -> None:
+        """Raise a `ValueError` for a model that was trained for something else."""
 
     # Rows
 
@@ -342,6 +347,9 @@ class FineTuningTask(Task):
                 batch = []
         if batch:
             yield batch
+
+    def save_figures(self, folder: Path, predictions: list[dict[str, Any]]) -> None:
+        """Draw predictions of `albef evaluate`, if the task has something to draw."""
 
     # Texts and images
 

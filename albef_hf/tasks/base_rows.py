@@ -123,6 +123,18 @@ class SentenceTask(LabelTask):
 
     labels: ClassVar[tuple[str, ...]]
 
+    @classmethod
+    def check_model(cls, model: PreTrainedModel) -> None:
+        """Refuse a classifier of other classes, whose logits would get the names of ours."""
+        names = [*model.config.id2label.values()]
+        is_unnamed = names == [f"LABEL_{index}" for index in range(len(cls.labels))]
+        if not is_unnamed and [name.lower() for name in names] != [label.lower() for label in cls.labels]:
+            raise ValueError(
+                f"The model classifies {', '.join(names)[:200]}, but {cls.name} needs {', '.join(cls.labels)}, in "
+                "this order: start from the model that this one was trained from, or train `albef finetune "
+                "classification`."
+            )
+
     @abstractmethod
     def sentence_pixels(self, row: Mapping[str, Any], rng: np.random.Generator) -> torch.Tensor:
         """Return augmented pixels of what a sentence is about."""

@@ -16,6 +16,7 @@ from transformers_tests.test_modeling_common import ModelTesterMixin, floats_ten
 from albef_hf import (
     AlbefConfig,
     AlbefForImageCaptioning,
+    AlbefForImageTextClassification,
     AlbefForPreTraining,
     AlbefForQuestionAnswering,
     AlbefForRetrieval,
@@ -188,6 +189,19 @@ class VisualEntailmentTest(CompositeTests, unittest.TestCase):
 
     def labels(self, inputs: dict) -> dict:
         return {"labels": torch.arange(BATCH) % 3}
+
+
+class ImageTextClassificationTest(CompositeTests, unittest.TestCase):
+    all_model_classes = (AlbefForImageTextClassification,)
+
+    def get_config(self) -> AlbefConfig:
+        config = super().get_config()
+        config.num_labels = 5
+        config.problem_type = "multi_label_classification"
+        return config
+
+    def labels(self, inputs: dict) -> dict:
+        return {"labels": torch.eye(BATCH, 5)}
 
 
 class PairTests(CompositeTests):

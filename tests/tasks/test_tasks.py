@@ -25,7 +25,9 @@ def test_a_task_is_trained_on_scenes_and_evaluated_from_its_directory(task, run,
     records = [json.loads(line) for line in (tmp_path / "tuned" / "log.jsonl").read_text().splitlines()]
     steps = [record for record in records if "loss" in record]
     assert len(steps) == 4 and all(math.isfinite(record["loss"]) for record in steps)
-    ramp = {"entailment": [0.4] * 4, "text_assignment": [None] * 4}.get(task, [0.1, 0.2, 0.3, 0.4])
+    ramp = {"entailment": [0.4] * 4, "classification": [0.4] * 4, "text_assignment": [None] * 4}.get(
+        task, [0.1, 0.2, 0.3, 0.4]
+    )
     assert [record.get("alpha") for record in steps] == pytest.approx(ramp), (
         "over the first epoch, in VE without a ramp"
     )
@@ -42,10 +44,9 @@ def test_a_task_is_trained_on_scenes_and_evaluated_from_its_directory(task, run,
     name = f"exchanged_images_{kind.metric}"
     assert has_exchange == (name in again)
     if has_exchange:
-        exchanged = metrics[name]
-        assert f"{name} {exchanged:.2f}" in printed
+        assert f"{name} {metrics[name]:.2f}" in printed
         card = (tmp_path / "tuned" / "README.md").read_text()
-        assert f"| baseline: {name} | {exchanged:.2f} |" in card
+        assert f"| baseline: {name} | {metrics[name]:.2f} |" in card
 
 
 def test_metrics_agree_with_the_predictions(run, pretrained, tmp_path):
@@ -141,7 +142,7 @@ def test_errors_name_the_mistake(run, pretrained, photographs, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             run("finetune", "entailment", *small(pretrained, tmp_path / "tuned", **options))
-    with pytest.raises(ValueError, match="no task 'translation'; choose from captioning"):
+    with pytest.raises(ValueError, match="no task 'translation'; choose from caption"):
         find_task("translation")
 
 

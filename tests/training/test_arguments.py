@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from albef_hf.tasks import find_arguments, find_task, task_names
+from albef_hf.tasks import evaluation_names, find_arguments, find_task, task_names
 from albef_hf.training.arguments import DataArguments, PretrainingArguments
 from albef_hf.training.model_setup import read_model_config
 from albef_hf.utils.command_line import RECIPES, parse_arguments, recipe_names, save_arguments
@@ -93,11 +93,11 @@ def test_help_lists_the_options(run, capsys):
     assert "temperature" not in text and "weight of the teacher in the targets" in " ".join(text.split())
 
 
-ARGUMENTS = [find_task(name).arguments_class for name in ("pretraining", *task_names())]
+ARGUMENTS = [find_task(name).arguments_class for name in ("pretraining", *evaluation_names())]
 
 
 def test_the_options_of_a_task_are_found_without_the_task():
-    assert [find_arguments(name) for name in task_names()] == ARGUMENTS[1:]
+    assert [find_arguments(name) for name in evaluation_names()] == ARGUMENTS[1:]
 
 
 @pytest.mark.parametrize(("former", "name"), RENAMED_OPTIONS.items())
