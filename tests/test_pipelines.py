@@ -23,9 +23,9 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from albef_hf import (
     AlbefConfig,
+    AlbefForImageCaptioning,
     AlbefForImageTextClassification,
     AlbefForPreTraining,
-    AlbefForImageCaptioning,
     AlbefForQuestionAnswering,
     AlbefForRetrieval,
     AlbefForTextAssignment,
