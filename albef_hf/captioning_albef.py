@@ -280,8 +280,7 @@ class AlbefForImageCaptioning(AlbefPreTrainedModel, GenerationMixin):
         if self.training and labels is None:
             raise ValueError(f"Captioning is trained with labels, which are missing. {NO_LABEL_SMOOTHING}")
         cache = single_cache(cache, past_key_values)
-        if input_ids is None:
-            input_ids = self._start(pixel_values)
+        input_ids = self._start(pixel_values) if input_ids is None else input_ids
         kwargs |= {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
         outputs = self.albef(input_ids, pixel_values, attention_mask, cache, **kwargs)
         if labels is None:

@@ -23,8 +23,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from albef_hf import (
     AlbefConfig,
-    AlbefForPreTraining,
     AlbefForImageCaptioning,
+    AlbefForPreTraining,
     AlbefForQuestionAnswering,
     AlbefForRetrieval,
     AlbefForTextAssignment,
