@@ -367,7 +367,7 @@ class AlbefForImageCaptioning(AlbefPreTrainedModel, GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict, *args, **kwargs) -> None:
         """Provide a cache with room for keys and values of all layers and of the images."""
-        if generation_config.cache_implementation not in (None, "dynamic"):
+        if generation_config.cache_implementation is not None:
             raise ValueError(
                 f"cache_implementation is {generation_config.cache_implementation}: captions are generated with a "
                 "dynamic cache; remove the setting."
