@@ -280,8 +280,7 @@ class AlbefForImageCaptioning(AlbefPreTrainedModel, GenerationMixin):
         if self.training and labels is None:
             raise ValueError(f"Captioning is trained with labels, which are missing. {NO_LABEL_SMOOTHING}")
         cache = single_cache(cache, past_key_values)
-        if input_ids is None:
-            input_ids = self._start(pixel_values)
+        input_ids = self._start(pixel_values) if input_ids is None else input_ids
         kwargs |= {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
         outputs = self.albef(input_ids, pixel_values, attention_mask, cache, **kwargs)
         if labels is None:
@@ -368,7 +367,7 @@ class AlbefForImageCaptioning(AlbefPreTrainedModel, GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict, *args, **kwargs) -> None:
         """Provide a cache with room for keys and values of all layers and of the images."""
-        if generation_config.cache_implementation not in (None, "dynamic"):
+        if generation_config.cache_implementation is not None:
             raise ValueError(
                 f"cache_implementation is {generation_config.cache_implementation}: captions are generated with a "
                 "dynamic cache; remove the setting."

@@ -1,5 +1,7 @@
 """Captions: a decoder of the encoders' weights, its loss, and what it generates."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_heads import inputs_of
@@ -11,6 +13,7 @@ from albef_hf import AlbefConfig, AlbefForImageCaptioning, AlbefForPreTraining, 
 from albef_hf.captioning_albef import pad_left
 from albef_hf.data import embedded_tokenizer
 from albef_hf.losses_albef import IGNORED
+from albef_hf.tasks import find_task
 
 
 @pytest.fixture
@@ -71,7 +74,7 @@ def test_a_token_depends_on_the_image_and_on_what_comes_before_it(attention, cap
     captioner.set_attn_implementation(attention)
     logits = captioner(**inputs).logits
     changed = inputs["input_ids"].clone()
-    changed[:, 4] = 2000
+    changed[:, 4] = 150
     difference = (captioner(**inputs | {"input_ids": changed}).logits - logits).abs().amax((0, 2))
     assert (difference[:4] == 0).all() and (difference[4:] > 1e-4).all()
     others = captioner(**inputs | {"pixel_values": inputs["pixel_values"].flip(0)}).logits
@@ -169,6 +172,32 @@ def test_captions_are_encoded_behind_their_prompt(processor):
     assert tokenizer.convert_ids_to_tokens(cut["input_ids"][0].tolist())[4:] == ["a", "red"]
     with pytest.raises(ValueError, match="has 4 tokens, and max_length is 4: shorten it"):
         processor.encode_captions("a ball", "a picture of", max_length=4)
+
+
+def test_the_training_smooths_labels_as_the_options_say(processor):
+    task = find_task("captioning")
+    for options, settings in (({}, {"smoothing": 0.1}), ({"label_smoothing": 0.0}, {})):
+        args = task.arguments_class(model="m", **options)
+        trained = SimpleNamespace(args=args)
+        assert task.forward_settings.fget(trained) == settings
+
+
+def test_adapters_are_saved_beside_the_weights(captioner, inputs, tmp_path):
+    pytest.importorskip("peft")
+    modules = r"(vision_model|text_model)\..*(q_proj|v_proj)"
+    captioner.config.lora_config = {"r": 2, "lora_alpha": 4, "target_modules": modules}
+    model = AlbefForImageCaptioning(captioner.config).eval()
+    adapters = [weight for name, weight in model.named_parameters() if "lora_B" in name]
+    assert len(adapters) == 2 * 2 + 2 * 2
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        for weight in adapters:
+            weight.normal_()
+        expected = model(**inputs).logits
+    model.save_pretrained(tmp_path)
+    loaded = AlbefForImageCaptioning.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, expected) and not torch.allclose(expected, plain)
 
 
 # Generation

@@ -27,6 +27,8 @@ BASELINE_ROWS = 20_000  # training rows, spread over all of them, that baselines
 class RowTask(FineTuningTask):
     """A task in which every row has a prediction of its own."""
 
+    exchanged_metrics: ClassVar[tuple[str, ...]] = ()  # that are measured with exchanged images beside `metric`
+
     @torch.no_grad()
     def evaluate(
         self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator
@@ -44,7 +46,7 @@ class RowTask(FineTuningTask):
 
     @torch.no_grad()
     def evaluate_exchanged(self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator) -> dict[str, float]:
-        """Return the metric of the last `evaluate` with images exchanged; nothing if all rows show the same image."""
+        """Return metrics of the last `evaluate` with images exchanged; nothing if all rows show the same image."""
         givers = exchange(self.fingerprints, self.args.seed)
         if not givers:
             return {}
@@ -55,7 +57,8 @@ class RowTask(FineTuningTask):
         exchanged = ExchangedRows(texts, rows, self.image_columns, givers)
         predictions = task._predictions(model, exchanged, sorted(givers), accelerator)
         scores = self.score(predictions, ExchangedRows(texts, texts, self.image_columns, givers))
-        return {f"{EXCHANGED}_{self.metric}": scores[self.metric]}
+        names = (self.metric, *self.exchanged_metrics)
+        return {f"{EXCHANGED}_{name}": scores[name] for name in names if name in scores}
 
     def _predictions(
         self, model: PreTrainedModel, rows: Rows, indices: Sequence[int], accelerator: Accelerator

@@ -34,6 +34,7 @@ class Captioning(RowTask):
     image_columns = ("image",)
     synthetic_data = SceneDescriptions
     trains_baselines = True
+    exchanged_metrics = ("objects", "colors", "shapes", "relations")
 
     def __init__(self, args: CaptioningArguments, processor: AlbefProcessor):
         super().__init__(args, processor)
