@@ -3,6 +3,7 @@
 Section 3.4 of the paper; `_momentum_update` and `_dequeue_and_enqueue` in the original's `models/model_pretrain.py`.
 """
 
+import contextlib
 import copy
 import os
 from collections.abc import Iterable
@@ -200,9 +201,10 @@ class MomentumTeacher(nn.Module):
                 would get others.
             batch: What the student's `forward` takes.
         """
-        if alpha == 0 and not self.training and isinstance(self.model, AlbefForPreTraining):
+        if not self.training and alpha == 0 and isinstance(self.model, AlbefForPreTraining):
             batch.pop("labels", None)
-        with torch.inference_mode():
+        # Compiled code has no use for inference mode, and AOTAutograd does not trace weights from outside of it.
+        with contextlib.nullcontext() if torch.compiler.is_compiling() else torch.inference_mode():
             outputs = self._model_for_autocast().get_teacher_outputs(**batch)
         for name in {"image_embeds", "text_embeds"} & outputs.keys():
             outputs[name] = outputs[name].clone()  # not an inference tensor, which autograd cannot use

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from ..answers_albef import answer_positions
 from ..data import InvalidSampleError, SkipReason, drop_image_columns, load_image
 from ..data.annotations import read_json_list
 from ..data.captions import brief
-from ..data.collator import target_positions
+from ..data.collator import pad_tokens
 from ..data.row_values import ANSWER_KEYS, answer_text, flatten_texts, is_absent, unknown_keys
 from ..data.scene_tasks import SceneQuestions
 from ..metrics.vqa_accuracy.scoring import vqa_accuracy
@@ -29,6 +31,7 @@ from .base_rows import LabelTask
 EVALUATION_WORDS = 50  # of a question in the evaluation, where the original cuts no tokens
 ANSWERS_FILE = "answer_list.json"  # of a fine-tuned model
 VISUAL_GENOME_WEIGHT = 0.5  # of its answers, which come from a single annotator
+ANSWER_TOKENS = 8  # whose multiples answers are padded to, at most; nearly all are shorter
 
 
 def given_answers(row: Mapping[str, Any]) -> list[str]:
@@ -46,6 +49,28 @@ def weighted_answers(row: Mapping[str, Any], answers: Sequence[str]) -> dict[str
     if row.get("dataset") == "vg":
         return dict.fromkeys(answers, VISUAL_GENOME_WEIGHT)
     return {answer: count / len(answers) for answer, count in Counter(answers).items()}
+
+
+def pad_answers(batch: dict[str, torch.Tensor], multiple: int, max_length: int) -> dict[str, torch.Tensor]:
+    """Pad what a batch has of answers, so that compiled models meet few shapes; the loss stays the same.
+
+    Tokens are padded to a multiple, answers to a multiple of the questions, and positions to a multiple of the
+    answers. At least one answer is added: a copy of the last one without weight, which added positions belong to.
+    """
+    questions = len(batch["answer_counts"])
+    labels = pad_tokens(batch["labels"], min(multiple, ANSWER_TOKENS), max_length, value=-100)
+    added = questions - len(labels) % questions
+    counts = batch["answer_counts"].clone()
+    counts[-1] += added
+    positions = answer_positions(labels)
+    labels = torch.cat([labels, labels[-1:].expand(added, -1)])
+    unweighted = labels.numel() - labels.shape[1] + 1  # the first word of the last answer
+    return batch | {
+        "labels": labels,
+        "answer_counts": counts,
+        "answer_weights": F.pad(batch["answer_weights"], (0, added)),
+        "target_positions": F.pad(positions, (0, -len(positions) % len(labels)), value=unweighted),
+    }
 
 
 class VisualQuestionAnswering(LabelTask):
@@ -104,15 +129,17 @@ class VisualQuestionAnswering(LabelTask):
         """Return a batch of questions, and all their answers one after the other."""
         answers = [answer for sample in samples for answer in sample["answers"]]
         tokens = self.processor.encode_answers(answers)
-        return {
+        batch = {
             **self.tokenize_for_training([sample["question"] for sample in samples]),
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
             "labels": tokens["labels"],
-            "target_positions": target_positions(tokens["labels"].index_fill(1, torch.tensor([0]), -100)),  # not [CLS]
+            "target_positions": answer_positions(tokens["labels"]),
             "answer_counts": torch.tensor([len(sample["answers"]) for sample in samples]),
             "answer_weights": torch.tensor([weight for sample in samples for weight in sample["answers"].values()]),
             "issues": count_issues(samples),
         }
+        multiple = self.args.text_multiple
+        return pad_answers(batch, multiple, self.positions) if multiple else batch
 
     @functools.cached_property
     def answer_list(self) -> list[str]:

@@ -15,6 +15,7 @@ from ..utils.renamed_options import RENAMED_OPTIONS
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 MAX_POSITIONS = 512  # of BERT
+COMPILED_TOKENS = 32  # whose multiples texts are padded to for compiled models, at most: one shape for most captions
 ENCODERS = ("image_encoder", "text_encoder")
 FREEZABLE = (*ENCODERS, "contrastive_head")
 NO_AUGMENTATION = {"min_crop_scale": 1.0, "randaugment_operations": 0, "flip_probability": 0.0, "fast_resize": False}
@@ -166,7 +167,7 @@ class TrainingArguments:
         default=False, metadata={"help": "recompute activations instead of storing them"}
     )
     torch_compile: bool = field(
-        default=False, metadata={"help": "compile the layers; pays off in runs of more than a few minutes"}
+        default=False, metadata={"help": "compile student and teacher; pays off in runs of more than a few minutes"}
     )
     ddp_timeout: int = field(
         default=7200,
@@ -330,9 +331,10 @@ class DataArguments(SourceArguments, TrainingArguments):
     pad_to_multiple_of: int | None = field(
         default=None,
         metadata={
-            "help": "pad texts to a multiple of this number of tokens, at most to max_tokens, and in pretraining the "
-            "masked tokens to the number that is expected of so many, so that torch_compile meets few shapes; the "
-            "loss stays the same; default: 8 with torch_compile, otherwise what the longest text needs"
+            "help": "pad texts to a multiple of this number of tokens, at most to max_tokens, in pretraining the "
+            "masked tokens to the number that is expected of so many, and answers likewise, so that torch_compile "
+            "meets few shapes; the loss stays the same; default: with torch_compile max_tokens, at most 32, otherwise "
+            "what the longest text needs"
         },
     )
 
@@ -377,7 +379,9 @@ class DataArguments(SourceArguments, TrainingArguments):
     @property
     def text_multiple(self) -> int | None:
         """Number of tokens whose multiples texts are padded to, if any."""
-        return 8 if self.torch_compile and self.pad_to_multiple_of is None else self.pad_to_multiple_of
+        if self.torch_compile and self.pad_to_multiple_of is None:
+            return min(self.max_tokens, COMPILED_TOKENS)
+        return self.pad_to_multiple_of
 
     def describe_rows(self, files: list[str], split: str | None, count: int) -> str:
         """Return where rows come from, for the model card."""

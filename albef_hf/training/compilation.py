@@ -1,4 +1,4 @@
-"""Compile the layers of student and teacher, and report what dynamo gives up on."""
+"""Compile student and teacher, each as one graph, and report what dynamo gives up on."""
 
 import contextlib
 import logging
@@ -11,20 +11,21 @@ CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 
 
 def compile_plugin() -> TorchDynamoPlugin:
-    """Return how Accelerate compiles each kind of layer; the environment of `accelerate launch` may set the mode.
+    """Return how Accelerate compiles student and teacher; the environment of `accelerate launch` may set the mode.
 
     Raises:
         ValueError: If the mode replays CUDA graphs.
     """
-    plugin = TorchDynamoPlugin(backend="inductor", use_regional_compilation=True)
+    plugin = TorchDynamoPlugin(backend="inductor", use_regional_compilation=False)
     if plugin.mode in CUDA_GRAPH_MODES:
         raise ValueError(
-            f"The mode {plugin.mode} of ACCELERATE_DYNAMO_MODE replays CUDA graphs, which can overwrite what a layer "
-            "has returned when it runs again, and those of the multimodal encoder run several times in a step; set "
-            "it to default."
+            f"The mode {plugin.mode} of ACCELERATE_DYNAMO_MODE replays CUDA graphs, which overwrite what a model has "
+            "returned when it runs again: the features that the teacher keeps for the queue, for one; set it to "
+            "default."
         )
-    # Student and teacher call each layer with texts and images in nine ways, one more than dynamo allows.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+    # DistributedDataParallel would split the student's graph at its buckets of gradients, which fails (torch 2.13) for
+    # a graph that takes a number, alpha. So gradients are exchanged after the backward pass instead of during it.
+    torch._dynamo.config.optimize_ddp = False
     return plugin
 
 
@@ -41,7 +42,7 @@ class _LimitHandler(logging.Handler):
         if "recompile_limit" in record.getMessage() and not self.said:
             self.said = True
             self.say(
-                "torch.compile has reached its limit of recompilations: a layer runs uncompiled from here on, more "
+                "torch.compile has reached its limit of recompilations: a model runs uncompiled from here on, more "
                 "slowly. Batches have too many shapes; set pad_to_multiple_of to a larger number, such as max_tokens"
             )
 

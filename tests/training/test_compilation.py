@@ -4,8 +4,9 @@ import pytest
 import torch
 from small_pretraining import TINY_MODEL
 
-from albef_hf import AlbefConfig, AlbefForPreTraining, MomentumTeacher
+from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForQuestionAnswering, MomentumTeacher
 from albef_hf.data import PretrainingCollator, embedded_tokenizer
+from albef_hf.tasks.vqa import pad_answers
 from albef_hf.training.arguments import PretrainingArguments
 from albef_hf.training.compilation import compile_plugin, report_recompile_limit
 
@@ -53,18 +54,40 @@ def test_student_and_teacher_are_one_graph_each(model):
     targets = teacher(**batch)
     model.train()
     torch._dynamo.reset()
-    torch.compile(teacher.model.get_teacher_outputs, backend="eager", fullgraph=True)(**batch)
+    torch.compile(teacher, backend="aot_eager", fullgraph=True)(**batch, alpha=0.4)
     student = torch.compile(model, backend="eager", fullgraph=True)
     assert torch.isfinite(student(**batch, teacher_outputs=targets, alpha=0.4).loss)
     torch._dynamo.reset()
 
 
-def test_texts_are_padded_when_layers_are_compiled():
+def test_texts_are_padded_when_models_are_compiled():
+    compiled = {"torch_compile": True}
     multiples = [
         PretrainingArguments(**settings).text_multiple
-        for settings in ({}, {"torch_compile": True}, {"torch_compile": True, "pad_to_multiple_of": 25})
+        for settings in ({}, compiled, {**compiled, "max_tokens": 50}, {**compiled, "pad_to_multiple_of": 8})
     ]
-    assert multiples == [None, 8, 25]
+    assert multiples == [None, 25, 32, 8]
+
+
+def test_padded_answers_have_few_shapes_and_the_same_loss(processor):
+    config = AlbefConfig(**TINY_MODEL)
+    torch.manual_seed(0)
+    model = AlbefForQuestionAnswering(config).eval()
+    teacher = MomentumTeacher(model).eval()
+    answers = ["two", "a red star", "blue", "a very small green box"]
+    questions = processor.tokenizer(["how many", "which one"], return_tensors="pt")
+    batch = {
+        **{name: questions[name] for name in ("input_ids", "attention_mask")},
+        "pixel_values": torch.rand(2, 3, 32, 32),
+        "labels": processor.encode_answers(answers)["labels"],
+        "answer_counts": torch.tensor([1, 3]),
+        "answer_weights": torch.tensor([1.0, 0.5, 0.3, 0.2]),
+    }
+    padded = pad_answers(batch, multiple=25, max_length=512)
+    assert padded["labels"].shape == (6, 8) and padded["answer_counts"].tolist() == [1, 5]
+    assert padded["target_positions"].shape == (18,)  # 2 + 4 + 2 + 6 tokens, and 4 more
+    losses = [model(**each, teacher_outputs=teacher(**each), alpha=0.4).loss.item() for each in (batch, padded)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_modes_that_replay_cuda_graphs_are_refused(monkeypatch):
