@@ -263,6 +263,9 @@ class AlbefProcessor(ProcessorMixin):
         replacements: Characters with what replaces them in lower-case captions, instead of the original's cleaning. It
             is saved if given.
 
+    Raises:
+        ValueError: If the tokenizer does not fit, or settings exclude each other.
+
     Example:
         ```python
         processor = AlbefProcessor.from_pretrained("you/albef")
@@ -287,7 +290,11 @@ class AlbefProcessor(ProcessorMixin):
         self.add_separator = add_separator
         self.replacements = replacements
         tokenizer = tokenizer if add_separator else without_separator(tokenizer)
+        if add_separator and tokenize(tokenizer, "")["input_ids"][-1:] != [tokenizer.sep_token_id]:
+            raise ValueError("The tokenizer does not end texts with its sep_token: leave out add_separator.")
         self.keep_case = not is_lowercasing(tokenizer) if keep_case is None else keep_case
+        if self.keep_case and replacements is not None:
+            raise ValueError("replacements are for lower-case captions: leave out either them or keep_case.")
         # transformers adds it only while it saves the processor for the first time.
         self.auto_map = {"AutoProcessor": f"processing_albef.{type(self).__name__}"}
         super().__init__(image_processor, tokenizer, **kwargs)
