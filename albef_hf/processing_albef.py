@@ -266,6 +266,9 @@ class AlbefProcessor(ProcessorMixin):
             is saved if given.
         prompt: Words that a captioning model was trained to continue, such as "a picture of"; None for another model.
 
+    Raises:
+        ValueError: If the tokenizer does not fit, or settings exclude each other.
+
     Example:
         ```python
         processor = AlbefProcessor.from_pretrained("you/albef")
@@ -292,7 +295,11 @@ class AlbefProcessor(ProcessorMixin):
         self.replacements = replacements
         self.prompt = prompt
         tokenizer = tokenizer if add_separator else without_separator(tokenizer)
+        if add_separator and tokenize(tokenizer, "")["input_ids"][-1:] != [tokenizer.sep_token_id]:
+            raise ValueError("The tokenizer does not end texts with its sep_token: leave out add_separator.")
         self.keep_case = not is_lowercasing(tokenizer) if keep_case is None else keep_case
+        if self.keep_case and replacements is not None:
+            raise ValueError("replacements are for lower-case captions: leave out either them or keep_case.")
         # transformers adds it only while it saves the processor for the first time.
         self.auto_map = {"AutoProcessor": f"processing_albef.{type(self).__name__}"}
         super().__init__(image_processor, tokenizer, **kwargs)

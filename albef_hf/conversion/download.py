@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..utils.files import atomic_write, file_problem, file_record, locked, write_errors_named
 from ..utils.progress import progress
+from ..utils.redaction import redact
 from .published import ADDRESS
 
 logger = logging.get_logger(f"transformers.{__name__}")
@@ -45,7 +46,7 @@ def cached_checkpoint(file: str) -> tuple[Path, dict[str, Any]]:
     path = folder / file
     with locked(folder / f".{file}.lock"):
         record = _read_record(path)
-        if record and record["url"] != url:
+        if record and record["url"] != redact(url):
             record = None
         try:
             with _errors_named(url):
@@ -80,14 +81,15 @@ def _download(url: str, path: Path, served: HfFileMetadata) -> dict[str, Any]:
     """Download to a `.part` file, which only becomes `path` when it is complete and a checkpoint."""
     part = _prepare_part(url, path, served)
     done = part.stat().st_size if part.exists() else 0
-    logger.warning(f"Downloading {url} to {path}" + (f", resumed after {done:,} bytes" if done else ""))
+    logger.warning(f"Downloading {redact(url)} to {path}" + (f", resumed after {done:,} bytes" if done else ""))
     # Between request and answer the file may change: the server then sends all of it.
     headers = {"Accept-Encoding": "identity"} | ({"If-Range": f'"{served.etag}"'} if served.etag else {})
     with _errors_named(url, part), part.open("ab") as file:
         bar: Any = progress  # http_get calls it as it calls tqdm
-        http_get(url, file, resume_size=done, headers=headers, expected_size=served.size, tqdm_class=bar)
+        settings = {"expected_size": served.size, "displayed_filename": path.name, "tqdm_class": bar}
+        http_get(url, file, resume_size=done, headers=headers, **settings)
     _check_content(url, part)
-    record = {"url": url, "etag": served.etag, **file_record(part)}
+    record = {"url": redact(url), "etag": served.etag, **file_record(part)}
     with write_errors_named(path), atomic_write(_record_path(path)) as unfinished:
         part.replace(path)
         unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -113,8 +115,8 @@ def _check_content(url: str, part: Path) -> None:
         size = part.stat().st_size
         part.unlink()
         raise OSError(
-            f"{url} is not a checkpoint: the server sent {size:,} bytes that start with {start!r}. If this is the "
-            "page of a proxy or a login, open the address in a browser, save the file, and convert that."
+            f"{redact(url)} is not a checkpoint: the server sent {size:,} bytes that start with {start!r}. If this is "
+            "the page of a proxy or a login, open the address in a browser, save the file, and convert that."
         )
 
 
@@ -131,6 +133,5 @@ def _errors_named(url: str, part: Path | None = None) -> Iterator[None]:
         arrived = part.stat().st_size if part and part.exists() else 0
         if arrived:
             problem += f" ({arrived:,} bytes have arrived: the same command continues behind them)"
-        raise OSError(
-            f"{url} cannot be downloaded: {problem}. {ADDRESS_VARIABLE} can be the address of a mirror."
-        ) from error
+        message = f"{url} cannot be downloaded: {problem}. {ADDRESS_VARIABLE} can be the address of a mirror."
+        raise OSError(redact(message)) from error

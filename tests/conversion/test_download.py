@@ -242,6 +242,15 @@ def test_without_the_server_the_file_in_the_cache_is_used(server, caplog):
     assert "has changed since it was written (SHA-256): it is downloaded again" in caplog.text
 
 
+def test_the_password_of_a_mirror_is_not_written_down(server, monkeypatch, caplog):
+    monkeypatch.setenv(ADDRESS_VARIABLE, server.url.replace("http://", "http://me:secret@"))
+    path, record = cached_checkpoint("vqa.pth")
+    assert "://***@127.0.0.1" in record["url"] and "secret" not in path.with_name("vqa.pth.json").read_text()
+    del server.files["/ALBEF/vqa.pth"]
+    assert cached_checkpoint("vqa.pth") == (path, record)
+    assert "***@" in caplog.text and "secret" not in caplog.text
+
+
 def test_offline_mode_is_respected(server, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="cannot be downloaded: .*offline mode is enabled"):
@@ -251,12 +260,12 @@ def test_offline_mode_is_respected(server, monkeypatch):
 
 def test_two_processes_do_not_download_the_same_file(server, folder):
     folder.mkdir(parents=True)
-    holder = "import sys; from pathlib import Path; from albef_hf.utils.files import locked\n"
-    holder += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    holder = "import fcntl, sys; file = open(sys.argv[1], 'a+'); fcntl.lockf(file, fcntl.LOCK_EX); "
+    holder += "print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", holder, str(folder / ".vqa.pth.lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        with pytest.raises(BlockingIOError, match=f"is in use by process {process.pid}"):
+        with pytest.raises(BlockingIOError, match="is in use by another process"):
             cached_checkpoint("vqa.pth")
         process.stdin.close()
     assert not server.requests

@@ -237,3 +237,11 @@ def test_pretraining_cleans_captions_as_the_processor(config):
     reader = PairReader(Augmentation(4, (0.5,) * 3, (0.5,) * 3), max_words=50, replacements=processor.replacements)
     row = {"image": Image.new("RGB", (4, 4)), "caption": LAVIS_TEXTS["texts"][0]}
     assert reader(row, np.random.default_rng(0))["caption"] == "a man's t-shirt red , u s flag"
+
+
+def test_settings_that_do_not_fit_are_refused(processor):
+    parts = (processor.image_processor, processor.tokenizer)
+    with pytest.raises(ValueError, match="does not end texts with its sep_token"):
+        AlbefProcessor(*parts, add_separator=True)
+    with pytest.raises(ValueError, match="leave out either them or keep_case"):
+        AlbefProcessor(*parts, keep_case=True, replacements={".": " "})
