@@ -3,7 +3,6 @@
 import copy
 import importlib.util
 import re
-from functools import partial
 
 import pytest
 import torch
@@ -188,7 +187,7 @@ def test_the_example_stays_within_epsilon_and_lowers_the_score(attack_example, c
     inputs["pixel_values"] = torch.rand(2, 3, 32, 32).mul(255).round() / 255
     scores = []
     for steps in (0, 1, 5):
-        pixels = attack_example.attack_pixels(partial(match, model), inputs, 8 / 255, steps)
+        pixels = attack_example.attack_pixels(lambda one: match(model, **one), inputs, 8 / 255, steps)
         assert pixels.min() >= 0 and pixels.max() <= 1
         assert (pixels - inputs["pixel_values"]).abs().max() == pytest.approx(8 / 255, rel=0.01)
         scores.append(match(model, **inputs | {"pixel_values": pixels}))
@@ -201,12 +200,12 @@ def test_the_example_replaces_one_word_that_lowers_the_score(attack_example, con
     words = "a turquoise ball left of two dogs"
     inputs = {**processor(text=[words], return_tensors="pt")}
     inputs["pixel_values"] = torch.rand(1, 3, 32, 32)
-    text = attack_example.replace_word(partial(match, model), mlm, processor, inputs, min_probability=1e-4)
+    text = attack_example.replace_word(lambda one: match(model, **one), mlm, processor, inputs, min_probability=1e-4)
     changed = [word for word in text.split() if word not in words.split()]
     assert len(text.split()) == 7 and len(changed) == 1
     replaced = {**processor(text=[text], return_tensors="pt"), "pixel_values": inputs["pixel_values"]}
     assert match(model, **replaced) < match(model, **inputs)
-    same = attack_example.replace_word(partial(match, model), mlm, processor, inputs, min_probability=1.1)
+    same = attack_example.replace_word(lambda one: match(model, **one), mlm, processor, inputs, min_probability=1.1)
     assert same == words
 
 
