@@ -122,9 +122,10 @@ def replace_word(
     most_important = scores(masked).argmin()
     position, masked = words[most_important], masked[most_important, None]
     logits = mlm(input_ids=masked, pixel_values=inputs["pixel_values"]).logits[0, position]
-    (likely,) = (logits.softmax(-1) >= min_probability).nonzero(as_tuple=True)
+    likely = (logits.softmax(-1) >= min_probability).nonzero()[:, 0].tolist()
+    likely = [token for token in likely if tokenizer.convert_ids_to_tokens(token).isalpha()]  # whole words
     candidates = ids.repeat(1 + len(likely), 1)
-    candidates[1:, position] = likely
+    candidates[1:, position] = torch.tensor(likely)
     return tokenizer.decode(candidates[scores(candidates).argmin()], skip_special_tokens=True)
 
 
