@@ -149,7 +149,14 @@ ALLOWED = {
         "processing_albef",
         "utils",
     },
-    "export": {"configuration_albef", "export", "modeling_albef", "processing_albef", "utils"},
+    "export": {
+        "compatibility_albef",
+        "configuration_albef",
+        "export",
+        "modeling_albef",
+        "processing_albef",
+        "utils",
+    },
     "demo": {
         "calibration_albef",
         "data",

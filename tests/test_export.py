@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import assert_colleagues_can_read
 from paths import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -111,6 +112,7 @@ def test_int8_is_small_and_close(export, inputs, capsys):
     _, exact = export(AlbefForRetrieval)
     sizes = [sum(file.stat().st_size for file in path.glob("text_encoder*")) for path in (folder, exact)]
     assert sizes[0] < 0.4 * sizes[1]
+    assert_colleagues_can_read(folder)
     assert "(int8)" in (folder / "README.md").read_text()
 
 

@@ -17,6 +17,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import PreTrainedModel
 
+from ..compatibility_albef import follow_umask
 from ..configuration_albef import RENAMED_CLASSES, AlbefConfig
 from ..modeling_albef import MODEL_CLASSES
 from ..processing_albef import AlbefProcessor
@@ -133,7 +134,9 @@ def export_graph(graph: Graph, path: Path, int8: bool = False) -> ExportedGraph:
                 use_external_data_format=True,
             )
             differences["int8"] = _difference(graph, path)
-    size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+    files = [*path.parent.glob(f"{path.name}*")]
+    follow_umask(files)  # onnx writes files that only their owner can read
+    size = sum(file.stat().st_size for file in files)
     return ExportedGraph(path.name, graph, size / 1e6, differences)
 
 
