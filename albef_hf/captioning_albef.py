@@ -197,7 +197,7 @@ class AlbefForImageCaptioning(AlbefPreTrainedModel, GenerationMixin):
     Example:
         ```python
         model = AlbefForImageCaptioning.from_pretrained("you/albef-captioning")
-        inputs = processor(images=image, text="a picture of", return_tensors="pt")
+        inputs = processor(images=image, text=processor.prompt, return_tensors="pt")
         print(processor.decode_answers(model.generate(**inputs, num_beams=3, max_new_tokens=20)))
         ```
     """

@@ -246,7 +246,7 @@ class AlbefProcessor(ProcessorMixin):
             converted with settings keeps them, for example more than 30 tokens.
         max_words: Maximum number of words of a caption.
         keep_case: Clean only white space of captions; by default, if the tokenizer is cased. It is saved if True.
-        prompt: Words that a captioning model was trained to continue, such as "a picture of"; None for another model.
+        prompt: Words that a captioning model was trained to continue, such as "a photo of"; None for another model.
 
     Example:
         ```python
