@@ -197,7 +197,7 @@ class AlbefForImageCaptioning(AlbefPreTrainedModel, GenerationMixin):
     Example:
         ```python
         model = AlbefForImageCaptioning.from_pretrained("you/albef-captioning")
-        inputs = processor(images=image, text="a picture of", return_tensors="pt")
+        inputs = processor(images=image, text=processor.prompt, return_tensors="pt")
         print(processor.decode_answers(model.generate(**inputs, num_beams=3, max_new_tokens=20)))
         ```
     """
@@ -365,7 +365,7 @@ class AlbefForImageCaptioning(AlbefPreTrainedModel, GenerationMixin):
             prompts, attention_mask = pad_left(prompts, attention_mask, self.config.text_config.pad_token_id or 0)
         return super().generate(prompts, *args, pixel_values=pixel_values, attention_mask=attention_mask, **kwargs)
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict, *args, **kwargs) -> None:
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict, *args, **kwargs) -> Any:
         """Provide a cache with room for keys and values of all layers and of the images."""
         if generation_config.cache_implementation is not None:
             raise ValueError(
@@ -374,7 +374,7 @@ class AlbefForImageCaptioning(AlbefPreTrainedModel, GenerationMixin):
             )
         if generation_config.use_cache is not False and model_kwargs.get(CACHE_NAME) is None:
             model_kwargs[CACHE_NAME] = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
 
 def pad_left(

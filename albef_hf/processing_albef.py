@@ -264,7 +264,7 @@ class AlbefProcessor(ProcessorMixin):
         add_separator: Use a tokenizer as it is that ends texts with `[SEP]`, as LAVIS does. It is saved if True.
         replacements: Characters with what replaces them in lower-case captions, instead of the original's cleaning. It
             is saved if given.
-        prompt: Words that a captioning model was trained to continue, such as "a picture of"; None for another model.
+        prompt: Words that a captioning model was trained to continue, such as "a photo of"; None for another model.
 
     Raises:
         ValueError: If the tokenizer does not fit, or settings exclude each other.
