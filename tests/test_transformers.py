@@ -28,6 +28,7 @@ from transformers.utils import logging
 from albef_hf import (
     AlbefConfig,
     AlbefForImageCaptioning,
+    AlbefForImageTextClassification,
     AlbefForPreTraining,
     AlbefForQuestionAnswering,
     AlbefForRetrieval,
@@ -157,6 +158,22 @@ def test_trainer_evaluates_and_predicts(sharp, batch, tmp_path):
     del inputs["labels"]
     written = answers.generate(**inputs, max_length=5, num_beams=2)
     assert torch.equal(torch.tensor(predicted)[:, :5], written) and not predicted[:, 5:].any()
+
+
+def test_trainer_trains_several_labels(sharp, batch, tmp_path):
+    sharp.num_labels, sharp.problem_type = 3, "multi_label_classification"
+    model = AlbefForImageTextClassification(sharp)
+    labels = torch.tensor([[1.0, 0, 1], [0, 0, 1], [1, 1, 0], [0, 1, 0]])
+    inputs = inputs_of(batch, AlbefForImageTextClassification) | {"labels": labels}
+    before = copy.deepcopy(model.classifier.out_proj.weight)
+    arguments = TrainingArguments(**arguments_of(tmp_path, max_steps=1))
+    trainer = Trainer(model, arguments, train_dataset=rows_of(inputs), eval_dataset=rows_of(inputs))
+    trainer.train()
+    assert not torch.equal(model.classifier.out_proj.weight, before)
+    with torch.no_grad():
+        logits = model.eval()(**inputs).logits
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
