@@ -288,12 +288,17 @@ def as_on_a_gpu(account: Account) -> Iterator[None]:
             memo[id(tensor)] = torch.nn.Parameter(new, tensor.requires_grad) if is_parameter else new
         return memo[id(tensor)]
 
+    def can_join(layer: torch.nn.Module, states: torch.Tensor) -> bool:
+        return type(layer) is torch.nn.Linear and layer.weight.dtype != states.dtype
+
     functional = "torch.nn.functional."
     with (
         mock.patch(functional + "layer_norm", float32_layer_norm),
         mock.patch(functional + "scaled_dot_product_attention", attention),
         mock.patch("torch.Tensor.backward", recognized_backward),
         mock.patch("torch.nn.utils.clip_grad._has_foreach_support", lambda *_: True),
+        # The package joins only weights of the type Parameter, which those of fake tensors are not.
+        mock.patch("albef_hf.shared_inputs_albef._can_join", can_join),
         # Fake weights can be neither copied nor moved; they are where they have to be.
         mock.patch("torch.Tensor.__deepcopy__", copied),
         mock.patch("torch.nn.Module.to", lambda module, *args, **kwargs: module),

@@ -14,11 +14,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from ..answers_albef import answer_positions
 from ..data import InvalidSampleError, SkipReason, drop_image_columns, load_image
 from ..data.annotations import read_json_list
 from ..data.captions import brief
-from ..data.collator import pad_tokens
+from ..data.collator import pad_tokens, target_positions
 from ..data.row_values import ANSWER_KEYS, answer_text, flatten_texts, is_absent, unknown_keys
 from ..data.scene_tasks import SceneQuestions
 from ..metrics.vqa_accuracy.scoring import vqa_accuracy
@@ -51,19 +50,18 @@ def weighted_answers(row: Mapping[str, Any], answers: Sequence[str]) -> dict[str
     return {answer: count / len(answers) for answer, count in Counter(answers).items()}
 
 
-def pad_answers(batch: dict[str, torch.Tensor], multiple: int, max_length: int) -> dict[str, torch.Tensor]:
-    """Pad what a batch has of answers, so that compiled models meet few shapes; the loss stays the same.
+def pad_answers(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Pad the answers of a batch to a multiple of its questions, and the positions of tokens to one of the answers.
 
-    Tokens are padded to a multiple, answers to a multiple of the questions, and positions to a multiple of the
-    answers. At least one answer is added: a copy of the last one without weight, which added positions belong to.
+    At least one answer is added: a copy of the last one without weight, which added positions belong to.
     """
+    labels = batch["labels"]
     questions = len(batch["answer_counts"])
-    labels = pad_tokens(batch["labels"], min(multiple, ANSWER_TOKENS), max_length, value=-100)
     added = questions - len(labels) % questions
     counts = batch["answer_counts"].clone()
     counts[-1] += added
-    positions = answer_positions(labels)
     labels = torch.cat([labels, labels[-1:].expand(added, -1)])
+    positions = batch["target_positions"]
     unweighted = labels.numel() - labels.shape[1] + 1  # the first word of the last answer
     return batch | {
         "labels": labels,
@@ -128,18 +126,20 @@ class VisualQuestionAnswering(LabelTask):
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return a batch of questions, and all their answers one after the other."""
         answers = [answer for sample in samples for answer in sample["answers"]]
-        tokens = self.processor.encode_answers(answers)
+        labels = self.processor.encode_answers(answers)["labels"]
+        multiple = self.args.text_multiple  # so that compiled models meet few shapes; the loss stays the same
+        if multiple:
+            labels = pad_tokens(labels, min(multiple, ANSWER_TOKENS), self.positions, value=-100)
         batch = {
             **self.tokenize_for_training([sample["question"] for sample in samples]),
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-            "labels": tokens["labels"],
-            "target_positions": answer_positions(tokens["labels"]),
+            "labels": labels,
+            "target_positions": target_positions(labels.index_fill(1, torch.tensor([0]), -100)),  # not [CLS]
             "answer_counts": torch.tensor([len(sample["answers"]) for sample in samples]),
             "answer_weights": torch.tensor([weight for sample in samples for weight in sample["answers"].values()]),
             "issues": count_issues(samples),
         }
-        multiple = self.args.text_multiple
-        return pad_answers(batch, multiple, self.positions) if multiple else batch
+        return pad_answers(batch) if multiple else batch
 
     @functools.cached_property
     def answer_list(self) -> list[str]:

@@ -6,7 +6,8 @@ from small_pretraining import TINY_MODEL
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForQuestionAnswering, MomentumTeacher
 from albef_hf.data import PretrainingCollator, embedded_tokenizer
-from albef_hf.tasks.vqa import pad_answers
+from albef_hf.tasks.arguments import VqaArguments
+from albef_hf.tasks.vqa import VisualQuestionAnswering
 from albef_hf.training.arguments import PretrainingArguments
 from albef_hf.training.compilation import compile_plugin, report_recompile_limit
 
@@ -70,24 +71,27 @@ def test_texts_are_padded_when_models_are_compiled():
 
 
 def test_padded_answers_have_few_shapes_and_the_same_loss(processor):
-    config = AlbefConfig(**TINY_MODEL)
     torch.manual_seed(0)
-    model = AlbefForQuestionAnswering(config).eval()
+    model = AlbefForQuestionAnswering(AlbefConfig(**TINY_MODEL)).eval()
     teacher = MomentumTeacher(model).eval()
-    answers = ["two", "a red star", "blue", "a very small green box"]
-    questions = processor.tokenizer(["how many", "which one"], return_tensors="pt")
-    batch = {
-        **{name: questions[name] for name in ("input_ids", "attention_mask")},
-        "pixel_values": torch.rand(2, 3, 32, 32),
-        "labels": processor.encode_answers(answers)["labels"],
-        "answer_counts": torch.tensor([1, 3]),
-        "answer_weights": torch.tensor([1.0, 0.5, 0.3, 0.2]),
-    }
-    padded = pad_answers(batch, multiple=25, max_length=512)
-    assert padded["labels"].shape == (6, 8) and padded["answer_counts"].tolist() == [1, 5]
-    assert padded["target_positions"].shape == (18,)  # 2 + 4 + 2 + 6 tokens, and 4 more
-    losses = [model(**each, teacher_outputs=teacher(**each), alpha=0.4).loss.item() for each in (batch, padded)]
+    samples = [
+        {"question": "how many", "answers": {"two": 1.0}, "issues": []},
+        {
+            "question": "which",
+            "answers": {"a red star": 0.5, "blue": 0.3, "a very small green box": 0.2},
+            "issues": [],
+        },
+    ]
+    images = torch.rand(2, 3, 32, 32)
+    samples = [{**sample, "pixel_values": image} for sample, image in zip(samples, images, strict=True)]
+    losses = []
+    for settings in ({}, {"pad_to_multiple_of": 25}):
+        batch = VisualQuestionAnswering(VqaArguments(**settings), processor).collate(samples)
+        del batch["issues"]
+        losses.append(model(**batch, teacher_outputs=teacher(**batch), alpha=0.4).loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert batch["labels"].shape == (6, 8) and batch["answer_counts"].tolist() == [1, 5]
+    assert batch["target_positions"].shape == (18,)  # 2 + 4 + 2 + 5 tokens, and 5 more
 
 
 def test_modes_that_replay_cuda_graphs_are_refused(monkeypatch):
