@@ -69,7 +69,8 @@ def check_caption(caption: str, objects: Sequence[SceneObject]) -> CheckedCaptio
         after = caption[mention.end() : None if is_last else mentions[index + 1].start()].strip()
         other = None if is_last else found[index + 1]
         if after in _DIRECTIONS:
-            checked.relations.append(bool(thing and other) and thing.relation_to(other) == _DIRECTIONS[after])
+            relation = thing.relation_to(other) if thing and other else None
+            checked.relations.append(relation == _DIRECTIONS[after])
         place = after.removesuffix(" with")
         if place in _SIDES:
             checked.places.append(thing is not None and (int(thing.x > 0.5), int(thing.y > 0.5)) == _SIDES[place])
