@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import onnxscript  # noqa: F401  torch.onnx needs it
 import torch
@@ -130,6 +131,7 @@ def export_graph(graph: Graph, path: Path, int8: bool = False) -> ExportedGraph:
                 path,
                 op_types_to_quantize=[*QUANTIZED],
                 weight_type=QuantType.QInt8,
+                nodes_to_exclude=_stacked_products(exact),
                 per_channel=True,
                 use_external_data_format=True,
             )
@@ -157,6 +159,13 @@ def _trace(graph: Graph, path: Path) -> None:
         dynamo=True,
         verbose=False,
     )
+
+
+def _stacked_products(path: Path) -> list[str]:
+    """Return the products with weights of several heads, which onnxruntime cannot quantize for each channel."""
+    graph = onnx.load(path, load_external_data=False).graph
+    matrices = {weight.name for weight in graph.initializer if len(weight.dims) == 2}
+    return [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] not in matrices]
 
 
 @torch.no_grad()
