@@ -262,6 +262,19 @@ class ImageCaptioningTest(CompositeTests, unittest.TestCase):
     def labels(self, inputs: dict) -> dict:
         return {"labels": inputs["input_ids"].index_fill(1, torch.tensor([0]), -100)}
 
+    def test_resize_tokens_embeddings(self):
+        """It is called without labels, which is refused in training."""
+        with mock.patch.object(self, "is_training", False):
+            super().test_resize_tokens_embeddings()
+
+    def _prepare_config_and_inputs_for_retain_grad_hidden_states_attentions(self):
+        """In training, which needs labels."""
+        config, inputs = self.prepare_config_and_inputs_for_common()
+        return config, inputs | self.labels(inputs)
+
+    @unittest.skip("as of the other heads, the outputs are those of the multimodal encoder")
+    def test_multimodal_outputs_are_returned(self): ...
+
     @unittest.skip("GenerationTesterMixin is not in the source distribution; tests/test_captioning.py generates")
     def test_generation_tester_mixin_inheritance(self): ...
 
