@@ -65,10 +65,6 @@ class ZeroShot(PairTask, RowTask):
             return list(self.synthetic_data.templates)
         return read_templates(self.args.templates or DEFAULT_TEMPLATES)
 
-    def describe_protocol(self) -> str:
-        """Return how the metrics are measured, with the number of prompts."""
-        return f"{self.protocol} {len(self.classes)} classes, {len(self.templates)} prompts each."
-
     def label(self, row: Mapping[str, Any]) -> str:
         """Return the class of a row.
 
@@ -117,6 +113,11 @@ class ZeroShot(PairTask, RowTask):
                 )
                 metrics[f"{stage}_top{k}"] = 100 * hits / len(right)
         return metrics
+
+    def format_metrics(self, metrics: dict[str, float], rows: Rows) -> str:
+        """Return the metrics with the numbers of classes and prompts."""
+        count = f"{len(self.classes)} classes, {len(self.templates)} prompts each"
+        return f"{count}: {super().format_metrics(metrics, rows)}"
 
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
         """Return what guessing would reach."""

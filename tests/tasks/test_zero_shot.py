@@ -81,7 +81,7 @@ def test_metrics_agree_with_the_predictions(processor, config, rerank_k):
     assert metrics == {} and task.metric == f"{stages[-1]}_top1"
 
 
-def test_a_folder_of_images_is_evaluated_by_its_classes(run, pretrained, tmp_path):
+def test_a_folder_of_images_is_evaluated_by_its_classes(run, pretrained, tmp_path, capsys):
     for name, color in (("red_thing", "red"), ("n07", "blue"), ("other", "green")):
         (tmp_path / "images" / name).mkdir(parents=True)
         for index in range(2):
@@ -91,6 +91,7 @@ def test_a_folder_of_images_is_evaluated_by_its_classes(run, pretrained, tmp_pat
     run("evaluate", "zero_shot", *small_evaluation(pretrained, tmp_path / "out", **options))
     metrics, predictions = results_of(tmp_path / "out")
     assert metrics["rows/label_unknown"] == 2 and metrics["itc_top5"] == 100 and metrics["chance_top1"] == 50
+    assert "2 classes, 1 prompts each: itc_top1" in capsys.readouterr().out
     assert sorted({prediction["label"] for prediction in predictions}) == ["n07", "red_thing"]
     assert Image.open(tmp_path / "out" / "confusion.png").size[0] > 100
 
