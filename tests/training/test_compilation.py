@@ -86,7 +86,7 @@ def test_padded_answers_have_few_shapes_and_the_same_loss(processor):
     samples = [{**sample, "pixel_values": image} for sample, image in zip(samples, images, strict=True)]
     losses = []
     for settings in ({}, {"pad_to_multiple_of": 25}):
-        batch = VisualQuestionAnswering(VqaArguments(**settings), processor).collate(samples)
+        batch = VisualQuestionAnswering(VqaArguments(model="unused", **settings), processor).collate(samples)
         del batch["issues"]
         losses.append(model(**batch, teacher_outputs=teacher(**batch), alpha=0.4).loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
