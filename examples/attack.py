@@ -6,9 +6,9 @@
 Images are attacked by FGSM (Goodfellow et al. 2015, arXiv 1412.6572) and PGD (Madry et al. 2018, arXiv 1706.06083)
 within epsilon / 255 of each pixel, and rounded to the 8 bits of a file. Of a text, the word that matters most is
 replaced by one that the masked-language head finds likely there, as in BERT-Attack (Li et al. 2020, arXiv
-2004.09984). The head sees the image, so that many sentences stay true; how many words are synonyms is printed. Both in
-turn, text first, is the order of Co-Attack (Zhang et al. 2022, arXiv 2206.09391). The data are built-in scenes; for
-others, change `make_tasks`.
+2004.09984). Nothing keeps the meaning: how many words were replaced by synonyms is printed, and other sentences may be
+rightly rejected. Both in turn, text first, is the order of Co-Attack (Zhang et al. 2022, arXiv 2206.09391). The data
+are built-in scenes; for others, change `make_tasks`.
 """
 
 import argparse
