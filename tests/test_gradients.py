@@ -197,12 +197,15 @@ def test_the_example_stays_within_epsilon_and_lowers_the_score(attack_example, c
 def test_the_example_replaces_one_word_that_lowers_the_score(attack_example, config, processor):
     model = WithNormalization(make(AlbefForRetrieval, config), processor)
     mlm = WithNormalization(make(AlbefForPreTraining, config), processor)
+    likely = ["cat", "house", "red", "three", "square", "under", "wooden", "small", "car", "woman"]
+    with torch.no_grad():
+        mlm.model.mlm_head.out_proj.bias[processor.tokenizer.convert_tokens_to_ids(likely)] = 20.0
     words = "a turquoise ball left of two dogs"
     inputs = {**processor(text=[words], return_tensors="pt")}
     inputs["pixel_values"] = torch.rand(1, 3, 32, 32)
-    text = attack_example.replace_word(lambda one: match(model, **one), mlm, processor, inputs, min_probability=1e-4)
+    text = attack_example.replace_word(lambda one: match(model, **one), mlm, processor, inputs, min_probability=0.01)
     changed = [word for word in text.split() if word not in words.split()]
-    assert len(text.split()) == 7 and len(changed) == 1
+    assert len(text.split()) == 7 and len(changed) == 1 and changed[0] in likely
     replaced = {**processor(text=[text], return_tensors="pt"), "pixel_values": inputs["pixel_values"]}
     assert match(model, **replaced) < match(model, **inputs)
     same = attack_example.replace_word(lambda one: match(model, **one), mlm, processor, inputs, min_probability=1.1)
