@@ -137,7 +137,7 @@ def test_errors_name_the_mistake(run, pretrained, photographs, tmp_path):
     for options, message in (
         ({"train_files": rows, "validation_files": rows}, "but not sentence, label"),
         ({"train_files": right}, "train_files and validation_files need each other"),
-        ({"train_files": tmp_path / "none.json", "validation_files": right}, "cannot be read as a JSON list"),
+        ({"train_files": tmp_path / "none.json", "validation_files": right}, "none.json cannot be read: "),
         ({"scenes": 3}, "one batch on all 1 processes needs 6"),
     ):
         with pytest.raises(ValueError, match=message):
