@@ -44,6 +44,7 @@ from .zero_shot_albef import DEFAULT_TEMPLATES, ClassPrompts, ClassRanking, enco
 
 ImageLike = Image.Image | str | os.PathLike  # an image, or its path, URL or base64
 Result = dict[str, Any]
+MAX_CAPTION_TOKENS = 20  # by default
 MATCHING_BATCH_SIZE = 16  # images that are matched with one text at a time
 
 
@@ -759,10 +760,8 @@ class ImageCaptioningPipeline(AlbefPipeline):
         max_new_tokens: int | None = None,
         timeout: float | None = None,
     ) -> tuple[dict, dict, dict]:
-        used = len(self.processor.encode_prompt(prompt))
-        self._check_new_tokens(max_new_tokens, used)
         forward = _without_none(top_k=top_k, num_beams=num_beams, max_new_tokens=max_new_tokens)
-        return _without_none(prompt=prompt, timeout=timeout), forward, {"used": used}
+        return _without_none(prompt=prompt, timeout=timeout), forward, {}
 
     def preprocess(
         self, image: ImageLike, prompt: str | None = None, timeout: float | None = None
@@ -772,25 +771,31 @@ class ImageCaptioningPipeline(AlbefPipeline):
         return {"pixel_values": self._pixels(image, timeout), "input_ids": tokens}
 
     def _forward(
-        self, inputs: dict[str, torch.Tensor], top_k: int = 1, num_beams: int = 3, max_new_tokens: int = 20
+        self,
+        inputs: dict[str, torch.Tensor],
+        top_k: int = 1,
+        num_beams: int = 3,
+        max_new_tokens: int | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return token ids, (images, top_k, tokens), and scores, (images, top_k)."""
-        free = _free_positions(self.model, inputs["input_ids"].shape[1])
+        """Return token ids without the prompt, (images, top_k, tokens), and scores, (images, top_k)."""
+        used = inputs["input_ids"].shape[1]
+        self._check_new_tokens(max_new_tokens, used)
         generated = self.model.generate(
             **inputs,
             num_beams=max(num_beams, top_k, 2),
             num_return_sequences=top_k,
             min_new_tokens=1,
-            max_new_tokens=min(max_new_tokens, free),
+            max_new_tokens=max_new_tokens or min(MAX_CAPTION_TOKENS, _free_positions(self.model, used)),
             return_dict_in_generate=True,
             output_scores=True,
         )
         scores = generated.sequences_scores.float().exp()
-        return {"captions": generated.sequences.unflatten(0, (-1, top_k)), "scores": scores.unflatten(0, (-1, top_k))}
+        captions = generated.sequences[:, used:]
+        return {"captions": captions.unflatten(0, (-1, top_k)), "scores": scores.unflatten(0, (-1, top_k))}
 
-    def postprocess(self, outputs: dict[str, torch.Tensor], used: int = 0) -> list[Result]:
-        """Convert the captions to text, without the prompt, which has `used` tokens."""
-        texts = self.processor.decode_answers(outputs["captions"][0, :, used:].tolist())
+    def postprocess(self, outputs: dict[str, torch.Tensor]) -> list[Result]:
+        """Convert the captions to text."""
+        texts = self.processor.decode_answers(outputs["captions"][0].tolist())
         scores = outputs["scores"][0].tolist()
         return [{"score": score, "caption": text} for score, text in zip(scores, texts, strict=True)]
 
