@@ -167,11 +167,22 @@ class AlbefCausalModel(AlbefUnimodalEncoders):
         project_images = functools.partial(self.multimodal_model.project_images, images.last_hidden_state)
         image_key_values = cached_key_values(cache, project_images)
         past = None if cache is None else cache.self_attention_cache
-        check_texts(input_ids)
-        mask, positions = self._mask_and_positions(input_ids, attention_mask, past)
-        texts = self.text_model(input_ids, mask, positions, past, **kwargs)
-        fused = self.multimodal_model(texts.last_hidden_state, mask, image_key_values, past, **kwargs)
+        texts, fused = self.decode(input_ids, image_key_values, attention_mask, past, **kwargs)
         return self._make_output(images, texts, fused)
+
+    def decode(
+        self,
+        input_ids: torch.Tensor,
+        image_key_values: list[KeyValues],
+        attention_mask: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[BaseModelOutput, BaseModelOutputWithCrossAttentions]:
+        """Decode texts about images that are projected; return the outputs of both halves of the decoder."""
+        check_texts(input_ids)
+        mask, positions = self._mask_and_positions(input_ids, attention_mask, cache)
+        texts = self.text_model(input_ids, mask, positions, cache, **kwargs)
+        return texts, self.multimodal_model(texts.last_hidden_state, mask, image_key_values, cache, **kwargs)
 
     def _mask_and_positions(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None

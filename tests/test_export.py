@@ -20,6 +20,8 @@ from sharp_models import make
 from transformers import PreTrainedModel
 
 from albef_hf import (
+    AlbefForImageCaptioning,
+    AlbefForImageTextClassification,
     AlbefForPreTraining,
     AlbefForQuestionAnswering,
     AlbefForRetrieval,
@@ -35,7 +37,7 @@ pytest.importorskip("onnxruntime")
 
 from albef_hf.export import to_onnx
 from albef_hf.export.graphs import TextEncoder
-from albef_hf.export.runtime import OnnxModel, OnnxQuestionAnswering, OnnxRetrieval
+from albef_hf.export.runtime import OnnxCaptioning, OnnxModel, OnnxQuestionAnswering, OnnxRetrieval
 
 TEXTS = ["a red ball", "two dogs in the white snow", "", "a green ring above a blue star"]
 ANSWERS = ["yes", "no", "a red ball", "two", "two dogs", "in the snow"]
@@ -134,9 +136,25 @@ def test_answers(export, inputs, processor):
         assert_close(actual[1], probabilities[index])
 
 
+@torch.no_grad()
+def test_captions(export, inputs, processor):
+    model, folder = export(AlbefForImageCaptioning)
+    prompt = processor.encode_prompt("a photo of")
+    expected = model.generate(
+        pixel_values=inputs["pixel_values"],
+        input_ids=torch.tensor([prompt] * len(TEXTS)),
+        max_new_tokens=6,
+        num_beams=1,
+        do_sample=False,
+    )
+    written = OnnxCaptioning(folder).generate(inputs["pixel_values"].numpy(), prompt, max_new_tokens=6)
+    assert np.array_equal(written, expected) and len(np.unique(written, axis=0)) > 1
+
+
 @pytest.mark.parametrize(
     ("kind", "file"),
     [
+        (AlbefForImageTextClassification, "classifier"),
         (AlbefForVisualEntailment, "classifier"),
         (AlbefForVisualReasoning, "classifier"),
         (AlbefModel, "fusion"),

@@ -161,6 +161,40 @@ class AnswerDecoder(Graph):
         return (self.model.mlm_head(states),)
 
 
+class VisionEncoder(Graph):
+    """Encode images: states for `CaptionDecoder`."""
+
+    outputs = ("image_hidden_states",)
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__(model)
+        self.inputs = {"pixel_values": ("images", *_pixels(model.config))}
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.model.albef.vision_model(pixel_values, return_dict=True).last_hidden_state,)
+
+
+class CaptionDecoder(Graph):
+    """Compute the logits of the token after each token of the captions so far, (captions, tokens, vocabulary).
+
+    As `AnswerDecoder`, it has no cache, and takes padding on the right.
+    """
+
+    outputs = ("logits",)
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__(model)
+        self.inputs = {
+            "caption_ids": ("captions", "tokens"),
+            "image_hidden_states": ("captions", "image_tokens", model.config.image_hidden_size),
+        }
+
+    def forward(self, caption_ids: torch.Tensor, image_hidden_states: torch.Tensor) -> tuple[torch.Tensor]:
+        key_values = self.model.albef.multimodal_model.project_images(image_hidden_states)
+        _, fused = self.model.albef.decode(caption_ids, key_values, return_dict=True)
+        return (self.model.mlm_head(fused.last_hidden_state),)
+
+
 _MATCHING = {
     "image_encoder": ImageEncoder,
     "text_encoder": TextEncoder,
@@ -171,6 +205,8 @@ _MATCHING = {
 GRAPHS: dict[str, dict[str, type[Graph]]] = {
     **dict.fromkeys(MATCHING_HEADS, _MATCHING),
     "AlbefForQuestionAnswering": {"question_encoder": QuestionEncoder, "answer_decoder": AnswerDecoder},
+    "AlbefForImageCaptioning": {"image_encoder": VisionEncoder, "caption_decoder": CaptionDecoder},
+    "AlbefForImageTextClassification": {"classifier": Classifier},
     "AlbefForVisualEntailment": {"classifier": Classifier},
     "AlbefForVisualReasoning": {"classifier": Classifier},
     "AlbefModel": {"fusion": Fusion},

@@ -34,6 +34,19 @@ class OnnxModel:
         outputs = session.run(None, dict(zip(names, inputs, strict=True)))
         return outputs if len(outputs) > 1 else outputs[0]
 
+    def _write(self, ids: np.ndarray, decoder: str, *inputs: np.ndarray, max_new_tokens: int) -> np.ndarray:
+        """Append the most probable token to each row of ids, one after the other, until all rows have `[SEP]`."""
+        text = self.config["text_config"]
+        is_complete = np.zeros(len(ids), bool)
+        for _ in range(max_new_tokens):
+            logits = self.run(decoder, ids, *inputs)
+            tokens = np.where(is_complete, text["pad_token_id"], logits[:, -1].argmax(-1))
+            ids = np.concatenate([ids, tokens[:, None]], axis=1)
+            is_complete |= tokens == text["eos_token_id"]
+            if is_complete.all():
+                break
+        return ids
+
 
 class OnnxRetrieval(OnnxModel):
     """Contrast (ITC) and matching (ITM) of a pretraining or retrieval model.
@@ -90,16 +103,9 @@ class OnnxQuestionAnswering(OnnxModel):
         self, pixel_values: np.ndarray, input_ids: np.ndarray, attention_mask: np.ndarray, max_new_tokens: int = 10
     ) -> np.ndarray:
         """Return the most probable token after the other, (questions, tokens), `[CLS]` first, padded after `[SEP]`."""
-        text = self.config["text_config"]
         questions = self.run("question_encoder", pixel_values, input_ids, attention_mask)
-        answers = np.full((len(questions), 1), text["bos_token_id"])
-        is_complete = np.zeros(len(questions), bool)
-        while not is_complete.all() and answers.shape[1] <= max_new_tokens:
-            logits = self.run("answer_decoder", answers, questions, attention_mask)
-            tokens = np.where(is_complete, text["pad_token_id"], logits[:, -1].argmax(-1))
-            answers = np.concatenate([answers, tokens[:, None]], axis=1)
-            is_complete |= tokens == text["eos_token_id"]
-        return answers
+        start = np.full((len(questions), 1), self.config["text_config"]["bos_token_id"])
+        return self._write(start, "answer_decoder", questions, attention_mask, max_new_tokens=max_new_tokens)
 
     def rank_answers(
         self,
@@ -133,6 +139,31 @@ class OnnxQuestionAnswering(OnnxModel):
         probabilities = np.exp(_log_softmax(scores + first[ids[:, 1]]))  # the first token counts twice
         order = np.argsort(-probabilities, kind="stable")
         return rows[order], probabilities[order]
+
+
+class OnnxCaptioning(OnnxModel):
+    """Captions of images.
+
+    Example:
+        ```python
+        processor = AlbefProcessor.from_pretrained("captions-onnx")
+        model = OnnxCaptioning("captions-onnx")
+        inputs = processor(images=images, return_tensors="np")
+        print(processor.decode_answers(model.generate(**inputs, prompt_ids=processor.encode_prompt())))
+        ```
+    """
+
+    def generate(self, pixel_values: np.ndarray, prompt_ids: list[int], max_new_tokens: int = 20) -> np.ndarray:
+        """Return the most probable token after the other, (images, tokens), the prompt first, padded after `[SEP]`.
+
+        Args:
+            pixel_values: (images, channels, height, width).
+            prompt_ids: `[CLS]` and the words before each caption.
+            max_new_tokens: Maximum number of tokens after the prompt.
+        """
+        images = self.run("image_encoder", pixel_values)
+        prompt = np.tile(prompt_ids, (len(images), 1))
+        return self._write(prompt, "caption_decoder", images, max_new_tokens=max_new_tokens)
 
 
 def _log_odds(logits: np.ndarray) -> np.ndarray:
