@@ -12,6 +12,7 @@ from test_transformers import KINDS, questions_of
 from torch import nn
 
 from albef_hf import (
+    AlbefForImageCaptioning,
     AlbefForPreTraining,
     AlbefForQuestionAnswering,
     AlbefForRetrieval,
@@ -33,7 +34,7 @@ def assert_equal_outputs(actual: dict, expected: dict) -> None:
             assert torch.isfinite(value).all() and torch.equal(actual[name], value), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not AlbefForImageCaptioning])
 def test_word_embeddings_give_exactly_the_outputs_of_their_ids(kind, config, batch):
     model, inputs = make(kind, config), questions_of(batch, kind)
     embedded = with_embeddings(model, inputs)

@@ -84,8 +84,9 @@ def test_scores_are_those_of_the_matching_head(library, save, processor, images,
     matcher = library.CrossEncoder(folder, **TRUST)
     pairs = list(zip(TEXTS, images, strict=True))
     scores = matcher.predict(pairs, activation_fn=torch.nn.Identity(), convert_to_tensor=True)
-    assert torch.equal(scores, log_odds) and scores.unique().numel() == 4
-    assert torch.equal(matcher.predict(pairs, convert_to_tensor=True), log_odds.sigmoid())
+    torch.testing.assert_close(scores, log_odds)  # not equal on all processors: images are encoded apart
+    assert scores.unique().numel() == 4
+    torch.testing.assert_close(matcher.predict(pairs, convert_to_tensor=True), log_odds.sigmoid())
     named = [({"image": tmp_path / "image.png"}, {"text": TEXTS[0]}), (str(tmp_path / "image.png"), TEXTS[0])]
     other_order = [*named, *((image, text) for text, image in pairs[1:])]
     again = matcher.predict(other_order, batch_size=2, activation_fn=torch.nn.Identity(), convert_to_tensor=True)

@@ -124,7 +124,10 @@ class Trainer:
             self.teacher = self.accelerator.prepare_model(self.unwrapped_teacher, evaluation_mode=True)
         # Not prepared: Accelerate would step it once per process.
         self.scheduler = make_scheduler(optimizer, args, self.epoch_steps, self.total_steps)
-        self.forward_settings: dict[str, Any] = dict(self.saved_model.task.forward_settings)
+        # Benchmarks train without a saved model.
+        self.forward_settings: dict[str, Any] = (
+            dict(self.saved_model.task.forward_settings) if self.saved_model else {}
+        )
         if args.gather_negatives:
             self.forward_settings["gather"] = gather_with_gradient(self.accelerator)
         if args.hardness_strength != 1:

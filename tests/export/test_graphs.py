@@ -74,7 +74,7 @@ def test_graph_of_classification(config, batch):
 
 
 def test_a_missing_library_is_named_with_its_extra(run, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     monkeypatch.delenv(cli.TRACEBACK)
-    with pytest.raises(SystemExit, match=r'error: onnxruntime is not installed: pip install "albef_hf\[export\]"'):
+    with pytest.raises(SystemExit, match=r'error: onnx is not installed: pip install "albef_hf\[export\]"'):
         run("export", tmp_path, tmp_path / "onnx")
