@@ -106,6 +106,7 @@ def test_no_endpoint_reads_a_file_that_was_not_uploaded(call, tmp_path, tmp_path
         "score": ["a ball"],
         "heatmaps": ["a ball", False],
         "answer": ["what?", "yes\nno"],
+        "describe": [],
         "search_similar": [],
     }
     assert endpoints.keys() | {"search", "select"} == call.names
