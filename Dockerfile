@@ -4,6 +4,6 @@ FROM python:3.11-slim
 WORKDIR /source
 COPY constraints.txt pyproject.toml setup.cfg setup.py README.md LICENSE ./
 COPY albef_hf albef_hf
-RUN pip install --no-cache-dir --constraint constraints.txt ".[train,lora,search,demo]"
+RUN pip install --no-cache-dir --constraint constraints.txt ".[train,lora,search,demo,captioning,export,sentence-transformers]"
 WORKDIR /work
 ENTRYPOINT ["albef"]

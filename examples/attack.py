@@ -108,15 +108,18 @@ def attack_pixels(score: Score, inputs: Inputs, epsilon: float, steps: int) -> t
 @torch.no_grad()
 def replace_word(
     score: Score, mlm: nn.Module, processor: AlbefProcessor, inputs: Inputs, min_probability: float
-) -> str:
-    """Return a text with the replacement of one word that lowers its score most; the text itself if none does."""
+) -> tuple[str, set[str]]:
+    """Return a text with the replacement of one word that lowers its score most, and both words, if any does."""
     tokenizer, ids = processor.tokenizer, inputs["input_ids"]
 
     def scores(candidates: torch.Tensor) -> torch.Tensor:
         return score(inputs | {"input_ids": candidates, "attention_mask": torch.ones_like(candidates)})
 
     tokens = [*tokenizer.convert_ids_to_tokens(ids[0].tolist()), ""]
-    words = [i for i in range(1, ids.shape[1]) if "##" not in tokens[i] + tokens[i + 1]]  # that are one token
+    special = tokenizer.all_special_tokens
+    words = [i for i, one in enumerate(tokens[:-1]) if one not in special and "##" not in one + tokens[i + 1]]
+    if not words:  # that are one token
+        return tokenizer.decode(ids[0], skip_special_tokens=True), set()
     masked = ids.repeat(len(words), 1)
     masked[range(len(words)), words] = tokenizer.mask_token_id
     most_important = scores(masked).argmin()
@@ -126,7 +129,9 @@ def replace_word(
     likely = [token for token in likely if tokenizer.convert_ids_to_tokens(token).isalpha()]  # whole words
     candidates = ids.repeat(1 + len(likely), 1)
     candidates[1:, position] = torch.tensor(likely)
-    return tokenizer.decode(candidates[scores(candidates).argmin()], skip_special_tokens=True)
+    best = candidates[scores(candidates).argmin()]
+    pair = {tokens[position], *tokenizer.convert_ids_to_tokens([best[position].item()])}
+    return tokenizer.decode(best, skip_special_tokens=True), pair if len(pair) == 2 else set()
 
 
 def change_images(
@@ -160,17 +165,17 @@ def attack(
         for name, steps in (("random noise", 0), ("FGSM", 1), (f"PGD, {options.steps} steps", options.steps)):
             changed = change_images(task, processor, pixels, texts, epsilon, steps)
             results[f"{name}, {epsilon} / 255"] = task.is_right(changed, texts)
-    replaced = []
+    replaced, swapped = [], []
     for row, text in enumerate(tqdm(texts, desc="words", leave=False)):
         inputs = {**processor(text=[text], return_tensors="pt"), "pixel_values": pixels[row, None]}
         score = partial(task.score, slice(row, row + 1))
-        replaced.append(replace_word(score, mlm, processor, inputs, options.min_probability))
+        text, pair = replace_word(score, mlm, processor, inputs, options.min_probability)
+        replaced.append(text)
+        swapped += [pair] if pair else []
     results["a word"] = task.is_right(images, replaced)
     for epsilon in options.epsilon:
         changed = change_images(task, processor, pixels, replaced, epsilon, options.steps)
         results[f"a word, then PGD, {epsilon} / 255"] = task.is_right(changed, replaced)
-    pairs = zip(" ".join(texts).split(), " ".join(replaced).split(), strict=True)
-    swapped = [{old, new} for old, new in pairs if old != new]
     synonyms = sum(any(pair <= names for names in SYNONYMS) for pair in swapped)
     print(f"words replaced in {len(texts)} texts: {len(swapped)}, of them by a synonym: {synonyms}")
     return results
@@ -181,6 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("model", help="folder or Hub name of a pretrained model, such as runs/scenes")
     parser.add_argument("entailment_model", nargs="?", help="the same of a model for entailment")
+    parser.add_argument("--mlm_model", help="the same of one with a masked-language head, if `model` has none")
     parser.add_argument("--rows", type=int, default=200, help="number of images, each with a text")
     parser.add_argument("--epsilon", type=int, nargs="+", default=[1, 2, 4], help="largest changes of a pixel, / 255")
     parser.add_argument("--steps", type=int, default=10, help="steps of PGD")
@@ -190,7 +196,11 @@ def main() -> None:
 
     torch.manual_seed(options.seed)
     processor = AlbefProcessor.from_pretrained(options.model)
-    mlm = WithNormalization(AlbefForPreTraining.from_pretrained(options.model).eval(), processor)
+    mlm_model = options.mlm_model or options.model
+    mlm, report = AlbefForPreTraining.from_pretrained(mlm_model, output_loading_info=True)
+    if report["missing_keys"]:
+        parser.error(f"{mlm_model} has no masked-language head: pass --mlm_model with the pretrained model")
+    mlm = WithNormalization(mlm.eval(), processor)
     for name, task in make_tasks(options, processor).items():
         results = attack(task, processor, mlm, options)
         before = results.pop("none")

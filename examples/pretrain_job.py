@@ -1,18 +1,18 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["albef_hf[train]"]
+# dependencies = ["albef_hf[train] @ git+https://github.com/you/albef_hf"]
 # ///
-r"""Pretrain ALBEF without installing anything: uv reads above what to install.
+r"""Pretrain ALBEF without installing anything: uv reads above what to install. From a clone, it installs that:
 
-    uv run examples/pretrain_job.py --config scenes --max_steps 20
+    uv run --no-project --with ".[train]" python examples/pretrain_job.py --config scenes --max_steps 20
 
 As a job of Hugging Face, whose disk is gone at its end, the model has to be pushed:
 
     hf jobs uv run --flavor a10g-small --secrets HF_TOKEN --timeout 12h examples/pretrain_job.py \
         --dataset you/pairs --push_to_hub --hub_model_id you/albef
 
-The options are those of `albef pretrain`. From a clone, without a release on PyPI, add `--with .` after `uv run`, and
-for a job `--with git+https://github.com/you/albef_hf`.
+For a job, the address above has to be that of your repository; after a release on PyPI, `albef_hf[train]` is enough.
+The options are those of `albef pretrain`.
 """
 
 import sys

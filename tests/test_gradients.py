@@ -1,9 +1,9 @@
 """Gradients to images and to word embeddings, and pixels in [0, 1]: what attacks and explanations need."""
 
 import copy
-import importlib.util
 import re
 
+import attack
 import pytest
 import torch
 from paths import REPOSITORY
@@ -174,28 +174,20 @@ def test_the_snippet_of_the_document_runs(config, processor, tmp_path, monkeypat
     assert names["importance"].shape == names["words"].shape[:2]
 
 
-@pytest.fixture(scope="module")
-def attack_example():
-    specification = importlib.util.spec_from_file_location("attack", REPOSITORY / "examples" / "attack.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-def test_the_example_stays_within_epsilon_and_lowers_the_score(attack_example, config, processor):
+def test_the_example_stays_within_epsilon_and_lowers_the_score(config, processor):
     model = WithNormalization(make(AlbefForRetrieval, config), processor)
     inputs = dict(processor(text=["a red ball", "two green dogs"], return_tensors="pt"))
     inputs["pixel_values"] = torch.rand(2, 3, 32, 32).mul(255).round() / 255
     scores = []
     for steps in (0, 1, 5):
-        pixels = attack_example.attack_pixels(lambda one: match(model, **one), inputs, 8 / 255, steps)
+        pixels = attack.attack_pixels(lambda one: match(model, **one), inputs, 8 / 255, steps)
         assert pixels.min() >= 0 and pixels.max() <= 1
         assert (pixels - inputs["pixel_values"]).abs().max() == pytest.approx(8 / 255, rel=0.01)
         scores.append(match(model, **inputs | {"pixel_values": pixels}))
     assert (scores[1] < scores[0]).all() and (scores[2] < scores[1]).all()
 
 
-def test_the_example_replaces_one_word_that_lowers_the_score(attack_example, config, processor):
+def test_the_example_replaces_one_word_that_lowers_the_score(config, processor):
     model = WithNormalization(make(AlbefForRetrieval, config), processor)
     mlm = WithNormalization(make(AlbefForPreTraining, config), processor)
     likely = ["cat", "house", "red", "three", "square", "under", "wooden", "small", "car", "woman"]
@@ -204,24 +196,49 @@ def test_the_example_replaces_one_word_that_lowers_the_score(attack_example, con
     words = "a turquoise ball left of two dogs"
     inputs = {**processor(text=[words], return_tensors="pt")}
     inputs["pixel_values"] = torch.rand(1, 3, 32, 32)
-    text = attack_example.replace_word(lambda one: match(model, **one), mlm, processor, inputs, min_probability=0.01)
+    text, pair = attack.replace_word(lambda one: match(model, **one), mlm, processor, inputs, min_probability=0.01)
     changed = [word for word in text.split() if word not in words.split()]
     assert len(text.split()) == 7 and len(changed) == 1 and changed[0] in likely
     replaced = {**processor(text=[text], return_tensors="pt"), "pixel_values": inputs["pixel_values"]}
     assert match(model, **replaced) < match(model, **inputs)
-    same = attack_example.replace_word(lambda one: match(model, **one), mlm, processor, inputs, min_probability=1.1)
-    assert same == words
+    same, none = attack.replace_word(lambda one: match(model, **one), mlm, processor, inputs, min_probability=1.1)
+    assert same == words and not none and changed[0] in pair and len(pair) == 2
 
 
-def test_the_example_attacks_every_task(attack_example, config, processor, tmp_path, monkeypatch, capsys):
-    for kind, name in ((AlbefForPreTraining, "pretrained"), (AlbefForVisualEntailment, "entailment")):
-        make(kind, config).save_pretrained(tmp_path / name)
-        processor.save_pretrained(tmp_path / name)
-    folders = [str(tmp_path / name) for name in ("pretrained", "entailment")]
-    monkeypatch.setattr("sys.argv", ["attack.py", *folders, "--rows", "4", "--epsilon", "16", "--steps", "2"])
-    attack_example.main()
+def test_the_example_leaves_special_tokens_of_a_text(config, processor):
+    mlm = WithNormalization(make(AlbefForPreTraining, config), processor)
+    tokenizer = processor.tokenizer
+    scored = []
+
+    def score(inputs):
+        scored.append(inputs["input_ids"])
+        return torch.zeros(len(inputs["input_ids"]))
+
+    for words in ([], ["dogs"]):
+        ids = torch.tensor([tokenizer.convert_tokens_to_ids(["[CLS]", *words, "[SEP]"])])
+        inputs = {"pixel_values": torch.rand(1, 3, 32, 32), "input_ids": ids}
+        text, pair = attack.replace_word(score, mlm, processor, inputs, min_probability=1.1)
+        assert text == " ".join(words) and not pair
+    assert [tokenizer.decode(one) for ids in scored for one in ids] == ["[CLS] [MASK] [SEP]", "[CLS] dogs [SEP]"]
+
+
+def test_the_example_attacks_every_task(config, processor, tmp_path, monkeypatch, capsys):
+    kinds = (AlbefForRetrieval, AlbefForVisualEntailment, AlbefForPreTraining)
+    folders = [str(tmp_path / kind.__name__) for kind in kinds]
+    for kind, folder in zip(kinds, folders, strict=True):
+        make(kind, config).save_pretrained(folder)
+        processor.save_pretrained(folder)
+    command = ["attack.py", *folders[:2], "--rows", "4", "--epsilon", "16", "--steps", "2"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit):
+        attack.main()
+    assert "no masked-language head: pass --mlm_model" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*command, "--mlm_model", folders[2]])
+    attack.main()
     lines = capsys.readouterr().out.splitlines()
     attacks = [line for line in lines if line.endswith("%")]
+    rates = [float(rate) for line in attacks for rate in re.findall(r"([\d.]+)%", line)]
+    assert len(rates) == 15 and all(0 <= rate <= 100 for rate in rates) and any(rates)
     assert len(attacks) == 10 and sum("a word" in line for line in attacks) == 4
     titles = [line.split(":")[0] for line in lines if "right before" in line]
     assert titles == ["image to text, text to image", "entailment"]

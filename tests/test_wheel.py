@@ -80,7 +80,9 @@ def test_links_on_pypi_are_those_of_the_readme(installed):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["pretrain"], ["finetune", "vqa"], ["search"]], ids=lambda value: "_".join(value)
+    "arguments",
+    [[], ["pretrain"], ["finetune", "vqa"], ["evaluate", "zero_shot"], ["search"], ["export"]],
+    ids=lambda value: "_".join(value),
 )
 def test_help_works_from_any_folder(installed, arguments, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(installed)}
@@ -103,6 +105,10 @@ def test_the_image_and_the_job_install_what_there_is():
     for command in (*job["dependencies"], *re.findall(r"^RUN (.*)", dockerfile, re.MULTILINE)):
         (extras,) = re.findall(r"(?:albef_hf|\.)\[([\w,-]+)\]", command)
         assert {*extras.split(",")} <= {*settings["options.extras_require"]}
+    development = {"mteb", "test", "style", "demo-test", "common"}
+    assert {*extras.split(",")} == {
+        *settings["options.extras_require"]
+    } - development  # of the image, which comes last
     copied = {name for line in re.findall(r"^COPY (.*) \S+$", dockerfile, re.MULTILINE) for name in line.split()}
     not_ignored = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().split() if line.startswith("!")}
     assert copied == not_ignored and all((REPOSITORY / name).exists() for name in copied)
