@@ -458,6 +458,13 @@ class PretrainingArguments(DataArguments):
             raise ValueError("cache_image_states needs to know all images; remove streaming.")
         if self.shards and (self.train_files or self.dataset):
             raise ValueError("shards, train_files and dataset are all sources of rows; choose one.")
+        if self.validation_split and not self.validation_files:
+            self.validation_files = self.train_files  # of which it chooses the rows
+            if not (self.train_files or self.dataset):
+                raise ValueError(
+                    "validation_split chooses among the rows of a dataset or of files; set validation_files, or "
+                    "remove it."
+                )
 
     @property
     def has_source(self) -> bool:
