@@ -377,6 +377,12 @@ class DataArguments(SourceArguments, TrainingArguments):
         return self.train_files + self.validation_files
 
     @property
+    def needs_splits(self) -> bool:
+        """Whether a split is evaluated on of the files that are trained on, which have to name it then."""
+        is_chosen = self.validation_split != type(self).validation_split
+        return is_chosen and {*self.train_files} == {*self.validation_files}
+
+    @property
     def text_multiple(self) -> int | None:
         """Number of tokens whose multiples texts are padded to, if any."""
         if self.torch_compile and self.pad_to_multiple_of is None:
