@@ -194,6 +194,15 @@ def test_images_are_found_with_and_without_published_folders(tmp_path, dropped):
         assert [row["image"] for row in beside] == [str(tmp_path / name) for name in names]
 
 
+def test_own_rows_may_have_published_keys(tmp_path):
+    for published, own in (
+        ({"identifier": "dev-1-0-0"}, {"images": ["a.png", "b.png"], "sentence": "One is red.", "label": "True"}),
+        ({"question_id": 1, "image_id": 2, "choices": []}, {"image": "a.png", "question": "Which?", "answer": "red"}),
+    ):
+        (tmp_path / "own.json").write_text(json.dumps([published | own]))
+        assert read_rows([str(tmp_path / "own.json")], image_root="nowhere") == [published | own]
+
+
 def test_datasets_of_several_formats_are_read_together(tmp_path):
     own = tmp_path / "own.json"
     own.write_text('[{"image": "a.png", "caption": "one"}]')
