@@ -47,6 +47,7 @@ KEYS = (
     ("nlvr2", ITSELF, {"identifier", "sentence", "label"}),
     ("refcoco", ITSELF, {"ref_id", "image_id", "split", "sentences"}),
 )
+OWN_TEXTS = {"answer", "caption", "label", "sentence", "text"}  # beside `image` or `images`, as no published list has
 TOKEN_LINE = re.compile(r"\S+\.jpe?g#\d+\t")
 CC3M_LINE = re.compile(r"\thttps?://|^(caption|title)\t|\t(caption|title)$")  # a row, or the names of columns
 
@@ -57,6 +58,9 @@ def recognize(content: Any) -> str | None:
         if TOKEN_LINE.match(content[0]):
             return "flickr30k_token"
         return "cc3m" if CC3M_LINE.search(content[0]) else None
+    first = content[0] if isinstance(content, list) and content else None
+    if isinstance(first, dict) and first.keys() & {"image", "images"} and first.keys() & OWN_TEXTS:
+        return None
     for name, place, keys in KEYS:
         row = next(_rows_in(content, place), None)
         if isinstance(row, dict) and keys <= row.keys():

@@ -21,6 +21,7 @@ Row = dict[str, Any]
 
 IMG2DATASET = "img2dataset"  # which is read from the files, not from their contents
 NOTES = ("dropped", "language")  # keys of rows that only decide whether they are used
+DEFAULT_SPLITS = ("train", "validation")  # of the options, which nobody may have asked for
 SAME_SPLIT = {"validation": "val", "dev": "val"}
 KNOWN_FORMATS = f"Datasets that are read as they are published (dataset_format): {', '.join(DATASET_FORMATS)}."
 
@@ -31,6 +32,7 @@ def read_rows(
     split: str | None = None,
     image_root: str | None = None,
     language: str | None = None,
+    needs_splits: bool = False,
 ) -> Any:
     """Return the rows of files: a list, or a `datasets.Dataset` if they contain the images.
 
@@ -42,6 +44,7 @@ def read_rows(
         image_root: Folder in which the images of a published dataset are looked for, with and without the folders of
             its layout; default: that of the first file, with which the paths in the rows begin then.
         language: Language of the questions, for published files that name it; default: all.
+        needs_splits: Refuse files that name no splits.
 
     Raises:
         ValueError: If the files are neither JSON lists nor of a known format, no row is left, or texts or images have
@@ -49,6 +52,7 @@ def read_rows(
     """
     settings = {"split": split, "language": language, "image_root": image_root}
     if dataset_format == IMG2DATASET or (dataset_format is None and all(file.endswith(".parquet") for file in files)):
+        _check_splits(files, split, needs_splits)
         return _use(read_img2dataset(files), IMG2DATASET, files, **settings)
     groups: dict[str | None, dict[str, Any]] = {}
     for file in files:
@@ -58,9 +62,12 @@ def read_rows(
     rows: list[Row] = []
     for name, contents in groups.items():
         if name is None:
-            rows += [row for file, content in contents.items() for row in _own_rows(file, content)]
+            used = [row for file, content in contents.items() for row in _own_rows(file, content)]
         else:
-            rows += _use(_published_rows(name, contents), name, [*contents], **settings)
+            used = _use(_published_rows(name, contents), name, [*contents], **settings)
+        if name is None or not any("split" in row for row in used):
+            _check_splits([*contents], split, needs_splits)
+        rows += used
     return rows
 
 
@@ -72,6 +79,22 @@ def require_columns(rows: Any, files: list[str], required: Iterable[str]) -> Non
             raise ValueError(
                 f"A row of {', '.join(files)} has {sorted(row)}, but not {', '.join(missing)}. {KNOWN_FORMATS}"
             )
+
+
+def _check_splits(files: list[str], split: str | None, needs_splits: bool) -> None:
+    """Warn of a split that has no effect, because files name none.
+
+    Raises:
+        ValueError: If they need to.
+    """
+    names = ", ".join(files)
+    if needs_splits:
+        raise ValueError(
+            f"{names}: no splits are named, so that the rows to train on would be evaluated on. Set other "
+            "validation_files, or remove validation_split."
+        )
+    if split not in (None, *DEFAULT_SPLITS):
+        logger.warning_once(f"{names}: no splits are named; all rows are used, not only those of {split}")
 
 
 def _format_of(file: str, content: Any, dataset_format: str | None) -> str | None:

@@ -20,6 +20,7 @@ def read_annotations(
     dataset_format: str | None = None,
     split: str | None = None,
     image_root: str | None = None,
+    needs_splits: bool = False,
 ) -> datasets.Dataset:
     """Read JSON lists of the original's format, or a published dataset, into one with `image` and `caption`.
 
@@ -30,13 +31,14 @@ def read_annotations(
         dataset_format: Name of the published dataset; default: what the keys of the rows say.
         split: Splits of it.
         image_root: Folder in which its images are looked for.
+        needs_splits: Refuse files that name no splits.
 
     Raises:
         ValueError: If a file is not such a list, or contains images or captions in a form that cannot be read.
     """
     if not files:
         raise ValueError("There is no annotation file to read: give at least one.")
-    rows = read_rows(files, dataset_format, split, image_root)
+    rows = read_rows(files, dataset_format, split, image_root, needs_splits=needs_splits)
     require_columns(rows, files, ("image", "caption"))
     if isinstance(rows, datasets.Dataset):
         return rows

@@ -233,9 +233,11 @@ class FineTuningTask(Task):
     def _read_files(self, files: list[str], split: str, required: tuple[str, ...]) -> Rows:
         from ..data.row_files import read_rows, require_columns
 
-        rows = read_rows(files, self.args.dataset_format, split, self.args.image_root, self.language)
+        args = self.args
+        rows = read_rows(files, args.dataset_format, split, args.image_root, self.language, args.needs_splits)
         require_columns(rows, files, required)
-        self.args.read_splits[(*files, split)] = sorted({row["split"] for row in rows if row.get("split")})
+        texts = rows if isinstance(rows, list) else ()  # a dataset, which would decode its images, has no splits
+        args.read_splits[(*files, split)] = sorted({row["split"] for row in texts if row.get("split")})
         return rows
 
     def _load_dataset(self, split: str, required: tuple[str, ...]) -> Rows:

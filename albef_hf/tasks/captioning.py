@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..data import InvalidSampleError, SkipReason, drop_image_columns, load_image, valid_captions
 from ..data.collator import pad_tokens, target_positions
+from ..data.evaluation_images import image_id
 from ..data.scene_captions import scene_scores
 from ..data.scene_tasks import SceneDescriptions
 from ..metrics.caption_scores.scoring import caption_scores, import_scorers
@@ -49,6 +50,11 @@ class Captioning(RowTask):
                 f"it, or raise max_tokens ({args.max_tokens}) and max_length ({args.max_length})."
             )
         self.caption_limit = TextLimit(args.max_words, limit)
+
+    def validation_rows(self) -> Rows:
+        """Return the rows to evaluate on; rows of files with the same image are one, with all its captions."""
+        rows = super().validation_rows()
+        return captions_by_image(rows) if isinstance(rows, list) else rows
 
     @property
     def forward_settings(self) -> dict[str, Any]:
@@ -127,6 +133,16 @@ class Captioning(RowTask):
             row = rows[position * len(rows) // count]
             for caption in valid_captions(row["caption"]) if has_caption(row) else ():
                 yield self.processor.clean(caption, self.args.max_words)
+
+
+def captions_by_image(rows: list[dict[str, Any]]) -> Rows:
+    """Return a row for each image, whose caption is the list of those of its rows."""
+    images: dict[Any, dict[str, Any]] = {}
+    for index, row in enumerate(rows):
+        shared_id = image_id(row)
+        key = ("row", index) if shared_id is None else shared_id
+        images.setdefault(key, {**row, "caption": []})["caption"].append(row["caption"])
+    return [*images.values()]
 
 
 def has_caption(row: Mapping[str, Any]) -> bool:

@@ -100,7 +100,8 @@ class Pretraining(Task):
         return rows, Scenes(args.validation_size, args.seed + 1, **settings) if validation is None else validation
 
     def _read_files(self, files: list[str], split: str) -> datasets.Dataset:
-        return read_annotations(files, self.args.dataset_format, split, self.args.image_root)
+        args = self.args
+        return read_annotations(files, args.dataset_format, split, args.image_root, args.needs_splits)
 
     def _validation_files(self) -> datasets.Dataset | None:
         args = self.args

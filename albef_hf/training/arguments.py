@@ -377,6 +377,12 @@ class DataArguments(SourceArguments, TrainingArguments):
         return self.train_files + self.validation_files
 
     @property
+    def needs_splits(self) -> bool:
+        """Whether a split is evaluated on of the files that are trained on, which have to name it then."""
+        is_chosen = self.validation_split != type(self).validation_split
+        return is_chosen and {*self.train_files} == {*self.validation_files}
+
+    @property
     def text_multiple(self) -> int | None:
         """Number of tokens whose multiples texts are padded to, if any."""
         if self.torch_compile and self.pad_to_multiple_of is None:
@@ -458,6 +464,13 @@ class PretrainingArguments(DataArguments):
             raise ValueError("cache_image_states needs to know all images; remove streaming.")
         if self.shards and (self.train_files or self.dataset):
             raise ValueError("shards, train_files and dataset are all sources of rows; choose one.")
+        if self.validation_split and not self.validation_files:
+            self.validation_files = self.train_files  # of which it chooses the rows
+            if not (self.train_files or self.dataset):
+                raise ValueError(
+                    "validation_split chooses among the rows of a dataset or of files; set validation_files, or "
+                    "remove it."
+                )
 
     @property
     def has_source(self) -> bool:

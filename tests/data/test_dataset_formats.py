@@ -45,6 +45,22 @@ def test_captions_of_files_without_splits():
     assert first == {"image": "val2017/000000000007.jpg", "caption": "A red wall."} and second["caption"] == "All red."
 
 
+def test_a_split_of_files_without_splits_is_told_or_refused(monkeypatch, tmp_path):
+    told: list[str] = []
+    monkeypatch.setattr(row_files.logger, "warning_once", told.append)
+    (tmp_path / "own.json").write_text('[{"image": "a.png", "caption": "one", "split": "train"}]')
+    own, token = str(tmp_path / "own.json"), str(FORMATS / "results_20130124.token")
+    for file in (own, token):
+        assert read_rows([file], split="test", image_root="nowhere")
+        assert f"{file}: no splits are named; all rows are used, not only those of test" in told
+        told.clear()
+        read_rows([file], split="validation", image_root="nowhere")
+        assert not any("no splits" in line for line in told)
+        args = PretrainingArguments(train_files=[file], validation_split="test")
+        with pytest.raises(ValueError, match="no splits are named.*Set other validation_files"):
+            read_rows([file], split="test", image_root="nowhere", needs_splits=args.needs_splits)
+
+
 def test_conceptual_captions_need_images():
     with pytest.raises(ValueError, match="nothing is downloaded.*img2dataset --url_list.*albef shards"):
         rows_of("Validation_GCC-1.1.0-Validation.tsv")
@@ -176,6 +192,15 @@ def test_images_are_found_with_and_without_published_folders(tmp_path, dropped):
     if dropped < 2:
         beside = read_rows(file, split="test")
         assert [row["image"] for row in beside] == [str(tmp_path / name) for name in names]
+
+
+def test_own_rows_may_have_published_keys(tmp_path):
+    for published, own in (
+        ({"identifier": "dev-1-0-0"}, {"images": ["a.png", "b.png"], "sentence": "One is red.", "label": "True"}),
+        ({"question_id": 1, "image_id": 2, "choices": []}, {"image": "a.png", "question": "Which?", "answer": "red"}),
+    ):
+        (tmp_path / "own.json").write_text(json.dumps([published | own]))
+        assert read_rows([str(tmp_path / "own.json")], image_root="nowhere") == [published | own]
 
 
 def test_datasets_of_several_formats_are_read_together(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
+from published_files import FORMATS, rows_of, write_images
 from small_pretraining import TINY_MODEL, records_of
 from text_models import LANGUAGES, SMALL, save_text_model
 from transformers import BertTokenizer, pipeline
@@ -123,6 +124,18 @@ def test_held_out_images_are_in_no_training_row():
     training, held_out = hold_out(rows, 1000, seed=0)
     assert len(training) == 180 and len(held_out) == 20  # a tenth of 40 images, five rows each
     assert not set(training["image"]) & set(held_out["image"])
+
+
+def test_a_split_of_the_files_to_train_on_is_evaluated_on(processor, tmp_path):
+    for split in ("train", "val"):
+        write_images(tmp_path, rows_of("dataset_coco.json", split=split))
+    files = {"train_files": [str(FORMATS / "dataset_coco.json")], "image_root": str(tmp_path)}
+    args = PretrainingArguments(**files, split="train", validation_split="val")
+    rows, held_out = Pretraining(args, processor).load_rows(Accelerator(cpu=True))
+    assert held_out.captions == [["A black wall."]] and len(rows) == 2
+    assert args.describe_validation_data() == "the rows of dataset_coco.json"
+    with pytest.raises(ValueError, match="validation_split chooses .*set validation_files, or remove it"):
+        PretrainingArguments(shards=["folder"], validation_split="val")
 
 
 def test_rows_of_one_image_are_evaluated_as_one(scene_images):

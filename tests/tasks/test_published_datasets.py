@@ -12,7 +12,7 @@ from encoded_images import encoded
 from PIL import Image
 from published_files import FORMATS, REFERENCES, VQA_RAD, parquet, rows_of, write_images
 from small_pretraining import TINY_MODEL, small_run
-from task_rows import results_of, small, small_evaluation
+from task_rows import NEEDS_CAPTION_SCORES, make_task, results_of, small, small_evaluation
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor, MomentumTeacher, cli
 from albef_hf.data import embedded_tokenizer
@@ -118,6 +118,16 @@ def test_captions_of_published_datasets_are_trained_on(command, tiny, tmp_path):
     assert (tmp_path / "flickr30k_run" / "model.safetensors").exists()
     command("shards", "--output_dir", tmp_path / "shards", "--num_workers", 0, *options[:4])
     assert json.loads((tmp_path / "shards" / "index.json").read_text())["rows"] == 3
+
+
+@NEEDS_CAPTION_SCORES
+def test_a_caption_is_compared_with_all_published_ones_of_its_image(processor):
+    file = str(FORMATS / "results_20130124.token")
+    task = make_task("captioning", processor, validation_files=[file], image_root="nowhere")
+    rows = task.validation_rows()
+    assert [row["caption"] for row in rows] == [["A red wall .", "All red ."], ['A blue wall , "very" blue .']]
+    written = [{"row": row, "caption": rows[row]["caption"][-1]} for row in (0, 1)]
+    assert task.score(written, rows)["rouge_l"] > 99
 
 
 def test_what_img2dataset_downloaded_is_pretrained_on(command, tmp_path):
