@@ -352,8 +352,9 @@ class AlbefForImageCaptioning(AlbefPreTrainedModel, GenerationMixin):
         Args:
             inputs: Another name of `input_ids`.
             args: Further arguments of transformers.
-            pixel_values: (texts, channels, height, width).
-            input_ids: Prompts, (texts, tokens), `[CLS]` first, padded on either side; by default `[CLS]` alone.
+            pixel_values: (images, channels, height, width); text `i` is about image `i % images`.
+            input_ids: Prompts, (texts, tokens), `[CLS]` first, padded on either side, a `[SEP]` after them is removed;
+                by default `[CLS]` alone.
             attention_mask: (texts, tokens), 1 for tokens and 0 for padding; by default 0 for the padding token.
             labels: As in `forward`: tokens that bear loss are removed from the prompts. `Seq2SeqTrainer` passes them.
             interpolate_pos_encoding: Resample the learned image positions to images of another size.
@@ -361,6 +362,9 @@ class AlbefForImageCaptioning(AlbefPreTrainedModel, GenerationMixin):
 
         Returns:
             Prompts, padded on the left, and captions, (texts, tokens).
+
+        Raises:
+            ValueError: If the number of texts is not a multiple of that of images.
         """
         prompts = input_ids if inputs is None else inputs
         if pixel_values is not None:
@@ -368,11 +372,14 @@ class AlbefForImageCaptioning(AlbefPreTrainedModel, GenerationMixin):
                 prompts = self._start(pixel_values)
             # Encoded once, not for every beam.
             pixel_values = self.albef.vision_model(pixel_values, interpolate_pos_encoding).last_hidden_state
+            pixel_values = _repeat(pixel_values, len(prompts))
         if prompts is not None:
             if attention_mask is None:
                 attention_mask = (prompts != self.config.text_config.pad_token_id).long()
             if labels is not None:
                 attention_mask = attention_mask * (labels == IGNORED)
+            is_end = (prompts == self.config.text_config.eos_token_id) & (attention_mask.cumsum(1) > 1)
+            attention_mask = attention_mask.masked_fill(is_end, 0)
             prompts, attention_mask = pad_left(prompts, attention_mask, self.config.text_config.pad_token_id or 0)
         return super().generate(prompts, *args, pixel_values=pixel_values, attention_mask=attention_mask, **kwargs)
 
@@ -386,6 +393,13 @@ class AlbefForImageCaptioning(AlbefPreTrainedModel, GenerationMixin):
         if generation_config.use_cache is not False and model_kwargs.get(CACHE_NAME) is None:
             model_kwargs[CACHE_NAME] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+
+def _repeat(images: torch.Tensor, count: int) -> torch.Tensor:
+    """Return an image for each text; beams would shuffle images that texts share."""
+    if count % len(images):
+        raise ValueError(f"There are {count} prompts for {len(images)} images: pass as many, or a multiple.")
+    return images.repeat(count // len(images), 1, 1)
 
 
 def pad_left(

@@ -16,9 +16,11 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _check_alpha(alpha: float) -> None:
+def _check_weights(alpha: float, smoothing: float = 0.0) -> None:
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}: pass the teacher's weight in the targets, between 0 and 1.")
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing is {smoothing}: pass the weight of all classes, at least 0 and less than 1.")
 
 
 def distilled_cross_entropy(
@@ -43,9 +45,9 @@ def distilled_cross_entropy(
         The loss of each row, (rows,).
 
     Raises:
-        ValueError: If alpha is not between 0 and 1, or (on a CPU) a target is not one of the classes.
+        ValueError: If alpha or smoothing is not between 0 and 1, or (on a CPU) a target is not one of the classes.
     """
-    _check_alpha(alpha)
+    _check_weights(alpha, smoothing)
     return distill(at_least_float32(logits).log_softmax(-1), targets, teacher_logits, alpha, smoothing)
 
 
@@ -257,7 +259,7 @@ def classification_loss(
         ValueError: If the labels do not fit the problem type, a regression has weights of classes, or alpha is not
             between 0 and 1.
     """
-    _check_alpha(alpha)
+    _check_weights(alpha)
     problem_type = _problem_type(logits, labels, config)
     if problem_type == "single_label_classification":
         labels = labels.flatten().long()

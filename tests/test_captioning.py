@@ -135,6 +135,8 @@ def test_smoothing_and_teacher_by_hand(captioner, inputs):
     assert smooth.item() == pytest.approx(hard.item(), rel=1e-5)
     loss = captioner(**inputs, labels=labels, smoothing=0.1, teacher_outputs=targets, alpha=0.4).loss
     assert loss.item() == pytest.approx((0.6 * hard + 0.4 * soft).item(), rel=1e-5)
+    with pytest.raises(ValueError, match="smoothing is 1.5: pass"):
+        captioner(**inputs, labels=labels, smoothing=1.5)
     assert abs(hard - soft) > 1e-3 and abs(smooth - captioner(**inputs, labels=labels).loss) > 1e-3
 
 
@@ -240,6 +242,24 @@ def test_prompts_of_different_length_are_continued_as_they_are_alone(settings, c
         alone = captioner.generate(pixel_values=pixels, input_ids=prompts[row : row + 1, :length], **settings)
         count = len(alone)
         assert torch.equal(together[row * count : (row + 1) * count, 4 - length :], alone)
+
+
+@torch.no_grad()
+def test_the_separator_after_a_prompt_does_not_end_the_caption(captioner, inputs):
+    prompts, pixels = inputs["input_ids"][:, :3], inputs["pixel_values"]
+    ended = F.pad(prompts, (0, 1), value=102)
+    expected = captioner.generate(pixel_values=pixels, input_ids=prompts, max_new_tokens=4)
+    assert torch.equal(captioner.generate(pixel_values=pixels, input_ids=ended, max_new_tokens=4), expected)
+
+
+@torch.no_grad()
+def test_beams_of_several_prompts_share_an_image(captioner, inputs):
+    prompts, pixels = inputs["input_ids"][:, :2], inputs["pixel_values"][:2]
+    settings = {"num_beams": 2, "max_new_tokens": 4}
+    shared = captioner.generate(pixel_values=pixels, input_ids=prompts, **settings)
+    assert torch.equal(captioner.generate(pixel_values=pixels.repeat(2, 1, 1, 1), input_ids=prompts, **settings), shared)
+    with pytest.raises(ValueError, match="3 prompts for 2 images"):
+        captioner.generate(pixel_values=pixels, input_ids=prompts[:3])
 
 
 @torch.no_grad()

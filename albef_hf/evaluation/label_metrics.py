@@ -46,15 +46,17 @@ def class_metrics(
         `macro_f1`, `micro_f1`, `accuracy` (all labels of a row are right), `auroc`, `f1/CLASS`, and
         `rows/classes_without` if there are such.
     """
-    from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+    from sklearn.metrics import roc_auc_score
 
     counts = targets.sum(0)
     known = counts > 0
-    per_class = f1_score(targets, answers, average=None, zero_division=0)
+    right = (answers * targets).sum(0)
+    marked = counts + answers.sum(0)  # the right ones twice, the wrong and the missed ones once
+    per_class = 2 * right / np.maximum(marked, 1)
     metrics = {
         "macro_f1": per_class[known].mean() if known.any() else 0.0,
-        "micro_f1": f1_score(targets, answers, average="micro", zero_division=0),
-        "accuracy": accuracy_score(targets, answers),
+        "micro_f1": 2 * right.sum() / max(marked.sum(), 1),
+        "accuracy": (answers == targets).all(1).mean(),
     }
     judged = known & (counts < len(targets))
     if probabilities is not None and judged.any():

@@ -156,6 +156,8 @@ def test_metrics_by_hand():
             "rows/classes_without": 1,
         }
     )
+    alone = class_metrics(answers[:, :1], targets[:, :1], CLASSES[:1], probabilities[:, :1])
+    assert (alone["macro_f1"], alone["micro_f1"], alone["accuracy"], alone["auroc"]) == (50, 50, 50, 75)
     assert number_metrics([1, 2, 4], [1, 2, 3]) == pytest.approx({"r2": 50, "spearman": 100})
     assert number_metrics([2, 2, 2], [1, 2, 3]) == {"r2": 0}
 
