@@ -82,7 +82,7 @@ def evaluate(arguments: list[str]) -> None:
 
 
 def convert(arguments: list[str]) -> None:
-    """Download and convert a checkpoint of the original code, or back."""
+    """Convert a checkpoint of the original code, which it can download, or back; or of TCL, LAVIS, TorchMultimodal."""
     from .conversion.convert import main
 
     main(arguments)

@@ -2,7 +2,9 @@
 # requires-python = ">=3.11"
 # dependencies = ["albef_hf[train] @ git+https://github.com/you/albef_hf"]
 # ///
-r"""Pretrain ALBEF without installing anything: uv reads above what to install. From a clone, it installs that:
+r"""Pretrain ALBEF without installing anything: uv reads above what to install.
+
+From a clone, without the address above:
 
     uv run --no-project --with ".[train]" python examples/pretrain_job.py --config scenes --max_steps 20
 

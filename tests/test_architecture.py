@@ -155,6 +155,7 @@ ALLOWED = {
         "export",
         "modeling_albef",
         "processing_albef",
+        "training",
         "utils",
     },
     "demo": {

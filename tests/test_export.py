@@ -216,12 +216,33 @@ def test_what_is_not_exported_is_refused(config, model, tmp_path):
     save_file(weights, saved, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="has no itm_head.bias: save"):
         to_onnx.load_model(tmp_path / "model")
-    model.config.lora_config = {"r": 2, "lora_alpha": 2, "target_modules": "q_proj"}
-    model.save_pretrained(tmp_path / "adapted")
-    with pytest.raises(ValueError, match="has LoRA adapters: .* merge_lora"):
-        to_onnx.load_model(tmp_path / "adapted")
     with pytest.raises(ValueError, match="is not empty. Remove it or choose another folder"):
-        to_onnx.export_model(tmp_path / "adapted", tmp_path)
+        to_onnx.export_model(tmp_path / "model", tmp_path)
+
+
+def test_int8_that_is_not_finite_is_refused(model, tmp_path, monkeypatch):
+    differences = iter([1e-6, float("nan")])
+    for name in ("_trace", "quantize_dynamic", "_stacked_products"):
+        monkeypatch.setattr(to_onnx, name, lambda *args, **settings: None)
+    monkeypatch.setattr(to_onnx, "_difference", lambda graph, path: next(differences))
+    with pytest.raises(ValueError, match="not finite: export it without --int8"):
+        to_onnx.export_graph(TextEncoder(model), tmp_path / "text_encoder.onnx", int8=True)
+
+
+@torch.no_grad()
+def test_adapters_are_merged(config, batch, tmp_path):
+    pytest.importorskip("peft")
+    config.lora_config = {"r": 2, "lora_alpha": 4, "target_modules": r"text_model\..*q_proj"}
+    adapted = make(AlbefForRetrieval, config)
+    adapted.save_pretrained(tmp_path)
+    merged = to_onnx.load_model(tmp_path)
+    assert merged.config.lora_config is None and not any("lora" in name for name, _ in merged.named_parameters())
+    texts = batch["input_ids"], batch["attention_mask"]
+    expected = adapted.get_text_features(*texts).pooler_output
+    torch.testing.assert_close(merged.get_text_features(*texts).pooler_output, expected)
+    for name, weight in adapted.named_parameters():
+        weight.mul_("lora_B" not in name)
+    assert not torch.allclose(adapted.get_text_features(*texts).pooler_output, expected)
 
 
 def test_the_snippet_of_the_readme_runs(export, tmp_path, monkeypatch):

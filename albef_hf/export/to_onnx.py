@@ -19,7 +19,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import PreTrainedModel
 
 from ..compatibility_albef import follow_umask
-from ..configuration_albef import RENAMED_CLASSES, AlbefConfig
+from ..configuration_albef import AlbefConfig
 from ..modeling_albef import MODEL_CLASSES
 from ..processing_albef import AlbefProcessor
 from ..utils.files import listed, new_folder
@@ -88,25 +88,23 @@ def export_model(source: str | os.PathLike, output_dir: str | os.PathLike, int8:
 
 
 def load_model(source: str | os.PathLike) -> PreTrainedModel:
-    """Load a model with its head, in float32.
+    """Load a model with its head, in float32 and with its adapters merged.
 
     Raises:
-        ValueError: If the head is not exported, the model has adapters, or weights are missing.
+        ValueError: If the head is not exported, or weights are missing.
     """
     config = AlbefConfig.from_pretrained(source)
     head = (config.architectures or ["no model"])[0]
-    head = RENAMED_CLASSES.get(head, head)
     if head not in GRAPHS:
         raise ValueError(f"{source} contains {head}, which is not exported. Choose a model with {', '.join(GRAPHS)}.")
-    if config.lora_config:
-        raise ValueError(
-            f"{source} has LoRA adapters: export the model with its adapters merged, by "
-            "albef_hf.training.lora.merge_lora."
-        )
     loaded: Any = MODEL_CLASSES[head].from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     model, report = loaded
     if report["missing_keys"]:
         raise ValueError(f"{source} has no {listed(sorted(report['missing_keys']))}: save the whole model again.")
+    if config.lora_config:
+        from ..training.lora import merge_lora  # like peft, it needs accelerate
+
+        model = merge_lora(model)
     return model.eval()
 
 
@@ -114,7 +112,7 @@ def export_graph(graph: Graph, path: Path, int8: bool = False) -> ExportedGraph:
     """Write one graph, and check it.
 
     Raises:
-        ValueError: If it computes something else than torch.
+        ValueError: If it computes something else than torch, or in int8 values that are not finite.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as temporary, _quiet():
         exact = Path(temporary, path.name) if int8 else path
@@ -136,6 +134,8 @@ def export_graph(graph: Graph, path: Path, int8: bool = False) -> ExportedGraph:
                 use_external_data_format=True,
             )
             differences["int8"] = _difference(graph, path)
+            if not np.isfinite(differences["int8"]):
+                raise ValueError(f"{path.name} has values in int8 that are not finite: export it without --int8.")
     files = [*path.parent.glob(f"{path.name}*")]
     follow_umask(files)  # onnx writes files that only their owner can read
     size = sum(file.stat().st_size for file in files)
