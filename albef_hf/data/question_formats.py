@@ -9,13 +9,17 @@ def vqav2(contents: list[Any]) -> list[Row]:
     """Return the questions of VQA v2 or OK-VQA, with the answers of the ten annotators if their file is given too.
 
     `{"data_subtype": "train2014", "questions": [{"question_id", "image_id", "question"}]}` and `{"annotations":
-    [{"question_id", "answer_type", "answers": [{"answer"}]}]}` (https://visualqa.org/download.html,
+    [{"question_id", "image_id", "answer_type", "answers": [{"answer"}]}]}` (https://visualqa.org/download.html,
     https://okvqa.allenai.org/download.html).
 
     Raises:
-        ValueError: If there are annotations without questions, or questions that have none.
+        ValueError: If there are annotations without questions, or questions that have none or two that differ.
     """
-    annotations = {item["question_id"]: item for content in contents for item in content.get("annotations", ())}
+    annotations: dict[tuple[Any, Any], Row] = {}
+    for item in (item for content in contents for item in content.get("annotations", ())):
+        key = (item["image_id"], item["question_id"])  # question ids of VQA v2 and OK-VQA overlap
+        if annotations.setdefault(key, item)["answers"] != item["answers"]:
+            raise ValueError(f"Question {key[1]} has different answers in the files: remove one of them.")
     rows = []
     for content in contents:
         for item in content.get("questions", ()):
@@ -25,7 +29,7 @@ def vqav2(contents: list[Any]) -> list[Row]:
                 "question": item["question"],
             }
             if annotations:
-                annotation = annotations.get(item["question_id"], {"answers": []})
+                annotation = annotations.get((item["image_id"], item["question_id"]), {"answers": []})
                 row["answer"] = [answer["answer"] for answer in annotation["answers"]] or None
                 row["answer_type"] = annotation.get("answer_type")
             rows.append(row)

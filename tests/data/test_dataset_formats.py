@@ -85,6 +85,25 @@ def test_questions_and_annotators_of_vqa():
         rows_of("OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_train2014_annotations.json")
 
 
+def test_equal_question_ids_of_other_images_keep_their_answers(tmp_path):
+    parts = []
+    for name, image in (("vqa", 7), ("okvqa", 70)):
+        ids = {"question_id": 700, "image_id": image}
+        contents = {
+            "questions": {"data_subtype": "val2014", "questions": [{**ids, "question": "Which?"}]},
+            "annotations": {"annotations": [{**ids, "answer_type": "other", "answers": [{"answer": name}]}]},
+        }
+        for part, content in contents.items():
+            parts.append(tmp_path / f"{name}_{part}.json")
+            parts[-1].write_text(json.dumps(content))
+    rows = read_rows([*map(str, parts)], image_root="nowhere")
+    assert [row["answer"] for row in rows] == [["vqa"], ["okvqa"]]
+    other = {"annotations": [{**ids, "answers": [{"answer": "another"}]}]}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="Question 700 has different answers in the files"):
+        read_rows([*map(str, parts), str(tmp_path / "other.json")], image_root="nowhere")
+
+
 def test_questions_of_other_datasets(tmp_path):
     (row,) = rows_of("aokvqa_v1p0_val.json", split="train")
     assert row["image"] == "val2017/000000000007.jpg" and row["answer"].count("stone") == 2, "without the difficult"
