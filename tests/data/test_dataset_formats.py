@@ -152,6 +152,14 @@ def test_a_part_of_vqa_rad_has_no_splits(tmp_path):
     assert len(read_rows([str(tmp_path / "testset.json")], split="validation")) == 3
 
 
+def test_medical_questions_without_answer_or_type(tmp_path):
+    question = {"qid": 1, "image_name": "a.jpg", "question": "Where?", "answer": None, "answer_type": "OPEN"}
+    (tmp_path / "part.json").write_text(json.dumps([question, {**question, "answer": "Left", "answer_type": None}]))
+    unanswered, answered = read_rows([str(tmp_path / "part.json")], image_root="nowhere")
+    assert unanswered["answer"] is None and unanswered["answer_type"] == "open"
+    assert answered["answer"] == "left" and answered["answer_type"] is None
+
+
 def test_sentences():
     neutral, entailed = rows_of("snli_ve_dev.jsonl")
     assert (entailed["sentence"], entailed["label"]) == ("There is a wall .", "entailment")
