@@ -2,7 +2,7 @@
 
 from typing import Any
 
-Row = dict[str, Any]
+from .file_contents import Row
 
 
 def vqav2(contents: list[Any]) -> list[Row]:

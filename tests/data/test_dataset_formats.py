@@ -160,10 +160,12 @@ def test_medical_questions_without_answer_or_type(tmp_path):
     assert answered["answer"] == "left" and answered["answer_type"] is None
 
 
-def test_sentences():
+def test_sentences(tmp_path):
     neutral, entailed = rows_of("snli_ve_dev.jsonl")
     assert (entailed["sentence"], entailed["label"]) == ("There is a wall .", "entailment")
     assert neutral["image"] == "flickr30k-images/1000000001.jpg"
+    (tmp_path / "one.jsonl").write_text((FORMATS / "snli_ve_dev.jsonl").read_text().splitlines()[1])
+    assert read_rows([str(tmp_path / "one.jsonl")], image_root="nowhere") == [entailed]
     row, _ = rows_of("nlvr2_train.json")
     assert row["images"] == [f"images/train/72/train-10171-0-img{side}.png" for side in (0, 1)]
     assert row["label"] == "True" and row["sentence"] == "One image is red."
