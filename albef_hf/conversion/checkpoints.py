@@ -65,7 +65,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Weights, dict[str, str]]:
     if not start:
         raise ValueError(f"{path} is empty. Download it again.")
     if start.startswith(b"PK"):
-        _check_archive(path)
+        check_archive(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the original saves its arguments as one
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -86,8 +86,8 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Weights, dict[str, str]]:
     return _extract_state_dict(path, content)
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse a zip archive that is truncated or damaged."""
+def check_archive(path: Path) -> None:
+    """Raise a `ValueError` if a zip archive is truncated or damaged; this reads the whole file."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is truncated after {path.stat().st_size:,} bytes. Download it again.")
     with zipfile.ZipFile(path) as archive:

@@ -98,7 +98,7 @@ def _from_original(options: argparse.Namespace) -> None:
 def _find_checkpoint(options: argparse.Namespace) -> tuple[Path, dict[str, object]]:
     """Return the checkpoint, downloaded if its name is that of a published one, and what is known of it."""
     name = options.source
-    if name not in PUBLISHED or os.path.exists(name):
+    if name not in PUBLISHED or os.path.isfile(name):
         return Path(name), {}
     from .download import cached_checkpoint
     from .from_original import refuse_used_folder

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.utils import logging
 from ..utils.files import atomic_write, file_problem, file_record, locked, write_errors_named
 from ..utils.progress import progress
 from ..utils.redaction import redact
+from .checkpoints import check_archive
 from .published import ADDRESS
 
 logger = logging.get_logger(f"transformers.{__name__}")
@@ -56,7 +58,7 @@ def cached_checkpoint(file: str) -> tuple[Path, dict[str, Any]]:
                 raise
             logger.warning(f"{error} The file in the cache, {path}, is used.")
             return path, record
-        if record is None or served.etag != record["etag"]:
+        if record is None or served.etag != record["etag"] or served.size not in (None, record["bytes"]):
             record = _download(url, path, served)
         return path, record
 
@@ -108,7 +110,7 @@ def _prepare_part(url: str, path: Path, served: HfFileMetadata) -> Path:
 
 
 def _check_content(url: str, part: Path) -> None:
-    """Remove a file that is not a checkpoint, such as the page of a proxy, and raise."""
+    """Remove a file that is damaged or not a checkpoint, such as the page of a proxy, and raise."""
     with part.open("rb") as file:
         start = file.read(64)
     if not start.startswith(TORCH_FILES):
@@ -118,6 +120,12 @@ def _check_content(url: str, part: Path) -> None:
             f"{redact(url)} is not a checkpoint: the server sent {size:,} bytes that start with {start!r}. If this is "
             "the page of a proxy or a login, open the address in a browser, save the file, and convert that."
         )
+    if start.startswith(b"PK"):
+        try:
+            check_archive(part)
+        except (ValueError, zipfile.BadZipFile) as error:
+            part.unlink()
+            raise OSError(f"The download of {redact(url)} is damaged and was removed: {error}") from error
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-Row = dict[str, Any]
+from .file_contents import Row
 
 FLICKR30K_FOLDER = "flickr30k-images"
 CAPTION_COLUMNS = ("caption", "title")

@@ -5,11 +5,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .caption_formats import cc3m, coco_captions, flickr30k_token, karpathy
-from .file_contents import TextLines
+from .file_contents import Row, TextLines
 from .question_formats import aokvqa, gqa, slake, textvqa, vizwiz, vqa_rad, vqav2
 from .sentence_formats import nlvr2, refcoco, snli_ve
-
-Row = dict[str, Any]
 
 READERS: dict[str, Callable[[list[Any]], list[Row]]] = {
     "aokvqa": aokvqa,

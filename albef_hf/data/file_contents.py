@@ -5,6 +5,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+Row = dict[str, Any]
+
 PICKLES = (".p", ".pkl", ".pickle")
 
 
@@ -51,7 +53,8 @@ def read_content(file: str) -> Any:
     except (OSError, EOFError, pickle.UnpicklingError, AttributeError, IndexError) as error:
         raise ValueError(f"{file} cannot be read: {error}.") from error
     try:
-        return json.loads(text)
+        content = json.loads(text)
+        return JsonLines([content]) if path.suffix == ".jsonl" else content  # of one line
     except (ValueError, RecursionError):
         pass
     lines = [line.rstrip("\r") for line in text.split("\n") if line.strip()]  # a caption may have other separators

@@ -37,16 +37,22 @@ class PairChoice(NamedTuple):
 def read_pair_choices(files: Sequence[str]) -> list[dict[str, Any]]:
     """Return the rows of JSON files in any of the forms; those without a category have the name of their file.
 
+    Files of equal names have that of their folder before it.
+
     Raises:
         ValueError: If a file has another form, or some rows have one image and others two.
     """
-    rows = [row for file in files for row in _read_file(file)]
+    stems = [Path(file).stem for file in files]
+    rows = []
+    for file, stem in zip(files, stems, strict=True):
+        is_unique = stems.count(stem) == 1
+        rows += _read_file(file, stem if is_unique else f"{Path(file).absolute().parent.name}/{stem}")
     if len({len(_find(row, IMAGE)) for row in rows}) > 1:
         raise ValueError(f"{', '.join(files)} have rows with one image and rows with two: evaluate them separately.")
     return rows
 
 
-def _read_file(file: str) -> list[dict[str, Any]]:
+def _read_file(file: str, category: str) -> list[dict[str, Any]]:
     content = read_json(file)
     rows = [*content.values()] if isinstance(content, dict) else content
     if not isinstance(rows, list) or not rows:
@@ -58,7 +64,7 @@ def _read_file(file: str) -> list[dict[str, Any]]:
         if not isinstance(row, dict):
             raise ValueError(f"A choice in {file} is {row!r:.60}: it must be an object with image and captions.")
         require_names(row, file)
-        named.append(row if _find(row, CATEGORY) else {**row, "category": Path(file).stem})
+        named.append(row if _find(row, CATEGORY) else {**row, "category": category})
     return named
 
 

@@ -2,20 +2,24 @@
 
 from typing import Any
 
-Row = dict[str, Any]
+from .file_contents import Row
 
 
 def vqav2(contents: list[Any]) -> list[Row]:
     """Return the questions of VQA v2 or OK-VQA, with the answers of the ten annotators if their file is given too.
 
     `{"data_subtype": "train2014", "questions": [{"question_id", "image_id", "question"}]}` and `{"annotations":
-    [{"question_id", "answer_type", "answers": [{"answer"}]}]}` (https://visualqa.org/download.html,
+    [{"question_id", "image_id", "answer_type", "answers": [{"answer"}]}]}` (https://visualqa.org/download.html,
     https://okvqa.allenai.org/download.html).
 
     Raises:
-        ValueError: If there are annotations without questions, or questions that have none.
+        ValueError: If there are annotations without questions, or questions that have none or two that differ.
     """
-    annotations = {item["question_id"]: item for content in contents for item in content.get("annotations", ())}
+    annotations: dict[tuple[Any, Any], Row] = {}
+    for item in (item for content in contents for item in content.get("annotations", ())):
+        key = (item["image_id"], item["question_id"])  # question ids of VQA v2 and OK-VQA overlap
+        if annotations.setdefault(key, item)["answers"] != item["answers"]:
+            raise ValueError(f"Question {key[1]} has different answers in the files: remove one of them.")
     rows = []
     for content in contents:
         for item in content.get("questions", ()):
@@ -25,7 +29,7 @@ def vqav2(contents: list[Any]) -> list[Row]:
                 "question": item["question"],
             }
             if annotations:
-                annotation = annotations.get(item["question_id"], {"answers": []})
+                annotation = annotations.get((item["image_id"], item["question_id"]), {"answers": []})
                 row["answer"] = [answer["answer"] for answer in annotation["answers"]] or None
                 row["answer_type"] = annotation.get("answer_type")
             rows.append(row)
@@ -47,7 +51,8 @@ def aokvqa(contents: list[Any]) -> list[Row]:
 
     `[{"split", "image_id", "question_id", "question", "direct_answers", "difficult_direct_answer"}]`; the last ones
     have no direct answers to compare with, and the official evaluation leaves them out
-    (https://github.com/allenai/aokvqa, `evaluation/eval_predictions.py`). The test has no answers.
+    (https://github.com/allenai/aokvqa, `evaluation/eval_predictions.py`). It counts min(1, matches / 3) of all ten
+    answers, while the task compares with all but one of them in turn, as for VQA. The test has no answers.
     """
     return [
         {
@@ -130,15 +135,13 @@ def vqa_rad(contents: list[Any]) -> list[Row]:
     Public.json` (https://osf.io/89kps, doi 10.1038/sdata.2018.251). A `phrase_type` that begins with `test` marks the
     451 test questions, all others are for training; if no row has one, there are no splits.
     """
-    return [
-        {
-            **_medical(item),
-            "image": f"VQA_RAD Image Folder/{item['image_name']}",
-            **({"split": "test" if _is_test(item) else "train"} if any(map(_is_test, content)) else {}),
-        }
-        for content in contents
-        for item in content
-    ]
+    rows = []
+    for content in contents:
+        has_splits = any(map(_is_test, content))
+        for item in content:
+            row = {**_medical(item), "image": f"VQA_RAD Image Folder/{item['image_name']}"}
+            rows.append(row | {"split": "test" if _is_test(item) else "train"} if has_splits else row)
+    return rows
 
 
 def slake(contents: list[Any]) -> list[Row]:
@@ -156,11 +159,9 @@ def slake(contents: list[Any]) -> list[Row]:
 
 def _medical(item: Row) -> Row:
     """Return what medical questions have in common; the published answers differ in case and outer spaces."""
-    return {
-        "question_id": item["qid"],
-        "question": item["question"],
-        "answer": str(item["answer"]).strip().lower() or None,
-        "answer_type": item["answer_type"].strip().lower(),
+    return {"question_id": item["qid"], "question": item["question"]} | {
+        name: None if item[name] is None else str(item[name]).strip().lower() or None
+        for name in ("answer", "answer_type")
     }
 
 

@@ -9,15 +9,13 @@ from transformers.utils import logging
 
 from .annotations import read_json_list
 from .dataset_formats import READERS, recognize
-from .file_contents import read_content
+from .file_contents import Row, read_content
 from .image_paths import locate_images
 from .img2dataset import read_img2dataset
 from .row_values import require_readable
 from .source_arguments import DATASET_FORMATS
 
 logger = logging.get_logger(f"transformers.{__name__}")
-
-Row = dict[str, Any]
 
 IMG2DATASET = "img2dataset"  # which is read from the files, not from their contents
 NOTES = ("dropped", "language")  # keys of rows that only decide whether they are used

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from .caption_formats import FLICKR30K_FOLDER
+from .file_contents import Row
 from .question_formats import coco_image
-
-Row = dict[str, Any]
 
 FLICKR30K_KEYS = ("Flickr30K_ID", "Flickr30kID", "Flikr30kID")
 
@@ -19,7 +19,7 @@ def snli_ve(contents: list[Any]) -> list[Row]:
     for content in contents:
         for item in content:
             name = str(next(item[key] for key in FLICKR30K_KEYS if key in item)).removesuffix(".jpg")
-            image = f"flickr30k-images/{name}.jpg"
+            image = f"{FLICKR30K_FOLDER}/{name}.jpg"
             rows.append({"image": image, "sentence": item["sentence2"], "label": item["gold_label"]})
     return rows
 
@@ -46,7 +46,8 @@ def refcoco(contents: list[Any]) -> list[Row]:
     """Return the expressions of RefCOCO, RefCOCO+ or RefCOCOg, on training images of COCO 2014.
 
     `refs(unc).p` is a pickled `[{"ref_id", "image_id", "split", "sentences": [{"sent"}]}]`
-    (https://github.com/lichengunc/refer). Boxes come from the option refer_root. Splits: train, val, testA, testB.
+    (https://github.com/lichengunc/refer). Boxes come from the option refer_root;
+    RefCOCOg gets rows, but no boxes. Splits: train, val, testA, testB.
     """
     return [
         {

@@ -315,3 +315,5 @@ class PairChoiceArguments(FineTuningArguments):
         super().__post_init__()
         if self.train_files:
             raise ValueError("pair_choice trains nothing: pass the files to evaluate on as validation_files.")
+        if self.dataset_format:
+            raise ValueError("pair_choice reads the files of benchmarks by their keys; remove dataset_format.")

@@ -505,6 +505,14 @@ def test_the_command_reports_errors_in_one_line(tmp_path, run, monkeypatch):
         run("convert", tmp_path / "model", tmp_path / "original.pth", "--reverse")
 
 
+def test_a_folder_with_the_name_of_a_published_checkpoint_is_not_converted(tmp_path, run, monkeypatch):
+    (tmp_path / "flickr30k").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("albef_hf.conversion.download.cached_checkpoint", lambda file: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("convert", "flickr30k", tmp_path / "converted")
+
+
 def test_an_image_encoder_that_the_original_does_not_have_is_refused(config, tmp_path):
     tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32}
     vision = Dinov2Config(**tiny, patch_size=8)

@@ -1,11 +1,13 @@
 """Published checkpoints are downloaded once, resumed, checked and recorded; tried with a server on the loopback."""
 
 import hashlib
+import io
 import json
 import re
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +22,15 @@ from albef_hf.conversion import download
 from albef_hf.conversion.download import ADDRESS_VARIABLE, cached_checkpoint
 from albef_hf.conversion.published import ADDRESS, PUBLISHED
 
-CONTENT = b"PK\x03\x04" + bytes(range(256)) * 100
+
+def archive(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("data", content)
+    return file.getvalue()
+
+
+CONTENT = archive(bytes(range(256)) * 100)
 PAGE = b"<!DOCTYPE html><html>Please log in</html>"
 
 
@@ -122,6 +132,20 @@ def interrupt(server: FileServer) -> None:
         cached_checkpoint("vqa.pth")
     server.cuts = []
     server.requests.clear()
+
+
+def test_a_damaged_download_does_not_stay(server, folder):
+    server.files["/ALBEF/vqa.pth"] = CONTENT.replace(bytes(range(256)), bytes(256), 1)
+    with pytest.raises(OSError, match="is damaged and was removed"):
+        cached_checkpoint("vqa.pth")
+    assert not parts(folder) and not (folder / "vqa.pth").exists()
+
+
+def test_without_etags_another_size_is_downloaded_again(server):
+    server.has_etags = False
+    cached_checkpoint("vqa.pth")
+    server.files["/ALBEF/vqa.pth"] = archive(b"changed")
+    assert cached_checkpoint("vqa.pth")[0].read_bytes() == archive(b"changed")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -85,6 +85,25 @@ def test_questions_and_annotators_of_vqa():
         rows_of("OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_train2014_annotations.json")
 
 
+def test_equal_question_ids_of_other_images_keep_their_answers(tmp_path):
+    parts = []
+    for name, image in (("vqa", 7), ("okvqa", 70)):
+        ids = {"question_id": 700, "image_id": image}
+        contents = {
+            "questions": {"data_subtype": "val2014", "questions": [{**ids, "question": "Which?"}]},
+            "annotations": {"annotations": [{**ids, "answer_type": "other", "answers": [{"answer": name}]}]},
+        }
+        for part, content in contents.items():
+            parts.append(tmp_path / f"{name}_{part}.json")
+            parts[-1].write_text(json.dumps(content))
+    rows = read_rows([*map(str, parts)], image_root="nowhere")
+    assert [row["answer"] for row in rows] == [["vqa"], ["okvqa"]]
+    other = {"annotations": [{**ids, "answers": [{"answer": "another"}]}]}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="Question 700 has different answers in the files"):
+        read_rows([*map(str, parts), str(tmp_path / "other.json")], image_root="nowhere")
+
+
 def test_questions_of_other_datasets(tmp_path):
     (row,) = rows_of("aokvqa_v1p0_val.json", split="train")
     assert row["image"] == "val2017/000000000007.jpg" and row["answer"].count("stone") == 2, "without the difficult"
@@ -133,10 +152,20 @@ def test_a_part_of_vqa_rad_has_no_splits(tmp_path):
     assert len(read_rows([str(tmp_path / "testset.json")], split="validation")) == 3
 
 
-def test_sentences():
+def test_medical_questions_without_answer_or_type(tmp_path):
+    question = {"qid": 1, "image_name": "a.jpg", "question": "Where?", "answer": None, "answer_type": "OPEN"}
+    (tmp_path / "part.json").write_text(json.dumps([question, {**question, "answer": "Left", "answer_type": None}]))
+    unanswered, answered = read_rows([str(tmp_path / "part.json")], image_root="nowhere")
+    assert unanswered["answer"] is None and unanswered["answer_type"] == "open"
+    assert answered["answer"] == "left" and answered["answer_type"] is None
+
+
+def test_sentences(tmp_path):
     neutral, entailed = rows_of("snli_ve_dev.jsonl")
     assert (entailed["sentence"], entailed["label"]) == ("There is a wall .", "entailment")
     assert neutral["image"] == "flickr30k-images/1000000001.jpg"
+    (tmp_path / "one.jsonl").write_text((FORMATS / "snli_ve_dev.jsonl").read_text().splitlines()[1])
+    assert read_rows([str(tmp_path / "one.jsonl")], image_root="nowhere") == [entailed]
     row, _ = rows_of("nlvr2_train.json")
     assert row["images"] == [f"images/train/72/train-10171-0-img{side}.png" for side in (0, 1)]
     assert row["label"] == "True" and row["sentence"] == "One image is red."

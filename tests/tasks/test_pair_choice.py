@@ -11,6 +11,7 @@ from task_rows import make_task, results_of, small_evaluation
 
 from albef_hf import AlbefForRetrieval, AlbefForVisualEntailment, cli
 from albef_hf.data.pair_choices import load_pair_choice, read_pair_choices
+from albef_hf.tasks.arguments import PairChoiceArguments
 from albef_hf.tasks.pair_choice import PairChoiceTask
 
 CALIBRATION = {"scale": 0.5, "cosine_weight": 40.0, "bias": -0.25, "fitted_on": "a test"}
@@ -77,6 +78,16 @@ def test_other_files_are_refused(content, message, tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         read_pair_choices([str(tmp_path / "rows.json")])
+
+
+def test_files_of_equal_names_are_categories_of_their_own(tmp_path):
+    for folder in ("vg", "hake"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "action.json").write_text('[["a.png", {"POS": ["a"], "NEG": ["b"]}]]')
+    rows = read_pair_choices([str(tmp_path / folder / "action.json") for folder in ("vg", "hake")])
+    assert [row["category"] for row in rows] == ["vg/action", "hake/action"]
+    with pytest.raises(ValueError, match="remove dataset_format"):
+        PairChoiceArguments(validation_files=["a.json"], dataset_format="gqa")
 
 
 def test_one_and_two_images_are_not_mixed(tmp_path):
