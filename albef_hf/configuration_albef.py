@@ -426,6 +426,8 @@ class AlbefConfig(PreTrainedConfig):
         if name == "image_size" and value is not None and isinstance(self.vision_config, PreTrainedConfig):
             self.set_input_size(value)  # of the paper's ViT, it belongs to vision_config
             return
+        if name == "id2label" and value is not None:  # in the order of the logits, also from a file with sorted keys
+            value = dict(sorted((int(index), label) for index, label in value.items()))
         super().__setattr__(name, value)
         if name in ("num_labels", "id2label"):
             super().__setattr__("classes_asked_for", True)
@@ -488,8 +490,18 @@ class AlbefConfig(PreTrainedConfig):
 
     @property
     def thresholds(self) -> list[float]:
-        """Return the least probability at which each class of several labels is predicted."""
-        return self.class_thresholds or [0.5] * self.num_labels
+        """Return the least probability at which each class of several labels is predicted.
+
+        Raises:
+            ValueError: If there is not one for each class.
+        """
+        thresholds = self.class_thresholds or [0.5] * self.num_labels
+        if len(thresholds) != self.num_labels:
+            raise ValueError(
+                f"class_thresholds has {len(thresholds)} numbers for {self.num_labels} classes: set one for each "
+                "class, or None for 0.5."
+            )
+        return thresholds
 
     def to_dict(self) -> dict:
         """Serialize as transformers does, with the pipelines of the head, for users without the package."""

@@ -48,7 +48,7 @@ TAGS = {
     "AlbefForImageTextClassification": ["image-text-classification"],
     "AlbefForTextAssignment": ["nlvr2", "pretraining"],
 }
-# The Hub's types of metrics, by a part of their names here; others are accuracies.
+# The Hub's types of metrics, by a pattern in their names here; others are accuracies.
 METRIC_TYPES = {
     "cider": "cider",
     "bleu": "bleu",
@@ -57,7 +57,7 @@ METRIC_TYPES = {
     "auroc": "roc_auc",
     "r2": "r_squared",
     "spearman": "spearmanr",
-    "_r": "recall",
+    r"_r(\d|_mean)": "recall",
 }
 CALIBRATION = "Calibration"  # title of a section
 FOLLOWING = ("Intended use and limitations", "Versions")  # titles of sections, before which it is added
@@ -364,7 +364,7 @@ def _headline(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _metric_type(name: str) -> str:
-    return next((kind for part, kind in METRIC_TYPES.items() if part in name), "accuracy")
+    return next((kind for part, kind in METRIC_TYPES.items() if re.search(part, name)), "accuracy")
 
 
 def _eval_results(evaluation: Evaluation, head: str) -> "list[EvalResult]":

@@ -66,6 +66,7 @@ class AlbefPipeline(Pipeline):
     _load_tokenizer = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
     task_name: str  # key of `PIPELINES`, which also has the heads for the task
+    needs_words = True  # in each text
 
     def __init__(self, model: PreTrainedModel, processor: AlbefProcessor | None = None, **kwargs):
         self._check(model, processor)
@@ -124,13 +125,13 @@ class AlbefPipeline(Pipeline):
             )
 
     def _tokenize(self, texts: Sequence[str], name: str) -> dict[str, torch.Tensor]:
-        """Tokenize non-empty texts, truncated to the positions of the model."""
+        """Tokenize texts, truncated to the positions of the model."""
         for text in texts:
             if not isinstance(text, str):
                 raise ValueError(f"The {name} {_short_repr(text)} is a {type(text).__name__}: it must be a string.")
         tokens = self.processor(text=list(texts), return_tensors="pt")
         for text, length in zip(texts, tokens["attention_mask"].sum(1), strict=True):
-            if length < 2:  # [CLS] alone
+            if self.needs_words and length < 2 + self.processor.add_separator:  # [CLS], and maybe [SEP], alone
                 raise ValueError(f"The {name} {_short_repr(text)} has no word: pass a text with at least one word.")
         return {key: values[:, : _positions(self.model)] for key, values in tokens.items()}
 
@@ -460,7 +461,7 @@ class PromptedImageClassificationPipeline(AlbefPipeline):
 
     def preprocess(self, image: ImageLike, timeout: float | None = None) -> dict[str, torch.Tensor]:
         """Convert an image to pixels."""
-        return dict(self.processor(images=[self._load_image(image, timeout)], return_tensors="pt"))
+        return {"pixel_values": self._pixels(image, timeout)}
 
     def _forward(
         self,
@@ -917,6 +918,7 @@ class ImageTextClassificationPipeline(VisualEntailmentPipeline):
     """
 
     task_name = "image-text-classification"
+    needs_words = False
 
     def __call__(self, images: Any, text: Any = None, **kwargs) -> list[Result] | list[list[Result]]:
         """Classify images and their texts.
@@ -924,7 +926,7 @@ class ImageTextClassificationPipeline(VisualEntailmentPipeline):
         Args:
             images: An image for all texts, or a list with one image per text. Without `text`, images alone, or rows
                 such as `{"image": ..., "text": ...}`: one, a list, a generator or a dataset.
-            text: A text for all images, or a list with one text per image; empty for an image alone.
+            text: A text for all images, or a list with one text per image; blank or None for an image alone.
             top_k: Number of classes; by default all.
             timeout: Timeout of a URL in seconds.
 
@@ -941,13 +943,13 @@ class ImageTextClassificationPipeline(VisualEntailmentPipeline):
     def preprocess(self, row: Any, timeout: float | None = None) -> dict[str, Any]:
         """Convert a row, or an image alone, to pixels and tokens."""
         row = row if isinstance(row, Mapping) else {self.image_name: row}
-        return super().preprocess({self.text_name: "", **row}, timeout)
+        return super().preprocess({self.text_name: None, **row}, timeout)
 
     def _tokenize(self, texts: Sequence[str], name: str) -> dict[str, torch.Tensor]:
-        """Tokenize texts, truncated to the positions of the model; an empty one is [CLS] alone."""
-        if all(text == "" for text in texts):
-            return dict(self.processor(text=list(texts), return_tensors="pt"))
-        return super()._tokenize(texts, name)
+        """Tokenize texts; one that is missing, also as pandas' NaN, is empty."""
+        missing = [text is None or (isinstance(text, float) and math.isnan(text)) for text in texts]
+        present = ["" if is_missing else text for text, is_missing in zip(texts, missing, strict=True)]
+        return super()._tokenize(present, name)
 
     def postprocess(self, outputs: dict[str, torch.Tensor], top_k: int | None = None) -> list[Result]:
         """Sort the classes, and compare their probabilities with the thresholds if there may be several labels."""

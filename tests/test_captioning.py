@@ -176,6 +176,15 @@ def test_captions_are_encoded_behind_their_prompt(processor):
         processor.encode_captions("a ball", "a picture of", max_length=4)
 
 
+def test_captions_longer_than_the_positions_of_the_model_are_refused(processor, monkeypatch):
+    monkeypatch.setattr("albef_hf.tasks.captioning.import_scorers", lambda: None)
+    task = find_task("captioning")
+    processor.tokenizer.model_max_length = 40
+    assert task(task.arguments_class(model="m", max_length=40), processor)
+    with pytest.raises(ValueError, match="max_length is 41, but the model has 40 positions: lower it"):
+        task(task.arguments_class(model="m", max_length=41), processor)
+
+
 def test_the_training_smooths_labels_as_the_options_say(processor):
     task = find_task("captioning")
     for options, settings in (({}, {"smoothing": 0.1}), ({"label_smoothing": 0.0}, {})):
@@ -257,7 +266,9 @@ def test_beams_of_several_prompts_share_an_image(captioner, inputs):
     prompts, pixels = inputs["input_ids"][:, :2], inputs["pixel_values"][:2]
     settings = {"num_beams": 2, "max_new_tokens": 4}
     shared = captioner.generate(pixel_values=pixels, input_ids=prompts, **settings)
-    assert torch.equal(captioner.generate(pixel_values=pixels.repeat(2, 1, 1, 1), input_ids=prompts, **settings), shared)
+    assert torch.equal(
+        captioner.generate(pixel_values=pixels.repeat(2, 1, 1, 1), input_ids=prompts, **settings), shared
+    )
     with pytest.raises(ValueError, match="3 prompts for 2 images"):
         captioner.generate(pixel_values=pixels, input_ids=prompts[:3])
 

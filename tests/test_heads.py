@@ -1,5 +1,6 @@
 """The heads beyond pretraining: what they return, what they learn from, and how one starts from another."""
 
+import json
 from functools import partial
 
 import pytest
@@ -798,6 +799,21 @@ def test_a_classifier_is_replaced_by_one_for_other_classes(config, tmp_path):
     assert other.config.class_thresholds is None, "those of other classes"
     with pytest.raises(ValueError, match="class_thresholds is .*, between 0 and 1"):
         model.config.class_thresholds = [1.5]
+    model.config.class_thresholds = [0.5]
+    with pytest.raises(ValueError, match="class_thresholds has 1 numbers for 3 classes"):
+        _ = model.config.thresholds
+
+
+def test_classes_are_in_the_order_of_the_logits_also_if_a_file_is_sorted(config, tmp_path):
+    model = AlbefForImageTextClassification(config)
+    names = [f"class {index}" for index in range(11)]
+    model.reset_classifier(names, "single_label_classification")
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()), sort_keys=True))
+    assert [*AlbefConfig.from_pretrained(tmp_path).id2label.values()] == names
+    shuffled = AlbefConfig.from_pretrained(tmp_path, id2label={10 - index: name for index, name in enumerate(names)})
+    assert [*shuffled.id2label.values()] == names[::-1]
 
 
 def test_distillation_of_classes_by_hand(config, batch):

@@ -15,7 +15,7 @@ from transformers import BlipImageProcessorPil
 from albef_hf import AlbefProcessor
 from albef_hf.configuration_albef import MATCHING_HEADS
 from albef_hf.conversion.checkpoints import MODELS
-from albef_hf.model_card import Evaluation, Training, model_card, on_the_hub
+from albef_hf.model_card import Evaluation, Training, _metric_type, model_card, on_the_hub
 
 OPTIONS = {
     "per_device_train_batch_size": 8,
@@ -112,6 +112,8 @@ def test_what_is_known_is_in_the_card(folder):
     (result,) = known["model-index"][0]["results"]
     assert result["dataset"] == {"name": "500 images", "type": "you/pairs"}
     assert result["metrics"] == [{"type": "recall", "value": 41.24, "name": "itm_text_r1"}]
+    types = {name: _metric_type(name) for name in ("itm_r_mean", "captions_right", "most_frequent_relations")}
+    assert types == {"itm_r_mean": "recall", "captions_right": "accuracy", "most_frequent_relations": "accuracy"}
     for text in (
         "| pairs or rows per step | 32 |",
         "| alpha | 0.4 |",

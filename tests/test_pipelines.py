@@ -5,6 +5,7 @@ import doctest
 import http.server
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from albef_hf import (
     pipeline_albef,
     retrieval_albef,
 )
-from albef_hf.data import load_image
+from albef_hf.data import embedded_tokenizer, load_image
 from albef_hf.heatmaps_albef import contrastive_heatmaps, matching_heatmaps, overlay, score_boxes
 
 TEXTS = ["a red ball", "two dogs in the snow, running", "nothing"]
@@ -643,6 +644,21 @@ def test_a_text_has_a_word(aligned, answering, processor, images, empty):
         ImageTextRetrievalPipeline(aligned, processor, candidate_images=images)(empty)
     with pytest.raises(ValueError, match="question .* has no word: pass"):
         VisualQuestionAnsweringPipeline(answering, processor)(images[0], empty)
+
+
+def test_without_words_an_image_is_classified_alone(config, processor, images):
+    model = make(AlbefForImageTextClassification, config)
+    classify = pipeline("image-text-classification", model=model, processor=processor)
+    alone = classify(images[0])
+    for text in ("", " ", "?!", None, math.nan):
+        assert classify({"image": images[0], "text": text}) == alone
+    assert classify([images[0]] * 2, [None, "dogs"])[0] == alone != classify(images[0], "dogs")
+
+
+def test_a_separator_is_no_word(aligned, processor, images):
+    ending = AlbefProcessor(processor.image_processor, embedded_tokenizer(), add_separator=True)
+    with pytest.raises(ValueError, match="candidate text .* has no word: pass"):
+        ImageTextRetrievalPipeline(aligned, ending)(images[0], candidate_texts=["?!"])
 
 
 def test_what_is_missing_is_named(aligned, answering, processor, images):

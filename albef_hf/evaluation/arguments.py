@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import yaml
 
+from ..tasks.arguments import unused_options
 from ..training.arguments import FineTuningArguments, TrainingArguments
 from ..utils.command_line import parse_arguments
 from ..utils.renamed_options import with_present_names
@@ -16,7 +17,8 @@ Arguments = TypeVar("Arguments", bound=FineTuningArguments)
 SHARED_OPTIONS = {"attn_implementation", "ddp_timeout", "mixed_precision", "output_dir", "seed", "tf32"}
 UNUSED_OPTIONS = {field.name for field in fields(TrainingArguments)} - SHARED_OPTIONS
 UNUSED_OPTIONS |= {"fast_resize", "flip_probability", "min_crop_scale", "pad_to_multiple_of", "randaugment_operations"}
-UNUSED_OPTIONS |= {"balance_classes", "labels", "problem_type"}  # an evaluation has those of the model
+UNUSED_OPTIONS |= {"balance_classes", "label_smoothing"}
+UNUSED_OPTIONS |= {"labels", "problem_type"}  # an evaluation has those of the model
 
 
 def parse_evaluation(task: str, kind: type[Arguments], arguments: list[str]) -> Arguments:
@@ -40,7 +42,7 @@ def parse_evaluation(task: str, kind: type[Arguments], arguments: list[str]) -> 
             arguments,
             prog=f"albef evaluate {task}",
             recipes=task,
-            unused=UNUSED_OPTIONS,
+            unused=UNUSED_OPTIONS | unused_options(task),
             defaults={"output_dir": "", **defaults},
         )
 

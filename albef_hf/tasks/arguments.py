@@ -11,8 +11,15 @@ from ..training.arguments import FineTuningArguments
 
 HEATMAPS = ("matching", "contrast")  # of grounding
 EVALUATION_OPTIONS = ("calibrate", "dtype")  # without effect in a training
+# Tasks that refuse this option; older ones without such a baseline accept it, for the sake of existing commands.
+NO_TEXT_ONLY_BASELINE = ("captioning", "caption_scores", "zero_shot")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")  # transformers' names
 MIN_IMAGES = 3  # in a batch of text assignment: a text's own image, and two others
+
+
+def unused_options(task: str) -> set[str]:
+    """Return the options of every task that have no effect in this one."""
+    return {"text_only_baseline"} if task in NO_TEXT_ONLY_BASELINE else set()
 
 
 @dataclass

@@ -49,6 +49,9 @@ class Captioning(RowTask):
                 f"The prompt has {len(self.prompt)} tokens with [CLS], which leaves no room for a caption: shorten "
                 f"it, or raise max_tokens ({args.max_tokens}) and max_length ({args.max_length})."
             )
+        positions = processor.tokenizer.model_max_length
+        if args.max_length > positions:
+            raise ValueError(f"max_length is {args.max_length}, but the model has {positions} positions: lower it.")
         self.caption_limit = TextLimit(args.max_words, limit)
 
     def validation_rows(self) -> Rows:

@@ -209,7 +209,7 @@ class Classification(RowTask):
             raise ValueError("balance_classes has no effect on a regression; remove it.")
         targets = np.stack([target for _, _, target in self._annotated(rows, len(rows))])
         counts = np.maximum(targets.sum(0), 1)
-        rest = len(targets) - counts
+        rest = np.maximum(len(targets) - counts, 1)  # a class that every row has keeps a weight, too
         weights = rest / counts if self.problem_type == SEVERAL else len(targets) / (len(counts) * counts)
         return torch.tensor(weights, dtype=torch.float32)
 

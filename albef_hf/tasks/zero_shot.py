@@ -55,8 +55,8 @@ class ZeroShot(PairTask, RowTask):
             return read_classes(self.args.classes)
         if self.uses_synthetic_data:
             return {name: name for name in self.synthetic_data.names}
-        names = {answer_text(row["label"]) for row in drop_image_columns(self.validation_rows())}
-        return {name: words_of(name) for name in sorted(filter(None, names))}
+        names = {answer_text(row["label"]) or "" for row in drop_image_columns(self.validation_rows())}
+        return {name: words_of(name) for name in sorted({name.strip() for name in names} - {""})}
 
     @property
     def templates(self) -> list[str]:

@@ -100,6 +100,27 @@ def test_the_dtype_of_the_saved_weights_takes_the_place_of_mixed_precision(run, 
 
 
 @pytest.mark.parametrize(
+    ("command", "task"),
+    [
+        ("finetune", "captioning"),
+        ("evaluate", "captioning"),
+        ("evaluate", "zero_shot"),
+        ("evaluate", "caption_scores"),
+    ],
+)
+def test_a_baseline_of_texts_is_refused_where_there_is_none(command, task, run, capsys):
+    with pytest.raises(SystemExit):
+        run(command, task, "--model", "m", "--text_only_baseline", "false")
+    assert "--text_only_baseline has no effect in this command; remove it" in capsys.readouterr().err
+
+
+def test_an_evaluation_smooths_no_labels(run, capsys):
+    with pytest.raises(SystemExit):
+        run("evaluate", "captioning", "--model", "m", "--label_smoothing", "0.1")
+    assert "--label_smoothing has no effect in this command; remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "name", ["--learning_rate", "--per_device_train_batch_size", "--no_teacher_dropout", "--alpha"]
 )
 def test_training_options_are_refused(run, name, capsys):

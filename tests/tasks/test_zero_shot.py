@@ -68,6 +68,14 @@ def test_classes_and_templates_are_read(tmp_path):
             read_classes(str(tmp_path / f"{name}.txt"))
 
 
+def test_classes_of_rows_are_without_white_space_around_them(processor, monkeypatch):
+    task = make_task("zero_shot", processor)
+    rows = [{"label": label} for label in (" polar_bear", "polar_bear ", " ", None)]
+    monkeypatch.setattr(type(task), "uses_synthetic_data", False)
+    monkeypatch.setattr(task, "validation_rows", lambda: rows)
+    assert task.classes == {"polar_bear": "polar bear"} and task.label(rows[0]) == "polar_bear"
+
+
 @pytest.mark.parametrize("rerank_k", [0, 2])
 def test_metrics_agree_with_the_predictions(processor, config, rerank_k):
     task = make_task("zero_shot", processor, rerank_k=rerank_k, scenes_attribute="shape", validation_size=12)
