@@ -55,7 +55,7 @@ def finetune(arguments: list[str]) -> None:
 
     name, arguments = _task_name("finetune", arguments, finetune.__doc__)
     from .tasks import find_arguments
-    from .tasks.arguments import EVALUATION_OPTIONS, unused_options
+    from .tasks.arguments import EVALUATION_OPTIONS
 
     description = (
         f"Fine-tune ALBEF on {name}, with a momentum teacher, and keep the best model. Without data options it trains "
@@ -63,7 +63,7 @@ def finetune(arguments: list[str]) -> None:
         "changes them."
     )
     kind = find_arguments(name)
-    unused = {*EVALUATION_OPTIONS, *unused_options(name)}
+    unused = {*EVALUATION_OPTIONS, *kind.unused_options}
     args = parse_arguments(kind, description, arguments, prog=f"albef finetune {name}", recipes=name, unused=unused)
     _train(name, args)
 

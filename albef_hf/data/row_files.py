@@ -19,7 +19,7 @@ logger = logging.get_logger(f"transformers.{__name__}")
 
 IMG2DATASET = "img2dataset"  # which is read from the files, not from their contents
 NOTES = ("dropped", "language")  # keys of rows that only decide whether they are used
-DEFAULT_SPLITS = ("train", "validation")  # of the options, which nobody may have asked for
+DEFAULT_SPLITS = ("train", "validation")  # the defaults of the options
 SAME_SPLIT = {"validation": "val", "dev": "val"}
 KNOWN_FORMATS = f"Datasets that are read as they are published (dataset_format): {', '.join(DATASET_FORMATS)}."
 

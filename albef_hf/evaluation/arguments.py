@@ -6,7 +6,6 @@ from typing import TypeVar
 
 import yaml
 
-from ..tasks.arguments import unused_options
 from ..training.arguments import FineTuningArguments, TrainingArguments
 from ..utils.command_line import parse_arguments
 from ..utils.renamed_options import with_present_names
@@ -42,7 +41,7 @@ def parse_evaluation(task: str, kind: type[Arguments], arguments: list[str]) -> 
             arguments,
             prog=f"albef evaluate {task}",
             recipes=task,
-            unused=UNUSED_OPTIONS | unused_options(task),
+            unused=UNUSED_OPTIONS | kind.unused_options,
             defaults={"output_dir": "", **defaults},
         )
 

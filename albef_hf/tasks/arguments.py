@@ -6,20 +6,16 @@ imported here, so that `--help` needs neither torch nor the models.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from ..training.arguments import FineTuningArguments
 
 HEATMAPS = ("matching", "contrast")  # of grounding
 EVALUATION_OPTIONS = ("calibrate", "dtype")  # without effect in a training
-# Tasks that refuse this option; older ones without such a baseline accept it, for the sake of existing commands.
-NO_TEXT_ONLY_BASELINE = ("captioning", "caption_scores", "zero_shot")
+# Older tasks without such a baseline accept the option, for the sake of existing commands.
+NO_TEXT_ONLY_BASELINE = frozenset({"text_only_baseline"})
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")  # transformers' names
 MIN_IMAGES = 3  # in a batch of text assignment: a text's own image, and two others
-
-
-def unused_options(task: str) -> set[str]:
-    """Return the options of every task that have no effect in this one."""
-    return {"text_only_baseline"} if task in NO_TEXT_ONLY_BASELINE else set()
 
 
 @dataclass
@@ -177,6 +173,7 @@ class CaptioningArguments(FineTuningArguments):
     teacher are the paper's for VQA.
     """
 
+    unused_options: ClassVar[frozenset[str]] = NO_TEXT_ONLY_BASELINE
     num_train_epochs: int = 5
     per_device_train_batch_size: int = 32
     learning_rate: float = 1e-5
@@ -211,6 +208,7 @@ class CaptioningArguments(FineTuningArguments):
 class ZeroShotArguments(FineTuningArguments):
     """Zero-shot classification, which is not trained."""
 
+    unused_options: ClassVar[frozenset[str]] = NO_TEXT_ONLY_BASELINE
     validation_split: str | None = "train"  # that of a folder of images without splits
     classes: str | None = field(
         default=None,
@@ -242,6 +240,7 @@ class ZeroShotArguments(FineTuningArguments):
 class CaptionScoresArguments(FineTuningArguments):
     """Scores of captions beside the ratings of people, which is not trained."""
 
+    unused_options: ClassVar[frozenset[str]] = NO_TEXT_ONLY_BASELINE
     ratings: str | None = field(
         default=None, metadata={"help": "ExpertAnnotations.txt of Flickr8k; needs captions, and image_root"}
     )

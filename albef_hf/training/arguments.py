@@ -489,6 +489,8 @@ class PretrainingArguments(DataArguments):
 class FineTuningArguments(DataArguments):
     """Options of fine-tuning: the initial model, in addition to `DataArguments`."""
 
+    unused_options: ClassVar[frozenset[str]] = frozenset()  # without effect in this task; refused
+
     validation_split: str | None = "validation"
     min_crop_scale: float = 0.5
     max_tokens: int = MAX_POSITIONS

@@ -87,7 +87,7 @@ def test_files_of_equal_names_are_categories_of_their_own(tmp_path):
     rows = read_pair_choices([str(tmp_path / folder / "action.json") for folder in ("vg", "hake")])
     assert [row["category"] for row in rows] == ["vg/action", "hake/action"]
     with pytest.raises(ValueError, match="remove dataset_format"):
-        PairChoiceArguments(validation_files=["a.json"], dataset_format="gqa")
+        PairChoiceArguments(model="m", validation_files=["a.json"], dataset_format="gqa")
 
 
 def test_one_and_two_images_are_not_mixed(tmp_path):

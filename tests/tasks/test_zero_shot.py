@@ -71,7 +71,7 @@ def test_classes_and_templates_are_read(tmp_path):
 def test_classes_of_rows_are_without_white_space_around_them(processor, monkeypatch):
     task = make_task("zero_shot", processor)
     rows = [{"label": label} for label in (" polar_bear", "polar_bear ", " ", None)]
-    monkeypatch.setattr(type(task), "uses_synthetic_data", False)
+    monkeypatch.setattr(task, "uses_synthetic_data", False)
     monkeypatch.setattr(task, "validation_rows", lambda: rows)
     assert task.classes == {"polar_bear": "polar bear"} and task.label(rows[0]) == "polar_bear"
 
