@@ -1,6 +1,7 @@
 """The first hour of a user with encoders of their own: pretrain by command, push, load without the package, search."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -25,7 +26,13 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize("frozen", [(), ("image_encoder", "text_encoder")], ids=["trained", "frozen"])
+LONG = pytest.mark.skipif(not os.environ.get("ALBEF_LONG"), reason="takes long: ALBEF_LONG=1 runs it")
+
+
+@pytest.mark.parametrize(
+    "frozen",
+    [pytest.param((), id="trained", marks=LONG), pytest.param(("image_encoder", "text_encoder"), id="frozen")],
+)
 def test_own_encoders_from_pretraining_to_search(frozen, tmp_path):
     tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     AutoModel.from_config(Dinov2Config(**tiny, image_size=112, patch_size=14)).save_pretrained(tmp_path / "dinov2")

@@ -139,12 +139,14 @@ class Captioning(RowTask):
 
 
 def captions_by_image(rows: list[dict[str, Any]]) -> Rows:
-    """Return a row for each image, whose caption is the list of those of its rows."""
+    """Return a row for each image, whose caption is the list of those of its rows; rows without a caption stay."""
     images: dict[Any, dict[str, Any]] = {}
     for index, row in enumerate(rows):
         shared_id = image_id(row)
-        key = ("row", index) if shared_id is None else shared_id
-        images.setdefault(key, {**row, "caption": []})["caption"].append(row["caption"])
+        if shared_id is None or not has_caption(row):  # which is counted when the row is read
+            images["row", index] = row
+        else:
+            images.setdefault(shared_id, {**row, "caption": []})["caption"].extend(valid_captions(row["caption"]))
     return [*images.values()]
 
 
