@@ -67,18 +67,21 @@ class SceneRetrieval(AbsTaskRetrieval):
         """Draw the scenes of `albef evaluate retrieval`."""
         if self.data_loaded:
             return
-        images, texts, pairs = [], [], []
+        images: list[dict[str, Any]] = []
+        texts: list[dict[str, str]] = []
+        pairs: list[tuple[str, str]] = []
         for index, row in enumerate(SceneCaptions(self.scenes, SEED, IMAGE_SIZE)):
             images.append({"id": f"image{index}", "image": row["image"]})
             for caption in row["caption"]:
                 pairs.append((f"image{index}", f"text{len(texts)}"))
                 texts.append({"id": f"text{len(texts)}", "text": caption})
-        corpus, queries = Dataset.from_list(images), Dataset.from_list(texts)
-        relevant: dict[str, dict[str, int]] = {}
+        corpus = Dataset.from_list(images)
+        queries = Dataset.from_list(texts)
         if self.metadata.category == "i2t":
             corpus, queries = queries, corpus
         else:
             pairs = [(text, image) for image, text in pairs]
+        relevant: dict[str, dict[str, int]] = {}
         for query, document in pairs:
             relevant.setdefault(query, {})[document] = 1
         split = {"corpus": corpus, "queries": queries, "relevant_docs": relevant, "top_ranked": None}
