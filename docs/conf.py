@@ -31,7 +31,9 @@ default_role = "code"  # docstrings write `name`, as Markdown does
 
 autodoc_inherit_docstrings = False  # those of transformers are in its own documentation
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+autodoc_typehints = "description"  # signatures stay short
+autodoc_typehints_description_target = "documented_params"
+maximum_signature_line_length = 100
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False

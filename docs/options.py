@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 from typing import Any
 
 from docutils import nodes
@@ -18,7 +19,12 @@ def default_of(field: dataclasses.Field) -> Any:
 
 def cell(value: Any) -> str:
     """Return a default as code, or nothing for one that is empty."""
-    return "" if value in (None, "", [], {}) else f"``{value}``"
+    return "" if value in (None, "", [], {}) else f"`{value}`"
+
+
+def help_of(field: dataclasses.Field) -> str:
+    """Return the text of `--help` as Markdown in a cell of a table."""
+    return re.sub(r"([|*_<\\])", r"\\\1", field.metadata.get("help", "").replace("%%", "%"))
 
 
 class Options(SphinxDirective):
@@ -32,13 +38,6 @@ class Options(SphinxDirective):
         kind = getattr(importlib.import_module(module), name)
         _inherit_help(kind)
         own = [field for field in dataclasses.fields(kind) if field.name in vars(kind).get("__annotations__", {})]
-        lines = [kind.__doc__.splitlines()[0], ""]
-        if own:
-            lines += [".. list-table::", "   :header-rows: 1", "   :widths: 30 20 50", ""]
-            rows = [("option", "default", ""), *((f"``--{f.name}``", cell(default_of(f)), self._help(f)) for f in own)]
-            lines += [f"   {'* -' if i == 0 else '  -'} {text}" for row in rows for i, text in enumerate(row)]
-        return self.parse_text_to_nodes(StringList(lines, source=self.arguments[0]))
-
-    @staticmethod
-    def _help(field: dataclasses.Field) -> str:
-        return field.metadata.get("help", "").replace("%%", "%").replace("\\", "\\\\").replace("*", "\\*")
+        lines = [kind.__doc__.splitlines()[0], "", "| option | default | |", "|---|---|---|"]
+        lines += [f"| `--{field.name}` | {cell(default_of(field))} | {help_of(field)} |" for field in own]
+        return self.parse_text_to_nodes(StringList(lines[: None if own else 1], source=self.arguments[0]))
