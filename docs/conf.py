@@ -12,8 +12,9 @@ from sphinx.application import Sphinx
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "docs")]
 
-import albef_hf  # noqa: E402
 from options import Options  # noqa: E402
+
+import albef_hf  # noqa: E402
 
 settings = configparser.ConfigParser()
 settings.read(REPOSITORY / "setup.cfg", encoding="utf-8")
@@ -53,9 +54,9 @@ def link_repository(app: Sphinx, page: str, source: list[str]) -> None:
     folder = (REPOSITORY / "docs" / page).parent
 
     def absolute(match: re.Match) -> str:
-        file, _, anchor = match[2].partition("#")
+        file, *anchor = match[2].split("#")
         path = os.path.relpath((folder / file).resolve(), REPOSITORY)
-        return match[0] if path.startswith("docs/") else f"{match[1]}{URL}/blob/HEAD/{path}{'#' * bool(anchor)}{anchor}"
+        return match[0] if path.startswith("docs/") else match[1] + "#".join([f"{URL}/blob/HEAD/{path}", *anchor])
 
     source[0] = re.sub(r"((?<!!)\[[^\[\]]*\]\()(\.\.?/[^)\s]*)", absolute, source[0])
 
@@ -67,7 +68,8 @@ def convert_fences(app: Sphinx, what: str, name: str, thing: object, options: ob
         body = "".join(f"    {line}\n" for line in match[2].splitlines())
         return f"\n.. code-block:: {match[1] or 'text'}\n\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
 
-    lines[:] = re.sub(r"^ *```(\w*)\n(.*?)^ *```$", block, "\n".join(lines), flags=re.DOTALL | re.MULTILINE).splitlines()
+    fence = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+    lines[:] = fence.sub(block, "\n".join(lines)).splitlines()
 
 
 def setup(app: Sphinx) -> None:
