@@ -11,7 +11,7 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
 # The package with all extras that tests need.
 EVERYTHING = -e ".[demo-test,common]"
 
-.PHONY: pretrain test test-newest test-oldest constraints common demo-test dist
+.PHONY: pretrain test test-newest test-oldest constraints common demo-test docs linkcheck dist
 
 pretrain: $(VENV)/installed
 	$(VENV)/bin/albef pretrain --config scenes
@@ -46,7 +46,7 @@ constraints:
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --upgrade setuptools
-	$(VENV)/bin/pip install --quiet "$(TORCH)" -e ".[style,mteb]" $(EVERYTHING)
+	$(VENV)/bin/pip install --quiet "$(TORCH)" -e ".[style,docs]" $(EVERYTHING)
 	$(VENV)/bin/pip freeze --all --exclude-editable --exclude pip > $(VENV)/frozen.txt
 	echo "# Exact versions that the tests ran with; written by make constraints." > $(VENV)/constraints.txt
 	sed '/^nvidia-/d; /^triton==/d; s/+cpu$$//' $(VENV)/frozen.txt >> $(VENV)/constraints.txt
@@ -63,6 +63,15 @@ demo-test: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation -e ".[demo-test]"
 	$(PYTEST) -rs tests/demo/test_demo.py
 
+# The site, in docs/_build/html; a warning is an error.
+docs linkcheck: override VENV = .venv-docs
+docs: .venv-docs/installed
+	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going -b html docs docs/_build/html
+
+# The links of the site that lead elsewhere.
+linkcheck: .venv-docs/installed
+	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going -b linkcheck docs docs/_build/linkcheck
+
 # What is uploaded to PyPI.
 dist: override VENV = .venv-dist
 dist:
@@ -72,6 +81,12 @@ dist:
 	$(VENV)/bin/pip install --quiet build twine
 	$(VENV)/bin/python -m build
 	$(VENV)/bin/twine check --strict dist/*
+
+.venv-docs/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --constraint constraints.txt setuptools
+	.venv-docs/bin/pip install --quiet --constraint constraints.txt --no-build-isolation -e ".[docs]"
+	touch $@
 
 # No build isolation: pip would build the package with an unpinned setuptools.
 $(VENV)/installed: setup.cfg constraints.txt
