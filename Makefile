@@ -11,15 +11,18 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
 # The package with all extras that tests need.
 EVERYTHING = -e ".[demo-test,common]"
 
-.PHONY: pretrain test test-newest test-oldest constraints common demo-test dist
+.PHONY: pretrain style test test-newest test-oldest constraints common demo-test dist try-dist
 
 pretrain: $(VENV)/installed
 	$(VENV)/bin/albef pretrain --config scenes
 
-test: $(VENV)/installed
+style: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/typos
 	$(VENV)/bin/mypy
+
+test: style
 	$(PYTEST) --durations 8 $(PARALLEL)
 
 # The same tests with the newest release of every library. CONTRIBUTING says what to do when they fail.
