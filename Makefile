@@ -69,12 +69,20 @@ demo-test: $(VENV)/installed
 # What is uploaded to PyPI.
 dist: override VENV = .venv-dist
 dist:
-	@! grep -q "github.com/you/" setup.cfg || { echo "Set the owner of the repository in the URLs of setup.cfg."; exit 1; }
+	@! grep -n "github.com/you/" setup.cfg CITATION.cff || { echo "Set the owner of the repository there."; exit 1; }
 	rm -rf dist $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet build twine
 	$(VENV)/bin/python -m build
 	$(VENV)/bin/twine check --strict dist/*
+
+# The wheel in an empty environment, from an empty folder: training, evaluation, search.
+try-dist: override VENV = .venv-try
+try-dist:
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet "$$(ls dist/albef_hf-*.whl)[train,search]"
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" .github/try_dist.sh
 
 # No build isolation: pip would build the package with an unpinned setuptools.
 $(VENV)/installed: setup.cfg constraints.txt
