@@ -11,15 +11,18 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
 # The package with all extras that tests need.
 EVERYTHING = -e ".[demo-test,common]"
 
-.PHONY: pretrain test test-newest test-oldest constraints common demo-test docs linkcheck dist
+.PHONY: pretrain style test test-newest test-oldest constraints common demo-test docs linkcheck dist try-dist
 
 pretrain: $(VENV)/installed
 	$(VENV)/bin/albef pretrain --config scenes
 
-test: $(VENV)/installed
+style: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/typos
 	$(VENV)/bin/mypy
+
+test: style
 	$(PYTEST) --durations 8 $(PARALLEL)
 
 # The same tests with the newest release of every library. CONTRIBUTING says what to do when they fail.
@@ -75,7 +78,7 @@ linkcheck: .venv-docs/installed
 # What is uploaded to PyPI.
 dist: override VENV = .venv-dist
 dist:
-	@! grep -q "github.com/you/" setup.cfg || { echo "Set the owner of the repository in the URLs of setup.cfg."; exit 1; }
+	@! grep -n "github.com/you/" setup.cfg CITATION.cff || { echo "Set the owner of the repository there."; exit 1; }
 	rm -rf dist $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet build twine
@@ -87,6 +90,14 @@ dist:
 	.venv-docs/bin/pip install --quiet --constraint constraints.txt setuptools
 	.venv-docs/bin/pip install --quiet --constraint constraints.txt --no-build-isolation -e ".[docs]"
 	touch $@
+
+# The wheel in an empty environment, from an empty folder: training, evaluation, search.
+try-dist: override VENV = .venv-try
+try-dist:
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet "$$(ls dist/albef_hf-*.whl)[train,search]"
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" .github/try_dist.sh
 
 # No build isolation: pip would build the package with an unpinned setuptools.
 $(VENV)/installed: setup.cfg constraints.txt
