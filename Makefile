@@ -61,7 +61,7 @@ common: $(VENV)/installed
 # The demo in a browser: needs chromium and chromedriver (Debian: chromium-driver).
 demo-test: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation -e ".[demo-test]"
-	$(PYTEST) -rs tests/demo/test_demo.py
+	$(PYTEST) -rs tests/demo/test_demo_browser.py
 
 # What is uploaded to PyPI.
 dist: override VENV = .venv-dist
