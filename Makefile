@@ -64,7 +64,7 @@ common: $(VENV)/installed
 # The demo in a browser: needs chromium and chromedriver (Debian: chromium-driver).
 demo-test: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --no-build-isolation -e ".[demo-test]"
-	$(PYTEST) -rs tests/demo/test_demo.py
+	$(PYTEST) -rs tests/demo/test_demo_browser.py
 
 # The site, in docs/_build/html; a warning is an error.
 docs linkcheck: override VENV = .venv-docs
