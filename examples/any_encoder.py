@@ -56,7 +56,7 @@ def main() -> None:
         student.clamp_temperature()
         teacher.enqueue(targets.image_embeds, targets.text_embeds, targets.ids)
         teacher.update(student)
-        if step % 5 == 0 or step == 1:
+        if step % 5 == 0 or step in (1, options.steps):
             losses = (outputs.loss_itc, outputs.loss_itm, outputs.loss_mlm)
             print(f"step {step}: ITC {losses[0]:.3f}, ITM {losses[1]:.3f}, MLM {losses[2]:.3f}")
 

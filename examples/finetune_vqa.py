@@ -46,9 +46,9 @@ def main() -> None:
     parser.add_argument("model", help="folder or Hub name of a pretrained model, such as runs/scenes")
     parser.add_argument("table", nargs="?", help="CSV file or dataset; by default, questions about scenes")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/my_vqa"), help="folder of the fine-tuned model")
-    parser.add_argument("--rows", type=int, default=4000, help="number of questions about scenes")
+    parser.add_argument("--rows", type=int, default=12000, help="number of questions about scenes")
     parser.add_argument("--image", help="image to ask about; by default a scene")
-    parser.add_argument("--question", default="how many things are there?", help="question to ask")
+    parser.add_argument("--question", default="what color is the ring?", help="question to ask")
     options, others = parser.parse_known_args()
 
     table = options.table or str(write_table(Path("runs/questions"), options.rows))

@@ -5,7 +5,15 @@
 
 writes heat_maps.png and prints, with the model of the first command:
 
-    OUTPUT
+    match 76.2%; the hottest of 6 x 6 patches of each word:
+    green        row 4, column 4, heat 0.73
+    ring         row 1, column 1, heat 0.02
+    orange       row 1, column 1, heat 0.04
+    hexagon      row 0, column 3, heat 0.02
+    turquoise    row 4, column 4, heat 0.27
+    diamond      row 2, column 4, heat 0.13
+    yellow       row 1, column 4, heat 0.11
+    ball         row 1, column 4, heat 1.00
 
 Heat is how much a word weighs in the matching score, not whether it is in the image: that is what the probability
 says, with which the colors of the drawing fade. All words of a text have one scale.

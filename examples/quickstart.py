@@ -5,7 +5,10 @@
 
 prints, with the model of the first command:
 
-    OUTPUT
+    match   cosine  text
+     76.2%  +0.842  a green ring, an orange hexagon, a turquoise diamond and a yellow ball
+      0.3%  +0.588  a green ring, an orange hexagon, a turquoise diamond and a red ball
+      0.1%  -0.042  a blue star above a black cross
 
 Matching reads image and text together, so it costs more and knows more; the cosine compares features that were
 computed once.

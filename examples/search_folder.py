@@ -9,7 +9,9 @@ Without a folder, 500 scenes are written to runs/scene_images and searched:
 
 prints, with the model of the first command:
 
-    OUTPUT
+    contrast:  162.png 0.798  312.png 0.787  129.png 0.777  495.png 0.757  11.png 0.738
+    matching:  312.png 66.0%  162.png 42.1%  381.png 15.7%  11.png 12.0%  129.png 10.1%
+    results.html shows the images, and where the model looks for each word
 
 The index is kept, so that the next search encodes no image, only those that are new. `albef index` and `albef search`
 are the same from the command line. Needs `pip install "albef_hf[search]"`.
@@ -49,7 +51,7 @@ def main() -> None:
     index = ImageIndex.build(model, processor, folder, f"{folder}.index")
 
     found = index.search(options.text, top_k=5, rerank_k=0)
-    reranked = index.search(options.text, top_k=5, rerank_k=options.rerank_k)
+    reranked = index.search(options.text, top_k=min(5, options.rerank_k), rerank_k=options.rerank_k)
     print("contrast:", *(f"{hit.key} {hit.similarity:.3f}" for hit in found), sep="  ")
     print("matching:", *(f"{hit.key} {hit.match:.1%}" for hit in reranked), sep="  ")
     page = results_page(index, options.text, reranked, index.calibration.itc_weight)
