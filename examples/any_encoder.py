@@ -2,10 +2,18 @@
 
     python examples/any_encoder.py facebook/dinov2-small google-bert/bert-base-uncased
 
-OUTPUT
+trains all weights on scenes and saves model, processor and teacher in runs/any_encoder. With a DINOv2 of four layers
+of random weights and all-MiniLM-L6-v2, which warns that the upper six layers of ALBEF are new, it printed
 
+    step 1: ITC 2.787, ITM 0.663, MLM 10.523
+    step 5: ITC 2.797, ITM 0.652, MLM 8.012
+    step 10: ITC 2.798, ITM 0.634, MLM 7.867
+    step 15: ITC 2.776, ITM 0.625, MLM 7.579
+    step 20: ITC 2.770, ITM 0.630, MLM 7.129
+
+In so few steps only MLM learns; a guess among 16 pairs has an ITC of 2.773, and ITM starts at its prior, 0.637.
 `albef pretrain --vision_model ... --text_model ...` does the same with real data, augmentation, checkpoints and
-several processes. docs/encoders.md lists what was tried, and how to use a class of your own.
+several processes. docs/guides/encoders.md lists what was tried, and how to use a class of your own.
 """
 
 import argparse

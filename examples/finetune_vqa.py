@@ -11,9 +11,14 @@ Further options are those of `albef finetune vqa`. Without a table, one about sc
     albef pretrain --config scenes
     python examples/finetune_vqa.py runs/scenes --config scenes
 
-prints the log of the training and, with the model of the first command:
+prints its log and, with the model of the first command, an accuracy of 34 %, where the questions alone give 23 %, and
+three answers for a scene of four things:
 
-    OUTPUT
+     40.2%  three
+     31.3%  four
+     23.7%  two
+
+More rows do better: 16,000 of such questions in `albef finetune vqa --config scenes` reach 44 %.
 """
 
 import argparse
@@ -46,9 +51,9 @@ def main() -> None:
     parser.add_argument("model", help="folder or Hub name of a pretrained model, such as runs/scenes")
     parser.add_argument("table", nargs="?", help="CSV file or dataset; by default, questions about scenes")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/my_vqa"), help="folder of the fine-tuned model")
-    parser.add_argument("--rows", type=int, default=12000, help="number of questions about scenes")
+    parser.add_argument("--rows", type=int, default=4000, help="number of questions about scenes")
     parser.add_argument("--image", help="image to ask about; by default a scene")
-    parser.add_argument("--question", default="what color is the ring?", help="question to ask")
+    parser.add_argument("--question", default="how many things are there?", help="question to ask")
     options, others = parser.parse_known_args()
 
     table = options.table or str(write_table(Path("runs/questions"), options.rows))
