@@ -36,6 +36,7 @@ LAUNCHED = {
     r"sbatch train/slurm/pretrain\.sbatch\b": "pretrain ",
 }
 WITH_TASK = ("finetune", "evaluate")
+MARKDOWN += [REPOSITORY / "AGENTS.md", REPOSITORY / "examples/README.md"]
 
 
 def id_of(path: Path) -> str:
