@@ -1,21 +1,26 @@
 """Image captioning: COCO, Flickr30k. The paper has none; protocol and most defaults are those of BLIP."""
 
+import contextlib
+import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..data import InvalidSampleError, SkipReason, drop_image_columns, load_image, valid_captions
 from ..data.collator import pad_tokens, target_positions
 from ..data.evaluation_images import image_id
+from ..data.image_states import image_key
 from ..data.scene_captions import scene_scores
 from ..data.scene_tasks import SceneDescriptions
 from ..metrics.caption_scores.scoring import caption_scores, import_scorers
 from ..modeling_albef import AlbefForImageCaptioning
 from ..processing_albef import AlbefProcessor
+from ..utils.progress import progress
 from .arguments import CaptioningArguments
 from .base import Rows, TextLimit, count_issues
 from .base_rows import BASELINE_ROWS, RowTask
@@ -24,7 +29,7 @@ BLIP_PROMPT = "a picture of"
 
 
 class Captioning(RowTask):
-    """Rows: `image` and `caption`, a text or a list of texts."""
+    """Rows: `image` and `caption`, a text or a list of texts, and optionally `image_id`."""
 
     name = "captioning"
     protocol = "Captions of beam search, compared with all captions of an image: CIDEr-D (x 100), BLEU-4 and ROUGE-L."
@@ -32,6 +37,7 @@ class Captioning(RowTask):
     arguments_class = CaptioningArguments
     metric = "cider"
     columns = ("image", "caption")
+    optional_columns = ("image_id",)
     image_columns = ("image",)
     synthetic_data = SceneDescriptions
     trains_baselines = True
@@ -55,9 +61,9 @@ class Captioning(RowTask):
         self.caption_limit = TextLimit(args.max_words, limit)
 
     def validation_rows(self) -> Rows:
-        """Return the rows to evaluate on; rows of files with the same image are one, with all its captions."""
+        """Return the rows to evaluate on; those with the same image are one, with all its captions."""
         rows = super().validation_rows()
-        return captions_by_image(rows) if isinstance(rows, list) else rows
+        return rows if self.uses_synthetic_data else CaptionedImages(rows, self.args.image_root)
 
     @property
     def forward_settings(self) -> dict[str, Any]:
@@ -78,10 +84,14 @@ class Captioning(RowTask):
         multiple = self.args.text_multiple or 1
         fill = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
         batch = {name: pad_tokens(texts[name], multiple, tokens, value) for name, value in fill.items()}
+        positions = target_positions(batch["labels"])
+        if self.args.text_multiple:
+            unweighted = batch["labels"][:-1].numel()  # the last [CLS]
+            positions = F.pad(positions, (0, -len(positions) % len(samples)), value=unweighted)
         return {
             **batch,
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-            "target_positions": target_positions(batch["labels"]),
+            "target_positions": positions,
             "issues": count_issues(samples),
         }
 
@@ -138,16 +148,48 @@ class Captioning(RowTask):
                 yield self.processor.clean(caption, self.args.max_words)
 
 
-def captions_by_image(rows: list[dict[str, Any]]) -> Rows:
-    """Return a row for each image, whose caption is the list of those of its rows; rows without a caption stay."""
-    images: dict[Any, dict[str, Any]] = {}
-    for index, row in enumerate(rows):
-        shared_id = image_id(row)
-        if shared_id is None or not has_caption(row):  # which is counted when the row is read
-            images["row", index] = row
-        else:
-            images.setdefault(shared_id, {**row, "caption": []})["caption"].extend(valid_captions(row["caption"]))
-    return [*images.values()]
+class CaptionedImages(Sequence):
+    """Rows of which those with the same image are one, with all its captions; rows without a caption stay.
+
+    Args:
+        rows: Rows with `image` and `caption`; images without `image_id` and path are known by their content.
+        image_root: Folder that paths are relative to.
+    """
+
+    def __init__(self, rows: Rows, image_root: str | None = None):
+        self.rows = rows
+        captions: dict[Any, list[str]] = {}
+        self.first_rows: list[int] = []  # of each image
+        for index in progress(range(len(rows)), "find images", leave=False):
+            row = rows[index]
+            key: Any = ("row", index)
+            texts = [row["caption"]]
+            with contextlib.suppress(InvalidSampleError):  # which is counted when the row is read
+                texts = valid_captions(row["caption"])
+                shared_id = image_id(row)
+                key = image_key(row["image"], image_root) if shared_id is None else shared_id
+            if key not in captions:
+                captions[key] = []
+                self.first_rows.append(index)
+            captions[key] += texts
+        self.captions = [*captions.values()]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        return {**self.rows[self.first_rows[index]], "caption": self.captions[index]}
+
+    @property
+    def features(self) -> Any:
+        """Return the columns of a dataset, or None."""
+        return getattr(self.rows, "features", None)
+
+    def remove_columns(self, names: Sequence[str]) -> "CaptionedImages":
+        """Return the rows of a dataset without some columns, such as the images, which are slow to read."""
+        others = copy.copy(self)
+        others.rows = self.rows.remove_columns(names)  # type: ignore[attr-defined]
+        return others
 
 
 def has_caption(row: Mapping[str, Any]) -> bool:

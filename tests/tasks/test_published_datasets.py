@@ -15,7 +15,7 @@ from small_pretraining import TINY_MODEL, small_run
 from task_rows import NEEDS_CAPTION_SCORES, make_task, results_of, small, small_evaluation
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor, MomentumTeacher, cli
-from albef_hf.data import embedded_tokenizer
+from albef_hf.data import drop_image_columns, embedded_tokenizer
 from albef_hf.training import logging as training_logging
 
 SOURCES = {
@@ -128,6 +128,18 @@ def test_a_caption_is_compared_with_all_published_ones_of_its_image(processor):
     assert [row["caption"] for row in rows] == [["A red wall .", "All red ."], ['A blue wall , "very" blue .']]
     written = [{"row": row, "caption": rows[row]["caption"][-1]} for row in (0, 1)]
     assert task.score(written, rows)["rouge_l"] > 99
+
+
+@NEEDS_CAPTION_SCORES
+@pytest.mark.parametrize("ids", [{}, {"image_id": [7, 8, 7, 7]}])
+def test_rows_of_a_dataset_with_the_same_image_are_one(ids, processor, tmp_path):
+    colors = ["red", "blue", "green" if ids else "red", "red"]
+    images = [{"bytes": encoded(Image.new("RGB", (9, 9), color), "PNG")} for color in colors]
+    parquet(tmp_path / "rows.parquet", image=images, caption=["red", "blue", "all red", " "], **ids)
+    task = make_task("captioning", processor, dataset=str(tmp_path), validation_split="train")
+    rows = task.validation_rows()
+    assert [row["caption"] for row in rows] == [["red", "all red"], ["blue"], [" "]]
+    assert "image" in rows[0] and drop_image_columns(rows)[1].keys() <= {"caption", "image_id"}
 
 
 def test_what_img2dataset_downloaded_is_pretrained_on(command, tmp_path):

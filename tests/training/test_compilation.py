@@ -4,9 +4,16 @@ import pytest
 import torch
 from small_pretraining import TINY_MODEL
 
-from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForQuestionAnswering, MomentumTeacher
+from albef_hf import (
+    AlbefConfig,
+    AlbefForImageCaptioning,
+    AlbefForPreTraining,
+    AlbefForQuestionAnswering,
+    MomentumTeacher,
+)
 from albef_hf.data import PretrainingCollator, embedded_tokenizer
-from albef_hf.tasks.arguments import VqaArguments
+from albef_hf.tasks.arguments import CaptioningArguments, VqaArguments
+from albef_hf.tasks.captioning import Captioning
 from albef_hf.tasks.vqa import VisualQuestionAnswering
 from albef_hf.training.arguments import PretrainingArguments
 from albef_hf.training.compilation import compile_plugin, report_recompile_limit
@@ -92,6 +99,33 @@ def test_padded_answers_have_few_shapes_and_the_same_loss(processor):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert batch["labels"].shape == (6, 8) and batch["answer_counts"].tolist() == [1, 5]
     assert batch["target_positions"].shape == (18,)  # 2 + 4 + 2 + 5 tokens, and 5 more
+
+
+def test_padded_captions_have_few_shapes_and_the_same_loss(processor, monkeypatch):
+    monkeypatch.setattr("albef_hf.tasks.captioning.import_scorers", lambda: None)
+    torch.manual_seed(0)
+    model = AlbefForImageCaptioning(AlbefConfig(**TINY_MODEL)).eval()
+    teacher = MomentumTeacher(model).eval()
+    pixels = torch.rand(5, 3, 32, 32)
+    samples = [
+        {"caption": caption, "pixel_values": image, "issues": []}
+        for caption, image in zip(CAPTIONS, pixels, strict=True)
+    ]
+
+    def batch_of(samples: list[dict], **settings: int) -> dict[str, torch.Tensor]:
+        args = CaptioningArguments(model="unused", prompt="", **settings)
+        batch = Captioning(args, processor).collate(samples)
+        del batch["issues"]
+        return batch
+
+    for some in (samples[1:], samples[:1]):
+        losses = []
+        for settings in ({}, {"pad_to_multiple_of": 8}):
+            batch = batch_of(some, **settings)
+            losses.append(model(**batch, teacher_outputs=teacher(**batch), alpha=0.4, smoothing=0.1).loss.item())
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    counts = [batch_of(samples[first:], pad_to_multiple_of=16)["target_positions"].shape for first in (1, 2)]
+    assert counts == [(24,), (12,)]  # multiples of 4 and 3: 10 + 3 + 2 + 6 tokens with [SEP], and 3 + 2 + 6
 
 
 def test_modes_that_replay_cuda_graphs_are_refused(monkeypatch):
