@@ -28,6 +28,7 @@ exclude_patterns = ["_build"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
+highlight_language = "none"  # of fences without a language, which are outputs
 default_role = "code"  # docstrings write `name`, as Markdown does
 
 autodoc_inherit_docstrings = False  # those of transformers are in its own documentation
