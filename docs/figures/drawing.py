@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-HERE = Path(__file__).parent
+HERE = FOLDER = Path(__file__).parent  # FOLDER: where figures are written
 WIDTH = 700  # pixels, the width of a page's text; diagrams have a unit for each
 PIXELS_PER_INCH = 96
 INK, GRAY, RULE = "#1f2933", "#5b6673", "#c6ccd3"
@@ -56,7 +56,7 @@ def make_canvas(height: int) -> Axes:
 
 def save(figure: Figure, name: str) -> None:
     """Write a figure as `NAME.svg`, on white, so that it can be read on dark pages too."""
-    figure.savefig(HERE / f"{name}.svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None, "Creator": None})
 
 
 def draw_box(
