@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def explained_errors() -> Iterator[None]:
-    """End the program with one line for an expected error, and for a library that is not installed."""
+    """End the program with one line for an expected error, a missing library, or Ctrl-C."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -174,6 +174,10 @@ def explained_errors() -> Iterator[None]:
         if extra is None or os.environ.get(TRACEBACK):
             raise
         sys.exit(f'error: {error.name} is not installed: pip install "albef_hf[{extra}]"')
+    except KeyboardInterrupt:
+        if os.environ.get(TRACEBACK):
+            raise
+        sys.exit("interrupted")
     except Exception as error:
         from huggingface_hub.errors import StrictDataclassError
 

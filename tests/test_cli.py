@@ -80,6 +80,7 @@ def test_an_unknown_task_is_refused_with_the_known_ones(run, command, capsys):
         (ModuleNotFoundError("...", name="onnxscript"), 'pip install "albef_hf[export]"'),
         (ValueError("https://me:secret@host/x cannot be read"), "error: https://***@host/x cannot be read"),
         (OSError("the disk is full"), "error: the disk is full"),
+        (KeyboardInterrupt(), "interrupted"),
     ],
 )
 def test_expected_errors_are_one_line(error, message, run, monkeypatch):

@@ -8,6 +8,7 @@ import bisect
 import hashlib
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ logger = logging.get_logger(f"transformers.{__name__}")
 Key = str | int  # path, relative to the folder of the images if there is one, or index of a row
 Fingerprint = tuple[int, int]
 Images = str | os.PathLike | Iterable[Any]  # a folder, a `datasets.Dataset`, a list of paths, or of PIL images
+# Of phones and cameras; plugins of Pillow read some of them.
+CAMERA_SUFFIXES = {".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
 TIME_TOLERANCE = 2 * 10**9  # nanoseconds between a file and its copy, because archives and FAT round times
 
 
@@ -78,7 +81,15 @@ class ImageFiles:
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder: give a folder, or a list of images.")
         suffixes = image_suffixes()
-        keys = [self._key(path) for path in _walk(folder) if path.suffix.lower() in suffixes]
+        paths = [*_walk(folder)]
+        keys = [self._key(path) for path in paths if path.suffix.lower() in suffixes]
+        foreign = Counter(path.suffix.lower() for path in paths)
+        skipped = [f"{foreign[suffix]} {suffix}" for suffix in CAMERA_SUFFIXES - suffixes if foreign[suffix]]
+        if skipped:
+            logger.warning_once(
+                f"{folder} has photographs that Pillow cannot read, which are skipped: {', '.join(sorted(skipped))}. "
+                "Save them as JPEG to index them."
+            )
         if not keys:
             raise ValueError(
                 f"There is no image in {folder} or its subfolders: no file name ends in .jpg, .png or another of the "

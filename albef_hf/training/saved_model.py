@@ -128,7 +128,8 @@ class LatestModel(SavedModel):
 
     def save_interrupted(self, step: int) -> None:
         """Save the model."""
-        self.save(self.folder)
+        if self.save(self.folder):
+            self.log.say(f"the model of step {step} is in {self.folder}")
 
     def finish(self, step: int) -> None:
         """Write metrics and card of the last step, and upload."""

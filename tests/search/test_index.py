@@ -10,7 +10,7 @@ from search_fixtures import *  # noqa: F403
 from search_fixtures import TEXTS, keys, noise
 
 from albef_hf import AlbefForPreTraining
-from albef_hf.search import commands
+from albef_hf.search import commands, image_sources
 from albef_hf.search.index import ImageIndex
 
 
@@ -18,6 +18,16 @@ def test_subfolders_are_indexed(index):
     assert index.keys == sorted(f"{'2019/' if number % 2 else ''}{number:02}.PNG" for number in range(12))
     assert index.broken == {"broken.jpg": "image_broken"} and index.broken_counts() == {"image_broken": 1}
     assert index.broken_summary() == "image_broken 1 (first broken.jpg)"
+
+
+def test_photographs_that_pillow_cannot_read_are_counted(images, tmp_path, monkeypatch):
+    images[0].save(tmp_path / "a.png")
+    for name in ("b.HEIC", "c.heic", "d.dng", "e.txt"):
+        (tmp_path / name).write_bytes(b"")
+    lines = []
+    monkeypatch.setattr(image_sources.logger, "warning_once", lines.append)
+    assert image_sources.ImageFiles(tmp_path).keys(tmp_path) == ["a.png"]
+    assert len(lines) == 1 and "cannot read, which are skipped: 1 .dng, 2 .heic." in lines[0]
 
 
 def test_duplicate_paths_are_indexed_once(model, processor, album, tmp_path, monkeypatch):
