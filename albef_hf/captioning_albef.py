@@ -282,8 +282,7 @@ class AlbefForImageCaptioning(AlbefPreTrainedModel, GenerationMixin):
 
         Returns:
             `loss`: with `labels`, the mean negative log-likelihood of the tokens that bear loss.
-            `logits`: with `labels`, those of these tokens, (tokens that bear loss, vocabulary); else (texts, tokens,
-                vocabulary).
+            `logits`: with `labels`, (tokens that bear loss, vocabulary), else (texts, tokens, vocabulary).
 
         Raises:
             ValueError: If labels are missing in training, or no token bears loss or the first one does.

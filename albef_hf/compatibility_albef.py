@@ -12,12 +12,13 @@ import inspect
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from transformers import Cache, PreTrainedConfig, PreTrainedModel, configuration_utils
 from transformers.masking_utils import create_causal_mask
+from transformers.utils import logging
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -93,6 +94,25 @@ def forget_attention_change(config: PreTrainedConfig) -> None:
     """Let `set_attn_implementation` change a submodel again; up to 5.19, transformers changes it only once."""
     if hasattr(config, "_attn_was_changed"):
         del config._attn_was_changed
+
+
+@contextlib.contextmanager
+def without_load_report() -> Iterator[None]:
+    """Keep transformers from warning of missing and unused weights, for code that says so itself.
+
+    Other warnings are kept. The library's table, and its line about tied weights that are both missing ("This
+    checkpoint seem corrupted"), are also printed for a BERT without a masked-language head.
+    """
+    library = logging.get_logger("transformers.modeling_utils")
+    library.addFilter(_is_no_load_report)
+    try:
+        yield
+    finally:
+        library.removeFilter(_is_no_load_report)
+
+
+def _is_no_load_report(record: Any) -> bool:
+    return not any(text in record.getMessage() for text in ("LOAD REPORT", "both are absent from the checkpoint"))
 
 
 def follow_umask(files: Iterable[Path]) -> None:

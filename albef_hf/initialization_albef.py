@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .compatibility_albef import PRETRAINED_NAMES, TEXT_MODEL_TYPES
+from .compatibility_albef import PRETRAINED_NAMES, TEXT_MODEL_TYPES, without_load_report
 from .configuration_albef import AlbefTextConfig, AlbefVisionConfig, read_vision_config, size_pair
 from .encoders_albef import interpolate_position_embeddings
 
@@ -42,9 +42,8 @@ def read_vision_model(name: str) -> tuple[dict | PreTrainedConfig, Weights]:
         ValueError: If the weights of the image model are not found.
     """
     config = read_vision_config(AutoConfig.from_pretrained(name))
-    loaded: Any = AutoModel.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
-    model, report = loaded
-    missing = [key for key in report["missing_keys"] if not re.search(r"pooler\.|mask_token", key)]
+    model, missing_keys = _load(AutoModel, name, config=config)
+    missing = [key for key in missing_keys if not re.search(r"pooler\.|mask_token", key)]
     if missing:
         raise ValueError(
             f"{name} has no {sorted(missing)[0]} of its image model ({len(missing)} weights are missing). Save the "
@@ -99,14 +98,27 @@ def read_text_model(name: str) -> tuple[dict, Weights]:
         raise ValueError(
             f"{name} is a {config.model_type} model: start the text encoder from one of {', '.join(TEXT_MODEL_TYPES)}."
         )
-    model, report = AutoModelForMaskedLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    model, missing_keys = _load(AutoModelForMaskedLM, name)
     settings = {setting: getattr(config, setting) for setting in _TEXT_SETTINGS}
     if TEXT_MODEL_TYPES[config.model_type]:
         settings["position_offset"] = config.pad_token_id + 1
         settings |= {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-    present = {key: weight for key, weight in model.state_dict().items() if key not in report["missing_keys"]}
+    present = {key: weight for key, weight in model.state_dict().items() if key not in missing_keys}
     tied = ("cls.predictions.decoder.", "lm_head.decoder.")
     return settings, _rename({key: weight for key, weight in present.items() if not key.startswith(tied)})
+
+
+def _load(kind: Any, name: str, **settings: Any) -> tuple[PreTrainedModel, set[str]]:
+    """Load a model and return it with the keys that it lacks, which are no news: ALBEF has other layers on top.
+
+    `load_pretrained_weights` warns of what stays random, this function of what is not used.
+    """
+    with without_load_report():
+        model, report = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **settings)
+    unused = {key for key in report["unexpected_keys"] if "pooler." not in key}
+    if unused:
+        logger.warning_once(f"Not used by ALBEF, of {name}: {', '.join(_group_by_module(unused))}.")
+    return model, set(report["missing_keys"])
 
 
 def _rename(state_dict: Weights) -> Weights:

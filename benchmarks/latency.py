@@ -128,7 +128,7 @@ def processor_name() -> str:
 
 def print_times(variants: dict[str, OnnxRetrieval], model: PreTrainedModel, repetitions: int) -> None:
     """Print the size of each variant and the time of each task; ratios are medians of those within a repetition."""
-    print("| | " + " | ".join(variants) + " |\n|---" * (len(variants) + 1) + "|")
+    print("| | " + " | ".join(variants) + " |\n" + "|---" * (len(variants) + 1) + "|")
     print(f"| weights, MB | {' | '.join(f'{variant.megabytes:.0f}' for variant in variants.values())} |")
     works = {name: tasks_of(variant, model) for name, variant in variants.items()}
     for task in works["float32"]:

@@ -8,7 +8,8 @@ within epsilon / 255 of each pixel, and rounded to the 8 bits of a file. Of a te
 replaced by one that the masked-language head finds likely there, as in BERT-Attack (Li et al. 2020, arXiv
 2004.09984). Nothing keeps the meaning: how many words were replaced by synonyms is printed, and other sentences may be
 rightly rejected. Both in turn, text first, is the order of Co-Attack (Zhang et al. 2022, arXiv 2206.09391). The data
-are built-in scenes; for others, change `make_tasks`.
+are built-in scenes; for others, change `make_tasks`. It prints how often each attack makes a right answer wrong, which
+docs/guides/attacks.md has as a table.
 """
 
 import argparse

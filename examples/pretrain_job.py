@@ -14,7 +14,7 @@ As a job of Hugging Face, whose disk is gone at its end, the model has to be pus
         --dataset you/pairs --push_to_hub --hub_model_id you/albef
 
 For a job, the address above has to be that of your repository; after a release on PyPI, `albef_hf[train]` is enough.
-The options are those of `albef pretrain`.
+Options and output are those of `albef pretrain`.
 """
 
 import sys

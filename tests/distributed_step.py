@@ -1,4 +1,4 @@
-"""One pretraining step on every process, as the loop does it; launched by torchrun from test_parity.py."""
+"""One pretraining step on every process, as the loop does it; launched by test_parity.py."""
 
 import sys
 from pathlib import Path

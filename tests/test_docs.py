@@ -13,13 +13,15 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from paths import REPOSITORY
 
+import albef_hf.data
 from albef_hf import cli
-from albef_hf.tasks import PRETRAINING, evaluation_names, task_names
+from albef_hf.evaluation import evaluate as evaluation
+from albef_hf.tasks import PRETRAINING, evaluation_names, find_arguments, task_names
 from albef_hf.utils.command_line import recipe_names
 
 MARKDOWN = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "demo/README.md")),
-    *sorted((REPOSITORY / "docs").glob("*.md")),
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
     *sorted((REPOSITORY / "benchmarks").rglob("*.md")),
 ]
 COMMENTED = sorted((REPOSITORY / "train").rglob("*.yaml")) + sorted((REPOSITORY / "train").rglob("*.sbatch"))
@@ -28,11 +30,13 @@ LAUNCHED = {
     r"albef\s": "",
     r"\S*bin/albef\s": "",
     r"\S+ .*-m albef_hf\s": "",
+    r"python benchmarks/photographs/albef\.py\s": "",
     r"\S+ .*train/(pretrain|finetune|evaluate)\.py\b": r"\1 ",
     r"\S+ .*train/prepare_shards\.py\b": "shards ",
     r"sbatch train/slurm/pretrain\.sbatch\b": "pretrain ",
 }
 WITH_TASK = ("finetune", "evaluate")
+MARKDOWN += [REPOSITORY / "AGENTS.md", REPOSITORY / "examples/README.md"]
 
 
 def id_of(path: Path) -> str:
@@ -58,9 +62,17 @@ def albef_commands(path: Path) -> list[list[str]]:
         for launcher, command in LAUNCHED.items():
             match = re.match(launcher, line)
             if match:
+                line = re.sub(r"\$\(.*\)", "", line)  # what the shell inserts
                 commands.append(shlex.split(match.expand(command) + line[match.end() :], comments=True))
                 break
     return [words for words in commands if words]
+
+
+def complete_commands() -> list[list[str]]:
+    """Return the command lines of trainings and evaluations in blocks of README and site, without those of a part."""
+    lines = [line for path in MARKDOWN for line in albef_commands(path) if "benchmarks" not in path.parts]
+    given = [words for words in lines if words[0] in ("pretrain", *WITH_TASK) and len(words) > 2]
+    return [words for words in given if not {"...", "TASK", "my.yaml"} & {*words}]
 
 
 @functools.cache
@@ -115,6 +127,25 @@ def test_every_command_exists_with_its_options(path):
         assert options <= options_in(help_of(*named)) | {"--help"}, words
 
 
+def test_every_command_line_is_accepted(monkeypatch):
+    parsed = []
+    monkeypatch.setattr(cli, "_train", lambda name, args: parsed.append(name))
+    monkeypatch.setattr(evaluation, "evaluate", lambda task, args: parsed.append(task))
+    lines = complete_commands()
+    for words in lines:
+        cli.COMMANDS[words[0]](words[1:])
+    assert len(parsed) == len(lines) > 40
+
+
+def test_the_reference_has_every_public_name():
+    pages = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "docs/api").glob("*.md"))
+    described = set(re.findall(r"\.\. auto\w+:: ([\w.]+)$", pages, re.MULTILINE))
+    assert {f"albef_hf.{name}" for name in albef_hf.__all__} <= described
+    assert {f"albef_hf.data.{name}" for name in albef_hf.data.__all__} <= described
+    kinds = {kind.__name__ for kind in map(find_arguments, evaluation_names())}
+    assert kinds <= set(re.findall(r"\{options\} [\w.]+\.(\w+)$", pages, re.MULTILINE))
+
+
 @pytest.mark.parametrize("path", [*MARKDOWN, *COMMENTED], ids=id_of)
 def test_every_recipe_that_a_command_names_exists(path):
     for words in albef_commands(path):
@@ -137,23 +168,25 @@ def test_the_documents_show_every_command():
 
 
 def headings_of(path: Path) -> set[str]:
-    """Return the anchors that GitHub gives to the headings of a document."""
+    """Return the anchors that GitHub and myst give to the headings of a document."""
     titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_the_tree_of_the_readme_is_that_of_the_repository():
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    tree = re.search(r"## The files\n.*?```\n(albef_hf/.*?)```", text, re.DOTALL)[1]
+@pytest.mark.parametrize("name", ["README.md", "docs/architecture.md"])
+def test_trees_are_that_of_the_repository(name):
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    tree = re.search(r"```\n(albef_hf/.*?)```", text, re.DOTALL)[1]
     listed, parent = set(), REPOSITORY
-    for indent, name in re.findall(r"^( *)([\w/]+/|\w+\.py)", tree, re.MULTILINE):
+    for indent, entry in re.findall(r"^( *)([\w/]+/|\w+\.py)", tree, re.MULTILINE):
         if not indent:
-            parent = REPOSITORY / name
-        listed.add(parent / name if indent else parent)
+            parent = REPOSITORY / entry
+        listed.add(parent / entry if indent else parent)
     assert [path for path in listed if not path.exists()] == []
     package = REPOSITORY / "albef_hf"
-    folders = [path.parent for path in package.glob("*/__init__.py")] + [package / "recipes"]
-    assert {*package.glob("*_albef.py"), *folders} <= listed
+    folders = {path.parent for path in package.glob("*/__init__.py")} | {package / "recipes"}
+    assert folders <= listed
+    assert name == "README.md" or {*package.glob("*_albef.py")} <= listed
 
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=id_of)

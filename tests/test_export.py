@@ -247,12 +247,12 @@ def test_adapters_are_merged(config, batch, tmp_path):
     assert not torch.allclose(adapted.get_text_features(*texts).pooler_output, expected)
 
 
-def test_the_snippet_of_the_readme_runs(export, tmp_path, monkeypatch):
+def test_the_snippet_of_the_page_runs(export, tmp_path, monkeypatch):
     _, folder = export(AlbefForRetrieval)
     monkeypatch.chdir(tmp_path)
     Path("albef-onnx").symlink_to(folder)
     Image.new("RGB", (50, 40), "red").save("photo.jpg")
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "docs/guides/export.md").read_text(encoding="utf-8")
     (snippet,) = [s for s in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Onnx" in s]
     known = {"paths": ["photo.jpg"] * 3}
     exec(snippet, known)  # noqa: S102

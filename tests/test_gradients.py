@@ -164,7 +164,7 @@ def test_the_snippet_of_the_document_runs(config, processor, tmp_path, monkeypat
     make(AlbefForRetrieval, config).save_pretrained(tmp_path / "runs" / "scenes")
     processor.save_pretrained(tmp_path / "runs" / "scenes")
     monkeypatch.chdir(tmp_path)
-    (snippet,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/attacks.md").read_text(), re.DOTALL)
+    (snippet,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/guides/attacks.md").read_text(), re.DOTALL)
     names: dict = {}
     exec(snippet, names)
     with torch.no_grad():

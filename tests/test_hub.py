@@ -10,6 +10,7 @@ import torch
 from hub_client import HEADS
 from hub_server import HubServer
 from test_architecture import HUB_FILES, PACKAGE
+from torch.testing import assert_close
 from transformers import AutoModel
 
 import albef_hf
@@ -166,11 +167,10 @@ def test_sentence_transformers_load_both_halves_from_the_name_of_a_repository(st
     found, expected = story[role]["sentence-transformers"], story["owner"]["first"]
     if not found:
         pytest.skip("sentence-transformers is not installed")
-    logits = expected["itm_logits"]
-    assert_same(
-        found,
-        {name: expected[name] for name in ("image_embeds", "text_embeds")} | {"log_odds": logits.diff(dim=1)[:, 0]},
-    )
+    # it encodes by length and images apart, so the last digit may differ
+    assert_close(found["log_odds"], expected["itm_logits"].diff(dim=1)[:, 0])
+    for name in ("image_embeds", "text_embeds"):
+        assert_close(found[name], expected[name])
 
 
 def test_what_may_not_be_loaded_says_why(story):

@@ -1,12 +1,20 @@
 """Models that start from BERT and from the RoBERTa family compute what transformers' own classes compute."""
 
 import json
+import logging
 import re
 
 import pytest
 import torch
 from text_models import KINDS, LANGUAGES, SMALL, make_tokenizer, save_text_model
-from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    GPT2Config,
+    GPT2Model,
+)
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForQuestionAnswering, AlbefForRetrieval, AlbefTextModel
 
@@ -74,6 +82,16 @@ def test_a_text_model_without_head_fills_the_encoders(tmp_path, warnings_of_albe
     weight = theirs.encoder.layer[1].output.dense.weight
     assert torch.equal(model.albef.multimodal_model.layers[0].mlp.fc2.weight, weight)
     assert "mlm_head.dense" in warnings_of_albef[0]
+
+
+def test_weights_that_are_missing_or_unused_are_named_once(tmp_path, warnings_of_albef, caplog, monkeypatch):
+    """In our words: a BERT without a masked-language head is neither a table nor a corrupt checkpoint."""
+    AutoModelForSequenceClassification.from_config(BertConfig(**SMALL)).save_pretrained(tmp_path)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    start_from(tmp_path, num_hidden_layers=1, num_multimodal_layers=1)
+    assert warnings_of_albef[0] == f"Not used by ALBEF, of {tmp_path}: classifier."
+    assert "mlm_head.dense" in warnings_of_albef[1]
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(

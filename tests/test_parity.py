@@ -1,10 +1,5 @@
 """The pretraining step computes what the original code computed, in float64."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from original import (
@@ -17,6 +12,8 @@ from original import (
     student_and_teacher,
     to_ours,
 )
+from paths import TESTS
+from two_processes import run_on_two_processes
 
 from albef_hf.training.optimization import parameter_groups
 
@@ -154,11 +151,7 @@ def test_masking_is_replayed_right(golden):
 
 def test_two_processes_as_the_original(tmp_path):
     """Runs `distributed_step.py` under gloo: losses of both ranks, averaged gradients, queues."""
-    script = Path(__file__).parent / "distributed_step.py"
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*command, str(script), str(tmp_path)], env=environment, check=True, timeout=300)
-
+    run_on_two_processes(TESTS / "distributed_step.py", tmp_path, folder=tmp_path)
     expected = torch.load(FIXTURES / "dist2_pretrain_tiny.pt", weights_only=True)
     config = config_of(load("pretrain"))
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]

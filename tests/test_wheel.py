@@ -72,7 +72,7 @@ def test_links_on_pypi_are_those_of_the_readme(installed):
     assert {"Documentation", "Changelog", "Issues"} <= {line.split(",")[0] for line in metadata.get_all("Project-URL")}
     link = re.compile(r"(!?)\[[^\[\]]*\]\(([^)]*)\)")
     links = link.findall((REPOSITORY / "README.md").read_text(encoding="utf-8"))
-    assert {("!", "docs/demo.png"), ("", "docs/data.md"), ("", "#what-to-know")} <= {*links}
+    assert {("!", "docs/figures/architecture.svg"), ("", "docs/guides/search.md"), ("", "CONTRIBUTING.md")} <= {*links}
     for (is_image, target), (_, shown) in zip(links, link.findall(metadata.get_payload()), strict=True):
         is_absolute = target.startswith(("https://", "#"))  # PyPI has the anchors of the page
         kind = "raw" if is_image else "blob"
@@ -105,7 +105,7 @@ def test_the_image_and_the_job_install_what_there_is():
     for command in (*job["dependencies"], *re.findall(r"^RUN (.*)", dockerfile, re.MULTILINE)):
         (extras,) = re.findall(r"(?:albef_hf|\.)\[([\w,-]+)\]", command)
         assert {*extras.split(",")} <= {*settings["options.extras_require"]}
-    development = {"mteb", "test", "style", "demo-test", "common"}
+    development = {"mteb", "test", "style", "demo-test", "docs", "common"}
     assert {*extras.split(",")} == {
         *settings["options.extras_require"]
     } - development  # of the image, which comes last

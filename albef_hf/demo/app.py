@@ -1,9 +1,17 @@
 """The command `albef demo`: load a model and serve the page."""
 
+import sys
 import tempfile
 from pathlib import Path
 
-from .arguments import DEFAULT_MODEL, read_arguments
+from .arguments import DEFAULT_MODEL, DemoArguments, read_arguments
+
+# Option, and the tab that needs it with what writes its value.
+TABS = {
+    "question_model": ("Question", "albef finetune vqa"),
+    "caption_model": ("Describe", "albef finetune captioning"),
+    "index": ("Search", "albef index build"),
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -28,8 +36,16 @@ def main(arguments: list[str]) -> None:
             images=options.images,
             caption_model=options.caption_model,
         )
+        _report_missing(options)
         examples = find_images(options.examples) if options.examples else draw_scenes(scenes_folder)
         Page(Handlers(assistant, examples), examples).launch(options.host, options.port)
+
+
+def _report_missing(options: DemoArguments) -> None:
+    """Tell who starts the page, and not its visitors, which tabs it lacks."""
+    for name, (tab, command) in TABS.items():
+        if getattr(options, name) is None:
+            sys.stdout.write(f"no tab {tab}: it needs --{name}, which `{command}` writes\n")
 
 
 def _require_model(model: str) -> None:

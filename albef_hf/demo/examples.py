@@ -9,6 +9,7 @@ from ..search.image_sources import image_suffixes
 
 MAX_EXAMPLES = 6
 CAPTIONS_PER_SCENE = 3
+SCENE_QUESTION = "how many things are there?"
 
 
 @dataclass
@@ -19,11 +20,13 @@ class Example:
         path: Path of the image.
         captions: Captions to score, one per line.
         text: Text whose words are located in the image.
+        question: Question about the image.
     """
 
     path: str
     captions: str = ""
     text: str = ""
+    question: str = ""
 
 
 def draw_scenes(folder: str) -> list[Example]:
@@ -35,21 +38,30 @@ def draw_scenes(folder: str) -> list[Example]:
         path = f"{folder}/scene_{index}.png"
         scene["image"].save(path)
         choices = [captions[index - step] for step in range(CAPTIONS_PER_SCENE)]
-        examples.append(Example(path, captions="\n".join(choices), text=captions[index]))
+        examples.append(Example(path, captions="\n".join(choices), text=captions[index], question=SCENE_QUESTION))
     return examples
 
 
 def find_images(folder: str) -> list[Example]:
     """Return the first images of a folder, ordered by name.
 
+    A text file of the same name as an image, such as `dog.txt` beside `dog.jpg`, has captions to score, one per line;
+    the words of the first are located.
+
     Raises:
         ValueError: If there is none.
     """
     suffixes = image_suffixes()
-    paths = sorted(str(path) for path in Path(folder).iterdir() if path.suffix.lower() in suffixes)
+    paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in suffixes)
     if not paths:
         raise ValueError(f"--examples {folder} contains no image.")
-    return [Example(path) for path in paths[:MAX_EXAMPLES]]
+    return [_read_example(path) for path in paths[:MAX_EXAMPLES]]
+
+
+def _read_example(path: Path) -> Example:
+    texts = path.with_suffix(".txt")
+    captions = texts.read_text(encoding="utf-8").strip() if texts.exists() else ""
+    return Example(str(path), captions, text=captions.split("\n")[0])
 
 
 def _caption(objects: list[dict[str, Any]]) -> str:

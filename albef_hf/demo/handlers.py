@@ -79,7 +79,7 @@ class Handlers:
         return self.assistant.heatmaps(image, text, bool(all_words))
 
     @visitor_job
-    def answer(self, upload: Any, question: Any, lines: Any) -> tuple[dict[str, float], Image.Image]:
+    def answer(self, upload: Any, question: Any, lines: Any = None) -> tuple[dict[str, float], Image.Image]:
         """Return answers with probabilities, and where the model looked for the best one."""
         image = self._read_image(upload)
         question = read_text(question, "question")

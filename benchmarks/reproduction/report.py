@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from objectives import PRETRAININGS
 
 HERE = Path(__file__).parent
+COLORS = ("#7f868d", "#2563ab", "#2e8b57", "#e08a1e", "#b83a3a", "#7a4fb3")  # of the rows of the table
 # 97.5th percentile of Student's t for 1, 2, ... degrees of freedom; more than the table has are taken as its last.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
@@ -236,20 +237,22 @@ def plot(values: dict[float, Cells], image: Path) -> None:
     columns = [column for column in COLUMNS if any(key[1] == column for cells in values.values() for key in cells)]
     across = min(3, len(columns))
     down = math.ceil(len(columns) / across)
-    figure = Figure(figsize=(4.4 * across, 3.4 * down + 0.8), layout="constrained")
+    figure = Figure(figsize=(3.3 * across, 2.7 * down + 0.9), layout="constrained")
     panels = list(figure.subplots(down, across, squeeze=False).flat)
     for axes, column in zip(panels, columns, strict=False):
         for number, row in enumerate(ROWS):
             found = {noise: cells[row, column] for noise, cells in sorted(values.items()) if (row, column) in cells}
-            places = [100 * noise + number - (len(ROWS) - 1) / 2 for noise in found]  # side by side
+            places = [100 * noise + 1.4 * (number - (len(ROWS) - 1) / 2) for noise in found]  # side by side
             for place, by_seed in zip(places, found.values(), strict=True):
-                axes.plot([place] * len(by_seed), [*by_seed.values()], ".", color=f"C{number}", alpha=0.5)
+                axes.plot([place] * len(by_seed), [*by_seed.values()], ".", color=COLORS[number], alpha=0.45)
             means = [statistics.fmean(by_seed.values()) for by_seed in found.values()]
             if found:
-                axes.plot(places, means, marker="_", markersize=9, color=f"C{number}", label=row.title)
+                axes.plot(places, means, color=COLORS[number], linewidth=1.8, label=row.title)
         shares = sorted(100 * noise for noise, cells in values.items() if any(key[1] == column for key in cells))
-        axes.set(title=column.title, xlabel="useless captions (%)", xticks=shares)
+        measure = "accuracy (%)" if column.metrics == ("accuracy",) else "mean recall (%)"
+        axes.set(title=column.title, xlabel="useless captions (%)", ylabel=measure, xticks=shares)
         axes.set_xlim(shares[0] - len(ROWS), shares[-1] + len(ROWS))
+        axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
     for axes in panels[len(columns) :]:
         axes.set_axis_off()
@@ -257,7 +260,7 @@ def plot(values: dict[float, Cells], image: Path) -> None:
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     titles = [row.title for row in ROWS if row.title in handles]
-    figure.legend([handles[title] for title in titles], titles, loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend([handles[title] for title in titles], titles, loc="outside upper center", ncols=2)
     figure.savefig(image, dpi=110)
 
 

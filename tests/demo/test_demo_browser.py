@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from albef_hf import (
 )
 from albef_hf.data import Scenes, embedded_tokenizer
 from albef_hf.demo.assistant import WHOLE_TEXT
+from albef_hf.demo.examples import draw_scenes
 
 pytest.importorskip("faiss", reason='the Space needs pip install "albef_hf[search]"')
 
@@ -189,10 +191,17 @@ def visitor(browser, address) -> Visitor:
     return Visitor(browser, address)
 
 
+def draw_captions() -> list[str]:
+    """Return the captions of the examples."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [example.text for example in draw_scenes(folder)]
+
+
 def test_captions_are_scored(visitor, models, images_folder):
     visitor.upload(images_folder / "03.png")
     captions = ["a red ball", "two dogs in the snow", "a star"]
     visitor.write("#captions", "\n".join(captions))
+    assert not visitor.all("#scores .scores")  # those of the example are gone
     visitor.click("#score")
     shown = visitor.find("#scores .scores").text.split("\n")
     expected = models["retrieval"](str(images_folder / "03.png"), candidate_texts=captions)
@@ -200,14 +209,25 @@ def test_captions_are_scored(visitor, models, images_folder):
     assert shown == ["Caption", "Match", "Cosine", *sum(lines, [])]
 
 
-def test_words_of_an_example_are_located(visitor):
-    visitor.click(".gallery-item")
+def test_the_page_opens_with_an_example_and_shows_another_when_it_is_picked(visitor):
+    (first, second, *_) = draw_captions()
+    assert visitor.find("#scores .scores").text.split("\n").count(first) == 1
     visitor.open("Words")
-    visitor.until(lambda: "a yellow circle" in visitor.find("#text textarea").get_attribute("value"), "caption")
+    assert visitor.gallery_captions("#heatmaps")[-1] == first.split()[-1]
+    visitor.all(".gallery-item")[1].click()
+    visitor.until(lambda: visitor.gallery_captions("#heatmaps")[-1] == second.split()[-1], "words of the second")
+    visitor.open("Captions")
+    visitor.until(lambda: second in visitor.find("#scores .scores").text, "scores of the second")
+
+
+def test_words_of_an_example_are_located(visitor):
+    visitor.open("Words")
     visitor.write("#text", "a surfboarding dog, a ball")
     visitor.click("#locate")
-    whole, *words = visitor.gallery_captions("#heatmaps")
-    assert whole.startswith(WHOLE_TEXT) and whole.endswith("% match") and words == ["surfboarding", "dog", "ball"]
+    words = ["surfboarding", "dog", "ball"]
+    visitor.until(lambda: visitor.gallery_captions("#heatmaps")[1:] == words, "words of the text")
+    whole = visitor.gallery_captions("#heatmaps")[0]
+    assert whole.startswith(WHOLE_TEXT) and whole.endswith("% match")
     visitor.click("#all_words input")
     visitor.click("#locate")
     visitor.until(
@@ -234,7 +254,7 @@ def test_search_results_are_shown_and_selected(visitor, index, images_folder):
     visitor.click("#search")
     hits = index.search("a red ball", top_k=12)
     expected = [f"match {hit.match:.0%}, ITC {hit.similarity:+.2f}" for hit in hits]
-    assert visitor.gallery_captions("#found") == expected
+    visitor.until(lambda: visitor.gallery_captions("#found") == expected, "images of the text")
     visitor.click("#found .grid-container button")
     assert visitor.gallery_captions("#heatmaps")[1:] == ["red", "ball"]
     assert visitor.find("#text textarea").get_attribute("value") == "a red ball"
@@ -261,6 +281,7 @@ def test_galleries_are_completely_visible(visitor, width):
 
 
 def test_errors_are_shown(visitor, images_folder, tmp_path):
+    visitor.click("#image button[aria-label='Clear'], #image button[aria-label='Remove Image']")
     visitor.click("#score")
     visitor.until(lambda: "There is no image yet" in visitor.messages(), "message")
     (tmp_path / "broken.png").write_bytes(b"not an image")
@@ -269,7 +290,9 @@ def test_errors_are_shown(visitor, images_folder, tmp_path):
     visitor.click("#score")
     visitor.until(lambda: "cannot be read as an image" in visitor.messages(), "message")
     visitor.browser.refresh()
+    visitor.find("#score")
     visitor.upload(images_folder / "00.png")
+    visitor.write("#captions", " ")
     visitor.click("#score")
     visitor.until(lambda: "There is no caption yet" in visitor.messages(), "message")
     visitor.write("#captions", "x" * 10_000)
@@ -301,4 +324,5 @@ def test_the_page_contacts_no_other_server_and_fits_a_phone(visitor):
     }
     assert any(url.startswith(visitor.address) for url in requested)
     assert not [url for url in requested if not url.startswith((visitor.address, "data:", "blob:"))]
-    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not severe

@@ -12,7 +12,14 @@ from albef_hf.demo import app
 from albef_hf.demo.arguments import read_arguments
 from albef_hf.demo.examples import draw_scenes, find_images
 
-VARIABLES = ("ALBEF_MODEL", "ALBEF_QUESTION_MODEL", "ALBEF_INDEX", "ALBEF_IMAGES", "ALBEF_EXAMPLES")
+VARIABLES = (
+    "ALBEF_MODEL",
+    "ALBEF_QUESTION_MODEL",
+    "ALBEF_CAPTION_MODEL",
+    "ALBEF_INDEX",
+    "ALBEF_IMAGES",
+    "ALBEF_EXAMPLES",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -85,5 +92,14 @@ def test_scenes_and_images_of_a_folder_are_examples(tmp_path):
     (tmp_path / "folder").mkdir()
     for name in ("b.PNG", "a.jpg", "notes.txt"):
         (tmp_path / "folder" / name).touch()
+    (tmp_path / "folder" / "a.txt").write_text("a dog\na cat\n")
     found = find_images(str(tmp_path / "folder"))
     assert [example.path for example in found] == [str(tmp_path / "folder" / name) for name in ("a.jpg", "b.PNG")]
+    assert [(example.captions, example.text) for example in found] == [("a dog\na cat", "a dog"), ("", "")]
+
+
+def test_who_starts_the_page_is_told_which_tabs_it_lacks(capsys):
+    app._report_missing(read_arguments(["--index", "images.index"]))
+    question, describe = capsys.readouterr().out.splitlines()
+    assert question == "no tab Question: it needs --question_model, which `albef finetune vqa` writes"
+    assert "--caption_model" in describe and "albef finetune captioning" in describe

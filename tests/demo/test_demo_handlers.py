@@ -17,6 +17,7 @@ pytest.importorskip("gradio", reason='the demo needs pip install "albef_hf[demo]
 
 import gradio as gr
 
+from albef_hf.demo.examples import Example
 from albef_hf.demo.handlers import TOP_K, Handlers
 from albef_hf.demo.page import Page
 
@@ -126,10 +127,7 @@ def markdown(config: dict) -> str:
 
 def test_the_page_says_how_many_images_are_reranked(searching_handlers):
     explained = markdown(Page(searching_handlers).build().get_config_file())
-    assert (
-        f"only the {RERANK_K} images with the highest cosine" in explained
-        and "`albef search` matches 128" in explained
-    )
+    assert f"only the {RERANK_K} images with the highest cosine" in explained
 
 
 def test_the_page_says_whether_probabilities_are_calibrated(searching_handlers):
@@ -145,11 +143,49 @@ def test_the_page_says_whether_probabilities_are_calibrated(searching_handlers):
     assert "not calibrated" not in explained
 
 
-def test_a_tab_without_a_model_or_index_says_how_to_add_one(assistant, handlers):
+def test_a_page_without_models_and_index_has_no_tabs_for_them(assistant, handlers):
     config = Page(Handlers(Assistant(assistant.retrieval))).build().get_config_file()
-    explained = markdown(config)
-    assert "`--question_model`" in explained and "`albef finetune vqa`" in explained
-    assert "`--caption_model`" in explained and "`albef finetune captioning`" in explained
-    assert "`--index`" in explained and "`albef index build`" in explained
+    tabs = [part["props"]["label"] for part in config["components"] if part["type"] == "tabitem"]
+    assert tabs == ["Captions", "Words"]
     ids = {part["props"].get("elem_id") for part in config["components"]}
     assert "score" in ids and not ids & {"ask", "write", "search"}
+    assert "--" not in markdown(config) and "albef " not in markdown(config)  # what only its owner can do
+    complete = Page(handlers).build().get_config_file()
+    tabs = [part["props"]["label"] for part in complete["components"] if part["type"] == "tabitem"]
+    assert tabs == ["Captions", "Words", "Question", "Describe"]
+
+
+def opened(page: Page) -> dict:
+    """Return the values of a new page by the ids of their parts."""
+    config = page.build().get_config_file()
+    return {part["props"].get("elem_id"): part["props"].get("value") for part in config["components"]}
+
+
+def test_the_page_opens_with_the_first_example_and_its_results(searching_handlers, image, tmp_path):
+    image.save(tmp_path / "first.png")
+    first = Example(str(tmp_path / "first.png"), "a red ball\na dog", text="a red ball", question="what is it?")
+    handlers = Handlers(searching_handlers.assistant, [first])
+    values = opened(Page(handlers, [first]))
+    assert (values["captions"], values["text"], values["query"]) == (first.captions, first.text, first.text)
+    assert np.array_equal(Image.open(values["image"]["path"]), image)
+    assert values["scores"] == handlers.score({"path": first.path}, first.captions)
+    assert [item["caption"] for item in values["heatmaps"]][1:] == ["red", "ball"]
+    answers, _ = handlers.answer({"path": first.path}, "what is it?")
+    assert values["answers"]["label"] == max(answers, key=lambda answer: answers[answer])
+    assert [item["caption"] for item in values["found"]] == [item[1] for item in handlers.search("a red ball")[0]]
+    assert values["written_captions"]["label"] and values["caption_heatmaps"] and values["answer_heatmap"]
+
+
+def test_the_page_opens_with_an_example_that_has_no_texts(searching_handlers, image, tmp_path):
+    image.save(tmp_path / "first.png")
+    first = Example(str(tmp_path / "first.png"))
+    values = opened(Page(Handlers(searching_handlers.assistant, [first]), [first]))
+    assert not values["captions"] and not values["scores"] and not values["heatmaps"] and not values["answers"]
+    assert values["found"][0]["caption"].startswith("ITC") and values["written_captions"]["label"]  # by the image
+
+
+def test_a_first_example_that_cannot_be_read_is_named(handlers, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    broken = Example(str(tmp_path / "broken.png"))
+    with pytest.raises(ValueError, match="The first example, .*broken.png, cannot be shown: .*damaged"):
+        Page(Handlers(handlers.assistant, [broken]), [broken]).build()

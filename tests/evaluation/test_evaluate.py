@@ -1,14 +1,12 @@
 """`albef evaluate`, for fine-tuned and pretrained models."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from paths import REPOSITORY
 from task_rows import FILES, results_of, small, small_evaluation, write
+from two_processes import run_on_two_processes
 
 from albef_hf import AlbefForPreTraining
 
@@ -28,15 +26,9 @@ def test_two_processes_count_every_row_once(run, pretrained, photographs, tmp_pa
     rows = write(tmp_path, "rows.json", FILES["entailment"] * 3 + bad + FILES["entailment"])
     files = {"train_files": rows, "validation_files": rows, "image_root": photographs}
     run("finetune", "entailment", *small(pretrained, tmp_path / "tuned", **files, max_skipped_share=1.0))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [REPOSITORY / "train" / "evaluate.py", "entailment"]
-    command += small_evaluation(tmp_path / "tuned", tmp_path / "again", **files)
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [str(part) for part in command], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    assert ended.stdout.count("image_missing 3 (first row 6: absent0.png)") == 1, "one process reports for both"
+    command = ["entailment", *small_evaluation(tmp_path / "tuned", tmp_path / "again", **files)]
+    printed = run_on_two_processes(REPOSITORY / "train" / "evaluate.py", *command, folder=tmp_path)
+    assert printed.count("image_missing 3 (first row 6: absent0.png)") == 1, "one process reports for both"
     metrics, predictions = results_of(tmp_path / "again")
     assert [found["row"] for found in predictions] == [*range(6), 9, 10] and metrics["rows_left_out"] == 3
     tuned, expected = results_of(tmp_path / "tuned")

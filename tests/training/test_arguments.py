@@ -1,10 +1,13 @@
 """Options: defaults, checks, recipes and error messages."""
 
+import re
+import shlex
 from dataclasses import fields
 
 import pytest
 import yaml
 
+from albef_hf import cli
 from albef_hf.tasks import evaluation_names, find_arguments, find_task, task_names
 from albef_hf.training.arguments import DataArguments, PretrainingArguments
 from albef_hf.training.model_setup import read_model_config
@@ -134,9 +137,12 @@ def test_options_without_effect_are_refused_and_ignored_in_a_file(tmp_path, caps
 # Recipes
 
 
-@pytest.mark.parametrize(
+EVERY_RECIPE = pytest.mark.parametrize(
     "recipe", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
 )
+
+
+@EVERY_RECIPE
 def test_a_recipe_is_found_by_name_and_contains_what_differs_from_the_defaults(recipe):
     folder = recipe.parent.name
     assert recipe.stem in recipe_names(folder)
@@ -148,6 +154,24 @@ def test_a_recipe_is_found_by_name_and_contains_what_differs_from_the_defaults(r
     assert [name for name in settings if getattr(args, name) == defaults[name]] == []
     if folder != "pretraining" and args.model_config:
         task.load_model(args)
+
+
+@EVERY_RECIPE
+def test_a_recipe_begins_with_its_commands(recipe, monkeypatch):
+    """One trains with it, and another evaluates the model on other rows."""
+    parsed = {}
+    monkeypatch.setattr(cli, "_train", lambda name, args: parsed.update(trained=(name, args)))
+    monkeypatch.setattr("albef_hf.evaluation.arguments._rerank_k_of_training", lambda args: None)  # no model is there
+    monkeypatch.setattr("albef_hf.evaluation.evaluate.evaluate", lambda task, args: parsed.update(evaluated=args))
+    comment = re.match(r"(#.*\n)+", recipe.read_text())[0]
+    for line in re.findall(r"^#   (?:albef|accelerate .* -m albef_hf) (.*)$", re.sub(r"\\\n# *", "", comment), re.M):
+        words = shlex.split(line)
+        cli.COMMANDS[words[0]](words[1:])
+        assert recipe.stem in words or words[0] == "evaluate"
+    name, trained = parsed["trained"]
+    evaluated = parsed["evaluated"]
+    assert (name, trained.output_dir) == (recipe.parent.name, evaluated.model)
+    assert (evaluated.validation_files, evaluated.seed) != (trained.validation_files, trained.seed)
 
 
 def test_every_task_has_recipes():

@@ -1,9 +1,5 @@
 """Frozen encoders: no gradient, no optimizer state, shared with the teacher, in evaluation mode, in every training."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from paths import TESTS
@@ -11,6 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_pretraining import records_of, small_run, weights_of
 from task_rows import small
+from two_processes import run_on_two_processes
 
 from albef_hf import AlbefForPreTraining, AlbefForRetrieval, MomentumTeacher
 from albef_hf.training.arguments import TrainingArguments
@@ -161,13 +158,9 @@ def test_matching_is_trained_on_a_contrast_that_stays(run, pretrained, tmp_path)
 
 
 def test_two_processes_train_with_frozen_encoders(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     options = [*small_run(tmp_path / "out", 4), "--freeze", "image_encoder", "text_encoder"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    script = [str(TESTS / "distributed_training.py"), *options]
-    done = subprocess.run([*command, *script], env=environment, timeout=300, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "equal on both of 2 processes" in done.stdout + done.stderr
+    printed = run_on_two_processes(TESTS / "distributed_training.py", *options, folder=tmp_path)
+    assert "equal on both of 2 processes" in printed
 
 
 def test_a_frozen_encoder_counts_once_and_not_in_the_distance(model, batch):

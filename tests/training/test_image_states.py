@@ -1,7 +1,6 @@
 """States of a frozen image encoder: computed once, checked, resumed, and the same training as from pixels."""
 
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from paths import TESTS
 from PIL import Image
 from small_pretraining import records_of, small_run
 from task_rows import small
+from two_processes import run_on_two_processes
 
 from albef_hf import AlbefForVisualReasoning, MomentumTeacher
 from albef_hf.data import InvalidSampleError, Scenes
@@ -191,13 +191,9 @@ def test_states_that_another_run_computes_are_waited_for(photographs_run, tmp_pa
 
 
 def test_two_processes_share_the_work(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    options = [*small_run(tmp_path / "out", 4), *FROZEN, str(tmp_path / "cache")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    script = [str(TESTS / "distributed_training.py"), *options]
-    done = subprocess.run([*command, *script], env=environment, timeout=300, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "equal on both of 2 processes" in done.stdout + done.stderr
+    options = [*small_run(tmp_path / "out", 4), *FROZEN, tmp_path / "cache"]
+    printed = run_on_two_processes(TESTS / "distributed_training.py", *options, folder=tmp_path)
+    assert "equal on both of 2 processes" in printed
     assert (np.fromfile(tmp_path / "cache" / "status.bin", np.uint8) == 1).all()
     assert (np.abs(np.load(tmp_path / "cache" / "states.npy")).max(axis=(1, 2)) > 0).all()
 

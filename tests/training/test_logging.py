@@ -8,7 +8,7 @@ from full_disk import file_size_limit
 from PIL import Image
 from small_pretraining import records_of
 
-from albef_hf.training.curves import _panels, plot_curves
+from albef_hf.training.curves import _label, _panels, plot_curves
 from albef_hf.training.guards import MATCHING_PRIOR
 from albef_hf.training.logging import RunLog, installed_trackers
 
@@ -56,6 +56,11 @@ def test_the_panel_of_the_evaluation_shows_what_chooses_the_best_and_no_counts()
     assert panels["evaluation (%)"] == ["itm_r_mean", "itm_text_r_mean"]
 
 
+def test_legends_name_losses_and_recalls_as_the_paper_does():
+    names = ["loss_mlm", "itc_text_r1", "itm_image_r10", "per_label/neutral", "exchanged_images_accuracy"]
+    assert [_label(name) for name in names] == ["MLM", "ITC, R@1", "ITM, R@10", "neutral", "exchanged images accuracy"]
+
+
 def test_curves_have_a_panel_for_everything_in_the_log(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
@@ -65,11 +70,12 @@ def test_curves_have_a_panel_for_everything_in_the_log(tmp_path, monkeypatch):
     ]
     panels = {title: names for title, names in _panels(records).items() if names}
     assert panels == {
-        "losses": ["loss_itc", "loss_itm"],
-        "ITM: loss": ["loss_itm"],
-        "gradient norm": ["gradient_norm"],
-        "learning rate": ["learning_rate"],
-        "evaluation (%)": ["accuracy", "accuracy/yes"],
+        "losses (nats)": ["loss_itc", "loss_itm"],
+        "ITM: loss (nats)": ["loss_itm"],
+        "gradient (norm)": ["gradient_norm"],
+        "AdamW (learning rate)": ["learning_rate"],
+        "evaluation (%)": ["accuracy"],
+        "evaluation by kind (%)": ["accuracy/yes"],
     }
     (tmp_path / "log.jsonl").write_text("\n".join(json.dumps(record) for record in records))
     plot_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
@@ -80,6 +86,8 @@ def test_curves_have_a_panel_for_everything_in_the_log(tmp_path, monkeypatch):
         plot_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
     priors = [axes.get_title() for axes in drawn for line in axes.lines if line.get_ydata()[0] == MATCHING_PRIOR]
     assert priors == ["ITM: loss"]
+    assert [axes.get_ylabel() for axes in drawn[:3]] == ["nats", "nats", "norm"]
+    assert [text.get_text() for text in drawn[0].get_legend().get_texts()] == ["ITC", "ITM"]
     (tmp_path / "log.jsonl").write_text("")
     plot_curves(tmp_path / "log.jsonl", tmp_path / "empty.png")
     assert (tmp_path / "empty.png").exists()

@@ -4,8 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from paths import TESTS
 from safetensors.torch import load_file
 from small_pretraining import TINY_MODEL, records_of, small_run
 from task_rows import results_of, small
+from two_processes import run_on_two_processes
 
 from albef_hf.tasks import find_task
 from albef_hf.training import checkpointing
@@ -201,13 +200,10 @@ def test_fine_tuning_is_resumed_with_its_best_model(run, stop_at, pretrained, tm
 
 def two_processes_stop_and_resume(tmp_path: Path, *arguments: str) -> None:
     """`distributed_resume.py` asserts the exit code of SIGUSR1, and that there are two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(TESTS / "distributed_resume.py"), *small_run(tmp_path, 5), *arguments]
-    command += ["--gradient_accumulation_steps", "2", "--validation_size", "0", "--logging_steps", "2"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "step 3: stopped by SIGUSR1; the checkpoint is written" in run.stdout + run.stderr
+    options = [*small_run(tmp_path, 5), *arguments]
+    options += ["--gradient_accumulation_steps", "2", "--validation_size", "0", "--logging_steps", "2"]
+    printed = run_on_two_processes(TESTS / "distributed_resume.py", *options, folder=tmp_path)
+    assert "step 3: stopped by SIGUSR1; the checkpoint is written" in printed
     assert_same(tmp_path / "out", tmp_path / "whole", 5)
     state = state_of(tmp_path / "out", 5)
     assert not torch.equal(state["process_0.pt"], state["process_1.pt"])

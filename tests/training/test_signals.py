@@ -53,7 +53,7 @@ def test_the_end_of_the_launcher_is_a_sigterm(monkeypatch, launcher):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the end of a parent")
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
 def test_a_command_ends_if_its_launcher_has_already_ended(monkeypatch, command):
-    parents = iter([os.getppid(), 1])
+    parents = iter([7, 1])
 
     def start() -> None:
         monkeypatch.setattr(os, "getppid", lambda: next(parents))

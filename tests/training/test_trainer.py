@@ -6,8 +6,6 @@ import itertools
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from PIL import Image
 from small_pretraining import TINY_MODEL, records_of, small_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch._dynamo.utils import counters
+from two_processes import run_on_two_processes
 
 from albef_hf import AlbefForPreTraining, AlbefProcessor, MomentumTeacher, matching_albef
 from albef_hf.data import PretrainingCollator, Scenes
@@ -254,14 +253,10 @@ def test_options_of_negatives_reach_the_sampler(pretrain, monkeypatch):
 )
 def test_two_processes_train_one_model(negatives, tmp_path):
     """`distributed_training.py` asserts that both end with the same weights and queues."""
-    script = TESTS / "distributed_training.py"
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     options = [*small_run(tmp_path / "out", 4), *negatives]
-    run = subprocess.run(command + options, env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert (run.stdout + run.stderr).count("equal on both of 2 processes") == 1
-    assert "8 on each of 2 process(es)" in run.stdout + run.stderr
+    printed = run_on_two_processes(TESTS / "distributed_training.py", *options, folder=tmp_path)
+    assert printed.count("equal on both of 2 processes") == 1
+    assert "8 on each of 2 process(es)" in printed
     records = [record for record in records_of(tmp_path / "out") if "loss" in record]
     assert [record["pairs"] for record in records] == [32, 64]
     student = AlbefForPreTraining.from_pretrained(tmp_path / "out")

@@ -1,0 +1,67 @@
+"""Draw where a model looks for each word of a text (Grad-CAM, figures 4 to 6 of the paper).
+
+    albef pretrain --config scenes
+    python examples/heat_maps.py runs/scenes
+
+writes heat_maps.png and prints, with the model of the first command:
+
+    match 76.2%; the hottest of 6 x 6 patches of each word:
+    green        row 4, column 4, heat 0.73
+    ring         row 1, column 1, heat 0.02
+    orange       row 1, column 1, heat 0.04
+    hexagon      row 0, column 3, heat 0.02
+    turquoise    row 4, column 4, heat 0.27
+    diamond      row 2, column 4, heat 0.13
+    yellow       row 1, column 4, heat 0.11
+    ball         row 1, column 4, heat 1.00
+
+Heat is how much a word weighs in the matching score, not whether it is in the image: that is what the probability
+says, with which the colors of the drawing fade. All words of a text have one scale.
+"""
+
+import argparse
+
+from PIL import Image
+
+from albef_hf import AlbefForPreTraining, AlbefProcessor
+from albef_hf.data import Scenes
+from albef_hf.heatmaps_albef import (
+    content_words,
+    heatmap_grid,
+    match_probabilities,
+    matching_heatmaps,
+    word_heatmaps,
+)
+
+TEXT = "a green ring, an orange hexagon, a turquoise diamond and a yellow ball"
+
+
+def main() -> None:
+    """Draw the heat maps of the words of a text, and print the hottest place of each."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("model", help="folder or Hub name of a model with a matching head, such as runs/scenes")
+    parser.add_argument("--image", help="an image file; by default a scene, which the text describes")
+    parser.add_argument("--text", default=TEXT, help="text of several words")
+    parser.add_argument("--output", default="heat_maps.png", help="image to write")
+    options = parser.parse_args()
+
+    model = AlbefForPreTraining.from_pretrained(options.model).eval()
+    processor = AlbefProcessor.from_pretrained(options.model)
+    image = Image.open(options.image) if options.image else Scenes(1, seed=7)[0]["image"]
+
+    inputs = processor(images=image, text=[options.text], return_tensors="pt")
+    of_tokens = matching_heatmaps(model, **inputs)[0]
+    words, maps = word_heatmaps(processor.tokenizer, inputs["input_ids"][0], of_tokens)
+    drawn = content_words(words)  # without "a", "and" and the like
+    probability = match_probabilities(model, **inputs).item()
+    grid = heatmap_grid(image, [words[index] for index in drawn], maps[drawn], probability=probability)
+    grid.save(options.output)
+
+    print(f"match {probability:.1%}; the hottest of {maps.shape[1]} x {maps.shape[2]} patches of each word:")
+    for index in drawn:
+        row, column = divmod(maps[index].argmax().item(), maps.shape[2])
+        print(f"{words[index]:12s} row {row}, column {column}, heat {maps[index].max() / maps[drawn].max():.2f}")
+
+
+if __name__ == "__main__":
+    main()
