@@ -149,6 +149,8 @@ def test_captions(export, inputs, processor):
     )
     written = OnnxCaptioning(folder).generate(inputs["pixel_values"].numpy(), prompt, max_new_tokens=6)
     assert np.array_equal(written, expected) and len(np.unique(written, axis=0)) > 1
+    ended = [*prompt, processor.tokenizer.sep_token_id]
+    assert np.array_equal(OnnxCaptioning(folder).generate(inputs["pixel_values"].numpy(), ended, 6), expected)
 
 
 @pytest.mark.parametrize(

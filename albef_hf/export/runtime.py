@@ -158,12 +158,13 @@ class OnnxCaptioning(OnnxModel):
 
         Args:
             pixel_values: (images, channels, height, width).
-            prompt_ids: `[CLS]` and the words before each caption.
+            prompt_ids: `[CLS]` and the words before each caption; a `[SEP]` among them is removed, as by the model.
             max_new_tokens: Maximum number of tokens after the prompt.
         """
         images = self.run("image_encoder", pixel_values)
-        prompt = np.tile(prompt_ids, (len(images), 1))
-        return self._write(prompt, "caption_decoder", images, max_new_tokens=max_new_tokens)
+        end = self.config["text_config"]["eos_token_id"]
+        prompt = [prompt_ids[0], *(token for token in prompt_ids[1:] if token != end)]
+        return self._write(np.tile(prompt, (len(images), 1)), "caption_decoder", images, max_new_tokens=max_new_tokens)
 
 
 def _log_odds(logits: np.ndarray) -> np.ndarray:
