@@ -26,12 +26,9 @@ with torch.no_grad():
 """
 
 
-LONG = pytest.mark.skipif(not os.environ.get("ALBEF_LONG"), reason="takes long: ALBEF_LONG=1 runs it")
-
-
+@pytest.mark.skipif(not os.environ.get("ALBEF_LONG"), reason="takes long: ALBEF_LONG=1 runs it")
 @pytest.mark.parametrize(
-    "frozen",
-    [pytest.param((), id="trained", marks=LONG), pytest.param(("image_encoder", "text_encoder"), id="frozen")],
+    "frozen", [pytest.param((), id="trained"), pytest.param(("image_encoder", "text_encoder"), id="frozen")]
 )
 def test_own_encoders_from_pretraining_to_search(frozen, tmp_path):
     tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
