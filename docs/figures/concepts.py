@@ -79,6 +79,8 @@ def draw_queue(runs: dict[str, Any]) -> None:
     ):
         left.plot(*points(runs[name], "mutual_information_bound"), color=color, label=label)
         left.axhline(math.log(keys), color=color, linestyle=":", linewidth=1.2)
+        limit = f"all that {keys:,} keys can prove"
+        left.text(500, math.log(keys) - 0.08, limit, color=color, size=8.5, ha="center", va="top")
         right.plot(*points(runs[name], "itc_text_r10", "itc_image_r10"), color=color, marker="o", label=label)
     left.set(title="bound on mutual information", xlabel="step", ylabel="nats", ylim=(0, None))
     right.set(title="recall at 10 by contrast", xlabel="step", ylabel="%", ylim=(0, None))
@@ -106,7 +108,7 @@ def draw_prior(runs: dict[str, Any]) -> None:
     for name, label, color in (("batch", "hard negatives", PURPLE), ("uniform", "uniform negatives", GREEN)):
         right.plot(*points(runs[name], "loss_itm"), color=color, label=label)
     right.axhline(MATCHING_PRIOR, color=RED, linestyle="--", linewidth=1.2, label="prior")
-    right.set(title="two short runs", xlabel="step", ylim=(0.2, 1))
+    right.set(title="two short runs", xlabel="step", ylim=(0.15, 1))
     right.legend(loc="upper right")
     save(figure, "prior")
 

@@ -2,7 +2,7 @@
 
     python docs/figures/short_runs.py --output runs/figures
 
-Each run takes about three minutes of one CPU core; those that are finished are not repeated. `short_runs.json` gets
+Each run takes three to five minutes of one CPU core; those that are finished are not repeated. `short_runs.json` gets
 the settings in which a run differs from `short_runs.yaml`, its log, and, of the first, the cosines of the teacher.
 """
 

@@ -220,6 +220,14 @@ def test_the_page_opens_with_an_example_and_shows_another_when_it_is_picked(visi
     visitor.until(lambda: second in visitor.find("#scores .scores").text, "scores of the second")
 
 
+def test_tabs_have_the_same_width(visitor):
+    widths = set()
+    for tab in ("Captions", "Words", "Question", "Search"):
+        visitor.open(tab)
+        widths.add(visitor.browser.execute_script("return document.querySelector('.tabs').offsetWidth"))
+    assert len(widths) == 1
+
+
 def test_words_of_an_example_are_located(visitor):
     visitor.open("Words")
     visitor.write("#text", "a surfboarding dog, a ball")
