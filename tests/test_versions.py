@@ -3,11 +3,13 @@
 import configparser
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from paths import REPOSITORY
 
+import albef_hf
 from albef_hf.compatibility_albef import TESTED_VERSIONS
 
 
@@ -38,6 +40,17 @@ def test_cards_state_the_versions_of_transformers_that_are_tested():
     oldest, newest = TESTED_VERSIONS
     bounds = {bound.operator: bound.version for bound in requirements()["transformers"].specifier}
     assert Version(oldest) == Version(bounds[">="]) and newest == pins()["transformers"]
+
+
+def test_the_hooks_have_the_tested_versions():
+    hooks = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    named = [Requirement(name) for hook in hooks for name in hook["additional_dependencies"]]
+    assert {name.name for name in named} == {"ruff", "typos"}
+    assert [name for name in named if name.specifier != f"=={pins()[name.name]}"] == []
+
+
+def test_the_citation_is_of_this_version():
+    assert yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())["version"] == albef_hf.__version__
 
 
 def test_pins_are_of_no_machine():

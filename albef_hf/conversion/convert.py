@@ -65,6 +65,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _from_original(options: argparse.Namespace) -> None:
     from ..utils.progress import log_library_progress
+    from .checkpoints import MODELS
     from .from_original import convert_checkpoint
 
     log_library_progress()
@@ -88,6 +89,8 @@ def _from_original(options: argparse.Namespace) -> None:
         f"{options.output}: {summary['image_size']} pixels, {image_heads} attention heads for images, "
         f"{text_heads} for texts."
     )
+    head = MODELS[summary["task"]].__name__
+    print(f'Load it with {head}.from_pretrained("{options.output}"); the README.md there shows how.')
     if "reported" in summary:
         print(
             f"Published for this file: {summary['reported']} ({summary['reported_by']}). It has not been "

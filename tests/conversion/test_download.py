@@ -307,6 +307,7 @@ def test_the_command_downloads_converts_and_says_what_to_expect(server, tmp_path
     run("convert", "refcoco", tmp_path / "out", "--config", tmp_path / "heads.json")
     printed = capsys.readouterr().out
     sha256 = hashlib.sha256(server.files["/ALBEF/refcoco.pth"]).hexdigest()
+    assert f'AlbefForRetrieval.from_pretrained("{tmp_path / "out"}")' in printed
     for text in (sha256, "bytes", PUBLISHED["refcoco"].reported, "table 5 of the paper", "has not been measured"):
         assert text in printed, text
     report = json.loads((tmp_path / "out" / "conversion.json").read_text())
