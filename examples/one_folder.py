@@ -1,10 +1,21 @@
 """Load one folder in transformers, sentence-transformers, MTEB, onnxruntime and `albef search`; compare the scores.
 
-    pip install "albef_hf[export,mteb,search]" "sentence-transformers>=6"
+    pip install "albef_hf[export,mteb,search,sentence-transformers]"
     python examples/one_folder.py runs/scenes
 
+prints
+
+    | | cosine | log-odds |
+    |---|---|---|
+    | in transformers | 0.86719 (0e+00) | 1.80596 (0e+00) |
+    | in sentence transformers | 0.86719 (1e-07) | 1.80596 (4e-06) |
+    | in mteb | 0.86719 (4e-07) | 1.80596 (3e-06) |
+    | in onnxruntime | 0.86719 (5e-07) | 1.80596 (5e-06) |
+    | in albef search | 0.86719 (2e-07) | 1.80596 (3e-06) |
+    768 pairs; skipped 0: nothing
+
 Scenes and their captions are scored by the contrast (cosines, ITC) and by the matching (log-odds, ITM); each function
-returns both, (images, texts).
+returns both, (images, texts). In brackets is the largest difference of all pairs from transformers.
 """
 
 import json

@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,17 @@ def test_vector_database(example):
     lines = example("vector_database.py", "--scenes 8 --rerank_k 8").splitlines()
     assert [line.split("R@")[0].strip() for line in lines] == ["retrieved by Qdrant", "reranked by matching"]
     assert all(line.endswith("R@8 100.0%") for line in lines)
+
+
+def test_one_folder(example, monkeypatch):
+    pytest.importorskip("sentence_transformers")
+    for name in ("mteb", "albef_hf.export.runtime"):  # which take longer; the script skips them
+        monkeypatch.setitem(sys.modules, name, None)
+    *_, first, second, third, skipped = example("one_folder.py").splitlines()
+    assert first.startswith("| in transformers |") and skipped.startswith("768 pairs; skipped 2: in_mteb (")
+    values = [re.findall(r"(-?\d\.\d+) \((\S+)\)", line) for line in (first, second, third)]
+    for score, difference in values[1] + values[2]:
+        assert score in dict(values[0]) and float(difference) < 1e-4
 
 
 def test_the_list_is_complete():
