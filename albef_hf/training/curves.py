@@ -4,7 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..utils.files import atomic_write
 from .guards import MATCHING_PRIOR
@@ -48,9 +48,8 @@ def _draw_panel(axes: "Axes", title: str, names: list[str], records: list[dict[s
         style = "--" if name.endswith("_r10") else "-"
         color = RECALL_COLORS.get(re.sub(r"_(text|image)_r\d+$", "", name))
         marker = "o" if len(points) < 30 else None
-        axes.plot(
-            *zip(*points, strict=True), label=_label(name), linestyle=style, color=color, marker=marker, markersize=4
-        )
+        line: dict[str, Any] = {"linestyle": style, "color": color, "marker": marker, "markersize": 4}
+        axes.plot(*zip(*points, strict=True), label=_label(name), **line)
     if names == ["loss_itm"]:
         axes.axhline(MATCHING_PRIOR, color="gray", linestyle="--", label="prior: one in three matches")
     name, unit = re.fullmatch(r"(.*?)(?: \((.*)\))?", title).groups()  # type: ignore[union-attr]  # always matches
