@@ -3,8 +3,8 @@
 set -euxo pipefail
 cd "$(mktemp -d)"
 albef --help
-albef pretrain --config scenes --max_steps 20
-albef evaluate retrieval --model runs/scenes --scenes 40
+albef pretrain --config scenes --max_steps 20 --validation_size 50
+albef evaluate retrieval --model runs/scenes --validation_size 50
 python -c "
 from albef_hf.data import Scenes
 for i, row in enumerate(Scenes(20)):
