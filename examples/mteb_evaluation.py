@@ -1,6 +1,6 @@
 """Evaluate a model in MTEB: retrieval and compositionality of its image benchmark, MIEB.
 
-    pip install "albef_hf[mteb]"
+    pip install -e ".[mteb]"
     python examples/mteb_evaluation.py you/albef
 
 The data sets come from the Hub. Without a network, built-in scenes take their place:

@@ -14,7 +14,7 @@ prints, with the model of the first command:
     results.html shows the images, and where the model looks for each word
 
 The index is kept, so that the next search encodes no image, only those that are new. `albef index` and `albef search`
-are the same from the command line. Needs `pip install "albef_hf[search]"`.
+are the same from the command line. Needs `pip install -e ".[search]"`.
 """
 
 import argparse

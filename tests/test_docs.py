@@ -17,7 +17,7 @@ import albef_hf.data
 from albef_hf import cli
 from albef_hf.evaluation import evaluate as evaluation
 from albef_hf.tasks import PRETRAINING, evaluation_names, find_arguments, task_names
-from albef_hf.utils.command_line import recipe_names
+from albef_hf.utils.command_line import RECIPES, recipe_names
 
 MARKDOWN = [
     *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "demo/README.md")),
@@ -48,7 +48,7 @@ def code_of(path: Path) -> list[str]:
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".md":
         lines = re.findall(r"^# ?(.*)$", text, re.MULTILINE)
-        return re.sub(r"\\\n\s*", " ", "\n".join(lines)).splitlines()
+        return [line.strip() for line in re.sub(r"\\\n\s*", " ", "\n".join(lines)).splitlines()]
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
     spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
@@ -114,6 +114,13 @@ def known_options() -> set[str]:
 def test_examples_of(name):
     failed, tried = doctest.testmod(importlib.import_module(f"albef_hf.{name}"))
     assert tried and not failed
+
+
+def test_the_page_of_recipes_has_their_commands():
+    page = albef_commands(REPOSITORY / "docs" / "guides" / "recipes.md")
+    commands = [words for path in RECIPES.glob("*/*.yaml") for words in albef_commands(path)]
+    assert len(commands) == 2 * len([*RECIPES.glob("*/*.yaml")])
+    assert [words for words in commands if words not in page] == []
 
 
 @pytest.mark.parametrize("path", [*MARKDOWN, *COMMENTED, REPOSITORY / "Makefile"], ids=id_of)
