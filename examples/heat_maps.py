@@ -6,14 +6,14 @@
 writes heat_maps.png and prints, with the model of the first command:
 
     match 76.2%; the hottest of 6 x 6 patches of each word:
-    green        row 4, column 4, heat 0.00415
-    ring         row 1, column 1, heat 0.00010
+    green        row 4, column 4, heat 0.0042
+    ring         row 1, column 1, heat 0.0001
     orange       row 1, column 1, heat 0.00022
-    hexagon      row 0, column 3, heat 0.00010
-    turquoise    row 4, column 4, heat 0.00151
+    hexagon      row 0, column 3, heat 9.8e-05
+    turquoise    row 4, column 4, heat 0.0015
     diamond      row 2, column 4, heat 0.00071
-    yellow       row 1, column 4, heat 0.00060
-    ball         row 1, column 4, heat 0.00566
+    yellow       row 1, column 4, heat 0.0006
+    ball         row 1, column 4, heat 0.0057
 
 Heat is how much a word weighs in the matching score, not whether it is in the image: that is what the probability
 says, with which the colors of the drawing fade. All words of a text have one scale.
@@ -52,7 +52,7 @@ def main() -> None:
     print(f"match {probability:.1%}; the hottest of {maps.shape[1]} x {maps.shape[2]} patches of each word:")
     for word, heat in zip(words, maps, strict=True):
         row, column = divmod(heat.argmax().item(), maps.shape[2])
-        print(f"{word:12s} row {row}, column {column}, heat {heat.max():.5f}")
+        print(f"{word:12s} row {row}, column {column}, heat {heat.max():.2g}")
 
 
 if __name__ == "__main__":
