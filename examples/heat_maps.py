@@ -6,14 +6,14 @@
 writes heat_maps.png and prints, with the model of the first command:
 
     match 76.2%; the hottest of 6 x 6 patches of each word:
-    green        row 4, column 4, heat 0.73
-    ring         row 1, column 1, heat 0.02
-    orange       row 1, column 1, heat 0.04
-    hexagon      row 0, column 3, heat 0.02
-    turquoise    row 4, column 4, heat 0.27
-    diamond      row 2, column 4, heat 0.13
-    yellow       row 1, column 4, heat 0.11
-    ball         row 1, column 4, heat 1.00
+    green        row 4, column 4, heat 0.0042
+    ring         row 1, column 1, heat 0.0001
+    orange       row 1, column 1, heat 0.00022
+    hexagon      row 0, column 3, heat 9.8e-05
+    turquoise    row 4, column 4, heat 0.0015
+    diamond      row 2, column 4, heat 0.00071
+    yellow       row 1, column 4, heat 0.0006
+    ball         row 1, column 4, heat 0.0057
 
 Heat is how much a word weighs in the matching score, not whether it is in the image: that is what the probability
 says, with which the colors of the drawing fade. All words of a text have one scale.
@@ -25,13 +25,8 @@ from PIL import Image
 
 from albef_hf import AlbefForPreTraining, AlbefProcessor
 from albef_hf.data import Scenes
-from albef_hf.heatmaps_albef import (
-    content_words,
-    heatmap_grid,
-    match_probabilities,
-    matching_heatmaps,
-    word_heatmaps,
-)
+from albef_hf.heatmaps_albef import heatmap_grid, match_probabilities
+from albef_hf.search.html_report import word_maps
 
 TEXT = "a green ring, an orange hexagon, a turquoise diamond and a yellow ball"
 
@@ -50,17 +45,14 @@ def main() -> None:
     image = Image.open(options.image) if options.image else Scenes(1, seed=7)[0]["image"]
 
     inputs = processor(images=image, text=[options.text], return_tensors="pt")
-    of_tokens = matching_heatmaps(model, **inputs)[0]
-    words, maps = word_heatmaps(processor.tokenizer, inputs["input_ids"][0], of_tokens)
-    drawn = content_words(words)  # without "a", "and" and the like
     probability = match_probabilities(model, **inputs).item()
-    grid = heatmap_grid(image, [words[index] for index in drawn], maps[drawn], probability=probability)
-    grid.save(options.output)
+    words, maps = word_maps(model, processor, options.text, image)  # without "a", "and" and the like
+    heatmap_grid(image, words, maps, probability=probability).save(options.output)
 
     print(f"match {probability:.1%}; the hottest of {maps.shape[1]} x {maps.shape[2]} patches of each word:")
-    for index in drawn:
-        row, column = divmod(maps[index].argmax().item(), maps.shape[2])
-        print(f"{words[index]:12s} row {row}, column {column}, heat {maps[index].max() / maps[drawn].max():.2f}")
+    for word, heat in zip(words, maps, strict=True):
+        row, column = divmod(heat.argmax().item(), maps.shape[2])
+        print(f"{word:12s} row {row}, column {column}, heat {heat.max():.2g}")
 
 
 if __name__ == "__main__":
