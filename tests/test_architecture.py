@@ -293,7 +293,7 @@ def test_imports_go_one_way(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_loggers_are_below_that_of_transformers(path):
-    """So that its verbosity holds for their warnings; dynamo's is listened to, a report of transformers is filtered."""
+    """So that its verbosity holds for their warnings; dynamo is listened to, a report of transformers filtered."""
     others = ('"torch._dynamo.convert_frame"', '"transformers.modeling_utils"')
     for name in re.findall(r"getLogger\(([^)]*)\)|get_logger\(([^)]*)\)", path.read_text(encoding="utf-8")):
         assert "".join(name) in ('f"transformers.{__name__}"', *others)
