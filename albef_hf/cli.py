@@ -6,6 +6,7 @@ It parses the command line first and imports what a command needs afterwards, so
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -177,7 +178,9 @@ def explained_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         if os.environ.get(TRACEBACK):
             raise
-        sys.exit("interrupted")
+        print("interrupted", file=sys.stderr, flush=True)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)  # a shell ends a loop only for a program that died of the signal
     except Exception as error:
         from huggingface_hub.errors import StrictDataclassError
 

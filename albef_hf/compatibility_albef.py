@@ -100,19 +100,29 @@ def forget_attention_change(config: PreTrainedConfig) -> None:
 def without_load_report() -> Iterator[None]:
     """Keep transformers from warning of missing and unused weights, for code that says so itself.
 
-    Other warnings are kept. The library's table, and its line about tied weights that are both missing ("This
-    checkpoint seem corrupted"), are also printed for a BERT without a masked-language head.
+    Other warnings are kept, and an error shows the report that it refers to. The library's table, and its line about
+    tied weights that are both missing ("This checkpoint seem corrupted"), are also printed for a BERT without a
+    masked-language head.
     """
     library = logging.get_logger("transformers.modeling_utils")
-    library.addFilter(_is_no_load_report)
+    reports = []
+
+    def is_other_warning(record: Any) -> bool:
+        is_report = any(text in record.getMessage() for text in ("LOAD REPORT", "both are absent from the checkpoint"))
+        if is_report:
+            reports.append(record)
+        return not is_report
+
+    library.addFilter(is_other_warning)
     try:
         yield
+    except Exception:
+        library.removeFilter(is_other_warning)
+        for report in reports:
+            library.handle(report)
+        raise
     finally:
-        library.removeFilter(_is_no_load_report)
-
-
-def _is_no_load_report(record: Any) -> bool:
-    return not any(text in record.getMessage() for text in ("LOAD REPORT", "both are absent from the checkpoint"))
+        library.removeFilter(is_other_warning)
 
 
 def follow_umask(files: Iterable[Path]) -> None:

@@ -109,7 +109,7 @@ def read_text_model(name: str) -> tuple[dict, Weights]:
 
 
 def _load(kind: Any, name: str, **settings: Any) -> tuple[PreTrainedModel, set[str]]:
-    """Load a model and return it with the keys that it lacks, which are no news: ALBEF has other layers on top.
+    """Load a model and return it with the keys that it lacks, which ALBEF replaces by layers of its own.
 
     `load_pretrained_weights` warns of what stays random, this function of what is not used.
     """
@@ -117,7 +117,9 @@ def _load(kind: Any, name: str, **settings: Any) -> tuple[PreTrainedModel, set[s
         model, report = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **settings)
     unused = {key for key in report["unexpected_keys"] if "pooler." not in key}
     if unused:
-        logger.warning_once(f"Not used by ALBEF, of {name}: {', '.join(_group_by_module(unused))}.")
+        logger.warning_once(
+            f"ALBEF does not use these weights of {name}: {', '.join(sorted({key.split('.')[0] for key in unused}))}."
+        )
     return model, set(report["missing_keys"])
 
 

@@ -3,8 +3,8 @@ r"""Fine-tune a model on your own questions about your own images, then ask it o
 The table is a CSV file with the columns `image` (a path), `question` and `answer`; the last tenth of its rows is held
 out. Or it is the name of any dataset that `datasets.load_dataset` reads, with columns of other names:
 
-    python examples/finetune_vqa.py runs/scenes table.csv --image_root photos
-    python examples/finetune_vqa.py you/albef you/questions --columns image=photo answer=answers
+    python examples/finetune_vqa.py runs/scenes --table table.csv --image_root photos
+    python examples/finetune_vqa.py you/albef --table you/questions --columns image=photo answer=answers
 
 Further options are those of `albef finetune vqa`. Without a table, one about scenes is written to runs/questions:
 
@@ -39,9 +39,9 @@ def write_table(folder: Path, count: int) -> Path:
     with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["image", "question", "answer"])
-        for number, row in enumerate(SceneQuestions(count)):
-            row["image"].save(folder / f"{number}.png")
-            rows.writerow([folder / f"{number}.png", row["question"], row["answer"][0]])
+        for index, row in enumerate(SceneQuestions(count)):
+            row["image"].save(folder / f"{index}.png")
+            rows.writerow([folder / f"{index}.png", row["question"], row["answer"][0]])
     return folder / "table.csv"
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     """Fine-tune on a table and ask a question; further options are those of `albef finetune vqa`."""
     parser = argparse.ArgumentParser(description=main.__doc__, allow_abbrev=False)
     parser.add_argument("model", help="folder or Hub name of a pretrained model, such as runs/scenes")
-    parser.add_argument("table", nargs="?", help="CSV file or dataset; by default, questions about scenes")
+    parser.add_argument("--table", help="CSV file or dataset; by default, questions about scenes")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/my_vqa"), help="folder of the fine-tuned model")
     parser.add_argument("--rows", type=int, default=4000, help="number of questions about scenes")
     parser.add_argument("--image", help="image to ask about; by default a scene")

@@ -1,8 +1,10 @@
 """The command `albef` and the scripts in `train`."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from paths import REPOSITORY
@@ -80,7 +82,6 @@ def test_an_unknown_task_is_refused_with_the_known_ones(run, command, capsys):
         (ModuleNotFoundError("...", name="onnxscript"), 'pip install "albef_hf[export]"'),
         (ValueError("https://me:secret@host/x cannot be read"), "error: https://***@host/x cannot be read"),
         (OSError("the disk is full"), "error: the disk is full"),
-        (KeyboardInterrupt(), "interrupted"),
     ],
 )
 def test_expected_errors_are_one_line(error, message, run, monkeypatch):
@@ -95,6 +96,25 @@ def test_expected_errors_are_one_line(error, message, run, monkeypatch):
     monkeypatch.setenv(cli.TRACEBACK, "1")
     with pytest.raises(type(error)):
         run("card")
+
+
+def test_ctrl_c_is_a_line_and_ends_the_program_as_a_shell_expects():
+    code = "from albef_hf import cli; cli.COMMANDS['card'] = lambda arguments: input(); cli.main(['card'])"
+    environment = {name: value for name, value in os.environ.items() if name != "ALBEF_TRACEBACK"}
+    environment["PYTHONPATH"] = str(REPOSITORY)
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True); " + code],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as program:
+        program.stdout.readline()
+        time.sleep(1)
+        program.send_signal(signal.SIGINT)
+        assert program.communicate(timeout=60)[1] == "interrupted\n"
+    assert program.returncode == -signal.SIGINT
 
 
 def test_errors_of_the_program_keep_their_traceback(run, monkeypatch):

@@ -134,8 +134,10 @@ def test_one_folder(example, monkeypatch):
     *_, first, second, third, skipped = example("one_folder.py").splitlines()
     assert first.startswith("| in transformers |") and skipped.startswith("768 pairs; skipped 2: in_mteb (")
     values = [re.findall(r"(-?\d\.\d+) \((\S+)\)", line) for line in (first, second, third)]
-    for score, difference in values[1] + values[2]:
-        assert score in dict(values[0]) and float(difference) < 1e-4
+    expected = [pytest.approx(float(score), abs=1e-4) for score, _ in values[0]]
+    for found in values[1:]:
+        assert [float(score) for score, _ in found] == expected
+        assert all(float(difference) < 1e-4 for _, difference in found)
 
 
 def test_the_list_is_complete():

@@ -89,7 +89,7 @@ def test_weights_that_are_missing_or_unused_are_named_once(tmp_path, warnings_of
     AutoModelForSequenceClassification.from_config(BertConfig(**SMALL)).save_pretrained(tmp_path)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     start_from(tmp_path, num_hidden_layers=1, num_multimodal_layers=1)
-    assert warnings_of_albef[0] == f"Not used by ALBEF, of {tmp_path}: classifier."
+    assert warnings_of_albef[0] == f"ALBEF does not use these weights of {tmp_path}: classifier."
     assert "mlm_head.dense" in warnings_of_albef[1]
     assert caplog.messages == []
 

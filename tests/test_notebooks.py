@@ -12,7 +12,8 @@ from conftest import TINY
 from paths import REPOSITORY
 from small_pretraining import small_run
 
-FILES = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = REPOSITORY / "notebooks"
+FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 TINY_MODEL = {
     "projection_dim": 16,
     "vision_config": {**TINY, "image_size": 32},
@@ -54,14 +55,14 @@ def figures(monkeypatch, tmp_path, no_curves):
 
 def test_training_runs(figures, capsys):
     options = small_run(Path("runs/tiny"), 4, TINY_MODEL)
-    names = execute(FILES[1], OUTPUT_DIR="runs/tiny", OPTIONS=options, ROWS=12)
+    names = execute(NOTEBOOKS / "train_and_look_inside.ipynb", OUTPUT_DIR="runs/tiny", OPTIONS=options, ROWS=12)
     printed = capsys.readouterr().out
     assert len(names["trained"]) == 2 and len(figures.get_fignums()) == 4
     assert "color: " in printed and "shape: " in printed and "itm  R@1, 5, 10" in printed
 
 
 def test_search_runs(figures, pretrained, capsys):
-    names = execute(FILES[0], MODEL=str(pretrained), SCENES=12, RERANK_K=4)
+    names = execute(NOTEBOOKS / "search_and_rerank.ipynb", MODEL=str(pretrained), SCENES=12, RERANK_K=4)
     assert {hit.key for hit in names["candidates"]} == {hit.key for hit in names["reranked"]}
     assert len(names["index"]) == 12 and len(names["ranks"]) == 12 and len(figures.get_fignums()) == 3
     assert Path("results.html").read_text(encoding="utf-8").count("<li>") == 4

@@ -1,7 +1,7 @@
 """Two gloo processes, as `torchrun` starts them, forked from a server that has imported everything.
 
 The server belongs to the process that runs the tests, and saves both the imports, which take longer than most of the
-trainings. `test_cli.py` starts a process with a real launcher.
+trainings. `test_distributed.py` starts processes by `torchrun` itself.
 """
 
 import multiprocessing
@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before the server imports torch
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["albef_hf.tasks.pretraining", "albef_hf.evaluation.evaluate", "albef_hf.training.run"])
 
@@ -34,6 +35,8 @@ def run_on_two_processes(script: Path, *arguments: object, folder: Path, timeout
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [str(script), *map(str, arguments)]
     outputs = [folder / f"printed_{rank}.txt" for rank in range(2)]
+    for output in outputs:
+        output.touch()
     settings = [(command, environment, output, rank) for rank, output in enumerate(outputs)]
     processes = [CONTEXT.Process(target=_run, args=setting) for setting in settings]
     for process in processes:

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from ..data import Augmentation, InvalidSampleError, Normalization, RowErrors, SkipReason, load_image, valid_text
 from ..data.augmentation import torch_resize
@@ -31,8 +30,6 @@ from ..training.model_setup import load_task_model
 from ..training.saved_model import BestModel, SavedModel
 from ..utils.progress import progress
 from . import EVALUATION_ONLY
-
-logger = logging.get_logger(f"transformers.{__name__}")
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -186,13 +183,8 @@ class FineTuningTask(Task):
     @classmethod
     def load_model(cls, args: FineTuningArguments) -> tuple[PreTrainedModel, AlbefProcessor]:
         """Return the head from any ALBEF checkpoint, or untrained, and the processor."""
-        model, processor, missing = load_task_model(cls.head, args)
+        model, processor, _ = load_task_model(cls.head, args)
         cls.check_model(model)
-        if missing and not args.model_config:
-            logger.warning(
-                f"{len(missing)} weights are new for this task, such as {min(missing)}: they start random, and this "
-                "training learns them."
-            )
         return model, processor
 
     @classmethod

@@ -149,7 +149,7 @@ class Captioning(RowTask):
 
 
 class CaptionedImages(Sequence):
-    """Rows of which those with the same image are one, with all its captions; rows without a caption stay.
+    """Rows with all captions of an image: rows with the same image are one, and rows without a caption stay.
 
     Args:
         rows: Rows with `image` and `caption`; images without `image_id` and path are known by their content.
@@ -163,7 +163,7 @@ class CaptionedImages(Sequence):
         for index in progress(range(len(rows)), "find images", leave=False):
             row = rows[index]
             key: Any = ("row", index)
-            texts = [row["caption"]]
+            texts = row["caption"] if isinstance(row["caption"], list) else [row["caption"]]
             with contextlib.suppress(InvalidSampleError):  # which is counted when the row is read
                 texts = valid_captions(row["caption"])
                 shared_id = image_id(row)

@@ -53,10 +53,11 @@ def _draw_panel(axes: "Axes", title: str, names: list[str], records: list[dict[s
     if names == ["loss_itm"]:
         axes.axhline(MATCHING_PRIOR, color="gray", linestyle="--", label="prior: one in three matches")
     name, unit = re.fullmatch(r"(.*?)(?: \((.*)\))?", title).groups()  # type: ignore[union-attr]  # always matches
-    axes.set(title=name, xlabel="step", ylabel=unit or "", xlim=(0, 1.02 * max(record["step"] for record in records)))
-    if unit == "%":
+    last = max(1, *(record["step"] for record in records))
+    axes.set(title=name, xlabel="step", ylabel=unit or "", xlim=(0, 1.02 * last))
+    axes.margins(y=0.15)
+    if unit == "%" and axes.dataLim.y0 >= 0:
         axes.set_ylim(bottom=0)
-        axes.margins(y=0.15)
     axes.grid(alpha=0.3)
     if len(axes.lines) > 1:
         axes.legend(fontsize=9)
@@ -92,5 +93,15 @@ def _panels(records: list[dict[str, float]]) -> dict[str, list[str]]:
         "texts of an image: recall (%)": [name for name in recalls if "_text_" in name],
         "images of a text: recall (%)": [name for name in recalls if "_image_" in name],
         "evaluation (%)": [name for name in others if "/" not in name],
-        "evaluation by kind (%)": [name for name in others if "/" in name][:MAX_LINES],
+        **_by_kind([name for name in others if "/" in name]),
     }
+
+
+def _by_kind(names: list[str]) -> dict[str, list[str]]:
+    """Return a panel for each metric that is measured by kind, such as `accuracy/color`, of the first kinds."""
+    panels = {}
+    for metric in dict.fromkeys(name.partition("/")[0] for name in names):
+        kinds = [name for name in names if name.partition("/")[0] == metric]
+        count = f", {MAX_LINES} of {len(kinds)}" if len(kinds) > MAX_LINES else ""
+        panels[f"{metric.replace('_', ' ')} by kind{count} (%)"] = kinds[:MAX_LINES]
+    return panels

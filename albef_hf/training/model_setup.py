@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from ..compatibility_albef import without_load_report
 from ..configuration_albef import AlbefConfig, read_vision_config
 from ..data import embedded_tokenizer, make_processor
 from ..modeling_albef import AlbefForPreTraining, AlbefImageTextModel
@@ -17,6 +19,8 @@ from ..utils.spelling import refuse_unknown
 from .arguments import FineTuningArguments, PretrainingArguments, TrainingArguments
 from .lora import without_adapters
 from .optimization import ENCODER_MODULES
+
+logger = logging.get_logger(f"transformers.{__name__}")
 
 
 def load_pretraining_model(
@@ -76,10 +80,17 @@ def load_task_model(
         model = head(config)
         missing = set(model.state_dict())
     else:
-        loaded: Any = head.from_pretrained(args.model, config=config, dtype=torch.float32, output_loading_info=True)
+        with without_load_report():
+            loaded: Any = head.from_pretrained(
+                args.model, config=config, dtype=torch.float32, output_loading_info=True
+            )
         model, report = loaded
         model = without_adapters(model)
         missing = set(report["missing_keys"])
+        if missing:
+            logger.warning(f"{len(missing)} weights of {head.__name__} are new, such as {min(missing)}.")
+        if unused := report["unexpected_keys"]:
+            logger.warning(f"{head.__name__} has no use for {len(unused)} weights, such as {min(unused)}.")
     model.set_attn_implementation(args.attn_implementation)
     return model, processor, missing
 

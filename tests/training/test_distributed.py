@@ -1,12 +1,14 @@
 """With gather_keys and gather_negatives, processes and accumulated batches are equivalent to one large batch."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
 import torch
 from distributed_contrast import hardest, one_step
 from paths import TESTS
-from two_processes import run_on_two_processes
 
 from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.run import check_contrastive_options
@@ -25,7 +27,9 @@ def step_of_one(tmp_path, monkeypatch):
 def steps_of_two(tmp_path_factory) -> list[dict]:
     """Results of two processes in each case."""
     folder = tmp_path_factory.mktemp("two")
-    run_on_two_processes(SCRIPT, folder, folder=folder)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(folder)], env=environment, check=True, timeout=300)
     return [torch.load(folder / f"process{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

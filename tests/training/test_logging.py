@@ -61,6 +61,22 @@ def test_legends_name_losses_and_recalls_as_the_paper_does():
     assert [_label(name) for name in names] == ["MLM", "ITC, R@1", "ITM, R@10", "neutral", "exchanged images accuracy"]
 
 
+def test_a_panel_of_kinds_says_how_many_it_shows():
+    panels = _panels([{"step": 1, **{f"per_label/{index}": 1.0 for index in range(12)}, "f1/red": 2.0}])
+    assert len(panels["per label by kind, 8 of 12 (%)"]) == 8 and panels["f1 by kind (%)"] == ["f1/red"]
+
+
+def test_negative_values_are_drawn(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    records = [{"step": 0, "r2": -40.0}]
+    (tmp_path / "log.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: [path.touch(), drawn.extend(figure.axes)])
+    plot_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
+    assert drawn[0].get_ylim()[0] < -40 and drawn[0].get_xlim()[1] > 0
+
+
 def test_curves_have_a_panel_for_everything_in_the_log(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
@@ -75,7 +91,7 @@ def test_curves_have_a_panel_for_everything_in_the_log(tmp_path, monkeypatch):
         "gradient (norm)": ["gradient_norm"],
         "AdamW (learning rate)": ["learning_rate"],
         "evaluation (%)": ["accuracy"],
-        "evaluation by kind (%)": ["accuracy/yes"],
+        "accuracy by kind (%)": ["accuracy/yes"],
     }
     (tmp_path / "log.jsonl").write_text("\n".join(json.dumps(record) for record in records))
     plot_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
