@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _report_missing(options: DemoArguments) -> None:
-    """Tell who starts the page, and not its visitors, which tabs it lacks."""
+    """Print the missing tabs in the terminal, since only the owner of the page can add them."""
     for name, (tab, command) in TABS.items():
         if getattr(options, name) is None:
             sys.stdout.write(f"no tab {tab}: it needs --{name}, which `{command}` writes\n")

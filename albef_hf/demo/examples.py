@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data import Scenes
+from ..data import Scenes, is_blank
 from ..search.image_sources import image_suffixes
+from .inputs import MAX_LINES
 
 MAX_EXAMPLES = 6
 CAPTIONS_PER_SCENE = 3
@@ -45,11 +46,11 @@ def draw_scenes(folder: str) -> list[Example]:
 def find_images(folder: str) -> list[Example]:
     """Return the first images of a folder, ordered by name.
 
-    A text file of the same name as an image, such as `dog.txt` beside `dog.jpg`, has captions to score, one per line;
-    the words of the first are located.
+    A text file of the same name as an image, such as `dog.txt` beside `dog.jpg`, has captions to score, one per line
+    and at most `MAX_LINES`; the words of the first are located.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or a text file is not UTF-8.
     """
     suffixes = image_suffixes()
     paths = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in suffixes)
@@ -60,8 +61,12 @@ def find_images(folder: str) -> list[Example]:
 
 def _read_example(path: Path) -> Example:
     texts = path.with_suffix(".txt")
-    captions = texts.read_text(encoding="utf-8").strip() if texts.exists() else ""
-    return Example(str(path), captions, text=captions.split("\n")[0])
+    try:
+        lines = texts.read_text(encoding="utf-8-sig").splitlines() if texts.is_file() else []
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{texts} is not UTF-8 ({error}). Save it as UTF-8, or remove it.") from error
+    captions = [line.strip() for line in lines if not is_blank(line)][:MAX_LINES]
+    return Example(str(path), "\n".join(captions), text=captions[0] if captions else "")
 
 
 def _caption(objects: list[dict[str, Any]]) -> str:

@@ -1,13 +1,18 @@
 """The layout of the page."""
 
+import html
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
+from transformers.utils import logging
 
 from .assistant import RERANK_K
 from .examples import Example
 from .handlers import Handlers
+from .inputs import read_uploaded_image
+
+logger = logging.get_logger(f"transformers.{__name__}")
 
 MAX_UPLOAD_SIZE = "20mb"
 UPLOAD_SECONDS = 3600  # after which an upload is removed
@@ -86,7 +91,7 @@ class Page:
             port: Port; by default `GRADIO_SERVER_PORT`, or the first free one from 7860.
 
         Raises:
-            ValueError: If the first example cannot be shown.
+            ValueError: If the image of the first example cannot be read.
         """
         self.build().launch(
             server_name=host,
@@ -121,16 +126,15 @@ class Page:
                 picked = examples.load_input_event
                 _then(picked, self.handlers.score, [image, captions], scores)
                 _then(picked, self.handlers.heatmaps, [image, text, all_words], heatmaps)
-                _clear([examples.dataset.click], others)
+                _clear([examples.dataset.click], [scores, heatmaps, *others])
             _clear([image.input, image.clear], [scores, heatmaps, *others])
             _clear([gallery.select for gallery in found], [scores, *others])
         return blocks
 
     def _opening(self, handler: Callable[..., Any], *fields: str) -> Any:
-        """Return what a handler shows for fields of the first example; None without an example, or if one is empty.
+        """Return what a handler shows for fields of the first example.
 
-        Raises:
-            ValueError: If the example cannot be shown.
+        Return None without an example, if a field is empty, or, with a warning, if the handler fails.
         """
         inputs = [getattr(self.first, field, "") for field in fields]
         if not all(inputs):
@@ -138,12 +142,19 @@ class Page:
         values = [{"path": value} if field == "path" else value for field, value in zip(fields, inputs, strict=True)]
         try:
             return handler(*values)
-        except gr.Error as error:
-            raise ValueError(f"The first example, {self.first.path}, cannot be shown: {error.message}") from error
+        except Exception as error:  # the rest of the page works, and a visitor may try again
+            message = html.unescape(str(getattr(error, "message", error)))  # `Handlers` escape it for the page
+            logger.warning(f"The page opens without the result of `{handler.__name__}`: {message}")
+            return None
 
     def _build_image(self) -> gr.Image:
         # The handlers read the uploaded file themselves, so that they explain a broken one.
         path = self.first.path if self.first else None
+        try:
+            if path:
+                read_uploaded_image(path)
+        except ValueError as error:
+            raise ValueError(f"The first example, {path}, cannot be shown: {error}") from error
         return gr.Image(path, type="filepath", image_mode=None, label="Image", height=320, elem_id="image")
 
     def _build_captions(self, image: gr.Image) -> tuple[gr.Textbox, gr.HTML]:
@@ -224,7 +235,8 @@ class Page:
             with gr.Row():
                 by_text = gr.Button("Search", variant="primary", elem_id="search")
                 by_image = gr.Button("Search by image", elem_id="similar")
-            items, keys = self._open_search()
+            handler, field = (self.handlers.search, "text") if value else (self.handlers.search_similar, "path")
+            items, keys = self._opening(handler, field) or (None, ("", []))
             gallery = _full_gallery("found", items, allow_preview=False)
             gr.Markdown(f"{SEARCH_NOTE} {self._match_note()} {RERANK_NOTE}")
         results = gr.State(keys)
@@ -233,11 +245,6 @@ class Page:
         _connect([gallery.select], self.handlers.select, [results, all_words], selected)
         return [gallery]
 
-    def _open_search(self) -> tuple[Any, Any]:
-        """Return the images that match the text of the first example; without a text, those similar to it."""
-        found = self._opening(self.handlers.search, "text") or self._opening(self.handlers.search_similar, "path")
-        return found or (None, ("", []))
-
 
 def _connect(events: Sequence[Callable[..., Any]], handler: Callable[..., Any], inputs: Any, outputs: Any) -> None:
     """Run a handler on events, one visitor at a time, so that each has all processors or the GPU."""
@@ -245,9 +252,9 @@ def _connect(events: Sequence[Callable[..., Any]], handler: Callable[..., Any], 
 
 
 def _then(event: Any, handler: Callable[..., Any], inputs: Any, outputs: Any) -> None:
-    """Run a handler as in `_connect`, after what another event does, such as filling in an example."""
+    """Run a handler as in `_connect` after an event that fills in an image and a text, unless the text is empty."""
     event.then(
-        handler,
+        lambda image, text, *options: handler(image, text, *options) if text else None,
         inputs,
         outputs,
         preprocess=False,

@@ -70,13 +70,14 @@ def test_a_missing_model_is_explained(tmp_path):
         app.main(["--model", str(tmp_path / "nothing_here")])
 
 
-def test_an_error_of_the_examples_ends_the_command(config, processor, tmp_path):
+def test_an_error_of_the_examples_ends_the_command(config, processor, tmp_path, capsys):
     pytest.importorskip("gradio")
     make(AlbefForRetrieval, config).save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="--examples .*empty contains no image"):
         app.main(["--model", str(tmp_path / "model"), "--examples", str(tmp_path / "empty")])
+    assert "no tab Question" in capsys.readouterr().out
 
 
 def test_without_gradio_one_line_says_what_to_install():
@@ -98,7 +99,26 @@ def test_scenes_and_images_of_a_folder_are_examples(tmp_path):
     assert [(example.captions, example.text) for example in found] == [("a dog\na cat", "a dog"), ("", "")]
 
 
-def test_who_starts_the_page_is_told_which_tabs_it_lacks(capsys):
+def test_captions_beside_images_are_read(tmp_path):
+    for name, content in {
+        "a": "\ufeffa dog\r\n\n!?\na cat".encode(),
+        "b": "\n".join(f"caption {index}" for index in range(101)).encode(),
+        "c": b" \n...\n",
+    }.items():
+        (tmp_path / f"{name}.jpg").touch()
+        (tmp_path / f"{name}.txt").write_bytes(content)
+    (tmp_path / "d.jpg").touch()
+    (tmp_path / "d.txt").mkdir()
+    first, second, *others = find_images(str(tmp_path))
+    assert (first.captions, first.text) == ("a dog\na cat", "a dog")
+    assert second.captions.split("\n") == [f"caption {index}" for index in range(100)]
+    assert [(example.captions, example.text) for example in others] == [("", ""), ("", "")]
+    (tmp_path / "c.txt").write_bytes("très".encode("latin-1"))
+    with pytest.raises(ValueError, match="c.txt is not UTF-8"):
+        find_images(str(tmp_path))
+
+
+def test_missing_tabs_are_reported(capsys):
     app._report_missing(read_arguments(["--index", "images.index"]))
     question, describe = capsys.readouterr().out.splitlines()
     assert question == "no tab Question: it needs --question_model, which `albef finetune vqa` writes"

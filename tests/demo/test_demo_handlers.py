@@ -189,3 +189,39 @@ def test_a_first_example_that_cannot_be_read_is_named(handlers, tmp_path):
     broken = Example(str(tmp_path / "broken.png"))
     with pytest.raises(ValueError, match="The first example, .*broken.png, cannot be shown: .*damaged"):
         Page(Handlers(handlers.assistant, [broken]), [broken]).build()
+
+
+def failing(error: Exception):
+    def fail(*arguments):
+        raise error
+
+    return fail
+
+
+def test_results_that_fail_are_empty_when_the_page_opens(searching_handlers, image, tmp_path, caplog):
+    image.save(tmp_path / "first.png")
+    first = Example(str(tmp_path / "first.png"), "a dog", text="a dog", question="what is it?")
+    handlers = Handlers(searching_handlers.assistant, [first])
+    (tmp_path / "photographs").rename(tmp_path / "moved")
+    handlers.assistant.answer = failing(ValueError('no "answer"'))
+    handlers.assistant.describe = failing(RuntimeError("out of memory"))
+    values = opened(Page(handlers, [first]))
+    assert values["scores"] and values["heatmaps"]
+    assert not values["answers"] and not values["written_captions"] and not values["found"]
+    messages = dict(re.findall("The page opens without the result of `(.*)`: (.*)", caplog.text))
+    assert messages.pop("search").startswith("The images of the index have moved")
+    assert messages == {"answer": 'no "answer"', "describe": "out of memory"}
+
+
+def test_an_example_without_texts_clears_the_results_of_the_previous_image(assistant, upload):
+    example = Example(upload["path"])
+    blocks = Page(Handlers(Assistant(assistant.retrieval), [example]), [example]).build()
+    (examples,) = [block for block in blocks.blocks.values() if isinstance(block, gr.Dataset)]
+    clicked = [event for event in blocks.fns.values() if (examples._id, "click") in event.targets]
+    cleared = {block.elem_id for event in clicked if not event.inputs for block in event.outputs}
+    assert cleared == {"scores", "heatmaps"}
+    after = [event for event in blocks.fns.values() if event.trigger_after in [event._id for event in clicked]]
+    assert [event.outputs[0].elem_id for event in after] == ["scores", "heatmaps"]
+    score, locate = [event.fn for event in after]
+    assert score(upload, "") is None and locate(upload, "", False) is None
+    assert "a dog" in score(upload, "a dog") and len(locate(upload, "a dog", True)) == 3
