@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from paths import REPOSITORY
@@ -99,11 +98,13 @@ def test_expected_errors_are_one_line(error, message, run, monkeypatch):
 
 
 def test_ctrl_c_is_a_line_and_ends_the_program_as_a_shell_expects():
-    code = "from albef_hf import cli; cli.COMMANDS['card'] = lambda arguments: input(); cli.main(['card'])"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
+    code += "from albef_hf import cli; cli.COMMANDS['card'] = lambda arguments: [print(flush=True), input()]\n"
+    code += "cli.main(['card'])"
     environment = {name: value for name, value in os.environ.items() if name != "ALBEF_TRACEBACK"}
     environment["PYTHONPATH"] = str(REPOSITORY)
     with subprocess.Popen(
-        [sys.executable, "-c", "print(flush=True); " + code],
+        [sys.executable, "-c", code],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -111,7 +112,6 @@ def test_ctrl_c_is_a_line_and_ends_the_program_as_a_shell_expects():
         text=True,
     ) as program:
         program.stdout.readline()
-        time.sleep(1)
         program.send_signal(signal.SIGINT)
         assert program.communicate(timeout=60)[1] == "interrupted\n"
     assert program.returncode == -signal.SIGINT
