@@ -23,7 +23,8 @@ def main() -> None:
 
 def draw_inputs(axes: Axes) -> None:
     """Draw an image in patches, and a caption in tokens."""
-    left, bottom, side = 72, 10, 76
+    left, bottom = 72, 10
+    side = 76
     green, orange, turquoise, yellow = SHAPES
     axes.add_patch(Rectangle((left, bottom), side, side, facecolor="#fbfbf8", edgecolor=GRAY, linewidth=1))
     axes.add_patch(Circle((left + 52, bottom + 54), 13, color=yellow))

@@ -19,7 +19,8 @@ from albef_hf.training.guards import MATCHING_PRIOR
 
 REPOSITORY = HERE.parents[1]
 BATCH, QUEUE = 16, 4096  # of short_runs.yaml and short_runs.py
-BOTTOM, WIDTH, HEIGHT = 0.03, 0.32, 0.74  # of the tables of targets, as shares of the figure
+BOTTOM = 0.03  # of the tables of targets, as shares of the figure
+WIDTH, HEIGHT = 0.32, 0.74
 ALPHA = 0.4  # the paper's weight of the teacher
 RECALLS = [f"{way}_r{rank}" for way in ("text", "image") for rank in (1, 5, 10)]
 PRETRAININGS = {

@@ -10,8 +10,14 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 HERE = FOLDER = Path(__file__).parent  # FOLDER: where figures are written
 WIDTH = 700  # pixels, the width of a page's text; diagrams have a unit for each
 PIXELS_PER_INCH = 96
-INK, GRAY, RULE = "#1f2933", "#5b6673", "#c6ccd3"
-BLUE, GREEN, PURPLE, ORANGE, RED = "#2563ab", "#2e8b57", "#7a4fb3", "#c76a14", "#b83a3a"
+INK = "#1f2933"
+GRAY = "#5b6673"
+RULE = "#c6ccd3"
+BLUE = "#2563ab"
+GREEN = "#2e8b57"
+PURPLE = "#7a4fb3"
+ORANGE = "#c76a14"
+RED = "#b83a3a"
 FILLS = {BLUE: "#e3eefa", GREEN: "#e2f3e9", PURPLE: "#ede5f8", ORANGE: "#fcebd9", RED: "#fae3e3", GRAY: "#f1f3f5"}
 
 matplotlib.rcParams |= {
