@@ -1,6 +1,7 @@
 """The short benchmarks run, on little work; what they measure here means nothing."""
 
 import json
+import os
 import runpy
 import sys
 from collections import Counter
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from paths import REPOSITORY
+
+only_long = pytest.mark.skipif(not os.environ.get("ALBEF_LONG"), reason="takes long: ALBEF_LONG=1 runs it")
 
 
 @pytest.fixture
@@ -32,6 +35,7 @@ def test_loading_of_images_is_measured(benchmark):
     assert "| 640x480 |" in benchmark("image_loading.py", "--repetitions", "1")
 
 
+@only_long
 def test_cheap_steps_are_compared(benchmark):
     variant = "both encoders frozen, states from a cache"
     assert f"| {variant} |" in benchmark(
@@ -39,6 +43,7 @@ def test_cheap_steps_are_compared(benchmark):
     )
 
 
+@only_long
 def test_an_image_encoder_is_tried(benchmark):
     row = next(
         line for line in benchmark("image_encoders.py", "--kinds", "ConvNeXt").splitlines() if "ConvNeXt" in line

@@ -1,6 +1,6 @@
 """Configurations of several GPUs and nodes are valid, and a Slurm job resumes by itself.
 
-ALBEF_LONG=1 also launches the configurations, on CPUs instead of GPUs, and runs two tasks in the Slurm job.
+ALBEF_LONG=1 also launches the configurations, on CPUs instead of GPUs, and runs the Slurm job until it is requeued.
 """
 
 import os
@@ -177,6 +177,7 @@ def test_a_job_with_a_killed_process_ends_and_is_requeued_but_not_forever(slurm,
     assert (tmp_path / "requeued").exists() == is_requeued
 
 
+@only_long
 def test_a_job_at_its_time_limit_is_requeued_and_resumes(slurm, tmp_path):
     tasks, requeued = 2 if LONG else 1, tmp_path / "requeued"
     arguments = small_run(tmp_path / "out", STEPS)
