@@ -316,7 +316,10 @@ class DataArguments(SourceArguments, TrainingArguments):
     validation_split: str | None = field(
         default=None, metadata={"help": "split of the dataset, or of files that name several, for evaluation"}
     )
-    scenes: int = field(default=20000, metadata={"help": "built-in rows, used when no other data is given"})
+    scenes: int = field(
+        default=20000,
+        metadata={"help": "built-in rows to train on if no other data is given; validation_size others are evaluated"},
+    )
     validation_size: int = field(default=1000, metadata={"help": "images, or built-in rows, for evaluation"})
     min_crop_scale: float = field(
         default=0.2, metadata={"help": "smallest fraction of an image that the augmentation keeps"}
