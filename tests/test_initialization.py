@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForQuestionAnswering, AlbefForRetrieval, AlbefTextModel
+from albef_hf.compatibility_albef import without_load_report
 
 VISION = {**SMALL, "num_hidden_layers": 1, "image_size": 32}
 
@@ -157,3 +158,20 @@ def test_answers_are_decoded_from_the_offset_on(tmp_path):
     with torch.no_grad():
         table[:2] = torch.nan  # no token is there
         assert model(**inputs, labels=torch.tensor([[0, 40, 2]])).loss.isfinite()
+
+
+def test_an_error_shows_the_report_that_was_held_back():
+    library, shown = logging.getLogger("transformers.modeling_utils"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: shown.append(record.getMessage())
+    library.addHandler(handler)
+    try:
+        with without_load_report():
+            library.warning("LOAD REPORT of a model that loads")
+        assert shown == []
+        with pytest.raises(RuntimeError), without_load_report():
+            library.warning("LOAD REPORT of a model that does not")
+            raise RuntimeError("look at the above report")
+    finally:
+        library.removeHandler(handler)
+    assert shown == ["LOAD REPORT of a model that does not"]
