@@ -1,7 +1,7 @@
 """Fit the probability of a match on the candidates of a retrieval, and judge it on queries that it has not seen."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ..training.arguments import FineTuningArguments
 from ..utils.files import atomic_write
 
 MIN_SCALE = 1e-3  # a matching head that adds nothing still orders pairs of equal cosines
-RIDGE = 1e-4  # of standardized weights: they stay finite if right and wrong candidates are separable
+RIDGE = 1e-4  # of all weights: they stay finite if right and wrong candidates are separable
 BINS = 10  # of the reliability
 RIGHT_AND_WRONG = ("wrong", "right")
 
@@ -29,17 +29,29 @@ class Pairs:
         cosines: (pairs,), in float64.
         is_right: 1 for right candidates and 0 for wrong ones, (pairs,), in float64.
         weights: Sum to one: right and wrong candidates count equally in each direction, and so do the directions.
+        queries: Index of the query of each pair, (pairs,).
     """
 
     log_odds: torch.Tensor
     cosines: torch.Tensor
     is_right: torch.Tensor
     weights: torch.Tensor
+    queries: torch.Tensor
 
-    def log_loss(self, logits: torch.Tensor) -> float:
+    def order_loss(self, logits: torch.Tensor) -> torch.Tensor:
+        """Compute the cross-entropy of the right candidates among those of their query, in nats.
+
+        Args:
+            logits: (pairs,); what all candidates of a query have in common does not matter.
+        """
+        totals = logits.new_zeros(int(self.queries.max()) + 1).index_add(0, self.queries, logits.exp())
+        losses = totals.log()[self.queries] - logits
+        return 2 * (self.weights * self.is_right * losses).sum()
+
+    def log_loss(self, logits: torch.Tensor) -> torch.Tensor:
         """Compute the mean negative log-likelihood of logits, (pairs,), in nats."""
         losses = F.binary_cross_entropy_with_logits(logits, self.is_right, reduction="none")
-        return (self.weights * losses).sum().item()
+        return (self.weights * losses).sum()
 
     def calibration_error(self, logits: torch.Tensor) -> float:
         """Compute the expected calibration error of logits, (pairs,), in percent, with bins of equal width."""
@@ -90,7 +102,7 @@ def calibrate(scores: RetrievalScores, image_of_text: Sequence[int], fitted_on: 
     metrics = scores.recalls("cross_fitted", [logits.to(scores.image_to_text.positives.device) for logits in unseen])
     logits = {"before": pairs.log_odds, "after": torch.cat([logits.flatten() for logits in unseen])}
     for name, values in logits.items():
-        metrics[f"calibration/log_loss_{name}"] = pairs.log_loss(values)
+        metrics[f"calibration/log_loss_{name}"] = pairs.log_loss(values).item()
         metrics[f"calibration/error_{name}"] = pairs.calibration_error(values)
     return FittedCalibration(fitted, metrics, _summary(scores, pairs, fitted, metrics))
 
@@ -106,9 +118,13 @@ def candidate_pairs(scores: RetrievalScores, queries: Sequence[torch.Tensor] | N
         ValueError: If a direction has no right or no wrong candidate, or a score is not finite.
     """
     parts = []
+    first_query = 0
     for index, ranking in enumerate(_rankings(scores)):
         used = slice(None) if queries is None else queries[index]
-        log_odds, cosines = (values[used].flatten() for values in _features(ranking))
+        log_odds, cosines = (values[used] for values in _features(ranking))
+        query_of_pair = first_query + torch.arange(len(cosines)).repeat_interleave(cosines.shape[1])
+        first_query += len(cosines)
+        log_odds, cosines = log_odds.flatten(), cosines.flatten()
         is_right = ranking.positives[:, : ranking.logits.shape[1]].cpu()[used].flatten()
         invalid = int((~(log_odds.isfinite() & cosines.isfinite())).sum())
         if invalid:
@@ -122,61 +138,59 @@ def candidate_pairs(scores: RetrievalScores, queries: Sequence[torch.Tensor] | N
                 raise ValueError(
                     f"No candidate of {len(log_odds)} is {kind}: calibrate on more images, or with a larger rerank_k."
                 )
-        parts.append((log_odds, cosines, is_right.double(), 0.25 / counts[is_right.long()].double()))
+        weights = 0.25 / counts[is_right.long()].double()
+        parts.append((log_odds, cosines, is_right.double(), weights, query_of_pair))
     return Pairs(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def fit_calibration(pairs: Pairs, fitted_on: str) -> MatchCalibration:
-    """Fit by maximum likelihood; a weight that would be negative is set to zero, that of the log-odds to `MIN_SCALE`.
+    """Fit the order of a query's candidates first, then the probability, both by maximum likelihood.
+
+    The weights of log-odds and cosine to each other are those of a conditional logistic regression: the candidates of
+    a query compete, and what they have in common does not count. The probability is a logistic regression on their
+    sum. A weight that would be negative is set to zero, that of the log-odds to `MIN_SCALE`.
 
     Raises:
         ValueError: If neither log-odds nor cosines are higher for right candidates than for wrong ones.
     """
     features = torch.stack([pairs.log_odds, pairs.cosines], dim=1)
-    scale, cosine_weight, bias = _maximize_likelihood(pairs, features, torch.zeros_like(pairs.log_odds))
-    if cosine_weight < 0:
-        cosine_weight = 0.0
-        scale, bias = _maximize_likelihood(pairs, features[:, :1], torch.zeros_like(pairs.log_odds))
-    if scale < MIN_SCALE:
-        scale = MIN_SCALE
-        cosine_weight, bias = _maximize_likelihood(pairs, features[:, 1:], scale * pairs.log_odds)
-        if cosine_weight <= 0:
-            raise ValueError(
-                "Neither the matching nor the cosine of the model tells right from wrong candidates on these data: "
-                "train it further before it is calibrated."
-            )
-    return MatchCalibration(scale, cosine_weight, bias, fitted_on)
+    mean, spread = features.mean(0), _spread(features)
+    standardized = (features - mean) / spread
+    weights = _minimize(lambda weights: pairs.order_loss(standardized @ weights), 2).clamp(min=0)
+    order = standardized @ weights
+    order_spread = _spread(order)
+    slope, intercept = _minimize(lambda line: pairs.log_loss(line[0] * order / order_spread + line[1]), 2)
+    if not weights.any() or slope <= 0:
+        raise ValueError(
+            "Neither the matching nor the cosine of the model tells right from wrong candidates on these data: "
+            "train it further before it is calibrated."
+        )
+    slopes = slope / order_spread * weights / spread
+    bias = (intercept - slopes @ mean).item()
+    scale, cosine_weight = slopes.tolist()
+    return MatchCalibration(max(scale, MIN_SCALE), cosine_weight, bias, fitted_on)
 
 
-def _maximize_likelihood(pairs: Pairs, features: torch.Tensor, offset: torch.Tensor) -> list[float]:
-    """Fit a logistic regression.
+def _spread(values: torch.Tensor) -> torch.Tensor:
+    """Return the standard deviation over the pairs, and 1 for what is constant."""
+    std = values.std(0)
+    return torch.where(std > 0, std, 1.0)
 
-    Args:
-        pairs: Provides targets and weights.
-        features: (pairs, features).
-        offset: What is added to the logits, (pairs,).
 
-    Returns:
-        The weight of each feature, and the bias.
-    """
-    mean, std = features.mean(0), features.std(0)
-    std = torch.where(std > 0, std, 1.0)
-    standardized = (features - mean) / std
-    weights = features.new_zeros(features.shape[1] + 1, requires_grad=True)
+def _minimize(loss: Callable[[torch.Tensor], torch.Tensor], count: int) -> torch.Tensor:
+    """Return the weights, (count,), that minimize a loss; a small penalty keeps them finite."""
+    weights = torch.zeros(count, dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=200, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
 
-    def loss() -> torch.Tensor:
+    def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        logits = standardized @ weights[:-1] + weights[-1] + offset
-        losses = F.binary_cross_entropy_with_logits(logits, pairs.is_right, reduction="none")
-        total = (pairs.weights * losses).sum() + RIDGE / 2 * weights[:-1].square().sum()
+        total = loss(weights) + RIDGE / 2 * weights.square().sum()
         total.backward()
         return total
 
     with torch.enable_grad():
-        optimizer.step(loss)
-    slopes = weights.detach()[:-1] / std
-    return [*slopes.tolist(), (weights.detach()[-1] - slopes @ mean).item()]
+        optimizer.step(closure)
+    return weights.detach()
 
 
 def _rankings(scores: RetrievalScores) -> tuple[Ranking, Ranking]:
