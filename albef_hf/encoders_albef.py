@@ -872,6 +872,31 @@ class AlbefTextModel(AlbefPreTrainedModel):
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
+class AlbefTokenDropout(nn.Module):
+    """Leave tokens out at random in training, all but the first one, which stands for the whole.
+
+    FLIP (arXiv 2212.00794) leaves out image patches, to save time. Few images are also harder to learn by heart.
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+
+    def forward(
+        self, states: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the tokens of (batch, tokens, width) that are left, as many of each row, and their mask if any."""
+        if not self.training or not self.probability:
+            return states, attention_mask
+        batch, tokens, width = states.shape
+        order = torch.rand(batch, tokens, device=states.device)
+        order[:, 0] = -1
+        kept = 1 + round((1 - self.probability) * (tokens - 1))
+        index = order.argsort(dim=1)[:, :kept]
+        states = states.gather(1, index[:, :, None].expand(-1, -1, width))
+        return states, None if attention_mask is None else attention_mask.gather(1, index)
+
+
 class AlbefMultimodalModel(AlbefPreTrainedModel):
     """The multimodal encoder: the upper half of BERT, with cross-attention to the image tokens.
 
@@ -892,10 +917,12 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         super().__init__(config)
         self.layers = nn.ModuleList([AlbefMultimodalLayer(config) for _ in range(config.num_multimodal_layers)])
         self.input_dropout = nn.Dropout(config.input_dropout_prob)
+        self.token_dropout = AlbefTokenDropout(config.token_dropout_prob)
         self.post_init()
 
     def project_images(self, image_hidden_states: torch.Tensor) -> list[KeyValues]:
         """Project (batch, image tokens, image width) states to keys and values, one pair per layer."""
+        image_hidden_states, _ = self.token_dropout(image_hidden_states)
         image_hidden_states = self.input_dropout(image_hidden_states)
         image_hidden_states = image_hidden_states.to(autocast_dtype(image_hidden_states))  # once instead of in each
         return [layer.cross_attn.project_key_values(image_hidden_states) for layer in self.layers]
@@ -933,8 +960,10 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
     ) -> torch.Tensor:
         """Compute the `[CLS]` token that `forward` returns for the same arguments, (groups * batch, width).
 
-        Matching uses this token alone, so the last layer computes nothing else.
+        Matching uses this token alone, so the last layer computes nothing else. Unlike `forward`, which is for every
+        token, this leaves text tokens out in training if the configuration has a `token_dropout_prob`.
         """
+        hidden_states, attention_mask = self.token_dropout(hidden_states, attention_mask)
         hidden_states = self.input_dropout(hidden_states)
         return self._run_layers_for_cls(self.layers, hidden_states, attention_mask, image_key_values)
 
@@ -952,6 +981,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
             image_key_values: The output of `project_images` for all images.
         """
         first, others = self.layers[0], self.layers[1:]
+        hidden_states, attention_mask = self.token_dropout(hidden_states, attention_mask)
         hidden_states = self.input_dropout(hidden_states)
         images = image_key_values[0][0].shape[0]
         queries = hidden_states if others else hidden_states[:, :1]

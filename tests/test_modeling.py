@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, DeiTConfig, Dei
 from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForRetrieval, AlbefModel, MomentumTeacher, matching_albef
 from albef_hf.compatibility_albef import enable_activation_checkpointing
 from albef_hf.conversion.checkpoints import MODELS
-from albef_hf.encoders_albef import interpolate_position_embeddings
+from albef_hf.encoders_albef import AlbefTokenDropout, interpolate_position_embeddings
 from albef_hf.losses_albef import (
     cross_entropy,
     distilled_cross_entropy,
@@ -541,6 +541,44 @@ def test_states_that_are_dropped_do_not_reach_the_multimodal_encoder(config, bat
         part.eval()
     for one, another in zip(fused(pixels, ids), fused(other, ids.clamp(max=102)), strict=True):
         assert not torch.allclose(one, another, atol=1e-4)
+
+
+def test_tokens_that_are_dropped_do_not_reach_the_multimodal_encoder(config, batch):
+    settings = config.text_config
+    settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = 0.0
+    settings.token_dropout_prob = 1.0
+    encoder = AlbefModel(config).multimodal_model
+    mask = batch["attention_mask"]
+    torch.manual_seed(0)
+    texts, images = torch.randn(*mask.shape, settings.hidden_size), torch.randn(4, 17, settings.encoder_hidden_size)
+    first_texts, first_images = (torch.cat([states[:, :1], -states[:, 1:]], 1) for states in (texts, images))
+
+    def outputs(texts: torch.Tensor, images: torch.Tensor) -> list[torch.Tensor]:
+        key_values = encoder.project_images(images)
+        every_pair = encoder.encode_cls_of_all_pairs(texts, mask, key_values)
+        return [encoder.encode_cls(texts, mask, key_values), encoder.encode_cls(texts, None, key_values), every_pair]
+
+    def are_equal(texts_and_images: tuple[torch.Tensor, torch.Tensor]) -> list[bool]:
+        pairs = zip(outputs(texts, images), outputs(*texts_and_images), strict=True)
+        return [torch.allclose(one, another) for one, another in pairs]
+
+    assert all(are_equal((first_texts, first_images)))
+    assert not any(are_equal((-texts, images)) + are_equal((texts, -images)))
+    encoder.eval()
+    assert not any(are_equal((first_texts, images)) + are_equal((texts, first_images)))
+
+
+def test_a_part_of_the_tokens_is_left_with_its_mask():
+    dropout = AlbefTokenDropout(0.75)
+    states = torch.arange(2 * 41).view(2, 41, 1).float()
+    mask = torch.arange(41).repeat(2, 1)
+    torch.manual_seed(0)
+    left, left_mask = dropout(states, mask)
+    assert left.shape == (2, 11, 1) and torch.equal(left[:, 0], states[:, 0])
+    assert torch.equal(left[0, :, 0].long(), left_mask[0]) and torch.equal(left[1, :, 0].long() - 41, left_mask[1])
+    assert len(set(left_mask[0].tolist())) == 11 and not torch.equal(*left_mask)
+    again, none = dropout(states)
+    assert none is None and not torch.equal(again, left)
 
 
 def test_bytes_are_refused_as_pixels(config, batch):
