@@ -94,7 +94,8 @@ CLASSIFIERS = {
 UNSAVED_DEFAULTS = {
     "position_offset": 0,
     "input_dropout_prob": 0.0,
-    "token_dropout_prob": 0.0,
+    "image_token_dropout_prob": 0.0,
+    "text_token_dropout_prob": 0.0,
     "text_pooling": "cls",
     "image_size": None,
     "image_pooling": None,
@@ -196,8 +197,9 @@ class AlbefTextConfig(PreTrainedConfig):
         hidden_dropout_prob: Dropout of embeddings and layer outputs.
         attention_probs_dropout_prob: Dropout of the attention probabilities.
         input_dropout_prob: Dropout of the text and image states that the multimodal encoder reads; 0 as in the paper.
-        token_dropout_prob: Part of the image tokens, and of the text tokens where pairs are matched, that the
-            multimodal encoder does not see in training; 0 as in the paper.
+        image_token_dropout_prob: Part of the image tokens that the multimodal encoder does not see in training, all
+            but the first; 0 as in the paper.
+        text_token_dropout_prob: Likewise of text tokens, where images and texts are matched.
         max_position_embeddings: Rows of the position table: longest text in tokens, and the offset.
         position_offset: Position of the first token. The RoBERTa family counts from `pad_token_id + 1`, BERT from 0.
         type_vocab_size: Rows of the token-type table; ALBEF always adds row 0.
@@ -222,7 +224,8 @@ class AlbefTextConfig(PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
     input_dropout_prob: float | int = 0.0
-    token_dropout_prob: float | int = 0.0
+    image_token_dropout_prob: float | int = 0.0
+    text_token_dropout_prob: float | int = 0.0
     max_position_embeddings: int = 512
     position_offset: int = 0
     type_vocab_size: int = 2
@@ -640,7 +643,8 @@ _LEAST = {
     "hidden_dropout_prob": 0,
     "attention_probs_dropout_prob": 0,
     "input_dropout_prob": 0,
-    "token_dropout_prob": 0,
+    "image_token_dropout_prob": 0,
+    "text_token_dropout_prob": 0,
 }
 
 

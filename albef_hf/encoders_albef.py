@@ -917,12 +917,13 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         super().__init__(config)
         self.layers = nn.ModuleList([AlbefMultimodalLayer(config) for _ in range(config.num_multimodal_layers)])
         self.input_dropout = nn.Dropout(config.input_dropout_prob)
-        self.token_dropout = AlbefTokenDropout(config.token_dropout_prob)
+        self.image_token_dropout = AlbefTokenDropout(config.image_token_dropout_prob)
+        self.text_token_dropout = AlbefTokenDropout(config.text_token_dropout_prob)
         self.post_init()
 
     def project_images(self, image_hidden_states: torch.Tensor) -> list[KeyValues]:
         """Project (batch, image tokens, image width) states to keys and values, one pair per layer."""
-        image_hidden_states, _ = self.token_dropout(image_hidden_states)
+        image_hidden_states, _ = self.image_token_dropout(image_hidden_states)
         image_hidden_states = self.input_dropout(image_hidden_states)
         image_hidden_states = image_hidden_states.to(autocast_dtype(image_hidden_states))  # once instead of in each
         return [layer.cross_attn.project_key_values(image_hidden_states) for layer in self.layers]
@@ -961,9 +962,9 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         """Compute the `[CLS]` token that `forward` returns for the same arguments, (groups * batch, width).
 
         Matching uses this token alone, so the last layer computes nothing else. Unlike `forward`, which is for every
-        token, this leaves text tokens out in training if the configuration has a `token_dropout_prob`.
+        token, this leaves text tokens out in training if the configuration has a `text_token_dropout_prob`.
         """
-        hidden_states, attention_mask = self.token_dropout(hidden_states, attention_mask)
+        hidden_states, attention_mask = self.text_token_dropout(hidden_states, attention_mask)
         hidden_states = self.input_dropout(hidden_states)
         return self._run_layers_for_cls(self.layers, hidden_states, attention_mask, image_key_values)
 
@@ -981,7 +982,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
             image_key_values: The output of `project_images` for all images.
         """
         first, others = self.layers[0], self.layers[1:]
-        hidden_states, attention_mask = self.token_dropout(hidden_states, attention_mask)
+        hidden_states, attention_mask = self.text_token_dropout(hidden_states, attention_mask)
         hidden_states = self.input_dropout(hidden_states)
         images = image_key_values[0][0].shape[0]
         queries = hidden_states if others else hidden_states[:, :1]

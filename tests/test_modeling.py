@@ -546,7 +546,7 @@ def test_states_that_are_dropped_do_not_reach_the_multimodal_encoder(config, bat
 def test_tokens_that_are_dropped_do_not_reach_the_multimodal_encoder(config, batch):
     settings = config.text_config
     settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = 0.0
-    settings.token_dropout_prob = 1.0
+    settings.image_token_dropout_prob = settings.text_token_dropout_prob = 1.0
     encoder = AlbefModel(config).multimodal_model
     mask = batch["attention_mask"]
     torch.manual_seed(0)
