@@ -499,7 +499,11 @@ class FineTuningArguments(DataArguments):
     max_tokens: int = MAX_POSITIONS
     model: str = field(default="", metadata={"help": "folder or Hub name of an ALBEF to start from, with its teacher"})
     model_config: str | None = field(
-        default=None, metadata={"help": "JSON file or text with AlbefConfig settings of an untrained model, instead"}
+        default=None,
+        metadata={
+            "help": "JSON file or text with AlbefConfig settings: what to change in those of the model, such as "
+            "dropout; without a model, those of an untrained one"
+        },
     )
     image_size: list[int] = field(
         default_factory=list,
@@ -541,10 +545,10 @@ class FineTuningArguments(DataArguments):
         self._check_image_size()
         self._check_dtype()
         self.require_fraction("flip_probability")
-        if bool(self.model) == bool(self.model_config):
+        if not (self.model or self.model_config):
             raise ValueError(
                 "Set model, a folder or Hub repository of an ALBEF to start from, or model_config, the settings of an "
-                "untrained one; exactly one of the two."
+                "untrained one."
             )
 
     def _check_dtype(self) -> None:

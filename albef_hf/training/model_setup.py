@@ -1,6 +1,7 @@
 """The models of a training: student and processor from wherever the options say, and the teacher."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,17 @@ def load_task_model(
 
     Returns:
         Model, processor, and the names of the weights that the checkpoint does not have.
+
+    Raises:
+        ValueError: If `model_config` has unknown names, or changes the sizes of a checkpoint's weights.
     """
-    if args.model_config:
+    if args.model:
+        config = changed_config(AlbefConfig.from_pretrained(args.model), parse_model_config(args.model_config))
+        processor = AlbefProcessor.from_pretrained(args.model)
+    else:
         tokenizer = embedded_tokenizer()
         config = AlbefConfig(**with_special_tokens(read_model_config(args.model_config), tokenizer))
         processor = make_processor(config, tokenizer, args.max_words)
-    else:
-        config = AlbefConfig.from_pretrained(args.model)
-        processor = AlbefProcessor.from_pretrained(args.model)
     check_vocabulary(config, processor.tokenizer)
     processor.max_words = args.max_words
     processor.tokenizer.model_max_length = config.text.max_tokens
@@ -76,23 +80,45 @@ def load_task_model(
         if (height, width) != tuple(size_before):
             config.match_calibration = None  # fitted at another size
         processor.image_processor.size = {"height": height, "width": width}
-    if args.model_config:
+    if args.model:
+        model, missing = load_weights(head, args.model, config)
+    else:
         model = head(config)
         missing = set(model.state_dict())
-    else:
-        with without_load_report():
-            loaded: Any = head.from_pretrained(
-                args.model, config=config, dtype=torch.float32, output_loading_info=True
-            )
-        model, report = loaded
-        model = without_adapters(model)
-        missing = set(report["missing_keys"])
-        if missing:
-            logger.warning(f"{len(missing)} weights of {head.__name__} are new, such as {min(missing)}.")
-        if unused := report["unexpected_keys"]:
-            logger.warning(f"{head.__name__} has no use for {len(unused)} weights, such as {min(unused)}.")
     model.set_attn_implementation(args.attn_implementation)
     return model, processor, missing
+
+
+def load_weights(
+    head: type[PreTrainedModel], checkpoint: str, config: AlbefConfig
+) -> tuple[PreTrainedModel, set[str]]:
+    """Return the head of a task with a checkpoint's weights, and the names of those that it does not have.
+
+    Raises:
+        ValueError: If weights have other sizes than the configuration says.
+    """
+    with without_load_report():
+        loaded: Any = head.from_pretrained(
+            checkpoint,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, in words
+        )
+    model, report = loaded
+    if report["mismatched_keys"]:
+        name, saved, expected = min(report["mismatched_keys"])
+        raise ValueError(
+            f"{name} has shape {tuple(saved)} in {checkpoint}, and {tuple(expected)} by its configuration and "
+            "model_config: change settings that no weight depends on, such as dropout."
+        )
+    model = without_adapters(model)
+    missing = set(report["missing_keys"])
+    if missing:
+        logger.warning(f"{len(missing)} weights of {head.__name__} are new, such as {min(missing)}.")
+    if unused := report["unexpected_keys"]:
+        logger.warning(f"{head.__name__} has no use for {len(unused)} weights, such as {min(unused)}.")
+    return model, missing
 
 
 def freeze_encoders(student: Any, args: TrainingArguments) -> None:
@@ -131,12 +157,7 @@ def read_model_config(source: str | None, vision_model: str | None = None) -> di
     Raises:
         ValueError: If the source is neither, or a name is unknown.
     """
-    if source is None:
-        return {}
-    try:
-        settings = json.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"model_config is neither a JSON file nor a JSON text ({error}).") from error
+    settings = parse_model_config(source)
     known = AlbefConfig().to_dict()
     named = {"model_type": (settings.get("vision_config") or {}).get("model_type")}
     if vision_model:
@@ -145,6 +166,35 @@ def read_model_config(source: str | None, vision_model: str | None = None) -> di
         known["vision_config"] = read_vision_config(named).to_dict()
     refuse_unknown(settings, known)
     return settings
+
+
+def changed_config(config: AlbefConfig, settings: Mapping[str, Any]) -> AlbefConfig:
+    """Return a configuration with other settings; those of a part, such as `text_config`, keep the rest of it.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    values = config.to_dict()
+    refuse_unknown(settings, values)
+    merged = {
+        name: {**values[name], **value} if isinstance(value, dict) and isinstance(values[name], dict) else value
+        for name, value in settings.items()
+    }
+    return AlbefConfig.from_dict({**values, **merged}) if settings else config
+
+
+def parse_model_config(source: str | None) -> dict[str, Any]:
+    """Return the settings of a JSON file or text; none without a source.
+
+    Raises:
+        ValueError: If the source is neither.
+    """
+    if source is None:
+        return {}
+    try:
+        return json.loads(source if source.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"model_config is neither a JSON file nor a JSON text ({error}).") from error
 
 
 def with_special_tokens(settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from task_rows import BAD, FILES, TASKS, results_of, small, small_evaluation, write
 
-from albef_hf import AlbefForPreTraining, AlbefProcessor, MomentumTeacher
+from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefProcessor, MomentumTeacher
 from albef_hf.data import InvalidSampleError
 from albef_hf.data.scene_tasks import SceneEntailment
 from albef_hf.processing_albef import clean_caption
@@ -97,11 +97,29 @@ def test_an_untrained_model_is_built_from_model_config(run, config, tmp_path, ca
     assert AlbefProcessor.from_pretrained(tmp_path / "tuned").image_processor.size["height"] == 32
     assert "Initialized from" not in (tmp_path / "tuned" / "README.md").read_text()
     with pytest.raises(SystemExit):
-        run("finetune", "entailment", *small("both", tmp_path / "more", model_config=settings))
-    assert "one of the two" in capsys.readouterr().err
+        run("finetune", "entailment", *small("", tmp_path / "none")[2:])
+    assert "or model_config, the settings of an untrained one" in capsys.readouterr().err
     few = json.dumps({"text_config": {"vocab_size": 300}})
     with pytest.raises(ValueError, match="has ids up to 30521, the model embeds 300 tokens: set vocab_size"):
         run("finetune", "entailment", *small("", tmp_path / "few", model_config=few)[2:])
+
+
+def test_model_config_changes_settings_of_the_model(run, pretrained, tmp_path):
+    def tune(changes: dict) -> AlbefConfig:
+        settings = json.dumps({"text_config": changes})
+        folder = tmp_path / min(changes)
+        run("finetune", "entailment", *small(pretrained, folder, model_config=settings))
+        return AlbefConfig.from_pretrained(folder)
+
+    changes = {"hidden_dropout_prob": 0.3, "text_token_dropout_prob": 0.25}
+    tuned, before = tune(changes), AlbefConfig.from_pretrained(pretrained)
+    saved = {"dtype": "float32"}
+    assert tuned.text_config.to_dict() == {**before.text_config.to_dict(), **changes, **saved}
+    assert tuned.vision_config.to_dict() == {**before.vision_config.to_dict(), **saved}
+    with pytest.raises(ValueError, match="no setting text_config.hiden_dropout_prob; did you mean hidden_dropout"):
+        tune({"hiden_dropout_prob": 0.3})
+    with pytest.raises(ValueError, match="has shape .* by its configuration and model_config: change settings that"):
+        tune({"intermediate_size": 8})
 
 
 @pytest.mark.parametrize("task", TASKS)
