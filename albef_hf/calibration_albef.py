@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 @dataclass(frozen=True)
 class MatchCalibration:
-    """Logistic regression: P(match) = sigmoid(scale * log-odds + cosine_weight * cosine + bias).
+    """A model of the probability: P(match) = sigmoid(scale * log-odds + cosine_weight * cosine + bias).
 
     The log-odds are those of the matching head (ITM), the cosine is that of the contrastive features (ITC). Saved as
     `match_calibration` of `AlbefConfig`, and fitted by `albef evaluate retrieval --calibrate`. The probability is that
