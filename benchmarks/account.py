@@ -432,8 +432,9 @@ def assumptions(size: str) -> str:
     )
     return (
         f"Assumptions: size {size}; captions of {WORDS[0]} to {WORDS[1]} words, padded; attention and dropout are "
-        f"one kernel each; {gpus}; a matrix product reaches {MATMUL_SHARE:.0%} of the peak, everything else {BANDWIDTH_SHARE:.0%} of "
-        f"the bandwidth, without caches; a kernel takes at least {1e6 * KERNEL_SECONDS:.1f} us; the host takes "
+        f"one kernel each; {gpus}; a matrix product reaches {MATMUL_SHARE:.0%} of the peak, "
+        f"everything else {BANDWIDTH_SHARE:.0%} of the bandwidth, without caches; "
+        f"a kernel takes at least {1e6 * KERNEL_SECONDS:.1f} us; the host takes "
         f"{1e6 * DISPATCH_SECONDS:.0f} us for an operation ({1e6 * BACKWARD_SECONDS:.0f} in a backward pass), "
         f"{1e6 * VIEW_SECONDS:.0f} for a view, and continues {1e6 * WAIT_SECONDS:.0f} us after what it waits for; "
         "float32 without TF32, and its share is of the bf16 peak. Memory is that of tensors, without the allocator's "
