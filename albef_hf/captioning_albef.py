@@ -55,9 +55,9 @@ class AlbefCausalTextLayer(AlbefTextLayer):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        key_values = self.self_attn.project_key_values(hidden_states)
+        key_values = None  # those of these tokens, projected together with their queries
         if cache is not None:
-            key_values = cache.update(*key_values, self.index)
+            key_values = cache.update(*self.self_attn.project_key_values(hidden_states), self.index)
         return self.feed_forward(self.self_attention_block(hidden_states, attention_mask, key_values, **kwargs))
 
 

@@ -202,6 +202,13 @@ class AlbefAttention(nn.Module):
         self.k_proj = nn.Linear(key_value_size or config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(key_value_size or config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.is_cross_attention = key_value_size is not None
+
+    @property
+    def joined_layers(self) -> list[nn.Module]:
+        """Return the layers that are applied to the same states: those of keys and values, and mostly of queries."""
+        names = ("k_proj", "v_proj") if self.is_cross_attention else ("k_proj", "v_proj", "q_proj")
+        return [layer for name in names if (layer := getattr(self, name, None)) is not None]
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, tokens, head width)
@@ -432,9 +439,9 @@ class AlbefDecoderLayer(AlbefMultimodalLayer):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        key_values = self.self_attn.project_key_values(hidden_states)
+        key_values = None  # those of these tokens, projected together with their queries
         if cache is not None:
-            key_values = cache.update(*key_values, self.index)
+            key_values = cache.update(*self.self_attn.project_key_values(hidden_states), self.index)
         hidden_states = self.self_attention_block(hidden_states, attention_mask, key_values, **kwargs)
         hidden_states = self.cross_attention_block(
             hidden_states, (context_key, context_value), context_attention_mask, **kwargs

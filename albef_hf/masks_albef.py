@@ -1,4 +1,4 @@
-"""Masks of attention: made by transformers, without waiting for a device, and converted once for all layers."""
+"""Masks of attention as transformers makes them, without waiting for a device, and converted once for all layers."""
 
 import inspect
 from collections.abc import Callable
@@ -32,6 +32,11 @@ def bidirectional_mask(
         attention_mask: (batch, context tokens), 1 for tokens and 0 for padding; None if nothing is padded.
         context: (batch, context tokens, width), if it has other tokens than the queries.
     """
+    is_padding = attention_mask is not None and attention_mask.ndim == 2 and not _can_read(attention_mask)
+    if is_padding and config._attn_implementation == "sdpa":
+        # What transformers returns, without its twelve operations for masks of any pattern.
+        mask = attention_mask[:, None, None].to(queries.device, torch.bool)
+        return additive_mask(mask.expand(-1, -1, queries.shape[1], -1), queries)
     mask = create_bidirectional_mask(
         config=config,
         inputs_embeds=queries,
@@ -61,8 +66,11 @@ def _without_reading(create_mask: Callable, attention_mask: torch.Tensor | None)
 
     transformers drops a mask that masks nothing. On a GPU, the host would have to wait for all that it has launched.
     """
-    is_free = attention_mask is None or attention_mask.device.type == "cpu"
-    return {} if is_free else _UNREAD[create_mask]
+    return {} if _can_read(attention_mask) else _UNREAD[create_mask]
+
+
+def _can_read(attention_mask: torch.Tensor | None) -> bool:
+    return attention_mask is None or attention_mask.device.type == "cpu"
 
 
 def additive_mask(mask: Any, states: torch.Tensor) -> Any:

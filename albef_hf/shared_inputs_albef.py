@@ -1,5 +1,6 @@
 """Linear layers that read the same states, which are cast once, like the weights, instead of for each layer."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,14 +38,31 @@ class _JoinedWeights(torch.autograd.Function):
         return None, *weights, *biases
 
 
+def _is_plain(layer: nn.Module, states: torch.Tensor) -> bool:
+    """Return whether a layer multiplies by its weight and adds its bias, and does nothing else."""
+    if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks or states.is_meta:
+        return False
+    return layer.weight.device == states.device
+
+
 def _can_join(layer: nn.Module, states: torch.Tensor) -> bool:
-    """Return whether autocast would cast a layer's weight, and the layer does nothing else."""
-    if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter:
-        return False
-    if layer._forward_hooks or layer._forward_pre_hooks or states.is_meta:
-        return False
+    """Return whether autocast would cast the weight of a plain layer."""
     is_cast = layer.weight.dtype != states.dtype and torch.is_autocast_enabled(states.device.type)
-    return is_cast and layer.weight.device == states.device
+    return is_cast and type(layer.weight) is nn.Parameter
+
+
+def _neighbors(parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Return parts as one tensor if they are consecutive rows of one; else None."""
+    whole = parts[0]._base
+    if whole is None or whole.shape[1:] != parts[0].shape[1:]:
+        return None
+    if any(part._base is not whole or not part.is_contiguous() for part in parts):
+        return None
+    first_rows = [part.storage_offset() // whole.stride(0) for part in parts]
+    *expected, end = itertools.accumulate((len(part) for part in parts), initial=first_rows[0])
+    if first_rows != expected:
+        return None
+    return whole if end - first_rows[0] == len(whole) else whole[first_rows[0] : end]
 
 
 def linear_together(layers: Sequence[nn.Module], states: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -53,6 +71,8 @@ def linear_together(layers: Sequence[nn.Module], states: torch.Tensor) -> Sequen
     Under autocast, the states are cast once, and the weights are joined while they are cast: one product is computed
     instead of several. Without autocast the layers stay separate, because sums of gradients would be rounded
     differently. Layers that are quantized, adapted, offloaded or hooked are applied one by one.
+
+    A training loop may have joined weights before, and split them into those of the layers.
 
     Args:
         layers: `nn.Linear` or what replaces them.
@@ -63,10 +83,15 @@ def linear_together(layers: Sequence[nn.Module], states: torch.Tensor) -> Sequen
     """
     dtype = autocast_dtype(states)
     states = states.to(dtype)
-    if not all(_can_join(layer, states) for layer in layers):
+    if not all(_is_plain(layer, states) for layer in layers):
         return [layer(states) for layer in layers]
-    tensors = [layer.weight for layer in layers] + [layer.bias for layer in layers]
-    weight, bias = _JoinedWeights.apply(dtype, *tensors)
+    weights = [layer.weight for layer in layers]
+    biases = [layer.bias for layer in layers]
+    weight, bias = _neighbors(weights), _neighbors(biases)
+    if weight is None or bias is None:
+        if not all(_can_join(layer, states) for layer in layers):
+            return [layer(states) for layer in layers]
+        weight, bias = _JoinedWeights.apply(dtype, *weights, *biases)
     return F.linear(states, weight, bias).split([layer.out_features for layer in layers], dim=-1)
 
 

@@ -262,9 +262,17 @@ class _Attention(torch.autograd.Function):
         return None, *gradients, None
 
 
+def fused_dropout(states: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """Compute dropout by one kernel, as on a GPU."""
+    return torch.native_dropout(states, p, training)[0] if training and p else states
+
+
 @contextlib.contextmanager
 def as_on_a_gpu(account: Account) -> Iterator[None]:
-    """Let attention be one kernel, layer norms run in float32 under autocast, and backward passes be recognized."""
+    """Let attention and dropout be one kernel each, layer norms run in float32 under autocast, and masks stay unread.
+
+    Backward passes are recognized.
+    """
     layer_norm = torch.nn.functional.layer_norm
     backward = torch.Tensor.backward
 
@@ -289,16 +297,19 @@ def as_on_a_gpu(account: Account) -> Iterator[None]:
         return memo[id(tensor)]
 
     def can_join(layer: torch.nn.Module, states: torch.Tensor) -> bool:
-        return type(layer) is torch.nn.Linear and layer.weight.dtype != states.dtype
+        return layer.weight.dtype != states.dtype
 
     functional = "torch.nn.functional."
     with (
         mock.patch(functional + "layer_norm", float32_layer_norm),
+        mock.patch(functional + "dropout", fused_dropout),
         mock.patch(functional + "scaled_dot_product_attention", attention),
         mock.patch("torch.Tensor.backward", recognized_backward),
         mock.patch("torch.nn.utils.clip_grad._has_foreach_support", lambda *_: True),
-        # The package joins only weights of the type Parameter, which those of fake tensors are not.
+        mock.patch("albef_hf.masks_albef._can_read", lambda mask: mask is None),
+        # The package casts and joins only weights of the type Parameter, which those of fake tensors are not.
         mock.patch("albef_hf.shared_inputs_albef._can_join", can_join),
+        mock.patch("albef_hf.training.weight_casts._is_cast", lambda part: type(part) is torch.nn.Linear),
         # Fake weights can be neither copied nor moved; they are where they have to be.
         mock.patch("torch.Tensor.__deepcopy__", copied),
         mock.patch("torch.nn.Module.to", lambda module, *args, **kwargs: module),
@@ -420,9 +431,10 @@ def assumptions(size: str) -> str:
         for name, gpu in GPUS.items()
     )
     return (
-        f"Assumptions: size {size}; captions of {WORDS[0]} to {WORDS[1]} words, padded; attention is one kernel; "
-        f"{gpus}; a matrix product reaches {MATMUL_SHARE:.0%} of the peak, everything else {BANDWIDTH_SHARE:.0%} of "
-        f"the bandwidth, without caches; a kernel takes at least {1e6 * KERNEL_SECONDS:.1f} us; the host takes "
+        f"Assumptions: size {size}; captions of {WORDS[0]} to {WORDS[1]} words, padded; attention and dropout are "
+        f"one kernel each; {gpus}; a matrix product reaches {MATMUL_SHARE:.0%} of the peak, "
+        f"everything else {BANDWIDTH_SHARE:.0%} of the bandwidth, without caches; "
+        f"a kernel takes at least {1e6 * KERNEL_SECONDS:.1f} us; the host takes "
         f"{1e6 * DISPATCH_SECONDS:.0f} us for an operation ({1e6 * BACKWARD_SECONDS:.0f} in a backward pass), "
         f"{1e6 * VIEW_SECONDS:.0f} for a view, and continues {1e6 * WAIT_SECONDS:.0f} us after what it waits for; "
         "float32 without TF32, and its share is of the bf16 peak. Memory is that of tensors, without the allocator's "

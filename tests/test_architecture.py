@@ -184,6 +184,7 @@ ALLOWED = {
         "compatibility_albef",
         "configuration_albef",
         "data",
+        "encoders_albef",
         "losses_albef",
         "model_card",
         "modeling_albef",

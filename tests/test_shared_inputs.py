@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from albef_hf.masks_albef import additive_mask
-from albef_hf.shared_inputs_albef import linear_together
+from albef_hf import masks_albef
+from albef_hf.masks_albef import additive_mask, bidirectional_mask
+from albef_hf.shared_inputs_albef import _neighbors, linear_together
 
 
 class Operations(TorchDispatchMode):
@@ -55,6 +56,42 @@ def test_under_autocast_layers_of_the_same_states_are_one_product(layers):
     assert backward.counts["mm"] == 1  # the states need no gradient
 
 
+def test_weights_that_were_joined_before_are_one_product(layers):
+    states = torch.randn(4, 5, 32)
+    weight, bias = torch.randn(80, 32), torch.randn(80)
+    expected = F.linear(states, weight, bias)
+    for layer, part, own in zip(layers, weight.split([16, 16, 48]), bias.split([16, 16, 48]), strict=True):
+        layer._parameters.update(weight=part, bias=own)
+    for some, columns in ((layers, slice(None)), (layers[:2], slice(32)), (layers[1:], slice(16, None))):
+        with Operations() as operations:
+            together = linear_together(list(some), states)
+        torch.testing.assert_close(torch.cat(together, -1), expected[..., columns])
+        assert operations.counts["addmm"] == 1
+    for some in ([layers[1], layers[0]], [layers[0], layers[2]]):  # not as they were joined
+        with Operations() as operations:
+            together = linear_together(some, states)
+        assert all(torch.equal(output, layer(states)) for output, layer in zip(together, some, strict=True))
+        assert operations.counts["addmm"] == 2
+
+
+def test_parts_of_other_tensors_are_not_taken_for_joined_weights():
+    whole = torch.randn(8, 8)
+    assert _neighbors(whole.split([2, 6])) is whole
+    assert torch.equal(_neighbors([whole[2:4], whole[4:7]]), whole[2:7])
+    columns, every_second_row = [whole[:, :4]], [whole[::2], whole[4::2]]
+    for parts in (
+        columns,
+        every_second_row,
+        [whole.T],
+        [whole[0]],
+        [whole[:2], whole[3:]],
+        [whole[:2], whole],
+        [whole],
+    ):
+        assert _neighbors(parts) is None
+    assert _neighbors([whole[:2], torch.randn(8, 8)[2:]]) is None
+
+
 def test_without_autocast_and_in_layers_of_other_kinds_nothing_is_joined(layers):
     states = torch.randn(4, 5, 32)
     with Operations() as operations:
@@ -91,6 +128,27 @@ def test_an_additive_mask_gives_the_same_attention(dtype):
     assert added.dtype == dtype
     expected = F.scaled_dot_product_attention(query, key, value, mask)
     assert torch.equal(F.scaled_dot_product_attention(query, key, value, added), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_padding_is_masked_as_transformers_does(monkeypatch, config, dtype):
+    padding = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+    context = torch.randn(3, 4, 32, dtype=dtype)
+    text_config = config.text_config
+    text_config._attn_implementation = "sdpa"
+    for queries in (context, context[:, :1]):
+        expected = bidirectional_mask(text_config, queries, padding, context)
+        with monkeypatch.context() as patch:
+            patch.setattr(masks_albef, "_can_read", lambda mask: mask is None)
+            with Operations() as operations:
+                mask = bidirectional_mask(text_config, queries, padding, context)
+            assert mask.stride() == expected.stride() and torch.equal(mask, expected)
+            assert operations.counts["arange"] == operations.counts["all"] == 0
+            assert bidirectional_mask(text_config, queries, padding[2:], context[2:]).eq(0).all()  # not read
+            assert bidirectional_mask(text_config, queries, expected, context) is expected
+            text_config._attn_implementation = "eager"
+            assert bidirectional_mask(text_config, queries, padding, context).min() == torch.finfo(dtype).min
+            text_config._attn_implementation = "sdpa"
 
 
 def test_masks_of_other_implementations_stay():

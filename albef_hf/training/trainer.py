@@ -33,6 +33,7 @@ from .running_statistics import RunningStatistics
 from .signals import EXIT_CODES, SignalHandler, TrainingInterrupted, first_signal
 from .state import TrainingState
 from .throughput import FlopCounter, relative_distance
+from .weight_casts import WeightCasts
 
 if TYPE_CHECKING:
     from .saved_model import SavedModel
@@ -116,11 +117,14 @@ class Trainer:
         optimizer = make_optimizer(self.student, args, self.accelerator.device)
         # The student inside DistributedDataParallel, where there are several processes; likewise the teacher.
         self.model, self.optimizer = self.accelerator.prepare(self.student, optimizer)
+        dtype = AUTOCAST_DTYPES.get(self.accelerator.mixed_precision)
+        # Compiled code casts weights where it reads them.
+        self.weight_casts = WeightCasts(self.student, dtype) if dtype and not args.torch_compile else None
         self.teacher = None
         if self.unwrapped_teacher is not None:
             self.unwrapped_teacher.train(args.teacher_dropout)
-            if self.accelerator.mixed_precision in AUTOCAST_DTYPES:
-                self.unwrapped_teacher.keep_low_precision(AUTOCAST_DTYPES[self.accelerator.mixed_precision])
+            if dtype is not None:
+                self.unwrapped_teacher.keep_low_precision(dtype)
             self.teacher = self.accelerator.prepare_model(self.unwrapped_teacher, evaluation_mode=True)
         # Not prepared: Accelerate would step it once per process.
         self.scheduler = make_scheduler(optimizer, args, self.epoch_steps, self.total_steps)
@@ -170,8 +174,9 @@ class Trainer:
 
     def _student_step(self, batch: Batch, targets: AlbefTeacherOutput | None) -> bool:
         with self.accelerator.accumulate(self.model):
-            outputs = self.model(**batch, **self.forward_settings, **self._distillation(targets))  # ITC + ITM + MLM
-            self.accelerator.backward(outputs.loss)
+            with self.weight_casts.applied() if self.weight_casts else contextlib.nullcontext():
+                outputs = self.model(**batch, **self.forward_settings, **self._distillation(targets))  # ITC, ITM, MLM
+                self.accelerator.backward(outputs.loss)
             self.recorder.add_losses(outputs)
             if not self.accelerator.sync_gradients:
                 return False
