@@ -880,9 +880,9 @@ class AlbefTextModel(AlbefPreTrainedModel):
 
 
 class AlbefTokenDropout(nn.Module):
-    """Leave tokens out at random in training, all but the first one, which stands for the whole.
+    """Drop tokens at random in training, but never the first one, which stands for the whole.
 
-    FLIP (arXiv 2212.00794) leaves out image patches, to save time. Few images are also harder to learn by heart.
+    FLIP (arXiv 2212.00794) drops image patches to save time. Few images are also harder to learn by heart then.
     """
 
     def __init__(self, probability: float):
@@ -892,7 +892,7 @@ class AlbefTokenDropout(nn.Module):
     def forward(
         self, states: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the tokens of (batch, tokens, width) that are left, as many of each row, and their mask if any."""
+        """Return the tokens of (batch, tokens, width) that remain, as many in each row, and their mask if any."""
         if not self.training or not self.probability:
             return states, attention_mask
         batch, tokens, width = states.shape
@@ -969,7 +969,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         """Compute the `[CLS]` token that `forward` returns for the same arguments, (groups * batch, width).
 
         Matching uses this token alone, so the last layer computes nothing else. Unlike `forward`, which is for every
-        token, this leaves text tokens out in training if the configuration has a `text_token_dropout_prob`.
+        token, this drops text tokens in training if the configuration has a `text_token_dropout_prob`.
         """
         hidden_states, attention_mask = self.text_token_dropout(hidden_states, attention_mask)
         hidden_states = self.input_dropout(hidden_states)

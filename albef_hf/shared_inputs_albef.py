@@ -42,7 +42,7 @@ def _is_plain(layer: nn.Module, states: torch.Tensor) -> bool:
     """Return whether a layer multiplies by its weight and adds its bias, and does nothing else."""
     if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks or states.is_meta:
         return False
-    return layer.weight.device == states.device
+    return layer.bias is not None and layer.weight.device == states.device
 
 
 def _can_join(layer: nn.Module, states: torch.Tensor) -> bool:

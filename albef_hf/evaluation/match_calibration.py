@@ -146,29 +146,50 @@ def candidate_pairs(scores: RetrievalScores, queries: Sequence[torch.Tensor] | N
 def fit_calibration(pairs: Pairs, fitted_on: str) -> MatchCalibration:
     """Fit the order of a query's candidates first, then the probability, both by maximum likelihood.
 
-    The weights of log-odds and cosine to each other are those of a conditional logistic regression: the candidates of
-    a query compete, and what they have in common does not count. The probability is a logistic regression on their
-    sum. A weight that would be negative is set to zero, that of the log-odds to `MIN_SCALE`.
+    The weights of log-odds and cosine to each other are those with which right candidates stand out among those of
+    their query (a conditional logistic regression), so what its candidates have in common does not count. The
+    probability is a logistic regression on their sum. A weight that would be negative is zero, that of the log-odds
+    `MIN_SCALE`.
 
     Raises:
         ValueError: If neither log-odds nor cosines are higher for right candidates than for wrong ones.
     """
     features = torch.stack([pairs.log_odds, pairs.cosines], dim=1)
-    mean, spread = features.mean(0), _spread(features)
-    standardized = (features - mean) / spread
-    weights = _minimize(lambda weights: pairs.order_loss(standardized @ weights), 2).clamp(min=0)
-    order = standardized @ weights
-    order_spread = _spread(order)
-    slope, intercept = _minimize(lambda line: pairs.log_loss(line[0] * order / order_spread + line[1]), 2)
-    if not weights.any() or slope <= 0:
+    weights = _fit_order(pairs, features)
+    order = features @ weights
+    center, spread = order.mean(), _spread(order)
+    slope, intercept = _minimize(lambda line: pairs.log_loss(line[0] * (order - center) / spread + line[1]), 2)
+    if not weights.any() or not slope > 0:
         raise ValueError(
             "Neither the matching nor the cosine of the model tells right from wrong candidates on these data: "
             "train it further before it is calibrated."
         )
-    slopes = slope / order_spread * weights / spread
-    bias = (intercept - slopes @ mean).item()
-    scale, cosine_weight = slopes.tolist()
-    return MatchCalibration(max(scale, MIN_SCALE), cosine_weight, bias, fitted_on)
+    slope = slope / spread
+    scale, cosine_weight = (slope * weights).tolist()
+    return MatchCalibration(scale or MIN_SCALE, cosine_weight, (intercept - slope * center).item(), fitted_on)
+
+
+def _fit_order(pairs: Pairs, features: torch.Tensor) -> torch.Tensor:
+    """Return the weight of each of two features that orders the candidates of a query best, none below zero.
+
+    Where the best weights of both have a negative one, the better of the two features decides alone.
+    """
+    sums = features.new_zeros(int(pairs.queries.max()) + 1, 2).index_add(0, pairs.queries, features)
+    means = sums / pairs.queries.bincount()[:, None]
+    centered = features - means[pairs.queries]
+    spread = _spread(centered)
+    centered /= spread
+
+    def fit(columns: list[int]) -> torch.Tensor:
+        weights = features.new_zeros(2)
+        weights[columns] = _minimize(lambda chosen: pairs.order_loss(centered[:, columns] @ chosen), len(columns))
+        return weights
+
+    weights = fit([0, 1])
+    if weights.min() < 0:
+        alone = [fit([0]).clamp(min=0), fit([1]).clamp(min=0)]
+        weights = min(alone, key=lambda weights: pairs.order_loss(centered @ weights).item())
+    return weights / spread
 
 
 def _spread(values: torch.Tensor) -> torch.Tensor:

@@ -501,8 +501,8 @@ class FineTuningArguments(DataArguments):
     model_config: str | None = field(
         default=None,
         metadata={
-            "help": "JSON file or text with AlbefConfig settings: what to change in those of the model, such as "
-            "dropout; without a model, those of an untrained one"
+            "help": "JSON file or text with AlbefConfig settings: with a model, other probabilities of dropout; "
+            "without one, all settings of an untrained model"
         },
     )
     image_size: list[int] = field(

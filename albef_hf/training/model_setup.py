@@ -61,10 +61,10 @@ def load_task_model(
         Model, processor, and the names of the weights that the checkpoint does not have.
 
     Raises:
-        ValueError: If `model_config` has unknown names, or changes the sizes of a checkpoint's weights.
+        ValueError: If `model_config` changes more of a checkpoint than its dropout.
     """
     if args.model:
-        config = changed_config(AlbefConfig.from_pretrained(args.model), parse_model_config(args.model_config))
+        config = with_dropout(AlbefConfig.from_pretrained(args.model), parse_model_config(args.model_config))
         processor = AlbefProcessor.from_pretrained(args.model)
     else:
         tokenizer = embedded_tokenizer()
@@ -92,26 +92,10 @@ def load_task_model(
 def load_weights(
     head: type[PreTrainedModel], checkpoint: str, config: AlbefConfig
 ) -> tuple[PreTrainedModel, set[str]]:
-    """Return the head of a task with a checkpoint's weights, and the names of those that it does not have.
-
-    Raises:
-        ValueError: If weights have other sizes than the configuration says.
-    """
+    """Return the head of a task with a checkpoint's weights, and the names of those that it does not have."""
     with without_load_report():
-        loaded: Any = head.from_pretrained(
-            checkpoint,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, in words
-        )
+        loaded: Any = head.from_pretrained(checkpoint, config=config, dtype=torch.float32, output_loading_info=True)
     model, report = loaded
-    if report["mismatched_keys"]:
-        name, saved, expected = min(report["mismatched_keys"])
-        raise ValueError(
-            f"{name} has shape {tuple(saved)} in {checkpoint}, and {tuple(expected)} by its configuration and "
-            "model_config: change settings that no weight depends on, such as dropout."
-        )
     model = without_adapters(model)
     missing = set(report["missing_keys"])
     if missing:
@@ -168,19 +152,23 @@ def read_model_config(source: str | None, vision_model: str | None = None) -> di
     return settings
 
 
-def changed_config(config: AlbefConfig, settings: Mapping[str, Any]) -> AlbefConfig:
-    """Return a configuration with other settings; those of a part, such as `text_config`, keep the rest of it.
+def with_dropout(config: AlbefConfig, settings: Mapping[str, Any]) -> AlbefConfig:
+    """Return a configuration with other probabilities of dropout, for parts such as `text_config`.
 
     Raises:
-        ValueError: If a name is unknown.
+        ValueError: If a setting is unknown, or not one of dropout: weights, processor and calibration depend on those.
     """
     values = config.to_dict()
     refuse_unknown(settings, values)
-    merged = {
-        name: {**values[name], **value} if isinstance(value, dict) and isinstance(values[name], dict) else value
-        for name, value in settings.items()
-    }
-    return AlbefConfig.from_dict({**values, **merged}) if settings else config
+    for part, changes in settings.items():
+        others = [name for name in changes if "drop" not in name] if isinstance(changes, dict) else [part]
+        if others:
+            raise ValueError(
+                f"model_config changes {others[0]} of the model, which its weights may depend on: with model, change "
+                "dropout alone; without it, model_config is that of an untrained model."
+            )
+        values[part] = {**values[part], **changes}
+    return AlbefConfig.from_dict(values) if settings else config
 
 
 def parse_model_config(source: str | None) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class WeightCasts:
     Autocast would cast each weight on its own, and each gradient back. Here, the weights of an encoder's layer are
     cast together. Their gradients are complete when the layer's backward pass is, so that processes exchange them
     during that of the next layer. The weights of queries, keys and values become parts of one, which
-    `linear_together` applies. Quantized layers, and what adapters add to a layer, are left to autocast.
+    `linear_together` applies. Quantized layers are left to autocast.
 
     Args:
         model: The model, on its device; its layers have to stay the same.

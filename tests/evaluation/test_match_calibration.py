@@ -63,6 +63,19 @@ def test_what_the_candidates_of_a_query_have_in_common_does_not_change_their_ord
     assert fitted.itc_weight == pytest.approx(SLOPES[1] / SLOPES[0], rel=0.05)
 
 
+def test_a_score_that_is_right_alone_is_used_alone():
+    """The other one is wrong and its mirror image, so that in a sum of both, both would have a negative weight."""
+    scores = make_scores(images=20_000, texts=20_000)
+    generator = torch.Generator().manual_seed(1)
+    for ranking in (scores.image_to_text, scores.text_to_image):
+        noise, other = torch.randn(2, *ranking.positives.shape, generator=generator).double()
+        right = ranking.positives.double()
+        ranking.logits = torch.stack([torch.zeros_like(noise), 0.3 * right + noise], dim=-1)
+        ranking.similarities[:] = -0.4 * right - 0.9 * noise + 0.43 * other
+    fitted = fit_calibration(candidate_pairs(scores), "noise")
+    assert fitted.cosine_weight == 0 and fitted.scale == pytest.approx(0.3, rel=0.05)
+
+
 def test_right_and_wrong_candidates_count_equally_in_each_direction():
     scores = make_scores()
     pairs = candidate_pairs(scores)

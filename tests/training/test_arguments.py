@@ -10,7 +10,7 @@ import yaml
 from albef_hf import AlbefConfig, cli
 from albef_hf.tasks import evaluation_names, find_arguments, find_task, task_names
 from albef_hf.training.arguments import DataArguments, PretrainingArguments
-from albef_hf.training.model_setup import changed_config, parse_model_config, read_model_config
+from albef_hf.training.model_setup import parse_model_config, read_model_config, with_dropout
 from albef_hf.utils.command_line import RECIPES, parse_arguments, recipe_names, save_arguments
 from albef_hf.utils.renamed_options import RENAMED_OPTIONS
 
@@ -154,7 +154,7 @@ def test_a_recipe_is_found_by_name_and_contains_what_differs_from_the_defaults(r
     assert [name for name in settings if getattr(args, name) == defaults[name]] == []
     if folder != "pretraining" and args.model_config:
         if args.model:
-            changed_config(AlbefConfig(), parse_model_config(args.model_config))
+            with_dropout(AlbefConfig(), parse_model_config(args.model_config))
         else:
             task.load_model(args)
 
