@@ -1,28 +1,14 @@
 """Casts and masks that layers share: fewer operations, and the same numbers."""
 
-from collections import Counter
-
 import pytest
 import torch
+from operations import Operations
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from albef_hf import masks_albef
 from albef_hf.masks_albef import additive_mask, bidirectional_mask
 from albef_hf.shared_inputs_albef import _neighbors, linear_together
-
-
-class Operations(TorchDispatchMode):
-    """Count operations by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.counts[func._schema.name.removeprefix("aten::")] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture

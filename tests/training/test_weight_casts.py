@@ -4,24 +4,12 @@ from collections import Counter
 
 import pytest
 import torch
+from operations import Operations
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from albef_hf import AlbefForPreTraining
 from albef_hf.compatibility_albef import enable_activation_checkpointing
 from albef_hf.training.weight_casts import WeightCasts
-
-
-class Operations(TorchDispatchMode):
-    """Count operations by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.counts[func._schema.name.removeprefix("aten::")] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def step(model: AlbefForPreTraining, batch: dict, casts: WeightCasts | None) -> tuple[torch.Tensor, dict, Counter]:
