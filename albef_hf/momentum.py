@@ -145,6 +145,7 @@ class MomentumTeacher(nn.Module):
         self.shared = [weight for weight in student.parameters() if not weight.requires_grad and weight.dtype == dtype]
         self.model = copy.deepcopy(student, {id(weight): weight for weight in self.shared}).to(dtype)
         self.model.requires_grad_(False).train()
+        self._statistics = [name for name, _ in self.model.named_buffers() if name.endswith(RUNNING_STATISTICS)]
         if not isinstance(student, AlbefImageTextModel):
             queue_size = min(queue_size, 0)  # a negative one is still refused
         self.queue = FeatureQueue(queue_size, student.config.projection_dim).to(self.model.dtype)
@@ -245,9 +246,9 @@ class MomentumTeacher(nn.Module):
         elif is_finite is None or is_finite:
             torch._foreach_lerp_(averages, weights, 1 - self.momentum)
         self._cast_weights()
-        for (name, buffer), statistic in zip(self.model.named_buffers(), student.buffers(), strict=True):
-            if name.endswith(RUNNING_STATISTICS):
-                buffer.copy_(_choose(is_finite, statistic, buffer))
+        for name in self._statistics:
+            buffer = self.model.get_buffer(name)
+            buffer.copy_(_choose(is_finite, student.get_buffer(name), buffer))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return weights and queues, without what is shared with the student and without low-precision weights."""

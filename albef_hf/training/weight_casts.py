@@ -29,6 +29,7 @@ class _Group:
         # Kept from step to step: the host would take longer to allocate and to split it than to launch the cast.
         self.cast = self.weights[0].new_empty(sum(self.rows), *shape, dtype=dtype)
         self.parts = self.split(self.cast)
+        self.cast_from: list[tuple[torch.Tensor, int]] = []  # weights, and how often each had been changed
 
     @property
     def weights(self) -> list[Any]:
@@ -39,6 +40,17 @@ class _Group:
     def weights(self, weights: Sequence[torch.Tensor]) -> None:
         for layer, weight in zip(self.layers, weights, strict=True):
             layer._parameters[self.name] = weight  # type: ignore[assignment]
+
+    @property
+    def is_frozen(self) -> bool:
+        """Return whether none of the weights is trained."""
+        return not any(weight.requires_grad for weight in self.weights)
+
+    @property
+    def is_current(self) -> bool:
+        """Return whether the cast is of the present weights as they are now."""
+        pairs = zip(self.cast_from, self.weights, strict=False)  # nothing was cast before the first step
+        return bool(self.cast_from) and all(cast is now and now._version == seen for (cast, seen), now in pairs)
 
     def split(self, joined: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return the rows of each layer."""
@@ -58,9 +70,10 @@ class _Cast(torch.autograd.Function):
         ctx.groups = groups
         ctx.dtype = weights[0].dtype
         torch._foreach_copy_([part for group in groups for part in group.parts], weights)
+        for group in groups:
+            group.cast_from = [(weight, weight._version) for weight in group.weights]
         casts = [group.cast.detach() for group in groups]
-        is_frozen = [not any(weight.requires_grad for weight in group.weights) for group in groups]
-        ctx.mark_non_differentiable(*[cast for cast, frozen in zip(casts, is_frozen, strict=True) if frozen])
+        ctx.mark_non_differentiable(*[cast for cast, group in zip(casts, groups, strict=True) if group.is_frozen])
         return tuple(casts)
 
     @staticmethod
@@ -81,7 +94,7 @@ class WeightCasts:
     Autocast would cast each weight on its own, and each gradient back. Here, the weights of an encoder's layer are
     cast together. Their gradients are complete when the layer's backward pass is, so that processes exchange them
     during that of the next layer. The weights of queries, keys and values become parts of one, which
-    `linear_together` applies. Quantized layers are left to autocast.
+    `linear_together` applies. Frozen weights are cast once. Quantized layers are left to autocast.
 
     Args:
         model: The model, on its device; its layers have to stay the same.
@@ -107,10 +120,12 @@ class WeightCasts:
         """Replace the weights by casts, for a forward pass and its backward pass, which may run layers again."""
         originals = [[group.weights for group in groups] for groups in self.blocks]
         try:
-            for groups, weights in zip(self.blocks, originals, strict=True):
-                casts = _Cast.apply(groups, *chain.from_iterable(weights))
-                for group, cast in zip(groups, casts, strict=True):
-                    group.compute_with(cast)
+            for groups in self.blocks:
+                stale = [group for group in groups if not (group.is_frozen and group.is_current)]
+                weights = chain.from_iterable(group.weights for group in stale)
+                casts = dict(zip(stale, _Cast.apply(stale, *weights), strict=True)) if stale else {}
+                for group in groups:
+                    group.compute_with(casts.get(group, group.cast))
             yield
         finally:
             for group, original in zip(chain.from_iterable(self.blocks), chain.from_iterable(originals), strict=True):

@@ -1,5 +1,6 @@
 """Weights that are cast together once a step: fewer operations than autocast's, and the same numbers."""
 
+import contextlib
 from collections import Counter
 
 import pytest
@@ -95,3 +96,30 @@ def test_other_layers_keep_their_weights():
     with WeightCasts(layers, torch.bfloat16).applied():
         is_cast = [layer.weight is not weight for layer, weight in zip(layers, before, strict=True)]
     assert is_cast == [True, False, False, False]
+
+
+def test_frozen_weights_are_cast_again_only_when_they_change():
+    layers = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).requires_grad_(False)
+    layers[0].requires_grad_(True)
+    casts = WeightCasts(layers, torch.bfloat16)
+
+    def copied() -> int:
+        """Return how many weights a step casts; those that it computes with have to be the present ones."""
+        expected = [weight.to(torch.bfloat16) for weight in layers.parameters()]
+        with contextlib.ExitStack() as stack:
+            with torch.profiler.profile() as profile:
+                stack.enter_context(casts.applied())
+            assert all(map(torch.equal, layers.parameters(), expected))
+        return sum(event.count for event in profile.key_averages() if event.key == "aten::copy_")
+
+    assert [copied(), copied()] == [4, 2]
+    with torch.no_grad():
+        layers[1].weight.mul_(2)
+    assert copied() == 3  # the bias is a group of its own
+    other = nn.Parameter(torch.ones(8, 8), requires_grad=False)
+    while other._version < layers[1].weight._version:  # which does not tell them apart
+        other.mul_(2)
+    layers[1].weight = other
+    assert [copied(), copied()] == [3, 2]
+    layers[1].requires_grad_(True)
+    assert [copied(), copied()] == [4, 4]
