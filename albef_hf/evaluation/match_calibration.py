@@ -39,13 +39,14 @@ class Pairs:
     queries: torch.Tensor
 
     def order_loss(self, logits: torch.Tensor) -> torch.Tensor:
-        """Compute the cross-entropy of the right candidates among those of their query, in nats.
+        """Compute the cross-entropy of each right candidate among the wrong ones of its query, in nats.
 
         Args:
             logits: (pairs,); what all candidates of a query have in common does not matter.
         """
-        totals = logits.new_zeros(int(self.queries.max()) + 1).index_add(0, self.queries, logits.exp())
-        losses = totals.log()[self.queries] - logits
+        scores = logits.exp()
+        wrong = scores.new_zeros(int(self.queries.max()) + 1).index_add(0, self.queries, scores * (1 - self.is_right))
+        losses = (wrong[self.queries] + scores).log() - logits
         return 2 * (self.weights * self.is_right * losses).sum()
 
     def log_loss(self, logits: torch.Tensor) -> torch.Tensor:

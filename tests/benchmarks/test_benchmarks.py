@@ -84,3 +84,11 @@ def test_all_measurements_of_a_gpu_run_on_a_cpu(benchmark, monkeypatch):
     }  # fmt: skip
     assert all(row["per_second"] > 0 and row["size"] == "small" for row in rows)
     assert all(f"| {row['measurement']} | {row['setting']} |" in printed for row in rows)
+
+
+@only_long
+def test_a_checkout_is_compared_with_itself(benchmark):
+    options = ["--repetitions", "1", "--pairs", "2", "--images", "2", "--k", "2"]
+    printed = benchmark("compare.py", str(REPOSITORY), *options)
+    for kind in ("step", "evaluation"):
+        assert f"| {kind} float32 |" in printed and f"| {kind} bf16 |" in printed

@@ -1,0 +1,130 @@
+"""Another version of the package against this one: a repetition of each in turn, so that both meet the same machine.
+
+    git worktree add ../before COMMIT
+    python benchmarks/compare.py ../before
+    python benchmarks/compare.py ../before --size base --pairs 4 --images 16 --repetitions 3
+
+A pretraining step (as in `pretraining_step.py`) and a retrieval evaluation (as in `retrieval_evaluation.py`), each in
+a process of its own with one thread, in units of a matrix product that is measured beside each repetition.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import measure
+import retrieval_evaluation
+import torch
+from pretraining_step import ALPHA, package_training
+from sizes import QUEUES, SIZES, make_config
+from tqdm.auto import tqdm
+
+from albef_hf.retrieval_albef import score_all
+from albef_hf.training.arguments import TrainingArguments
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+# By kind of work and precision, the faster implementation of attention on a CPU.
+ATTENTION = {("step", "float32"): "sdpa", ("step", "bf16"): "eager"}
+WORKS = [(kind, precision) for kind in ("step", "evaluation") for precision in DTYPES]
+
+
+def make_step(options: argparse.Namespace, precision: str, attention: str) -> Callable[[], object]:
+    """Return a training step on the same batch."""
+    args = TrainingArguments(
+        alpha=ALPHA,
+        alpha_ramp_steps=0,
+        per_device_train_batch_size=options.pairs,
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        attn_implementation=attention,
+    )
+    torch.manual_seed(0)
+    _, step = package_training(make_config(options.size, attention), QUEUES[options.size], options.pairs, args)
+    step()  # in the first one the training itself counts operations, which would be counted too
+    return step
+
+
+def make_evaluation(options: argparse.Namespace, precision: str, attention: str) -> Callable[[], object]:
+    """Return an evaluation of the same images and texts."""
+    inputs = retrieval_evaluation.make_inputs(options.size, options.images, DTYPES[precision], attention)
+    captions = torch.arange(retrieval_evaluation.CAPTIONS * options.images).view(options.images, -1).tolist()
+    return lambda: score_all(*inputs, range(options.images), captions, options.k)
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Measure a repetition for each line of the standard input, and print it."""
+    torch.set_num_threads(1)
+    kind, precision = options.work
+    make = make_step if kind == "step" else make_evaluation
+    flops = measure.count_flops(make(options, "float32", "eager"))
+    work = make(options, precision, ATTENTION.get((kind, precision), "sdpa"))
+    work()
+    for _ in sys.stdin:
+        measured = measure.repeat(work, 1, 1, DTYPES[precision], warm_up=0)
+        share = flops / measured.seconds[0] / measured.rate
+        print(json.dumps({"units": measured.units[0], "share": share}), flush=True)
+
+
+def start(checkout: Path, work: tuple[str, str]) -> subprocess.Popen:
+    """Start a process that serves repetitions of some work of the package in a checkout."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--work", *work]
+    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def repetition(process: subprocess.Popen) -> dict[str, Any]:
+    """Have one repetition measured."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    lines = iter(process.stdout.readline, "")
+    line = next((line for line in lines if line.startswith("{")), None)  # not what a training prints
+    if line is None:
+        raise SystemExit(f"a measurement ended with exit code {process.wait()}; its error is above")
+    return json.loads(line)
+
+
+def compare(options: argparse.Namespace, work: tuple[str, str]) -> str:
+    """Return a line of the table."""
+    here = Path(__file__).resolve().parents[1]
+    processes = [start(checkout, work) for checkout in (options.checkout, here)]
+    rounds = [[repetition(process) for process in processes] for _ in range(options.repetitions)]
+    for process in processes:
+        process.communicate()
+    before, now = zip(*rounds, strict=True)
+    units = [f"{statistics.median(entry['units'] for entry in version):.1f}" for version in (before, now)]
+    shares = [f"{statistics.median(entry['share'] for entry in version):.0%}" for version in (before, now)]
+    speedups = [first["units"] / second["units"] for first, second in rounds]
+    quality = f"{statistics.median(speedups):.2f} ({min(speedups):.2f} to {max(speedups):.2f})"
+    return f"| {' | '.join([' '.join(work), *units, quality, *shares])} |"
+
+
+def main() -> None:
+    """Compare all kinds of work, and print a table."""
+    parser = measure.parser(__doc__)
+    parser.add_argument("checkout", type=Path, help="folder of another version of the repository")
+    parser.add_argument("--size", choices=SIZES, default="small", help="base is the paper's")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs in a step")
+    parser.add_argument("--images", type=int, default=64, help="images of an evaluation, with five texts each")
+    parser.add_argument("--k", type=int, default=16, help="candidates of each query that are reranked")
+    parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        serve(options)
+        return
+    if not (options.checkout / "albef_hf").is_dir():
+        parser.error(f"{options.checkout} has no folder albef_hf")
+    print("| work | before, units | now | speedup | of the matmul rate, before | now |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for work in tqdm([work for work in WORKS if work[1] in options.precisions]):
+        tqdm.write(compare(options, work))
+
+
+if __name__ == "__main__":
+    main()
