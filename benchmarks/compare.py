@@ -24,6 +24,7 @@ import torch
 from pretraining_step import ALPHA, package_training
 from sizes import QUEUES, SIZES, make_config
 from tqdm.auto import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from albef_hf.retrieval_albef import score_all
 from albef_hf.training.arguments import TrainingArguments
@@ -59,6 +60,7 @@ def make_evaluation(options: argparse.Namespace, precision: str, attention: str)
 def serve(options: argparse.Namespace) -> None:
     """Measure a repetition for each line of the standard input, and print it."""
     torch.set_num_threads(1)
+    disable_progress_bar()
     kind, precision = options.work
     make = make_step if kind == "step" else make_evaluation
     flops = measure.count_flops(make(options, "float32", "eager"))
@@ -73,7 +75,7 @@ def serve(options: argparse.Namespace) -> None:
 def start(checkout: Path, work: tuple[str, str]) -> subprocess.Popen:
     """Start a process that serves repetitions of some work of the package in a checkout."""
     command = [sys.executable, __file__, *sys.argv[1:], "--work", *work]
-    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
