@@ -30,8 +30,7 @@ from albef_hf.retrieval_albef import score_all
 from albef_hf.training.arguments import TrainingArguments
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-# By kind of work and precision, the faster implementation of attention on a CPU.
-ATTENTION = {("step", "float32"): "sdpa", ("step", "bf16"): "eager"}
+EAGER = [("step", "bf16")]  # works for which eager attention is faster on a CPU
 WORKS = [(kind, precision) for kind in ("step", "evaluation") for precision in DTYPES]
 
 
@@ -64,8 +63,9 @@ def serve(options: argparse.Namespace) -> None:
     kind, precision = options.work
     make = make_step if kind == "step" else make_evaluation
     flops = measure.count_flops(make(options, "float32", "eager"))
-    work = make(options, precision, ATTENTION.get((kind, precision), "sdpa"))
+    work = make(options, precision, "eager" if (kind, precision) in EAGER else "sdpa")
     work()
+    print(json.dumps("ready"), flush=True)
     for _ in sys.stdin:
         measured = measure.repeat(work, 1, 1, DTYPES[precision], warm_up=0)
         share = flops / measured.seconds[0] / measured.rate
@@ -79,22 +79,29 @@ def start(checkout: Path, work: tuple[str, str]) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def repetition(process: subprocess.Popen) -> dict[str, Any]:
+def answer(process: subprocess.Popen) -> Any:
+    """Return what a process says next."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(('"', "{")):  # not what a training prints
+            return json.loads(line)
+    raise SystemExit(f"a measurement ended with exit code {process.wait()}; its error is above")
+
+
+def repetition(process: subprocess.Popen) -> dict[str, float]:
     """Have one repetition measured."""
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
-    lines = iter(process.stdout.readline, "")
-    line = next((line for line in lines if line.startswith("{")), None)  # not what a training prints
-    if line is None:
-        raise SystemExit(f"a measurement ended with exit code {process.wait()}; its error is above")
-    return json.loads(line)
+    return answer(process)
 
 
 def compare(options: argparse.Namespace, work: tuple[str, str]) -> str:
     """Return a line of the table."""
     here = Path(__file__).resolve().parents[1]
     processes = [start(checkout, work) for checkout in (options.checkout, here)]
+    for process in processes:
+        answer(process)  # so that neither is measured while the other one prepares
     rounds = [[repetition(process) for process in processes] for _ in range(options.repetitions)]
     for process in processes:
         process.communicate()
@@ -108,7 +115,8 @@ def compare(options: argparse.Namespace, work: tuple[str, str]) -> str:
 
 def main() -> None:
     """Compare all kinds of work, and print a table."""
-    parser = measure.parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=5, help="of each version; the median counts")
     parser.add_argument("checkout", type=Path, help="folder of another version of the repository")
     parser.add_argument("--size", choices=SIZES, default="small", help="base is the paper's")
     parser.add_argument("--pairs", type=int, default=16, help="pairs in a step")

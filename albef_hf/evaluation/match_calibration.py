@@ -15,6 +15,8 @@ from ..training.arguments import FineTuningArguments
 from ..utils.files import atomic_write
 
 MIN_SCALE = 1e-3  # a matching head that adds nothing still orders pairs of equal cosines
+LOWEST = -1e300  # log of the sum for a query without wrong candidates
+TINY = torch.finfo(torch.float64).tiny
 RIDGE = 1e-4  # of all weights: they stay finite if right and wrong candidates are separable
 BINS = 10  # of the reliability
 RIGHT_AND_WRONG = ("wrong", "right")
@@ -44,10 +46,14 @@ class Pairs:
         Args:
             logits: (pairs,); what all candidates of a query have in common does not matter.
         """
-        scores = logits.exp()
-        wrong = scores.new_zeros(int(self.queries.max()) + 1).index_add(0, self.queries, scores * (1 - self.is_right))
-        losses = (wrong[self.queries] + scores).log() - logits
-        return 2 * (self.weights * self.is_right * losses).sum()
+        is_wrong = self.is_right == 0
+        wrong, queries = logits[is_wrong], self.queries[is_wrong]
+        # Sums of exponentials relative to the largest one, which alone may be too large for a number.
+        lowest = logits.new_full((int(self.queries.max()) + 1,), LOWEST)
+        peaks = lowest.scatter_reduce(0, queries, wrong.detach(), "amax")
+        sums = torch.zeros_like(peaks).index_add(0, queries, (wrong - peaks[queries]).exp())
+        totals = torch.logaddexp((sums.clamp(min=TINY).log() + peaks)[self.queries], logits)
+        return 2 * (self.weights * self.is_right * (totals - logits)).sum()
 
     def log_loss(self, logits: torch.Tensor) -> torch.Tensor:
         """Compute the mean negative log-likelihood of logits, (pairs,), in nats."""
@@ -147,10 +153,10 @@ def candidate_pairs(scores: RetrievalScores, queries: Sequence[torch.Tensor] | N
 def fit_calibration(pairs: Pairs, fitted_on: str) -> MatchCalibration:
     """Fit the order of a query's candidates first, then the probability, both by maximum likelihood.
 
-    The weights of log-odds and cosine to each other are those with which right candidates stand out among those of
-    their query (a conditional logistic regression), so what its candidates have in common does not count. The
-    probability is a logistic regression on their sum. A weight that would be negative is zero, that of the log-odds
-    `MIN_SCALE`.
+    The weights of log-odds and cosine to each other are those with which each right candidate stands out among the
+    wrong ones of its query (a conditional logistic regression), so what its candidates have in common does not count.
+    The probability is a logistic regression on their sum. A weight that would be negative is zero, or `MIN_SCALE` if
+    it is that of the log-odds.
 
     Raises:
         ValueError: If neither log-odds nor cosines are higher for right candidates than for wrong ones.

@@ -29,7 +29,7 @@ class _Group:
         # Kept from step to step: the host would take longer to allocate and to split it than to launch the cast.
         self.cast = self.weights[0].new_empty(sum(self.rows), *shape, dtype=dtype)
         self.parts = self.split(self.cast)
-        self.cast_from: list[tuple[torch.Tensor, int]] = []  # weights, and how often each had been changed
+        self.cast_versions: dict[torch.Tensor, int] = {}  # of frozen weights, which are cast again when they change
 
     @property
     def weights(self) -> list[Any]:
@@ -48,9 +48,8 @@ class _Group:
 
     @property
     def is_current(self) -> bool:
-        """Return whether the cast is of the present weights as they are now."""
-        pairs = zip(self.cast_from, self.weights, strict=False)  # nothing was cast before the first step
-        return bool(self.cast_from) and all(cast is now and now._version == seen for (cast, seen), now in pairs)
+        """Return whether the weights are frozen, and the cast is of them as they are now."""
+        return self.is_frozen and all(self.cast_versions.get(weight) == weight._version for weight in self.weights)
 
     def split(self, joined: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return the rows of each layer."""
@@ -71,7 +70,8 @@ class _Cast(torch.autograd.Function):
         ctx.dtype = weights[0].dtype
         torch._foreach_copy_([part for group in groups for part in group.parts], weights)
         for group in groups:
-            group.cast_from = [(weight, weight._version) for weight in group.weights]
+            # A fused optimizer does not count its changes, so what is trained has no version.
+            group.cast_versions = {weight: weight._version for weight in group.weights} if group.is_frozen else {}
         casts = [group.cast.detach() for group in groups]
         ctx.mark_non_differentiable(*[cast for cast, group in zip(casts, groups, strict=True) if group.is_frozen])
         return tuple(casts)
@@ -94,7 +94,8 @@ class WeightCasts:
     Autocast would cast each weight on its own, and each gradient back. Here, the weights of an encoder's layer are
     cast together. Their gradients are complete when the layer's backward pass is, so that processes exchange them
     during that of the next layer. The weights of queries, keys and values become parts of one, which
-    `linear_together` applies. Frozen weights are cast once. Quantized layers are left to autocast.
+    `linear_together` applies. Frozen weights are cast once, and again when they change, but not through `.data`.
+    Quantized layers are left to autocast.
 
     Args:
         model: The model, on its device; its layers have to stay the same.
@@ -121,7 +122,7 @@ class WeightCasts:
         originals = [[group.weights for group in groups] for groups in self.blocks]
         try:
             for groups in self.blocks:
-                stale = [group for group in groups if not (group.is_frozen and group.is_current)]
+                stale = [group for group in groups if not group.is_current]
                 weights = chain.from_iterable(group.weights for group in stale)
                 casts = dict(zip(stale, _Cast.apply(stale, *weights), strict=True)) if stale else {}
                 for group in groups:

@@ -12,6 +12,7 @@ from albef_hf import AlbefForRetrieval, AlbefProcessor
 from albef_hf.calibration_albef import MatchCalibration
 from albef_hf.evaluation.match_calibration import (
     MIN_SCALE,
+    Pairs,
     calibrate,
     candidate_pairs,
     fit_calibration,
@@ -74,6 +75,27 @@ def test_a_score_that_is_right_alone_is_used_alone():
         ranking.similarities[:] = -0.4 * right - 0.9 * noise + 0.43 * other
     fitted = fit_calibration(candidate_pairs(scores), "noise")
     assert fitted.cosine_weight == 0 and fitted.scale == pytest.approx(0.3, rel=0.05)
+
+
+def pairs_of(logits: list[float], is_right: list[int], weights: list[float], queries: list[int]) -> Pairs:
+    values = torch.tensor(logits, dtype=torch.double)
+    right, weight = (torch.tensor(column, dtype=torch.double) for column in (is_right, weights))
+    return Pairs(values, values, right, weight, torch.tensor(queries))
+
+
+def test_right_candidates_compete_with_wrong_ones_and_not_with_each_other():
+    pairs = pairs_of([1, 2, 0, 5], [1, 1, 0, 1], [0.25, 0.25, 0.5, 0.25], [0, 0, 0, 1])  # the last one has no rival
+    expected = 0.5 * (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-2)))
+    assert pairs.order_loss(pairs.log_odds).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_order_has_a_finite_loss_and_gradient_however_far_candidates_are_apart():
+    pairs = pairs_of([2000, 0, -3000, 1000, 0], [1, 1, 0, 0, 1], [0.25] * 5, [0, 0, 0, 1, 1])
+    logits = pairs.log_odds.clone().requires_grad_()
+    loss = pairs.order_loss(logits)
+    loss.backward()
+    assert loss.item() == pytest.approx(500)  # of the last one, which is 1000 below a wrong one
+    assert logits.grad.tolist() == [0, 0, 0, 0.5, -0.5]
 
 
 def test_right_and_wrong_candidates_count_equally_in_each_direction():

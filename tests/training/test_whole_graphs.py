@@ -1,4 +1,4 @@
-"""Trainings with compiled models: student and teacher of every task are one graph each.
+"""Trainings with compiled models: student and teacher of every task have no graph breaks.
 
 ALBEF_LONG=1 runs them; tracing takes half a minute each.
 """
@@ -19,8 +19,8 @@ COMMON = ["--pad_to_multiple_of", "25", "--logging_steps", "1", "--report_to", "
 
 
 @pytest.fixture(autouse=True)
-def one_graph(monkeypatch):
-    """A model that is not one graph is an error; kernels stay those of eager mode, which takes seconds."""
+def whole_graphs(monkeypatch):
+    """A graph break is an error; kernels stay those of eager mode, which takes seconds."""
     plugin = TorchDynamoPlugin(backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(distributed, "compile_plugin", lambda: plugin)
     torch._dynamo.reset()
