@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=16, help="pairs in a step")
     parser.add_argument("--images", type=int, default=64, help="images of an evaluation, with five texts each")
     parser.add_argument("--k", type=int, default=16, help="candidates of each query that are reranked")
-    parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES), help="by default both")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
