@@ -80,7 +80,7 @@ def start(checkout: Path, work: tuple[str, str]) -> subprocess.Popen:
 
 
 def answer(process: subprocess.Popen) -> Any:
-    """Return what a process says next."""
+    """Return the next line that a process prints as JSON."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(('"', "{")):  # not what a training prints
@@ -89,7 +89,7 @@ def answer(process: subprocess.Popen) -> Any:
 
 
 def repetition(process: subprocess.Popen) -> dict[str, float]:
-    """Have one repetition measured."""
+    """Let a process measure one repetition, and return the result."""
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
@@ -109,8 +109,8 @@ def compare(options: argparse.Namespace, work: tuple[str, str]) -> str:
     units = [f"{statistics.median(entry['units'] for entry in version):.1f}" for version in (before, now)]
     shares = [f"{statistics.median(entry['share'] for entry in version):.0%}" for version in (before, now)]
     speedups = [first["units"] / second["units"] for first, second in rounds]
-    quality = f"{statistics.median(speedups):.2f} ({min(speedups):.2f} to {max(speedups):.2f})"
-    return f"| {' | '.join([' '.join(work), *units, quality, *shares])} |"
+    speedup = f"{statistics.median(speedups):.2f} ({min(speedups):.2f} to {max(speedups):.2f})"
+    return f"| {' | '.join([' '.join(work), *units, speedup, *shares])} |"
 
 
 def main() -> None:

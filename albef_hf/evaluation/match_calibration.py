@@ -16,7 +16,7 @@ from ..utils.files import atomic_write
 
 MIN_SCALE = 1e-3  # a matching head that adds nothing still orders pairs of equal cosines
 LOWEST = -1e300  # log of the sum for a query without wrong candidates
-TINY = torch.finfo(torch.float64).tiny
+TINY = torch.finfo(torch.float64).tiny  # instead of its empty sum, which has no logarithm
 RIDGE = 1e-4  # of all weights: they stay finite if right and wrong candidates are separable
 BINS = 10  # of the reliability
 RIGHT_AND_WRONG = ("wrong", "right")
