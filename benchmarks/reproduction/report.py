@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +20,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from objectives import PRETRAININGS
 
+sys.path.append(str(Path(__file__).parents[1]))
+from intervals import as_text, difference, interval
+
 HERE = Path(__file__).parent
 COLORS = ("#7f868d", "#2563ab", "#2e8b57", "#e08a1e", "#b83a3a", "#7a4fb3")  # of the rows of the table
-# 97.5th percentile of Student's t for 1, 2, ... degrees of freedom; more than the table has are taken as its last.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
 @dataclass(frozen=True)
@@ -166,14 +168,6 @@ def pool(values: dict[float, Cells]) -> Cells:
     return pooled
 
 
-def interval(numbers: list[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % confidence interval; not a number for fewer than two."""
-    if len(numbers) < 2:
-        return statistics.fmean(numbers), math.nan
-    student = STUDENT[min(len(numbers) - 1, len(STUDENT)) - 1]
-    return statistics.fmean(numbers), student * statistics.stdev(numbers) / math.sqrt(len(numbers))
-
-
 def shown_columns(cells: Cells) -> dict[str, list[Column]]:
     """Those for which there is anything, of the pretrained models and of the fine-tuned ones."""
     shown = defaultdict(list)
@@ -215,21 +209,6 @@ def gains(cells: Cells, before: tuple[Column, ...], after: tuple[Column, ...]) -
         if any(texts):
             lines.append([row.title, *texts])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def difference(before: dict[int, float], after: dict[int, float]) -> str:
-    """Mean difference of the seeds that both have, bold where its interval excludes zero; empty where none has."""
-    pairs = [after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())]
-    if not pairs:
-        return ""
-    mean, half = interval(pairs)
-    text = as_text(mean, half, "+")
-    return f"**{text}**" if abs(mean) > half > 0 else text
-
-
-def as_text(mean: float, half: float, sign: str = "") -> str:
-    """A mean with its interval, or alone."""
-    return f"{mean:{sign}z.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
 
 
 def plot(values: dict[float, Cells], image: Path) -> None:

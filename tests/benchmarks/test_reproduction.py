@@ -33,6 +33,13 @@ def report(objectives):
     return report
 
 
+@pytest.fixture(scope="module")
+def intervals(report):
+    import intervals
+
+    return intervals
+
+
 def make(head: type[AlbefForPreTraining]) -> AlbefForPreTraining:
     torch.manual_seed(0)
     return head(AlbefConfig(**TINY_MODEL))
@@ -188,14 +195,14 @@ def test_lines_of_an_earlier_version_are_refused(report, tmp_path):
         report.read_results(results)
 
 
-def test_one_value_has_no_interval(report):
-    mean, half = report.interval([3.0])
+def test_one_value_has_no_interval(intervals):
+    mean, half = intervals.interval([3.0])
     assert mean == 3 and math.isnan(half)
 
 
-def test_students_t(report):
+def test_students_t(intervals):
     """The table against the density, integrated."""
-    for freedom, bound in enumerate(report.STUDENT, start=1):
+    for freedom, bound in enumerate(intervals.STUDENT, start=1):
         x = torch.linspace(-bound, bound, 200_001, dtype=torch.float64)
         density = (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
         factor = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))

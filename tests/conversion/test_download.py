@@ -26,7 +26,7 @@ from albef_hf.conversion.published import ADDRESS, PUBLISHED
 def archive(content: bytes) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("data", content)
+        archive.writestr(zipfile.ZipInfo("data"), content)  # without the time of writing
     return file.getvalue()
 
 

@@ -1,0 +1,146 @@
+"""What each part of the recipe for matching on photographs contributes: other trainings from the same model.
+
+    python benchmarks/photographs/ablate.py --model runs/photographs_efficientnet --seeds 1 2 3 \
+        --train_files train.json --validation_files validation.json --image_root FOLDER
+    python benchmarks/photographs/ablation_report.py
+
+Each way changes one thing of the recipe `photographs_efficientnet` or of the way it names. Every option of
+`albef finetune retrieval` may be added and holds for all of them, such as `--num_train_epochs`. A training that has
+ended is a line of the result file and is not repeated; an interrupted one resumes from its checkpoint. So the same
+command resumes, and another adds seeds or ways.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import efficientnet_lite  # noqa: F401, registers the class
+import yaml
+
+import albef_hf
+from albef_hf.evaluation.retrieval_table import STAGES
+from albef_hf.tasks.arguments import EVALUATION_OPTIONS, RetrievalArguments
+from albef_hf.tasks.retrieval import Retrieval
+from albef_hf.training.logging import LOG_FILE
+from albef_hf.training.run import run
+from albef_hf.utils.command_line import parse_arguments
+
+RECIPE = Path(albef_hf.__file__).parent / "recipes" / "retrieval" / "photographs_efficientnet.yaml"
+OUTPUT = Path("runs/photographs_ablation")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train matching.
+
+    Args:
+        title: What it changes.
+        base: The way that it changes; empty for the recipe itself.
+        settings: Options that differ from those of the recipe.
+        dropout: Probabilities of the text side that differ from those of the recipe.
+    """
+
+    title: str
+    base: str
+    settings: dict[str, Any]
+    dropout: dict[str, float] = field(default_factory=dict)
+
+
+ALL_TOKENS = {"image_token_dropout_prob": 0.0, "text_token_dropout_prob": 0.0}
+TWO_CLASSES = {"itm_contrast_weight": 0}
+WAYS = {
+    "recipe": Way("the recipe: every text with every image of a batch, distilled", "", {}),
+    "not_distilled": Way("without distillation", "recipe", {"alpha": 0}),
+    "all_tokens": Way("no patches and words hidden", "recipe", {}, ALL_TOKENS),
+    "text_encoder": Way(
+        "text encoder trained, too",
+        "recipe",
+        {"freeze": ["image_encoder", "contrastive_head"], "text_encoder_learning_rate": 5e-5},
+    ),
+    "easy_negative": Way("one random negative", "recipe", TWO_CLASSES),
+    "easy_negatives": Way("four random negatives", "easy_negative", {**TWO_CLASSES, "itm_negatives": 4}),
+    "hard_negative": Way("one hard negative (the paper)", "easy_negative", {**TWO_CLASSES, "hardness_strength": 1}),
+    "hard_negatives": Way(
+        "four hard negatives", "hard_negative", {**TWO_CLASSES, "hardness_strength": 1, "itm_negatives": 4}
+    ),
+}
+
+
+class CalibratedRetrieval(Retrieval):
+    """Retrieval whose score is calibrated in each evaluation, for the recalls of the half that was not fitted."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.fits_calibration = True
+
+
+def main(arguments: list[str]) -> None:
+    """Do all trainings that the result file does not have yet."""
+    parser = make_parser()
+    options, of_training = parser.parse_known_args(arguments)
+    results = options.output_dir / "results.jsonl"
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    for number, (seed, name) in enumerate((seed, name) for seed in options.seeds for name in options.ways):
+        print(f"training {number + 1} of {len(options.seeds) * len(options.ways)}: {name}, seed {seed}", flush=True)
+        if (name, seed) in finished(results):
+            print(f"{results} has it")
+            continue
+        state = {"output_dir": options.output_dir / f"{name}-seed{seed}", "seed": seed, "resume_from_checkpoint": True}
+        args = read_options(options.config, WAYS[name], [*of_training, *command_line(state)])
+        start = time.process_time()
+        run(CalibratedRetrieval, args)
+        seconds = round(time.process_time() - start, 1)
+        line = {"way": name, "seed": seed, "cpu_seconds": seconds, "curve": read_curve(Path(args.output_dir))}
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="a training of each way for each")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS], help="what to train")
+    parser.add_argument("--config", type=Path, default=RECIPE, help="YAML file of the recipe that is changed")
+    parser.add_argument("--output_dir", type=Path, default=OUTPUT, help="for models, logs and results.jsonl")
+    return parser
+
+
+def read_options(recipe: Path, way: Way, given: list[str]) -> RetrievalArguments:
+    """The options of a training: those of the recipe, of the command line, and of the way."""
+    settings = way.settings
+    if way.dropout:
+        dropout = yaml.safe_load(recipe.read_text(encoding="utf-8"))["model_config"]["text_config"] | way.dropout
+        settings = {**settings, "model_config": {"text_config": dropout}}
+    command = ["--config", str(recipe), *given, *command_line(settings)]
+    return parse_arguments(RetrievalArguments, __doc__, command, unused=EVALUATION_OPTIONS)
+
+
+def command_line(settings: dict[str, Any]) -> list[str]:
+    """Settings as they are written on a command line."""
+    parts = []
+    for name, value in settings.items():
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        parts += [f"--{name}", *map(str, values)]
+    return parts
+
+
+def read_curve(folder: Path) -> list[dict[str, float]]:
+    """The recalls of all evaluations of a training, with their steps."""
+    lines = [json.loads(line) for line in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()]
+    stages = tuple(f"{stage}_" for stage in STAGES)
+    recalls = [{name: value for name, value in line.items() if name.startswith(stages)} for line in lines]
+    return [{"step": line["step"], **found} for line, found in zip(lines, recalls, strict=True) if found]
+
+
+def finished(results: Path) -> set[tuple[str, int]]:
+    """Way and seed of each line of the result file."""
+    lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
+    return {(line["way"], line["seed"]) for line in map(json.loads, lines)}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
