@@ -28,6 +28,9 @@ class MatchCalibration:
         cosine_weight: Weight of the cosine.
         bias: Logit where log-odds and cosine are zero.
         fitted_on: Description of the data; None if the model is not calibrated.
+        reference_weight: Weight of the level of references that is subtracted from the logit to order the answers of
+            a retrieval with references (see `RetrievalScores.normalized`); 0 if there were none. The probability does
+            without.
 
     Raises:
         ValueError: If a number is not finite, or the scale is not positive.
@@ -37,9 +40,10 @@ class MatchCalibration:
     cosine_weight: float = 0.0
     bias: float = 0.0
     fitted_on: str | None = None
+    reference_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("scale", "cosine_weight", "bias"):
+        for name in ("scale", "cosine_weight", "bias", "reference_weight"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
                 raise ValueError(f"{name} of match_calibration is {value!r}: it must be a finite number.")
@@ -54,7 +58,8 @@ class MatchCalibration:
             ValueError: If an entry is missing, unknown or invalid.
         """
         names = [field.name for field in fields(cls)]
-        if not isinstance(values, Mapping) or set(values) != set(names):
+        optional = {"reference_weight"}  # younger than the others
+        if not isinstance(values, Mapping) or not set(names) - optional <= set(values) <= set(names):
             raise ValueError(f"match_calibration is {values!r:.200}: it must have {', '.join(names)}, or be None.")
         if not isinstance(values["fitted_on"], str):
             raise ValueError(
@@ -69,8 +74,11 @@ class MatchCalibration:
         return cls() if values is None else cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entry of a configuration."""
-        return asdict(self)
+        """Return the entry of a configuration; earlier releases know no weight of references."""
+        values = asdict(self)
+        return (
+            values if self.reference_weight else {name: values[name] for name in values if name != "reference_weight"}
+        )
 
     @property
     def is_fitted(self) -> bool:

@@ -19,11 +19,12 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.logging import tqdm
 
-from .calibration_albef import MatchCalibration
+from .calibration_albef import MatchCalibration, matching_log_odds
 from .compatibility_albef import renamed_arguments, renamed_attribute
 from .processing_albef import AlbefProcessor
 
 RANKS = (1, 5, 10)
+REFERENCE_K = 16  # references nearest to an image or a text that count
 MAX_TOKENS = 30  # of a text, as in the original's evaluation
 MAX_CACHED_VALUES = 2**28  # of images' hidden states, a gigabyte in float32; other images are encoded again
 
@@ -306,7 +307,9 @@ def rerank(
     for image, hidden_states in images:
         image_positions = positions[bounds[image] : bounds[image + 1]]
         image_texts = texts_per_image[image]
-        indices = torch.cat([image_texts, image_positions // images_per_text.shape[1]])
+        indices = torch.cat([image_texts, image_positions // max(images_per_text.shape[1], 1)])
+        if not len(indices):
+            continue
         unique, inverse = indices.unique(return_inverse=True)
         logits = match(model, hidden_states, texts, unique)[inverse].to(dtype)
         image_logits[image] = logits[: len(image_texts)]
@@ -359,6 +362,11 @@ class Ranking:
     logits: torch.Tensor
     positives: torch.Tensor
 
+    def features(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-odds and cosines of the reranked candidates, each (queries, k), in float64 on the CPU."""
+        log_odds = matching_log_odds(self.logits).cpu().double()
+        return log_odds, self.similarities[:, : log_odds.shape[1]].cpu().double()
+
     def scores(self, itc_weight: float = 0.0, mismatch_weight: float = 1.0) -> torch.Tensor:
         """Return reranked scores, (queries, k): the log-odds of a match, in the order of the paper's probability.
 
@@ -385,11 +393,14 @@ class RetrievalScores:
         image_to_text: The texts of each image.
         text_to_image: The images of each text.
         calibration: That of the model, if it is calibrated.
+        references: The reference texts nearest to each image, and the reference images nearest to each text, if there
+            are references; none of them is right.
     """
 
     image_to_text: Ranking
     text_to_image: Ranking
     calibration: MatchCalibration = field(default_factory=MatchCalibration)
+    references: tuple[Ranking, Ranking] | None = None
 
     def metrics(self, itc_weight: float = 0.0, mismatch_weight: float = 1.0) -> dict[str, float]:
         """Compute recall at 1, 5 and 10 in percent.
@@ -404,7 +415,40 @@ class RetrievalScores:
         if self.calibration.is_fitted:
             scores = [ranking.scores(self.calibration.itc_weight) for ranking in rankings]
             metrics |= self.recalls("calibrated", scores)
+        if self.references and self.calibration.reference_weight:
+            metrics |= self.recalls("normalized", self.normalized(self.calibration))
         return metrics
+
+    def normalized(self, calibration: MatchCalibration) -> list[torch.Tensor]:
+        """Compute calibrated logits of the candidates of both directions, less the weighted level of each candidate.
+
+        Returns:
+            (images, k) and (texts, k).
+
+        Raises:
+            ValueError: If there are no references.
+        """
+        rankings = (self.image_to_text, self.text_to_image)
+        levels = self.candidate_levels(calibration)
+        return [
+            calibration.logit(*ranking.features()) - calibration.reference_weight * level
+            for ranking, level in zip(rankings, levels, strict=True)
+        ]
+
+    def candidate_levels(self, calibration: MatchCalibration) -> list[torch.Tensor]:
+        """Compute how well the candidates match references: the log of the sum of exponentials of calibrated logits.
+
+        Returns:
+            Of the texts of each image, (images, k), and of the images of each text, (texts, k).
+
+        Raises:
+            ValueError: If there are no references.
+        """
+        if self.references is None:
+            raise ValueError("These scores have no references: pass references to score_all.")
+        of_images, of_texts = (calibration.logit(*nearest.features()).logsumexp(1) for nearest in self.references)
+        rankings = ((self.image_to_text, of_texts), (self.text_to_image, of_images))
+        return [levels[ranking.indices[:, : ranking.logits.shape[1]].cpu()] for ranking, levels in rankings]
 
     def recalls(self, stage: str, scores: Sequence[torch.Tensor]) -> dict[str, float]:
         """Compute recall at 1, 5 and 10 in percent by scores of the best candidates of both directions.
@@ -416,9 +460,26 @@ class RetrievalScores:
         metrics: dict[str, float] = {}
         rankings = (self.image_to_text, self.text_to_image)
         for target, ranking, values in zip(("text", "image"), rankings, scores, strict=True):
-            recalls = recall(values, ranking.positives[:, : values.shape[1]])
+            recalls = recall(values, ranking.positives[:, : values.shape[1]].to(values.device))
             metrics |= {f"{stage}_{target}_r{k}": value for k, value in recalls.items()}
         return metrics
+
+
+@dataclass
+class EncodedPairs:
+    """Images and texts, encoded.
+
+    Args:
+        images: Holds the hidden states of the images of this process.
+        image_embeds: Unit features of all images, (images, projection).
+        texts: All texts.
+        image_of_text: Index of the image of each text, (texts,).
+    """
+
+    images: ImageEncoder
+    image_embeds: torch.Tensor
+    texts: TextFeatures
+    image_of_text: torch.Tensor
 
 
 @renamed_arguments(k="rerank_k", reduce="all_reduce")
@@ -432,6 +493,7 @@ def score_all(
     rank: int = 0,
     world_size: int = 1,
     all_reduce: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
+    references: tuple[Sequence[Image.Image], Sequence[Sequence[str]]] | None = None,
 ) -> RetrievalScores:
     """Contrast all pairs, and match the best candidates of each query.
 
@@ -445,38 +507,112 @@ def score_all(
         rank: Index of this process.
         world_size: Number of processes; each encodes and reranks its share of the images.
         all_reduce: Sums a tensor over all processes.
+        references: Other images and the captions of each, such as training data, to normalize scores by (see
+            `score_references`).
 
     Raises:
         ValueError: If there is no caption, or not a list of them for each image, or rerank_k or the batch size is
             below 1.
     """
     as_int("rerank_k", rerank_k)
-    if len(captions) != len(images):
-        raise ValueError(
-            f"There are {len(images)} images and {len(captions)} lists of captions: pass one list for each image."
-        )
-    texts_flat = [text for image_captions in captions for text in image_captions]
-    with evaluation_mode(model):
+
+    def encode(images: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> EncodedPairs:
         encoder = ImageEncoder(model, processor, images, range(rank, len(images), world_size), batch_size)
-        texts = encode_texts(model, processor, texts_flat, batch_size)
-        embeds = all_reduce(encoder.embeds())
-        similarities_of_images, texts_per_image = best_matches(embeds, texts.embeds, max(rerank_k, *RANKS))
-        similarities_of_texts, images_per_text = best_matches(texts.embeds, embeds, max(rerank_k, *RANKS))
-        states = encoder.hidden_states()
-        progress = tqdm(states, "rerank", total=len(encoder.indices), leave=False, disable=rank > 0)
-        image_logits, text_logits = rerank(
-            model, progress, texts, texts_per_image[:, :rerank_k], images_per_text[:, :rerank_k]
+        return encode_pairs(model, processor, encoder, captions, all_reduce)
+
+    with evaluation_mode(model):
+        pairs = encode(images, captions)
+        scores = score_candidates(model, pairs, rerank_k, all_reduce)
+        if references is not None:
+            scores.references = score_references(model, pairs, encode(*references), all_reduce)
+        return scores
+
+
+def encode_pairs(
+    model: PreTrainedModel,
+    processor: AlbefProcessor,
+    images: ImageEncoder,
+    captions: Sequence[Sequence[str]],
+    all_reduce: Callable[[torch.Tensor], torch.Tensor],
+) -> EncodedPairs:
+    """Encode images, each process its share of them, and their captions.
+
+    Raises:
+        ValueError: If there is no caption, or not a list of them for each image.
+    """
+    if len(captions) != len(images.images):
+        raise ValueError(
+            f"There are {len(images.images)} images and {len(captions)} lists of captions: pass one list for each "
+            "image."
         )
-        counts = torch.tensor([len(image_captions) for image_captions in captions], device=embeds.device)
-        image_indices = torch.arange(len(images), device=embeds.device)
-        owner = image_indices.repeat_interleave(counts)  # the image of each text
-        is_text_right = owner[texts_per_image] == image_indices[:, None]
-        is_image_right = images_per_text == owner[:, None]
-        return RetrievalScores(
-            Ranking(texts_per_image, similarities_of_images, all_reduce(image_logits), is_text_right),
-            Ranking(images_per_text, similarities_of_texts, all_reduce(text_logits), is_image_right),
-            MatchCalibration.from_config(model.config),
-        )
+    texts = [text for image_captions in captions for text in image_captions]
+    features = encode_texts(model, processor, texts, images.batch_size)
+    embeds = all_reduce(images.embeds())
+    counts = torch.tensor([len(image_captions) for image_captions in captions], device=embeds.device)
+    return EncodedPairs(
+        images, embeds, features, torch.arange(len(captions), device=embeds.device).repeat_interleave(counts)
+    )
+
+
+def score_candidates(
+    model: PreTrainedModel, pairs: EncodedPairs, rerank_k: int, all_reduce: Callable[[torch.Tensor], torch.Tensor]
+) -> RetrievalScores:
+    """Match the best candidates of each image and of each text among all others; the model is in evaluation mode."""
+    texts, embeds = pairs.texts, pairs.image_embeds
+    similarities_of_images, texts_per_image = best_matches(embeds, texts.embeds, max(rerank_k, *RANKS))
+    similarities_of_texts, images_per_text = best_matches(texts.embeds, embeds, max(rerank_k, *RANKS))
+    states = show_progress(pairs.images, "rerank")
+    logits = rerank(model, states, texts, texts_per_image[:, :rerank_k], images_per_text[:, :rerank_k])
+    image_logits, text_logits = map(all_reduce, logits)
+    image_indices = torch.arange(len(embeds), device=embeds.device)
+    is_text_right = pairs.image_of_text[texts_per_image] == image_indices[:, None]
+    is_image_right = images_per_text == pairs.image_of_text[:, None]
+    return RetrievalScores(
+        Ranking(texts_per_image, similarities_of_images, image_logits, is_text_right),
+        Ranking(images_per_text, similarities_of_texts, text_logits, is_image_right),
+        MatchCalibration.from_config(model.config),
+    )
+
+
+def score_references(
+    model: PreTrainedModel,
+    pairs: EncodedPairs,
+    references: EncodedPairs,
+    all_reduce: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[Ranking, Ranking]:
+    """Match images with the reference texts nearest to them, and texts with the nearest reference images.
+
+    An image that matches many texts is a bad answer to each of them. How well it matches the captions of other images
+    says so without a look at other queries: querybank normalization (Bogolin et al. 2022, arXiv 2112.12777), here of
+    the scores of both steps. The model is in evaluation mode.
+
+    Returns:
+        The texts nearest to each image, and the images nearest to each text, up to `REFERENCE_K` of them.
+    """
+    nearest = []
+    for queries, keys in (
+        (pairs.image_embeds, references.texts.embeds),
+        (pairs.texts.embeds, references.image_embeds),
+    ):
+        similarities, indices = best_matches(queries, keys, REFERENCE_K)
+        nearest.append((indices, similarities))
+    (texts_per_image, _), (images_per_text, _) = nearest
+    states = show_progress(pairs.images, "match reference texts")
+    none = texts_per_image.new_zeros(len(references.texts.embeds), 0)
+    image_logits, _ = rerank(model, states, references.texts, texts_per_image, none)
+    states = show_progress(references.images, "match reference images")
+    none = images_per_text.new_zeros(len(references.image_embeds), 0)
+    _, text_logits = rerank(model, states, pairs.texts, none, images_per_text)
+    of_images, of_texts = (
+        Ranking(*found, all_reduce(logits), torch.zeros_like(found[0], dtype=torch.bool))
+        for found, logits in zip(nearest, (image_logits, text_logits), strict=True)
+    )
+    return of_images, of_texts
+
+
+def show_progress(images: ImageEncoder, title: str) -> Iterable[tuple[int, torch.Tensor]]:
+    """Yield the hidden states of the images of this process; the first process shows a bar."""
+    return tqdm(images.hidden_states(), title, total=len(images.indices), leave=False, disable=0 not in images.indices)
 
 
 _RENAMED = {"match_pictures": "match_images", "read_texts": "encode_tokenized_texts"}

@@ -4,8 +4,9 @@
     python benchmarks/compare.py ../before
     python benchmarks/compare.py ../before --size base --pairs 4 --images 16 --repetitions 3
 
-A pretraining step (as in `pretraining_step.py`) and a retrieval evaluation (as in `retrieval_evaluation.py`), each in
-a process of its own with one thread, in units of a matrix product that is measured beside each repetition.
+A pretraining step (as in `pretraining_step.py`), a retrieval evaluation (as in `retrieval_evaluation.py`) and a whole
+fine-tuning for VQA on built-in scenes, each in a process of its own with one thread, in units of a matrix product that
+is measured beside each repetition.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,14 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from albef_hf.retrieval_albef import score_all
+from albef_hf.tasks.arguments import VqaArguments
+from albef_hf.tasks.vqa import VisualQuestionAnswering
 from albef_hf.training.arguments import TrainingArguments
+from albef_hf.training.run import run
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 EAGER = [("step", "bf16")]  # works for which eager attention is faster on a CPU
-WORKS = [(kind, precision) for kind in ("step", "evaluation") for precision in DTYPES]
+KINDS = ("step", "evaluation", "vqa")
 
 
 def make_step(options: argparse.Namespace, precision: str, attention: str) -> Callable[[], object]:
@@ -56,13 +61,33 @@ def make_evaluation(options: argparse.Namespace, precision: str, attention: str)
     return lambda: score_all(*inputs, range(options.images), captions, options.k)
 
 
+def make_vqa(options: argparse.Namespace, precision: str, attention: str) -> Callable[[], object]:
+    """Return a fine-tuning from new weights, with few rows to evaluate on."""
+    args = VqaArguments(
+        model_config=json.dumps(SIZES[options.size]),
+        output_dir=tempfile.mkdtemp(),
+        overwrite_output_dir=True,
+        scenes=options.pairs * options.vqa_steps,
+        validation_size=10,
+        num_train_epochs=1,
+        per_device_train_batch_size=options.pairs,
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        attn_implementation=attention,
+        dataloader_num_workers=0,
+        exchanged_images=False,
+        text_only_baseline=False,
+    )
+    return lambda: run(VisualQuestionAnswering, args)
+
+
 def serve(options: argparse.Namespace) -> None:
     """Measure a repetition for each line of the standard input, and print it."""
     torch.set_num_threads(1)
     disable_progress_bar()
     kind, precision = options.work
-    make = make_step if kind == "step" else make_evaluation
-    flops = measure.count_flops(make(options, "float32", "eager"))
+    make = {"step": make_step, "evaluation": make_evaluation, "vqa": make_vqa}[kind]
+    # A training counts operations itself, which would be counted, too.
+    flops = 0 if kind == "vqa" else measure.count_flops(make(options, "float32", "eager"))
     work = make(options, precision, "eager" if (kind, precision) in EAGER else "sdpa")
     work()
     print(json.dumps("ready"), flush=True)
@@ -107,10 +132,12 @@ def compare(options: argparse.Namespace, work: tuple[str, str]) -> str:
         process.communicate()
     before, now = zip(*rounds, strict=True)
     units = [f"{statistics.median(entry['units'] for entry in version):.1f}" for version in (before, now)]
-    shares = [f"{statistics.median(entry['share'] for entry in version):.0%}" for version in (before, now)]
+    shares = [statistics.median(entry["share"] for entry in version) for version in (before, now)]
     speedups = [first["units"] / second["units"] for first, second in rounds]
     speedup = f"{statistics.median(speedups):.2f} ({min(speedups):.2f} to {max(speedups):.2f})"
-    return f"| {' | '.join([' '.join(work), *units, speedup, *shares])} |"
+    return (
+        f"| {' | '.join([' '.join(work), *units, speedup, *(f'{share:.0%}' if share else '' for share in shares)])} |"
+    )
 
 
 def main() -> None:
@@ -122,6 +149,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=16, help="pairs in a step")
     parser.add_argument("--images", type=int, default=64, help="images of an evaluation, with five texts each")
     parser.add_argument("--k", type=int, default=16, help="candidates of each query that are reranked")
+    parser.add_argument(
+        "--vqa_steps", type=int, default=50, help="steps of a fine-tuning, of as many rows as a step has pairs"
+    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of work; by default all")
     parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES), help="by default both")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -132,7 +163,7 @@ def main() -> None:
         parser.error(f"{options.checkout} has no folder albef_hf")
     print("| work | before, units | now | speedup | of the matmul rate, before | now |")
     print("|---|---|---|---|---|---|", flush=True)
-    for work in tqdm([work for work in WORKS if work[1] in options.precisions]):
+    for work in tqdm([(kind, precision) for kind in options.kinds for precision in options.precisions]):
         tqdm.write(compare(options, work))
 
 

@@ -38,6 +38,7 @@ def evaluate(task_class: type["FineTuningTask"], args: FineTuningArguments) -> d
     model, processor = load_trained_model(task_class, args)
     task = task_class(args, processor)
     task.fits_calibration = calibrates
+    task.normalizes = bool(getattr(args, "reference_files", ()))
     rows = task.validation_rows()
     precision = f"weights in {dtype_name(model.dtype)}, mixed_precision {accelerator.mixed_precision}"
     accelerator.print(f"{_describe(task, rows)}; {precision}")

@@ -1,14 +1,15 @@
 """Fit the probability of a match on the candidates of a retrieval, and judge it on queries that it has not seen."""
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
-from ..calibration_albef import MatchCalibration, matching_log_odds
+from ..calibration_albef import MatchCalibration
 from ..model_card import updated_card
 from ..retrieval_albef import Ranking, RetrievalScores
 from ..training.arguments import FineTuningArguments
@@ -96,22 +97,71 @@ def calibrate(scores: RetrievalScores, image_of_text: Sequence[int], fitted_on: 
         ValueError: If the candidates do not allow a fit; see `fit_calibration`.
     """
     pairs = candidate_pairs(scores)
-    fitted = fit_calibration(pairs, fitted_on)
+    fitted = fit_all(scores, fitted_on)
     images = torch.arange(len(scores.image_to_text.logits))
-    halves = [images % 2 == 0, torch.as_tensor(image_of_text) % 2 == 0]
-    others = [~half for half in halves]
-    even = fit_calibration(candidate_pairs(scores, halves), fitted_on)
-    odd = fit_calibration(candidate_pairs(scores, others), fitted_on)
-    unseen = [
-        torch.where(is_even[:, None], odd.logit(*features), even.logit(*features))
-        for is_even, features in zip(halves, map(_features, _rankings(scores)), strict=True)
-    ]
-    metrics = scores.recalls("cross_fitted", [logits.to(scores.image_to_text.positives.device) for logits in unseen])
+    halves = Halves(images % 2 == 0, torch.as_tensor(image_of_text) % 2 == 0)
+    unseen = halves.judge(
+        scores, lambda calibration: [calibration.logit(*way.features()) for way in _rankings(scores)]
+    )
+    metrics = scores.recalls("cross_fitted", unseen)
     logits = {"before": pairs.log_odds, "after": torch.cat([logits.flatten() for logits in unseen])}
     for name, values in logits.items():
         metrics[f"calibration/log_loss_{name}"] = pairs.log_loss(values).item()
         metrics[f"calibration/error_{name}"] = pairs.calibration_error(values)
+    if scores.references:
+        metrics |= scores.recalls("cross_fitted_normalized", halves.judge(scores, scores.normalized))
+        contrast = without_matching(scores)
+        with contextlib.suppress(ValueError):  # if its cosines alone do not tell right from wrong
+            metrics |= contrast.recalls("cross_fitted_normalized_itc", halves.judge(contrast, contrast.normalized))
     return FittedCalibration(fitted, metrics, _summary(scores, pairs, fitted, metrics))
+
+
+@dataclass
+class Halves:
+    """The queries of even images and those of odd ones.
+
+    Args:
+        images: Whether an image is even, (images,).
+        texts: Whether the image of a text is, (texts,).
+    """
+
+    images: torch.Tensor
+    texts: torch.Tensor
+
+    def judge(
+        self, scores: RetrievalScores, logits: Callable[[MatchCalibration], list[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """Return the logits of the candidates of both directions, each by the calibration of the half it is not in."""
+        even = logits(fit_all(scores, "", [self.images, self.texts]))
+        odd = logits(fit_all(scores, "", [~self.images, ~self.texts]))
+        ways = zip((self.images, self.texts), odd, even, strict=True)
+        return [torch.where(is_even[:, None], by_odd, by_even) for is_even, by_odd, by_even in ways]
+
+
+def without_matching(scores: RetrievalScores) -> RetrievalScores:
+    """Return the same candidates, of which only the cosines are known."""
+    assert scores.references is not None
+    *ways, of_images, of_texts = (
+        replace(ranking, logits=torch.zeros_like(ranking.logits))
+        for ranking in (*_rankings(scores), *scores.references)
+    )
+    return RetrievalScores(*ways, references=(of_images, of_texts))
+
+
+def fit_all(
+    scores: RetrievalScores, fitted_on: str, queries: Sequence[torch.Tensor] | None = None
+) -> MatchCalibration:
+    """Fit a calibration, and then the weight of the level of references if there are any; see `candidate_pairs`."""
+    pairs = candidate_pairs(scores, queries)
+    fitted = fit_calibration(pairs, fitted_on)
+    if not scores.references:
+        return fitted
+    used = [slice(None)] * 2 if queries is None else queries
+    levels = scores.candidate_levels(fitted)
+    level = torch.cat([values[chosen].flatten() for values, chosen in zip(levels, used, strict=True)])
+    logits = fitted.logit(pairs.log_odds, pairs.cosines)
+    weight = _minimize(lambda weights: pairs.order_loss(logits - weights * level), 1)
+    return replace(fitted, reference_weight=max(weight.item(), 0.0))
 
 
 def candidate_pairs(scores: RetrievalScores, queries: Sequence[torch.Tensor] | None = None) -> Pairs:
@@ -128,7 +178,7 @@ def candidate_pairs(scores: RetrievalScores, queries: Sequence[torch.Tensor] | N
     first_query = 0
     for index, ranking in enumerate(_rankings(scores)):
         used = slice(None) if queries is None else queries[index]
-        log_odds, cosines = (values[used] for values in _features(ranking))
+        log_odds, cosines = (values[used] for values in ranking.features())
         query_of_pair = first_query + torch.arange(len(cosines)).repeat_interleave(cosines.shape[1])
         first_query += len(cosines)
         log_odds, cosines = log_odds.flatten(), cosines.flatten()
@@ -225,13 +275,6 @@ def _rankings(scores: RetrievalScores) -> tuple[Ranking, Ranking]:
     return scores.image_to_text, scores.text_to_image
 
 
-def _features(ranking: Ranking) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-odds and cosines of the reranked candidates, each (queries, k), in float64 on the CPU."""
-    log_odds = matching_log_odds(ranking.logits)
-    cosines = ranking.similarities[:, : log_odds.shape[1]]
-    return log_odds.cpu().double(), cosines.cpu().double()
-
-
 def _summary(scores: RetrievalScores, pairs: Pairs, fitted: MatchCalibration, metrics: dict[str, float]) -> str:
     is_found = [ranking.positives[:, : ranking.logits.shape[1]].any(1) for ranking in _rankings(scores)]
     images, texts = (int((~found).sum()) for found in is_found)
@@ -243,6 +286,8 @@ def _summary(scores: RetrievalScores, pairs: Pairs, fitted: MatchCalibration, me
         "{calibration/log_loss_after:.4f} after; expected calibration error {calibration/error_before:.1f} % before, "
         "{calibration/error_after:.1f} % after".format_map(metrics),
     ]
+    if scores.references:
+        lines.append(f"order with references: the logit less {fitted.reference_weight:.3g} x the level of references")
     if images or texts:
         lines.append(f"the right answer is not among the candidates of {images} images and {texts} texts")
     if fitted.scale == MIN_SCALE:

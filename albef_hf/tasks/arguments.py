@@ -11,10 +11,11 @@ from typing import ClassVar
 from ..training.arguments import FineTuningArguments
 
 HEATMAPS = ("matching", "contrast")  # of grounding
-EVALUATION_OPTIONS = ("calibrate", "dtype")  # without effect in a training
+EVALUATION_OPTIONS = ("calibrate", "dtype", "reference_files", "reference_size")  # without effect in a training
 # Older tasks without such a baseline accept the option, for the sake of existing commands.
 NO_TEXT_ONLY_BASELINE = frozenset({"text_only_baseline"})
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")  # transformers' names
+REFERENCE_SIZE = 1000
 MIN_IMAGES = 3  # in a batch of text assignment: a text's own image, and two others
 
 
@@ -56,10 +57,23 @@ class RetrievalArguments(PairArguments):
             "no test data, and save them in configuration and card of the model's folder"
         },
     )
+    reference_files: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "annotations of other images, such as those of training: scores are also normalized by how well "
+            "an image matches the captions there that are nearest to it, and a text the images (querybank "
+            "normalization); calibrate fits the weight"
+        },
+    )
+    reference_size: int = field(
+        default=REFERENCE_SIZE, metadata={"help": "images of reference_files that are used, the first ones"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(1, "rerank_k")
+        self.require_at_least(1, "rerank_k", "reference_size")
+        if self.reference_size != REFERENCE_SIZE and not self.reference_files:
+            raise ValueError("reference_size has no effect without reference_files.")
 
 
 @dataclass

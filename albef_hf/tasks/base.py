@@ -62,6 +62,7 @@ class Task(ABC):
         self.tokenizer = processor.tokenizer
         self.row_errors = RowErrors()  # of the last evaluation
         self.fits_calibration = False  # on the rows of an evaluation
+        self.normalizes = False  # the scores of an evaluation, by references
         self.calibration: FittedCalibration | None = None  # of the last evaluation
         self.image_states: ImageStates | ImageRecorder | None = None  # take the place of training images
         images = processor.image_processor

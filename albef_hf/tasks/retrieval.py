@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
 
@@ -10,8 +11,10 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ..data import EvaluationImages, RowErrors, SkipReason, image_ids, load_image, valid_captions
+from ..calibration_albef import MatchCalibration
+from ..data import EvaluationImages, RowErrors, SkipReason, image_id, image_ids, load_image, valid_captions
 from ..data.scene_tasks import SceneCaptions
+from ..data.sources import read_annotations
 from ..evaluation.match_calibration import FittedCalibration, calibrate
 from ..evaluation.retrieval_table import STAGES, retrieval_table
 from ..modeling_albef import AlbefForRetrieval
@@ -117,6 +120,7 @@ class Retrieval(PairTask):
                 rank=accelerator.process_index,
                 world_size=accelerator.num_processes,
                 all_reduce=accelerator.reduce,
+                references=self._references(model, rows) if self.normalizes else None,
             )
         if self.fits_calibration:
             self.calibration = self._calibrate(scores, images)
@@ -131,29 +135,59 @@ class Retrieval(PairTask):
             metrics[f"{stage}_r_mean"] = fmean(metrics[f"{stage}_{target}_r_mean"] for target in ("text", "image"))
         return metrics | self.row_errors.counts(), self._predictions(scores, images)
 
+    def _references(self, model: PreTrainedModel, rows: Rows) -> tuple[EvaluationImages, list[list[str]]]:
+        """Return the reference images, and the captions of each.
+
+        Raises:
+            ValueError: If the model has no weight for them, or one of them is evaluated, too.
+        """
+        args = self.args
+        if not (self.fits_calibration or MatchCalibration.from_config(model.config).reference_weight):
+            raise ValueError(
+                "reference_files: the model has no weight for references; fit it on validation data first, with "
+                "calibrate and reference_files."
+            )
+        found = read_annotations(args.reference_files, args.dataset_format, "train", args.image_root)
+        images = EvaluationImages(found, args.image_root, self.columns[1], args.reference_size)
+        self.require_rows(images)
+        evaluated = {key for key in image_ids(rows) if key is not None}
+        shared = sum(image_id(images.rows[index]) in evaluated for index in images.row_indices)
+        if shared:
+            raise ValueError(f"{shared} images of reference_files are evaluated, too: references have to be others.")
+        return images, images.captions
+
     def _calibrate(self, scores: RetrievalScores, images: EvaluationImages) -> FittedCalibration:
         """Fit a calibration on the rows that are evaluated."""
+        names = [Path(file).name for file in self.args.reference_files]
         image_of_text = [index for index, captions in enumerate(images.captions) for _ in captions]
         fitted_on = (
             f"{len(images):,} images and {len(image_of_text):,} texts, with up to {self.args.rerank_k} candidates "
             f"each, of {self.args.describe_validation_data()}"
         )
+        if scores.references:
+            fitted_on += f"; references: the first {self.args.reference_size:,} images of {', '.join(names)}"
         return calibrate(scores, image_of_text, fitted_on)
 
     def _predictions(self, scores: RetrievalScores, images: EvaluationImages) -> list[dict[str, Any]]:
         """Return the best answers of each query, by the calibration of the model unless the options say otherwise."""
-        itc_weight = self.args.itc_weight
-        if itc_weight is None:
-            itc_weight = scores.calibration.itc_weight if self.args.mismatch_weight == 1 else 0.0
-        weights = (itc_weight, self.args.mismatch_weight)
         texts = [text for captions in images.captions for text in captions]
-        best_texts = scores.image_to_text.reranked(*weights)[:, :SAVED_RANKS].tolist()
-        best_images = scores.text_to_image.reranked(*weights)[:, :SAVED_RANKS].tolist()
+        best_texts, best_images = (best[:, :SAVED_RANKS].tolist() for best in self._order(scores))
         of_images = [
             {"image": index, "row": images.row_indices[index], "texts": [texts[text] for text in best]}
             for index, best in enumerate(best_texts)
         ]
         return of_images + [{"text": text, "images": best} for text, best in zip(texts, best_images, strict=True)]
+
+    def _order(self, scores: RetrievalScores) -> list[torch.Tensor]:
+        """Return the candidates of both directions, best first, each (queries, k)."""
+        ways = (scores.image_to_text, scores.text_to_image)
+        if scores.references and self.args.itc_weight is None and self.args.mismatch_weight == 1:
+            orders = [logits.argsort(1, descending=True) for logits in scores.normalized(scores.calibration)]
+            return [way.indices.cpu().gather(1, order) for way, order in zip(ways, orders, strict=True)]
+        itc_weight = self.args.itc_weight
+        if itc_weight is None:
+            itc_weight = scores.calibration.itc_weight if self.args.mismatch_weight == 1 else 0.0
+        return [way.reranked(itc_weight, self.args.mismatch_weight) for way in ways]
 
     def baselines(self, train_rows: Rows, rows: Rows) -> dict[str, float]:
         """Return what a random order would reach."""
