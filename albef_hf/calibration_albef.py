@@ -28,9 +28,11 @@ class MatchCalibration:
         cosine_weight: Weight of the cosine.
         bias: Logit where log-odds and cosine are zero.
         fitted_on: Description of the data; None if the model is not calibrated.
-        reference_weight: Weight of the level of references that is subtracted from the logit to order the answers of
-            a retrieval with references (see `RetrievalScores.normalized`); 0 if there were none. The probability does
-            without.
+        reference_weight: Weight of the level of references, which is subtracted from the logit to order the answers of
+            a retrieval with references (see `RetrievalScores.normalized`); None if there were none. It does not affect
+            the probability.
+        reference_scale: What logits are multiplied by before, positive: the higher it is, the more the best reference
+            decides the level.
 
     Raises:
         ValueError: If a number is not finite, or the scale is not positive.
@@ -40,15 +42,19 @@ class MatchCalibration:
     cosine_weight: float = 0.0
     bias: float = 0.0
     fitted_on: str | None = None
-    reference_weight: float = 0.0
+    reference_weight: float | None = None
+    reference_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("scale", "cosine_weight", "bias", "reference_weight"):
+        numbers = {"scale", "cosine_weight", "bias", "reference_scale"}
+        numbers |= set() if self.reference_weight is None else {"reference_weight"}
+        for name in sorted(numbers):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
                 raise ValueError(f"{name} of match_calibration is {value!r}: it must be a finite number.")
-        if self.scale <= 0:
-            raise ValueError(f"scale of match_calibration is {self.scale}: it must be above 0.")
+        for name in ("scale", "reference_scale"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} of match_calibration is {getattr(self, name)}: it must be above 0.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MatchCalibration":
@@ -58,7 +64,7 @@ class MatchCalibration:
             ValueError: If an entry is missing, unknown or invalid.
         """
         names = [field.name for field in fields(cls)]
-        optional = {"reference_weight"}  # younger than the others
+        optional = {"reference_weight", "reference_scale"}  # added later than the others
         if not isinstance(values, Mapping) or not set(names) - optional <= set(values) <= set(names):
             raise ValueError(f"match_calibration is {values!r:.200}: it must have {', '.join(names)}, or be None.")
         if not isinstance(values["fitted_on"], str):
@@ -74,11 +80,11 @@ class MatchCalibration:
         return cls() if values is None else cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entry of a configuration; earlier releases know no weight of references."""
+        """Return the entry of a configuration; saved code of before knows no weight of references."""
         values = asdict(self)
-        return (
-            values if self.reference_weight else {name: values[name] for name in values if name != "reference_weight"}
-        )
+        if self.reference_weight is None:
+            del values["reference_weight"], values["reference_scale"]
+        return values
 
     @property
     def is_fitted(self) -> bool:

@@ -381,8 +381,12 @@ class Ranking:
 
     def reranked(self, itc_weight: float = 0.0, mismatch_weight: float = 1.0) -> torch.Tensor:
         """Return indices of the candidates after reranking, best first, (queries, k); weights as for `scores`."""
-        order = self.scores(itc_weight, mismatch_weight).argsort(dim=1, descending=True, stable=True)
-        return self.indices.gather(1, order)
+        return self.ordered(self.scores(itc_weight, mismatch_weight))
+
+    def ordered(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return indices of the candidates by scores, (queries, k), best first, in their shape."""
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        return self.indices.gather(1, order.to(self.indices.device))
 
 
 @dataclass
@@ -406,8 +410,8 @@ class RetrievalScores:
         """Compute recall at 1, 5 and 10 in percent.
 
         The names go from `itc_text_r1` (image to text) to `itm_image_r10` (text to image), and of a calibrated model
-        to `calibrated_image_r10`: in the order of the calibrated probability. Weights are those of `Ranking.scores`
-        for `itm`.
+        to `calibrated_image_r10`: in the order of the calibrated probability, and with references that it has a weight
+        for to `normalized_image_r10`. Weights are those of `Ranking.scores` for `itm`.
         """
         rankings = (self.image_to_text, self.text_to_image)
         metrics = self.recalls("itc", [ranking.similarities for ranking in rankings])
@@ -415,38 +419,46 @@ class RetrievalScores:
         if self.calibration.is_fitted:
             scores = [ranking.scores(self.calibration.itc_weight) for ranking in rankings]
             metrics |= self.recalls("calibrated", scores)
-        if self.references and self.calibration.reference_weight:
+        if self.references and self.calibration.reference_weight is not None:
             metrics |= self.recalls("normalized", self.normalized(self.calibration))
         return metrics
 
     def normalized(self, calibration: MatchCalibration) -> list[torch.Tensor]:
-        """Compute calibrated logits of the candidates of both directions, less the weighted level of each candidate.
+        """Compute scaled logits of the candidates of both directions, less the weighted level of each candidate.
 
         Returns:
             (images, k) and (texts, k).
 
         Raises:
-            ValueError: If there are no references.
+            ValueError: If there are no references, or some of their scores are not finite.
         """
+        scale, weight = calibration.reference_scale, calibration.reference_weight or 0.0
+        levels = self.candidate_levels(calibration, scale)
         rankings = (self.image_to_text, self.text_to_image)
-        levels = self.candidate_levels(calibration)
         return [
-            calibration.logit(*ranking.features()) - calibration.reference_weight * level
+            scale * calibration.logit(*ranking.features()) - weight * level
             for ranking, level in zip(rankings, levels, strict=True)
         ]
 
-    def candidate_levels(self, calibration: MatchCalibration) -> list[torch.Tensor]:
-        """Compute how well the candidates match references: the log of the sum of exponentials of calibrated logits.
+    def candidate_levels(self, calibration: MatchCalibration, scale: float | torch.Tensor) -> list[torch.Tensor]:
+        """Compute how well the candidates match references: the log of the sum of exponentials of scaled logits.
 
         Returns:
             Of the texts of each image, (images, k), and of the images of each text, (texts, k).
 
         Raises:
-            ValueError: If there are no references.
+            ValueError: If there are no references, or some of their scores are not finite.
         """
         if self.references is None:
             raise ValueError("These scores have no references: pass references to score_all.")
-        of_images, of_texts = (calibration.logit(*nearest.features()).logsumexp(1) for nearest in self.references)
+        invalid = sum(int((~values.isfinite()).sum()) for nearest in self.references for values in nearest.features())
+        if invalid:
+            raise ValueError(
+                f"{invalid} scores of references are not finite: evaluate without mixed_precision, or train the model "
+                "again."
+            )
+        logits = [scale * calibration.logit(*nearest.features()) for nearest in self.references]
+        of_images, of_texts = (values.logsumexp(1) for values in logits)
         rankings = ((self.image_to_text, of_texts), (self.text_to_image, of_images))
         return [levels[ranking.indices[:, : ranking.logits.shape[1]].cpu()] for ranking, levels in rankings]
 
@@ -466,7 +478,7 @@ class RetrievalScores:
 
 
 @dataclass
-class EncodedPairs:
+class EncodedCollection:
     """Images and texts, encoded.
 
     Args:
@@ -516,9 +528,9 @@ def score_all(
     """
     as_int("rerank_k", rerank_k)
 
-    def encode(images: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> EncodedPairs:
+    def encode(images: Sequence[Image.Image], captions: Sequence[Sequence[str]]) -> EncodedCollection:
         encoder = ImageEncoder(model, processor, images, range(rank, len(images), world_size), batch_size)
-        return encode_pairs(model, processor, encoder, captions, all_reduce)
+        return encode_collection(model, processor, encoder, captions, all_reduce)
 
     with evaluation_mode(model):
         pairs = encode(images, captions)
@@ -528,13 +540,13 @@ def score_all(
         return scores
 
 
-def encode_pairs(
+def encode_collection(
     model: PreTrainedModel,
     processor: AlbefProcessor,
     images: ImageEncoder,
     captions: Sequence[Sequence[str]],
     all_reduce: Callable[[torch.Tensor], torch.Tensor],
-) -> EncodedPairs:
+) -> EncodedCollection:
     """Encode images, each process its share of them, and their captions.
 
     Raises:
@@ -549,13 +561,13 @@ def encode_pairs(
     features = encode_texts(model, processor, texts, images.batch_size)
     embeds = all_reduce(images.embeds())
     counts = torch.tensor([len(image_captions) for image_captions in captions], device=embeds.device)
-    return EncodedPairs(
+    return EncodedCollection(
         images, embeds, features, torch.arange(len(captions), device=embeds.device).repeat_interleave(counts)
     )
 
 
 def score_candidates(
-    model: PreTrainedModel, pairs: EncodedPairs, rerank_k: int, all_reduce: Callable[[torch.Tensor], torch.Tensor]
+    model: PreTrainedModel, pairs: EncodedCollection, rerank_k: int, all_reduce: Callable[[torch.Tensor], torch.Tensor]
 ) -> RetrievalScores:
     """Match the best candidates of each image and of each text among all others; the model is in evaluation mode."""
     texts, embeds = pairs.texts, pairs.image_embeds
@@ -576,37 +588,30 @@ def score_candidates(
 
 def score_references(
     model: PreTrainedModel,
-    pairs: EncodedPairs,
-    references: EncodedPairs,
+    pairs: EncodedCollection,
+    references: EncodedCollection,
     all_reduce: Callable[[torch.Tensor], torch.Tensor],
 ) -> tuple[Ranking, Ranking]:
     """Match images with the reference texts nearest to them, and texts with the nearest reference images.
 
     An image that matches many texts is a bad answer to each of them. How well it matches the captions of other images
-    says so without a look at other queries: querybank normalization (Bogolin et al. 2022, arXiv 2112.12777), here of
+    says so without looking at other queries: querybank normalization (Bogolin et al. 2022, arXiv 2112.12777), here of
     the scores of both steps. The model is in evaluation mode.
 
     Returns:
         The texts nearest to each image, and the images nearest to each text, up to `REFERENCE_K` of them.
     """
-    nearest = []
-    for queries, keys in (
-        (pairs.image_embeds, references.texts.embeds),
-        (pairs.texts.embeds, references.image_embeds),
-    ):
-        similarities, indices = best_matches(queries, keys, REFERENCE_K)
-        nearest.append((indices, similarities))
-    (texts_per_image, _), (images_per_text, _) = nearest
+    text_cosines, texts_per_image = best_matches(pairs.image_embeds, references.texts.embeds, REFERENCE_K)
+    image_cosines, images_per_text = best_matches(pairs.texts.embeds, references.image_embeds, REFERENCE_K)
     states = show_progress(pairs.images, "match reference texts")
     none = texts_per_image.new_zeros(len(references.texts.embeds), 0)
     image_logits, _ = rerank(model, states, references.texts, texts_per_image, none)
     states = show_progress(references.images, "match reference images")
     none = images_per_text.new_zeros(len(references.image_embeds), 0)
     _, text_logits = rerank(model, states, pairs.texts, none, images_per_text)
-    of_images, of_texts = (
-        Ranking(*found, all_reduce(logits), torch.zeros_like(found[0], dtype=torch.bool))
-        for found, logits in zip(nearest, (image_logits, text_logits), strict=True)
-    )
+    is_right = [torch.zeros_like(indices, dtype=torch.bool) for indices in (texts_per_image, images_per_text)]
+    of_images = Ranking(texts_per_image, text_cosines, all_reduce(image_logits), is_right[0])
+    of_texts = Ranking(images_per_text, image_cosines, all_reduce(text_logits), is_right[1])
     return of_images, of_texts
 
 

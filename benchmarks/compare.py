@@ -35,7 +35,7 @@ from albef_hf.training.arguments import TrainingArguments
 from albef_hf.training.run import run
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-EAGER = [("step", "bf16")]  # works for which eager attention is faster on a CPU
+EAGER = [("step", "bf16"), ("vqa", "bf16")]  # works for which eager attention is faster on a CPU
 KINDS = ("step", "evaluation", "vqa")
 
 
@@ -65,7 +65,7 @@ def make_vqa(options: argparse.Namespace, precision: str, attention: str) -> Cal
     """Return a fine-tuning from new weights, with few rows to evaluate on."""
     args = VqaArguments(
         model_config=json.dumps(SIZES[options.size]),
-        output_dir=tempfile.mkdtemp(),
+        output_dir=options.folder,
         overwrite_output_dir=True,
         scenes=options.pairs * options.vqa_steps,
         validation_size=10,
@@ -82,6 +82,12 @@ def make_vqa(options: argparse.Namespace, precision: str, attention: str) -> Cal
 
 def serve(options: argparse.Namespace) -> None:
     """Measure a repetition for each line of the standard input, and print it."""
+    with tempfile.TemporaryDirectory() as options.folder:
+        serve_in(options)
+
+
+def serve_in(options: argparse.Namespace) -> None:
+    """Do so with a folder for what trainings write."""
     torch.set_num_threads(1)
     disable_progress_bar()
     kind, precision = options.work

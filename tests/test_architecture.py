@@ -126,6 +126,7 @@ ALLOWED = {
     "evaluation": {
         "calibration_albef",
         "configuration_albef",
+        "data",
         "evaluation",
         "model_card",
         "momentum",

@@ -99,7 +99,12 @@ def _describe(task: "FineTuningTask", rows: Sequence) -> str:
 def _describe_saved(folder: Path) -> str:
     """Return where a calibration was saved, and what to do if the code there does not know it."""
     saved = f"saved in config.json and README.md of {folder}"
-    if (folder / "modeling_albef.py").exists() and not (folder / "calibration_albef.py").exists():
+    code = folder / "calibration_albef.py"
+    if code.exists() and "reference_weight" not in code.read_text(encoding="utf-8"):
+        return (
+            f"{saved}; the code there is of before references and may refuse their weight: run `albef renew {folder}`"
+        )
+    if (folder / "modeling_albef.py").exists() and not code.exists():
         return f"{saved}; the code there is of an earlier release and ignores it: run `albef renew {folder}`"
     return saved
 

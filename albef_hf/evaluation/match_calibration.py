@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,20 +101,24 @@ def calibrate(scores: RetrievalScores, image_of_text: Sequence[int], fitted_on: 
     fitted = fit_all(scores, fitted_on)
     images = torch.arange(len(scores.image_to_text.logits))
     halves = Halves(images % 2 == 0, torch.as_tensor(image_of_text) % 2 == 0)
-    unseen = halves.judge(
-        scores, lambda calibration: [calibration.logit(*way.features()) for way in _rankings(scores)]
-    )
+    fits = halves.fit(scores)
+    unseen = halves.judge(fits, lambda calibration: [calibration.logit(*way.features()) for way in _rankings(scores)])
     metrics = scores.recalls("cross_fitted", unseen)
     logits = {"before": pairs.log_odds, "after": torch.cat([logits.flatten() for logits in unseen])}
     for name, values in logits.items():
         metrics[f"calibration/log_loss_{name}"] = pairs.log_loss(values).item()
         metrics[f"calibration/error_{name}"] = pairs.calibration_error(values)
     if scores.references:
-        metrics |= scores.recalls("cross_fitted_normalized", halves.judge(scores, scores.normalized))
+        metrics |= scores.recalls("cross_fitted_normalized", halves.judge(fits, scores.normalized))
         contrast = without_matching(scores)
-        with contextlib.suppress(ValueError):  # if its cosines alone do not tell right from wrong
-            metrics |= contrast.recalls("cross_fitted_normalized_itc", halves.judge(contrast, contrast.normalized))
+        with contextlib.suppress(NothingToFitError):  # the summary says so
+            unseen = halves.judge(halves.fit(contrast), contrast.normalized)
+            metrics |= contrast.recalls("cross_fitted_normalized_itc", unseen)
     return FittedCalibration(fitted, metrics, _summary(scores, pairs, fitted, metrics))
+
+
+class NothingToFitError(ValueError):
+    """Neither matching nor cosine tells right from wrong candidates."""
 
 
 @dataclass
@@ -128,18 +133,25 @@ class Halves:
     images: torch.Tensor
     texts: torch.Tensor
 
+    def fit(self, scores: RetrievalScores) -> tuple[MatchCalibration, MatchCalibration]:
+        """Return a calibration fitted on the even half, and one on the odd half."""
+        return fit_all(scores, "", [self.images, self.texts]), fit_all(scores, "", [~self.images, ~self.texts])
+
     def judge(
-        self, scores: RetrievalScores, logits: Callable[[MatchCalibration], list[torch.Tensor]]
+        self,
+        fits: tuple[MatchCalibration, MatchCalibration],
+        logits: Callable[[MatchCalibration], list[torch.Tensor]],
     ) -> list[torch.Tensor]:
         """Return the logits of the candidates of both directions, each by the calibration of the half it is not in."""
-        even = logits(fit_all(scores, "", [self.images, self.texts]))
-        odd = logits(fit_all(scores, "", [~self.images, ~self.texts]))
-        ways = zip((self.images, self.texts), odd, even, strict=True)
-        return [torch.where(is_even[:, None], by_odd, by_even) for is_even, by_odd, by_even in ways]
+        by_even, by_odd = map(logits, fits)
+        return [
+            torch.where(is_even[:, None], odd, even)
+            for is_even, even, odd in zip((self.images, self.texts), by_even, by_odd, strict=True)
+        ]
 
 
 def without_matching(scores: RetrievalScores) -> RetrievalScores:
-    """Return the same candidates, of which only the cosines are known."""
+    """Return the same candidates and references with their cosines only."""
     assert scores.references is not None
     *ways, of_images, of_texts = (
         replace(ranking, logits=torch.zeros_like(ranking.logits))
@@ -151,17 +163,30 @@ def without_matching(scores: RetrievalScores) -> RetrievalScores:
 def fit_all(
     scores: RetrievalScores, fitted_on: str, queries: Sequence[torch.Tensor] | None = None
 ) -> MatchCalibration:
-    """Fit a calibration, and then the weight of the level of references if there are any; see `candidate_pairs`."""
+    """Fit a calibration, and then scale and weight of the level of references if there are any.
+
+    Both are those with which each right candidate stands out among the wrong ones of its query, by maximum likelihood.
+
+    Args:
+        scores: From `score_all`.
+        fitted_on: Description of the data.
+        queries: Whether a query is used, for the images and for the texts; by default all of them.
+    """
     pairs = candidate_pairs(scores, queries)
     fitted = fit_calibration(pairs, fitted_on)
     if not scores.references:
         return fitted
     used = [slice(None)] * 2 if queries is None else queries
-    levels = scores.candidate_levels(fitted)
-    level = torch.cat([values[chosen].flatten() for values, chosen in zip(levels, used, strict=True)])
     logits = fitted.logit(pairs.log_odds, pairs.cosines)
-    weight = _minimize(lambda weights: pairs.order_loss(logits - weights * level), 1)
-    return replace(fitted, reference_weight=max(weight.item(), 0.0))
+
+    def order_loss(parameters: torch.Tensor) -> torch.Tensor:
+        scale, weight = parameters[0].exp(), parameters[1]
+        levels = scores.candidate_levels(fitted, scale)
+        level = torch.cat([values[chosen].flatten() for values, chosen in zip(levels, used, strict=True)])
+        return pairs.order_loss(scale * logits - weight * level)
+
+    log_scale, weight = _minimize(order_loss, 2).tolist()
+    return replace(fitted, reference_weight=max(weight, 0.0), reference_scale=math.exp(log_scale))
 
 
 def candidate_pairs(scores: RetrievalScores, queries: Sequence[torch.Tensor] | None = None) -> Pairs:
@@ -217,7 +242,7 @@ def fit_calibration(pairs: Pairs, fitted_on: str) -> MatchCalibration:
     center, spread = order.mean(), _spread(order)
     slope, intercept = _minimize(lambda line: pairs.log_loss(line[0] * (order - center) / spread + line[1]), 2)
     if not weights.any() or not slope > 0:
-        raise ValueError(
+        raise NothingToFitError(
             "Neither the matching nor the cosine of the model tells right from wrong candidates on these data: "
             "train it further before it is calibrated."
         )
@@ -287,7 +312,14 @@ def _summary(scores: RetrievalScores, pairs: Pairs, fitted: MatchCalibration, me
         "{calibration/error_after:.1f} % after".format_map(metrics),
     ]
     if scores.references:
-        lines.append(f"order with references: the logit less {fitted.reference_weight:.3g} x the level of references")
+        lines.append(
+            f"order with references: {fitted.reference_scale:.3g} x the logit, less {fitted.reference_weight:.3g} x "
+            "the level of references"
+        )
+        if "cross_fitted_normalized_itc_text_r1" not in metrics:
+            lines.append("the cosine alone does not tell right from wrong, so it is not normalized by itself")
+        if fitted.reference_weight == 0:
+            lines.append("references add nothing on these data")
     if images or texts:
         lines.append(f"the right answer is not among the candidates of {images} images and {texts} texts")
     if fitted.scale == MIN_SCALE:

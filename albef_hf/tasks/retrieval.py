@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ..calibration_albef import MatchCalibration
-from ..data import EvaluationImages, RowErrors, SkipReason, image_id, image_ids, load_image, valid_captions
+from ..data import EvaluationImages, RowErrors, SkipReason, image_ids, load_image, valid_captions
 from ..data.scene_tasks import SceneCaptions
-from ..data.sources import read_annotations
 from ..evaluation.match_calibration import FittedCalibration, calibrate
+from ..evaluation.references import References
 from ..evaluation.retrieval_table import STAGES, retrieval_table
 from ..modeling_albef import AlbefForRetrieval
 from ..retrieval_albef import MAX_TOKENS, RANKS, RetrievalScores, score_all
@@ -109,6 +109,7 @@ class Retrieval(PairTask):
         self.row_errors = RowErrors(images.bad_rows, len(issues))
         self.num_images = len(images)
         self.require_rows(images)
+        references = self._references(model, images, accelerator) if self.normalizes else None
         with accelerator.autocast():
             scores = score_all(
                 model,
@@ -120,10 +121,10 @@ class Retrieval(PairTask):
                 rank=accelerator.process_index,
                 world_size=accelerator.num_processes,
                 all_reduce=accelerator.reduce,
-                references=self._references(model, rows) if self.normalizes else None,
+                references=references and (references, references.captions),
             )
         if self.fits_calibration:
-            self.calibration = self._calibrate(scores, images)
+            self.calibration = self._calibrate(scores, images, references)
             scores.calibration = self.calibration.calibration
         metrics = scores.metrics(self.args.itc_weight or 0.0, self.args.mismatch_weight)
         if self.calibration:
@@ -135,37 +136,36 @@ class Retrieval(PairTask):
             metrics[f"{stage}_r_mean"] = fmean(metrics[f"{stage}_{target}_r_mean"] for target in ("text", "image"))
         return metrics | self.row_errors.counts(), self._predictions(scores, images)
 
-    def _references(self, model: PreTrainedModel, rows: Rows) -> tuple[EvaluationImages, list[list[str]]]:
-        """Return the reference images, and the captions of each.
+    def _references(self, model: PreTrainedModel, images: EvaluationImages, accelerator: Accelerator) -> References:
+        """Return the references, and print how many there are.
 
         Raises:
-            ValueError: If the model has no weight for them, or one of them is evaluated, too.
+            ValueError: If the model has no weight for them, or none can be used.
         """
         args = self.args
-        if not (self.fits_calibration or MatchCalibration.from_config(model.config).reference_weight):
+        if not self.fits_calibration and MatchCalibration.from_config(model.config).reference_weight is None:
             raise ValueError(
                 "reference_files: the model has no weight for references; fit it on validation data first, with "
                 "calibrate and reference_files."
             )
-        found = read_annotations(args.reference_files, args.dataset_format, "train", args.image_root)
-        images = EvaluationImages(found, args.image_root, self.columns[1], args.reference_size)
-        self.require_rows(images)
-        evaluated = {key for key in image_ids(rows) if key is not None}
-        shared = sum(image_id(images.rows[index]) in evaluated for index in images.row_indices)
-        if shared:
-            raise ValueError(f"{shared} images of reference_files are evaluated, too: references have to be others.")
-        return images, images.captions
+        rows = self._read_files(args.reference_files, args.split, self.columns)
+        found = EvaluationImages(rows, args.image_root, self.columns[1], args.reference_size)
+        references = References(found, images)
+        accelerator.print(f"references: {references.describe()}")
+        return references
 
-    def _calibrate(self, scores: RetrievalScores, images: EvaluationImages) -> FittedCalibration:
+    def _calibrate(
+        self, scores: RetrievalScores, images: EvaluationImages, references: References | None
+    ) -> FittedCalibration:
         """Fit a calibration on the rows that are evaluated."""
-        names = [Path(file).name for file in self.args.reference_files]
         image_of_text = [index for index, captions in enumerate(images.captions) for _ in captions]
         fitted_on = (
             f"{len(images):,} images and {len(image_of_text):,} texts, with up to {self.args.rerank_k} candidates "
             f"each, of {self.args.describe_validation_data()}"
         )
-        if scores.references:
-            fitted_on += f"; references: the first {self.args.reference_size:,} images of {', '.join(names)}"
+        if references:
+            names = ", ".join(Path(file).name for file in self.args.reference_files)
+            fitted_on += f"; references: {references.describe()}, of {names}"
         return calibrate(scores, image_of_text, fitted_on)
 
     def _predictions(self, scores: RetrievalScores, images: EvaluationImages) -> list[dict[str, Any]]:
@@ -182,8 +182,8 @@ class Retrieval(PairTask):
         """Return the candidates of both directions, best first, each (queries, k)."""
         ways = (scores.image_to_text, scores.text_to_image)
         if scores.references and self.args.itc_weight is None and self.args.mismatch_weight == 1:
-            orders = [logits.argsort(1, descending=True) for logits in scores.normalized(scores.calibration)]
-            return [way.indices.cpu().gather(1, order) for way, order in zip(ways, orders, strict=True)]
+            logits = scores.normalized(scores.calibration)
+            return [way.ordered(values) for way, values in zip(ways, logits, strict=True)]
         itc_weight = self.args.itc_weight
         if itc_weight is None:
             itc_weight = scores.calibration.itc_weight if self.args.mismatch_weight == 1 else 0.0

@@ -93,6 +93,10 @@ def test_trainings_accumulate_and_are_reported(ablate, knowing, arguments, tmp_p
     results = tmp_path / "ablation" / "results.jsonl"
     ablate.main([*arguments, "--seeds", "1", "--ways", "recipe", "all_tokens"])
     first = results.read_text()
+    for other, message in ((["--alpha", "0.1"], "alpha: the ways differ in it"), (["--rerank_k", "3"], "with other")):
+        with pytest.raises(SystemExit):
+            ablate.main([*arguments, "--seeds", "1", *other])
+        assert message in capsys.readouterr().err
     ablate.main([*arguments, "--seeds", "1", "2", "--ways", "all_tokens"])
     assert results.read_text().startswith(first)
     lines = [json.loads(line) for line in results.read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -87,7 +88,7 @@ def ranking(indices: list, similarities: list, log_odds: list) -> Ranking:
 
 
 def test_the_level_is_that_of_the_candidate():
-    calibration = MatchCalibration(2.0, 10.0, 1.0, "noise", reference_weight=0.5)
+    calibration = MatchCalibration(2.0, 10.0, 1.0, "noise", reference_weight=0.5, reference_scale=3.0)
     scores = RetrievalScores(
         ranking([[2, 0]], [[0.5, 0.4]], [[1.0, 2.0]]),  # of the only image, the third text and the first
         ranking([[0], [0], [0]], [[0.4], [0.3], [0.5]], [[2.0], [0.0], [1.0]]),
@@ -97,11 +98,11 @@ def test_the_level_is_that_of_the_candidate():
         ),
     )
     of_texts = [1.0, 2.0 + 1.0 + 1.0, 4.0 + 2.0 + 1.0]  # a single reference each: its own logit
-    of_image = math.log(math.exp(0 + 1 + 1) + math.exp(2 + 2 + 1))
+    of_image = math.log(math.exp(3 * (0 + 1 + 1)) + math.exp(3 * (2 + 2 + 1))) / 3
     texts, images = scores.normalized(calibration)
-    expected = [[2 + 5 + 1 - 0.5 * of_texts[2], 4 + 4 + 1 - 0.5 * of_texts[0]]]
+    expected = [[3 * (2 + 5 + 1 - 0.5 * of_texts[2]), 3 * (4 + 4 + 1 - 0.5 * of_texts[0])]]
     torch.testing.assert_close(texts, torch.tensor(expected).double(), atol=1e-6, rtol=0)
-    expected = [[logit - 0.5 * of_image] for logit in (4 + 4 + 1, 0 + 3 + 1, 2 + 5 + 1)]
+    expected = [[3 * (logit - 0.5 * of_image)] for logit in (4 + 4 + 1, 0 + 3 + 1, 2 + 5 + 1)]
     torch.testing.assert_close(images, torch.tensor(expected).double(), atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="have no references"):
         replace(scores, references=None).normalized(calibration)
@@ -138,9 +139,9 @@ def test_references_find_out_what_many_queries_like():
     }
     assert gains[2.0] > 10 and gains[0.0] > -3
     assert metrics[2.0].calibration.reference_weight > 0.3
-    assert "order with references: the logit less" in metrics[2.0].summary
+    assert "x the logit, less " in metrics[2.0].summary
     without = calibrate(replace(hubs(2.0), references=None), range(400), "noise")
-    assert without.calibration == replace(metrics[2.0].calibration, reference_weight=0.0)
+    assert without.calibration == replace(metrics[2.0].calibration, reference_weight=None, reference_scale=1.0)
     assert not any("normalized" in name for name in without.metrics)
 
 
@@ -179,7 +180,14 @@ def files(tmp_path) -> dict[str, str]:
     for index, scene in enumerate(Scenes(14, seed=3)[i] for i in range(14)):
         scene["image"].save(tmp_path / f"{index}.png")
         rows.append({"image": f"{index}.png", "caption": [scene["caption"], f"picture {index}"]})
-    parts = {"evaluated": rows[:8], "references": rows[8:], "both": rows[7:9]}
+    for index in range(2):
+        shutil.copy(tmp_path / f"{index}.png", tmp_path / f"copy{index}.png")
+    parts = {
+        "evaluated": [row | {"image_id": index} for index, row in enumerate(rows[:8])],
+        "references": rows[8:],
+        "copies": [row | {"image": f"copy{row['image']}"} for row in rows[:2]],
+        "missing": [rows[0] | {"image": "gone.png"}],
+    }
     return {name: str(write(tmp_path, f"{name}.json", part)) for name, part in parts.items()}
 
 
@@ -187,17 +195,22 @@ def test_the_command_fits_the_weight_and_uses_it(run, folder, files, tmp_path, m
     monkeypatch.setattr("albef_hf.tasks.retrieval.calibrate", lambda scores, *_: knowing(calibrate, scores, *_))
     command = ["evaluate", "retrieval", "--model", folder, "--output_dir", tmp_path / "results", "--rerank_k", "5"]
     command += ["--validation_files", files["evaluated"], "--image_root", tmp_path]
-    references = ["--reference_files", files["references"]]
+    references = ["--reference_files", *(files[name] for name in ("references", "copies", "missing"))]
     with pytest.raises(ValueError, match="has no weight for references; fit it on validation data first"):
         run(*command, *references)
-    with pytest.raises(ValueError, match=r"1 images of reference_files are evaluated, too"):
-        run(*command, "--calibrate", "--reference_files", files["both"])
+    with pytest.raises(ValueError, match=r"no image to use \(0 images and 0 texts, 2 left out \(evaluated, too\)\)"):
+        run(*command, "--calibrate", "--reference_files", files["copies"])
+    with pytest.raises(ValueError, match=r"reference_files: .*\(0 images and 0 texts, 1 left out \(image_missing\)\)"):
+        run(*command, "--calibrate", "--reference_files", files["missing"])
+    capsys.readouterr()
     run(*command, "--calibrate", *references)
     printed = capsys.readouterr().out
     assert "\ncross-fitted, normalized " in printed
     saved = json.loads((folder / "config.json").read_text())["match_calibration"]
     assert saved["reference_weight"] > 0
-    assert saved["fitted_on"].endswith("; references: the first 1,000 images of references.json")
+    described = "6 images and 24 texts, 1 left out (image_missing), 2 left out (evaluated, too)"
+    assert f"references: {described}\n" in printed
+    assert saved["fitted_on"].endswith(f"; references: {described}, of references.json, copies.json, missing.json")
     metrics = run_metrics(run, [*command, *references, "--reference_size", "5"], tmp_path)
     assert "normalized_r_mean" in metrics and "cross_fitted_r_mean" not in metrics
     assert "normalized_r_mean" not in run_metrics(run, command, tmp_path)
