@@ -80,7 +80,7 @@ class MatchCalibration:
         return cls() if values is None else cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entry of a configuration; saved code of before knows no weight of references."""
+        """Return the entry of a configuration; older saved code does not know the numbers for references."""
         values = asdict(self)
         if self.reference_weight is None:
             del values["reference_weight"], values["reference_scale"]

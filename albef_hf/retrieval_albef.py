@@ -410,8 +410,9 @@ class RetrievalScores:
         """Compute recall at 1, 5 and 10 in percent.
 
         The names go from `itc_text_r1` (image to text) to `itm_image_r10` (text to image), and of a calibrated model
-        to `calibrated_image_r10`: in the order of the calibrated probability, and with references that it has a weight
-        for to `normalized_image_r10`. Weights are those of `Ranking.scores` for `itm`.
+        to `calibrated_image_r10`: in the order of the calibrated probability. With references, and a calibration that
+        was fitted with some, there are `normalized_text_r1` to `normalized_image_r10`, too. Weights are those of
+        `Ranking.scores` for `itm`.
         """
         rankings = (self.image_to_text, self.text_to_image)
         metrics = self.recalls("itc", [ranking.similarities for ranking in rankings])

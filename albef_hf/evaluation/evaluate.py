@@ -102,7 +102,7 @@ def _describe_saved(folder: Path) -> str:
     code = folder / "calibration_albef.py"
     if code.exists() and "reference_weight" not in code.read_text(encoding="utf-8"):
         return (
-            f"{saved}; the code there is of before references and may refuse their weight: run `albef renew {folder}`"
+            f"{saved}; the code there is older than references and may refuse their weight: run `albef renew {folder}`"
         )
     if (folder / "modeling_albef.py").exists() and not code.exists():
         return f"{saved}; the code there is of an earlier release and ignores it: run `albef renew {folder}`"

@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import chain
 
 from PIL import Image
 
 from ..data import EvaluationImages
+from ..utils.progress import progress
 from .exchanged_images import fingerprints
 
 
@@ -22,9 +22,15 @@ class References(Sequence):
     """
 
     def __init__(self, found: EvaluationImages, evaluated: Sequence[Image.Image]):
-        same = frozenset(chain.from_iterable(fingerprints([image]) for image in evaluated))
+        same = frozenset().union(
+            *(fingerprints([image]) for image in progress(evaluated, "compare images", leave=False))
+        )
         self.found = found
-        self.kept = [index for index, image in enumerate(found) if same.isdisjoint(fingerprints([image]))]
+        self.kept = [
+            index
+            for index, image in enumerate(progress(found, "compare references", leave=False))
+            if same.isdisjoint(fingerprints([image]))
+        ]
         self.captions = [found.captions[index] for index in self.kept]
         if not self.kept:
             raise ValueError(f"reference_files: there is no image to use ({self.describe()}). Check image_root.")

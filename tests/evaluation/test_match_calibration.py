@@ -291,7 +291,7 @@ def test_old_code_in_the_folder_is_reported(folder, capsys):
     from albef_hf.evaluation.evaluate import _describe_saved
 
     assert "renew" not in _describe_saved(folder)
-    (folder / "calibration_albef.py").write_text("# of before references")
+    (folder / "calibration_albef.py").write_text("# older than references")
     assert f"may refuse their weight: run `albef renew {folder}`" in _describe_saved(folder)
     (folder / "calibration_albef.py").unlink()
     assert f"run `albef renew {folder}`" in _describe_saved(folder)
