@@ -87,7 +87,7 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def serve_in(options: argparse.Namespace) -> None:
-    """Do so with a folder for what trainings write."""
+    """Measure as `serve` does, with a folder in `options` for what trainings write."""
     torch.set_num_threads(1)
     disable_progress_bar()
     kind, precision = options.work
@@ -141,9 +141,8 @@ def compare(options: argparse.Namespace, work: tuple[str, str]) -> str:
     shares = [statistics.median(entry["share"] for entry in version) for version in (before, now)]
     speedups = [first["units"] / second["units"] for first, second in rounds]
     speedup = f"{statistics.median(speedups):.2f} ({min(speedups):.2f} to {max(speedups):.2f})"
-    return (
-        f"| {' | '.join([' '.join(work), *units, speedup, *(f'{share:.0%}' if share else '' for share in shares)])} |"
-    )
+    cells = [" ".join(work), *units, speedup, *(f"{share:.0%}" if share else "" for share in shares)]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -155,9 +154,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=16, help="pairs in a step")
     parser.add_argument("--images", type=int, default=64, help="images of an evaluation, with five texts each")
     parser.add_argument("--k", type=int, default=16, help="candidates of each query that are reranked")
-    parser.add_argument(
-        "--vqa_steps", type=int, default=50, help="steps of a fine-tuning, of as many rows as a step has pairs"
-    )
+    parser.add_argument("--vqa_steps", type=int, default=50, help="steps of the fine-tuning")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of work; by default all")
     parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES), help="by default both")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)

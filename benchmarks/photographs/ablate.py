@@ -85,6 +85,8 @@ def main(arguments: list[str]) -> None:
     """Do all trainings that the result file does not have yet."""
     parser = make_parser()
     options, of_training = parser.parse_known_args(arguments)
+    if options.config != RECIPE:
+        of_training = ["--config", str(options.config), *of_training]
     results = options.output_dir / "results.jsonl"
     check_options(parser, of_training, results)
     options.output_dir.mkdir(parents=True, exist_ok=True)
