@@ -29,8 +29,8 @@ class MatchCalibration:
         bias: Logit where log-odds and cosine are zero.
         fitted_on: Description of the data; None if the model is not calibrated.
         reference_weight: Weight of the level of references, which is subtracted from the logit to order the answers of
-            a retrieval with references (see `RetrievalScores.normalized`); None if there were none. It does not affect
-            the probability.
+            a retrieval with references (see `normalized_logit`); None if there were none. It does not affect the
+            probability.
         reference_scale: What logits are multiplied by before, positive: the higher it is, the more the best reference
             decides the level.
 
@@ -103,6 +103,25 @@ class MatchCalibration:
     def probability(self, log_odds: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
         """Compute the probability of a match, in the shape of the log-odds and the cosines."""
         return self.logit(log_odds, cosines).sigmoid()
+
+    def level(
+        self, log_odds: torch.Tensor, cosines: torch.Tensor, scale: float | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Compute how well something matches references: the log of the sum of exponentials of its scaled logits.
+
+        Args:
+            log_odds: With its references, (..., references).
+            cosines: With them, (..., references).
+            scale: Instead of `reference_scale`, while that is fitted.
+
+        Returns:
+            (...).
+        """
+        return ((self.reference_scale if scale is None else scale) * self.logit(log_odds, cosines)).logsumexp(-1)
+
+    def normalized_logit(self, log_odds: torch.Tensor, cosines: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """Compute scaled logits less the weighted levels of the answers, in the shape of all three."""
+        return self.reference_scale * self.logit(log_odds, cosines) - (self.reference_weight or 0.0) * levels
 
     def describe(self) -> str:
         """Return whether the probability is calibrated, and on what."""

@@ -108,9 +108,20 @@ def encode_tokenized_texts(
 
 
 def encode_texts(
-    model: PreTrainedModel, processor: AlbefProcessor, texts: Sequence[str], batch_size: int = 64
+    model: PreTrainedModel,
+    processor: AlbefProcessor,
+    texts: Sequence[str],
+    batch_size: int = 64,
+    track: Callable[[Sequence[torch.Tensor]], Iterable[torch.Tensor]] = iter,
 ) -> TextFeatures:
     """Encode texts in evaluation mode, in batches of similar length.
+
+    Args:
+        model: A model with the text encoder and the joint space.
+        processor: The model's processor.
+        texts: The texts.
+        batch_size: Texts encoded at a time.
+        track: Yields the batches that it gets, such as a progress bar.
 
     Raises:
         ValueError: If there is no text, or the batch size is below 1.
@@ -123,7 +134,7 @@ def encode_texts(
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
         order = mask.sum(1).argsort()
         attended, embeds = [], []
-        for indices in order.split(batch_size):
+        for indices in track(order.split(batch_size)):
             longest = int(mask[indices].sum(1).max())
             batch = encode_tokenized_texts(model, ids[indices, :longest], mask[indices, :longest])
             attended.append(F.pad(batch.attended, (0, 0, 0, mask.shape[1] - longest)))
@@ -433,16 +444,17 @@ class RetrievalScores:
         Raises:
             ValueError: If there are no references, or some of their scores are not finite.
         """
-        scale, weight = calibration.reference_scale, calibration.reference_weight or 0.0
-        levels = self.candidate_levels(calibration, scale)
+        levels = self.candidate_levels(calibration)
         rankings = (self.image_to_text, self.text_to_image)
         return [
-            scale * calibration.logit(*ranking.features()) - weight * level
+            calibration.normalized_logit(*ranking.features(), level)
             for ranking, level in zip(rankings, levels, strict=True)
         ]
 
-    def candidate_levels(self, calibration: MatchCalibration, scale: float | torch.Tensor) -> list[torch.Tensor]:
-        """Compute how well the candidates match references: the log of the sum of exponentials of scaled logits.
+    def candidate_levels(
+        self, calibration: MatchCalibration, scale: float | torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """Compute how well the candidates match references; see `MatchCalibration.level`.
 
         Returns:
             Of the texts of each image, (images, k), and of the images of each text, (texts, k).
@@ -458,8 +470,7 @@ class RetrievalScores:
                 f"{invalid} scores of references are not finite: evaluate without mixed_precision, or train the model "
                 "again."
             )
-        logits = [scale * calibration.logit(*nearest.features()) for nearest in self.references]
-        of_images, of_texts = (values.logsumexp(1) for values in logits)
+        of_images, of_texts = (calibration.level(*nearest.features(), scale) for nearest in self.references)
         rankings = ((self.image_to_text, of_texts), (self.text_to_image, of_images))
         return [levels[ranking.indices[:, : ranking.logits.shape[1]].cpu()] for ranking, levels in rankings]
 
@@ -602,18 +613,31 @@ def score_references(
     Returns:
         The texts nearest to each image, and the images nearest to each text, up to `REFERENCE_K` of them.
     """
-    text_cosines, texts_per_image = best_matches(pairs.image_embeds, references.texts.embeds, REFERENCE_K)
-    image_cosines, images_per_text = best_matches(pairs.texts.embeds, references.image_embeds, REFERENCE_K)
     states = show_progress(pairs.images, "match reference texts")
-    none = texts_per_image.new_zeros(len(references.texts.embeds), 0)
-    image_logits, _ = rerank(model, states, references.texts, texts_per_image, none)
+    of_images = match_reference_texts(model, states, pairs.image_embeds, references.texts)
+    cosines, images_per_text = best_matches(pairs.texts.embeds, references.image_embeds, REFERENCE_K)
     states = show_progress(references.images, "match reference images")
     none = images_per_text.new_zeros(len(references.image_embeds), 0)
-    _, text_logits = rerank(model, states, pairs.texts, none, images_per_text)
-    is_right = [torch.zeros_like(indices, dtype=torch.bool) for indices in (texts_per_image, images_per_text)]
-    of_images = Ranking(texts_per_image, text_cosines, all_reduce(image_logits), is_right[0])
-    of_texts = Ranking(images_per_text, image_cosines, all_reduce(text_logits), is_right[1])
+    _, logits = rerank(model, states, pairs.texts, none, images_per_text)
+    of_texts = Ranking(images_per_text, cosines, logits, torch.zeros_like(images_per_text, dtype=torch.bool))
+    of_images.logits, of_texts.logits = all_reduce(of_images.logits), all_reduce(of_texts.logits)
     return of_images, of_texts
+
+
+def match_reference_texts(
+    model: PreTrainedModel, images: Iterable[tuple[int, torch.Tensor]], image_embeds: torch.Tensor, texts: TextFeatures
+) -> Ranking:
+    """Match images with the reference texts nearest to them, up to `REFERENCE_K` of them; none of them is right.
+
+    Args:
+        model: A model with the multimodal encoder and the matching head, in evaluation mode.
+        images: Index and hidden states of each image to score; the logits of others are zero.
+        image_embeds: Unit features of all images, (images, projection).
+        texts: The reference texts, from `encode_texts`.
+    """
+    cosines, texts_per_image = best_matches(image_embeds, texts.embeds, REFERENCE_K)
+    logits, _ = rerank(model, images, texts, texts_per_image, texts_per_image.new_zeros(len(texts.embeds), 0))
+    return Ranking(texts_per_image, cosines, logits, torch.zeros_like(texts_per_image, dtype=torch.bool))
 
 
 def show_progress(images: ImageEncoder, title: str) -> Iterable[tuple[int, torch.Tensor]]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..data.source_arguments import REFERENCE_SIZE
 from ..utils.dtypes import AS_SAVED, DTYPES
 
 INDEX = Path("images.index")
@@ -56,6 +57,23 @@ def build_index_parser() -> argparse.ArgumentParser:
         choices=(*DTYPES, AS_SAVED),
         help="precision of the model, kept in the index; auto: as it is saved; by default bfloat16 on a GPU that has "
         "it, float32 otherwise, and that of the index if it is resumed or updated",
+    )
+    build.add_argument(
+        "--reference_files",
+        "--reference-files",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files of captions of other images, as for `albef evaluate retrieval`; they normalize scores, so that an "
+        "image that matches nearly every text does not rank above the right ones. The model must have been calibrated "
+        "with references",
+    )
+    build.add_argument(
+        "--reference_size",
+        "--reference-size",
+        type=int,
+        default=REFERENCE_SIZE,
+        help="images of reference_files whose captions are used, the first ones (%(default)s)",
     )
     build.add_argument("--factory", action=RenamedOption, const="--index_factory")
 

@@ -13,6 +13,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from ..data.images import load_image
+from ..data.source_arguments import REFERENCE_SIZE
 from ..modeling_albef import AlbefImageTextModel
 from ..processing_albef import AlbefProcessor, replace_surrogates
 from ..retrieval_albef import as_int
@@ -24,6 +25,7 @@ from .feature_store import FeatureStore
 from .html_report import MATCH, html_report
 from .index import Hit, ImageIndex, as_weight, require_words
 from .manifest import MANIFEST
+from .reference_texts import read_reference_texts
 
 logger = logging.get_logger(f"transformers.{__name__}")
 
@@ -35,6 +37,7 @@ def build(options: argparse.Namespace) -> None:
     as_int("batch_size", options.batch_size, minimum=1)
     if not options.folder.is_dir():
         raise ValueError(f"{options.folder} is not a folder.")
+    references = _read_references(options)
     dtype = options.dtype or _dtype_of_index(options.index) or default_dtype(options.device)
     model, processor = load_model(options.model, options.revision, options.device, dtype)
     index = ImageIndex.build(
@@ -44,6 +47,7 @@ def build(options: argparse.Namespace) -> None:
         folder=options.index,
         index_factory=options.index_factory,
         batch_size=options.batch_size,
+        reference_texts=references,
     )
     _print(_summary(index))
 
@@ -79,6 +83,7 @@ def info(options: argparse.Namespace) -> None:
     _print(f"source: {index.store.root or 'a list or dataset'}")
     _print(f"model: {index.store.model_name}, revision {manifest.model['revision'] or 'unknown'}")
     _print(f"dtype: {index.store.dtype or 'unknown'}")
+    _print(f"reference texts: {len(index.store.reference_texts()):,}")
     _print(f"faiss: {manifest.built}; {size / 1e6:.1f} MB on the disk")
     _print(f"changes: {index.changes()}")
     _print(f"damage: {'; '.join(problems) or 'none'}")
@@ -96,8 +101,7 @@ def search(options: argparse.Namespace) -> None:
         _print(f"{hit.score:+7.3f} {match} {hit.similarity:+7.4f}  {hit.key}")
     if options.html or options.open:
         path = options.html or Path(tempfile.mkdtemp(), "results.html")
-        itc_weight = index.calibration.itc_weight if options.itc_weight is None else options.itc_weight
-        page = results_page(index, query, hits, itc_weight, options.all_words)
+        page = results_page(index, query, hits, options.itc_weight, options.all_words)
         with write_errors_named(path):
             path.write_text(page, encoding="utf-8")
         print(f"The results are in {path}.")
@@ -120,10 +124,18 @@ def results_page(
     index: ImageIndex,
     query: str | Image.Image,
     hits: Sequence[Hit],
-    itc_weight: float,
+    itc_weight: float | None = None,
     all_words: bool = False,
 ) -> str:
-    """Return the HTML page of a search, with heat maps of content words or of all words."""
+    """Return the HTML page of a search, with heat maps of content words or of all words.
+
+    Args:
+        index: The index that was searched.
+        query: What was searched for.
+        hits: The result.
+        itc_weight: As for the search.
+        all_words: Draw maps of function words, too.
+    """
 
     def results() -> Iterator[tuple[str, dict[str, str], Image.Image | None]]:
         for hit in progress(hits, "draw heat maps", leave=False):
@@ -137,14 +149,34 @@ def results_page(
 
     name = index.store.model_name
     name = Path(name).name if name and Path(name).is_absolute() else name  # the page may be sent to others
-    score = "cosine (ITC)"
-    if any(hit.match is not None for hit in hits):
-        score = "log-odds of a match (ITM)" + (f" + {itc_weight:g} × {score}" if itc_weight else "")
-        score += f". Match: the probability, {index.calibration.describe()}"
+    score = _describe_score(index, itc_weight) if any(hit.match is not None for hit in hits) else "cosine (ITC)"
     about = f"The best {len(hits)} of {len(index):,} images, found with {name}. Score: {score}"
     return html_report(
         query, results(), about=about, model=index.model, processor=index.processor, all_words=all_words
     )
+
+
+def _describe_score(index: ImageIndex, itc_weight: float | None) -> str:
+    calibration = index.calibration
+    if itc_weight is None and index.is_normalized:
+        score = "calibrated logit of a match, normalized by reference texts"
+    else:
+        weight = calibration.itc_weight if itc_weight is None else itc_weight
+        score = "log-odds of a match (ITM)" + (f" + {weight:g} × cosine (ITC)" if weight else "")
+    return f"{score}. Match: the probability, {calibration.describe()}"
+
+
+def _read_references(options: argparse.Namespace) -> list[str] | None:
+    """Return the captions of the reference files, and print how many there are; None without such files."""
+    as_int("reference_size", options.reference_size, minimum=1)
+    if not options.reference_files:
+        if options.reference_size != REFERENCE_SIZE:
+            raise ValueError("reference_size has no effect without reference_files.")
+        return None
+    indexed = (path.name for path in options.folder.rglob("*"))
+    texts, summary = read_reference_texts(options.reference_files, options.reference_size, indexed)
+    _print(f"reference texts: {summary}")
+    return texts
 
 
 def _load(options: argparse.Namespace) -> ImageIndex:

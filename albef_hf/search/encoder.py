@@ -1,7 +1,7 @@
 """Encode the images of a source; threads read the next batch while the model encodes one."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from PIL import Image
 from ..data.row_errors import InvalidSampleError
 from ..modeling_albef import AlbefImageTextModel
 from ..processing_albef import AlbefProcessor
-from ..retrieval_albef import batches, evaluation_mode
+from ..retrieval_albef import TextFeatures, batches, encode_texts, evaluation_mode, match_reference_texts
 from ..utils.progress import progress
 from .image_sources import Fingerprint, ImageSource, Key
 
@@ -48,13 +48,15 @@ class EncodedBatch:
     Args:
         keys: Images that could be read.
         fingerprints: One for each of them.
-        features: Unit features of them, (images, projection), or None if there are none.
+        features: Unit features of them, (images, projection).
+        references: Log-odds and cosines with the reference texts nearest to each, (images, texts, 2).
         unreadable: The other images.
     """
 
     keys: list[Key]
     fingerprints: list[Fingerprint]
-    features: torch.Tensor | None
+    features: torch.Tensor
+    references: torch.Tensor
     unreadable: list[UnreadableImage]
 
 
@@ -104,18 +106,52 @@ class FeatureEncoder:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def encode_images(self, source: ImageSource, keys: Sequence[Key], batch_size: int) -> Iterator[EncodedBatch]:
-        """Read and encode images with a progress bar."""
+    def encode_references(self, texts: Sequence[str]) -> TextFeatures:
+        """Encode reference texts with a progress bar."""
+
+        def track(batches: Sequence[torch.Tensor]) -> Iterable[torch.Tensor]:
+            return progress(batches, "encode reference texts", leave=False)
+
+        return encode_texts(self.model, self.processor, texts, track=track)
+
+    @torch.no_grad()
+    def match_references(
+        self, hidden_states: torch.Tensor, features: torch.Tensor, references: TextFeatures
+    ) -> torch.Tensor:
+        """Match images with the reference texts nearest to them.
+
+        Args:
+            hidden_states: (images, patches + 1, width).
+            features: Unit features, (images, projection).
+            references: From `encode_texts`.
+
+        Returns:
+            Log-odds and cosines, (images, texts, 2), in float32.
+        """
+        embeds = features.to(references.embeds)
+        with evaluation_mode(self.model):
+            nearest = match_reference_texts(self.model, enumerate(hidden_states.split(1)), embeds, references)
+        return torch.stack(nearest.features(), dim=-1).float()
+
+    def encode_images(
+        self, source: ImageSource, keys: Sequence[Key], batch_size: int, reference_texts: Sequence[str] = ()
+    ) -> Iterator[EncodedBatch]:
+        """Read and encode images, and match them with reference texts, with a progress bar."""
+        references = self.encode_references(reference_texts) if keys and reference_texts else None
         with progress(total=len(keys), desc="encode images", unit="image", disable=not keys) as bar:
             for batch in self.read(source, keys, batch_size):
                 readable = [image for image in batch if isinstance(image, ReadImage)]
-                features = None
+                features = torch.zeros(0, self.model.config.projection_dim)
+                nearest = torch.zeros(len(readable), 0, 2)
                 if readable:
-                    features = self.encode(torch.cat([image.pixel_values for image in readable]))[1]
+                    states, features = self.encode(torch.cat([image.pixel_values for image in readable]))
+                    if references:
+                        nearest = self.match_references(states, features, references)
                 yield EncodedBatch(
                     keys=[image.key for image in readable],
                     fingerprints=[image.fingerprint for image in readable],
                     features=features,
+                    references=nearest,
                     unreadable=[image for image in batch if isinstance(image, UnreadableImage)],
                 )
                 bar.update(len(batch))

@@ -1,9 +1,9 @@
 """Features of images on a disk, mapped to memory.
 
-A shard is a safetensors file of `features` (images, width), `ids` (images,) and `stamps`, which are the fingerprints
-(images, 2), with the keys of the images in its metadata. No file is ever changed. New files are written under a
-temporary name, synchronized and renamed, and count once `manifest.json` is replaced by one that names them. So a
-process that is killed at any moment leaves the old state or the new one.
+A shard is a safetensors file of `features` (images, width), `ids` (images,), `stamps`, which are the fingerprints
+(images, 2), and `references` (images, texts, 2), with the keys of the images in its metadata. No file is ever changed.
+New files are written under a temporary name, synchronized and renamed, and count once `manifest.json` is replaced by
+one that names them. So a process that is killed at any moment leaves the old state or the new one.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from ..compatibility_albef import follow_umask
 from ..modeling_albef import AlbefImageTextModel
@@ -42,17 +44,19 @@ class Shard:
         ids: Ids in the index, ascending, (images,), int64.
         fingerprints: (images, 2), int64; see `albef_hf.search.image_sources`.
         features: Unit length, (images, width), float32.
+        references: Log-odds and cosines with the nearest reference texts of the index, (images, texts, 2), float32.
     """
 
     keys: list[Key]
     ids: torch.Tensor
     fingerprints: torch.Tensor
     features: torch.Tensor
+    references: torch.Tensor
 
     def select(self, mask: torch.Tensor) -> "Shard":
         """Return the images that a mask selects."""
         keys = [key for key, is_selected in zip(self.keys, mask.tolist(), strict=True) if is_selected]
-        return Shard(keys, ids=self.ids[mask], fingerprints=self.fingerprints[mask], features=self.features[mask])
+        return Shard(keys, self.ids[mask], self.fingerprints[mask], self.features[mask], self.references[mask])
 
     @classmethod
     def join(cls, shards: "list[Shard]") -> "Shard":
@@ -62,17 +66,19 @@ class Shard:
             ids=torch.cat([shard.ids for shard in shards]),
             fingerprints=torch.cat([shard.fingerprints for shard in shards]),
             features=torch.cat([shard.features for shard in shards]),
+            references=torch.cat([shard.references for shard in shards]),
         )
 
     def is_valid(self) -> bool:
         """Return True if types and shapes are those of a shard."""
-        dtypes = (self.ids.dtype, self.fingerprints.dtype, self.features.dtype)
-        if dtypes != (torch.int64, torch.int64, torch.float32):
+        dtypes = (self.ids.dtype, self.fingerprints.dtype, self.features.dtype, self.references.dtype)
+        if dtypes != (torch.int64, torch.int64, torch.float32, torch.float32):
             return False
-        if not are_keys(self.keys) or self.features.ndim != 2:
+        if not are_keys(self.keys) or self.features.ndim != 2 or self.references.ndim != 3:
             return False
         count = len(self.keys)
-        return self.ids.shape == (count,) and self.fingerprints.shape == (count, 2) and self.features.shape[0] == count
+        shapes = (self.ids.shape, self.fingerprints.shape, self.features.shape[:1], self.references.shape[::2])
+        return shapes == ((count,), (count, 2), (count,), (count, 2))
 
 
 class FeatureStore:
@@ -145,7 +151,10 @@ class FeatureStore:
     def require_weights(self, model: AlbefImageTextModel) -> None:
         """Refuse a model with other weights than those that the index was built with; more bits are the same ones."""
         built_with = self.manifest.model
-        if built_with["weights"] != weights_sha256(model, self.dtype):
+        weights = {"weights": weights_sha256(contrast_parts(model), self.dtype)}
+        if self.manifest.reference_texts:
+            weights["matching"] = weights_sha256(matching_parts(model), self.dtype)
+        if not weights.items() <= built_with.items():
             revision = f", revision {built_with['revision']}" if built_with["revision"] else ""
             raise ValueError(
                 f"The index in {self.folder} was built with other weights than those of this model, those of "
@@ -181,6 +190,8 @@ class FeatureStore:
     def write_shard(self, shard: Shard) -> str:
         """Write a shard, which counts once the manifest names it, and return its name."""
         tensors = {"ids": shard.ids, "stamps": shard.fingerprints, "features": shard.features}
+        if shard.references.shape[1]:  # earlier versions have none
+            tensors["references"] = shard.references
         metadata = {"keys": json.dumps(shard.keys)}
 
         def save(path: Path) -> None:
@@ -188,6 +199,36 @@ class FeatureStore:
             follow_umask([path])
 
         return self.write("features", "safetensors", save)
+
+    def reference_texts(self) -> list[str]:
+        """Read the reference texts of the index.
+
+        Raises:
+            ValueError: If they are damaged.
+        """
+        name = self.manifest.reference_texts
+        if name is None:
+            return []
+        problem = self.check_sha256(name)
+        if problem:
+            raise ValueError(f"The index is damaged: {problem}. Build it again with the same reference texts.")
+        return json.loads((self.folder / name).read_bytes())
+
+    def set_reference_texts(self, texts: list[str], model: AlbefImageTextModel) -> None:
+        """Write the reference texts that images are matched with by a model; `save` makes them count.
+
+        Raises:
+            ValueError: If images of the index have been matched with others, or with none.
+        """
+        content = json.dumps(texts, indent=1).encode()
+        known = self.manifest.files.get(self.manifest.reference_texts or "", UNKNOWN)
+        is_same = known["sha256"] == hashlib.sha256(content).hexdigest()
+        if self.manifest.file_names and not is_same:
+            built_with = "other reference texts" if self.manifest.reference_texts else "no reference texts"
+            raise ValueError(f"The index in {self.folder} was built with {built_with}: choose another folder.")
+        if not is_same or self.check_sha256(self.manifest.reference_texts or ""):
+            self.manifest.reference_texts = self.write("references", "json", partial(Path.write_bytes, data=content))
+            self.manifest.model["matching"] = weights_sha256(matching_parts(model))
 
     def write(self, kind: str, suffix: str, write: Callable[[Path], object]) -> str:
         """Write a file with a new name and return the name."""
@@ -198,12 +239,14 @@ class FeatureStore:
         self.manifest.files[name] = file_record(path)
         return name
 
-    def add_part(self, keys: list[Key], fingerprints: list[Fingerprint], features: torch.Tensor) -> None:
+    def add_part(
+        self, keys: list[Key], fingerprints: list[Fingerprint], features: torch.Tensor, references: torch.Tensor
+    ) -> None:
         """Write features that have been computed; `save` makes them count."""
         ids = torch.arange(len(keys)) + self.manifest.next_id
         self.manifest.next_id += len(keys)
         pairs = torch.tensor(fingerprints, dtype=torch.int64).view(-1, 2)
-        shard = Shard(keys, ids=ids, fingerprints=pairs, features=features)
+        shard = Shard(keys, ids, pairs, features, references)
         self.manifest.parts.append(self.write_shard(shard))
 
     def compact(self, ids: Iterable[int]) -> list[Shard]:
@@ -328,7 +371,8 @@ class MappedIndex:
         if self.vectors.ntotal != len(self.ids):
             raise _damaged(f"{self.vectors_name} has {self.vectors.ntotal} vectors for {len(self.ids)} images")
         widths = {self.vectors.d, *(shard.features.shape[1] for shard in self.shards)}
-        if widths != {width} or np.any(np.diff(self.ids) <= 0):
+        counts = {shard.references.shape[1] for shard in self.shards if shard.keys}
+        if widths != {width} or len(counts) > 1 or np.any(np.diff(self.ids) <= 0):
             raise _damaged("its files do not belong together")
 
     def positions(self, ids: np.ndarray) -> list[int]:
@@ -340,13 +384,24 @@ class MappedIndex:
 
     def features(self, positions: list[int]) -> torch.Tensor:
         """Read the unit features of images, (images, projection)."""
-        shards = np.searchsorted(self.starts, positions, side="right") - 1
-        rows = positions - self.starts[shards]
-        features = [self.shards[shard].features[row] for shard, row in zip(shards, rows, strict=True)]
+        features = [self.shards[shard].features[row] for shard, row in self._rows(positions)]
         stacked = torch.stack(features) if features else torch.zeros(0, self.vectors.d)
         if not stacked.isfinite().all():
             raise _damaged("features are not finite")
         return stacked
+
+    def references(self, keys: Sequence[Key]) -> torch.Tensor:
+        """Read log-odds and cosines of images with the reference texts nearest to them, (images, texts, 2)."""
+        rows = self._rows([self.fingerprints.positions[key] for key in keys])
+        stacked = torch.stack([self.shards[shard].references[row] for shard, row in rows])
+        if not stacked.isfinite().all():
+            raise _damaged("scores of reference texts are not finite")
+        return stacked
+
+    def _rows(self, positions: list[int]) -> Iterator[tuple[int, int]]:
+        """Yield shard and row of each position."""
+        shards = np.searchsorted(self.starts, positions, side="right") - 1
+        return zip(shards.tolist(), (positions - self.starts[shards]).tolist(), strict=True)
 
 
 def concatenate_ids(shards: Sequence[Shard]) -> np.ndarray:
@@ -354,10 +409,20 @@ def concatenate_ids(shards: Sequence[Shard]) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int64), *(shard.ids.numpy() for shard in shards)])
 
 
-def weights_sha256(model: AlbefImageTextModel, dtype: str | None = None) -> str:
-    """Return the SHA-256 of the weights that cosines depend on, both encoders and the joint space, in a dtype."""
+def contrast_parts(model: AlbefImageTextModel) -> tuple[nn.Module, ...]:
+    """Return what cosines depend on: both encoders and the joint space."""
+    return model.albef.vision_model, model.albef.text_model, model.contrastive_head
+
+
+def matching_parts(model: AlbefImageTextModel) -> tuple[nn.Module, ...]:
+    """Return what log-odds depend on beside the encoders."""
+    return model.albef.multimodal_model, model.itm_head
+
+
+def weights_sha256(parts: Iterable[nn.Module], dtype: str | None = None) -> str:
+    """Return the SHA-256 of the weights of parts of a model, in a dtype."""
     digest = hashlib.sha256()
-    for part in (model.albef.vision_model, model.albef.text_model, model.contrastive_head):
+    for part in parts:
         for name, weight in part.state_dict().items():
             if dtype is not None and weight.is_floating_point():
                 weight = weight.to(getattr(torch, dtype))
@@ -376,12 +441,10 @@ def model_origin(model: AlbefImageTextModel, folder: Path) -> dict[str, str | No
 def _read_shard(path: Path) -> Shard:
     with safe_open(path, "pt") as file:
         keys: Any = json.loads(file.metadata()["keys"])
-        return Shard(
-            keys,
-            ids=file.get_tensor("ids"),
-            fingerprints=file.get_tensor("stamps"),
-            features=file.get_tensor("features"),
-        )
+        ids, fingerprints, features = map(file.get_tensor, ("ids", "stamps", "features"))
+        has_references = "references" in file.keys()  # noqa: SIM118, a method of safetensors
+        references = file.get_tensor("references") if has_references else torch.zeros(len(keys), 0, 2)
+        return Shard(keys, ids, fingerprints, features, references)
 
 
 def _damaged(problem: str) -> ValueError:

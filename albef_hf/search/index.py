@@ -32,7 +32,7 @@ from ..retrieval_albef import MAX_TOKENS, TextFeatures, as_int, encode_texts
 from ..utils.dtypes import dtype_name
 from .encoder import FeatureEncoder
 from .faiss_index import check_index_factory, search
-from .feature_store import FeatureStore, MappedIndex, model_origin, weights_sha256
+from .feature_store import FeatureStore, MappedIndex, contrast_parts, model_origin, weights_sha256
 from .image_sources import (
     Fingerprint,
     ImageFiles,
@@ -45,6 +45,7 @@ from .image_sources import (
     materialize,
 )
 from .manifest import INDEX_PATTERNS, MANIFEST, Manifest, to_relative
+from .reference_texts import checked_references
 from .reranker import Reranker
 from .writer import IndexWriter
 
@@ -64,7 +65,8 @@ class Hit:
         match: Probability that image and text match (ITM), calibrated if the model is (see `MatchCalibration`); None
             if the image was not reranked.
         score: Hits are ordered by it. For reranked images, which come first, it is the log-odds of a match, as in the
-            evaluation, plus the weighted cosine; for the others the cosine.
+            evaluation, plus the weighted cosine, or the normalized logit if the index has reference texts (see
+            `MatchCalibration.normalized_logit`); for the others the cosine.
     """
 
     key: Key
@@ -128,6 +130,7 @@ class ImageIndex:
         folder: str | os.PathLike,
         index_factory: str | None = None,
         batch_size: int = 64,
+        reference_texts: Iterable[str] | None = None,
     ) -> "ImageIndex":
         """Index images, resume a build that was interrupted, or update an index.
 
@@ -145,14 +148,18 @@ class ImageIndex:
             index_factory: String of faiss's `index_factory`; by default `Flat`, above a million images `IVF...,Flat`.
                 See `albef_hf.search.faiss_index` for unsupported ones.
             batch_size: Images that are encoded at a time.
+            reference_texts: Captions of other images, for a model that was calibrated with references. Each image is
+                matched with those nearest to it, so that one that matches nearly every text does not rank above the
+                right ones (see `MatchCalibration.normalized_logit`). An index keeps the ones that it was built with.
 
         Raises:
             ValueError: If no image can be read, or the folder contains something else, an index of other images, or
-                one that was built with other weights.
+                one that was built with other weights or reference texts.
             OSError: If a file cannot be written, as on a full disk.
         """
         require_joint_space(model)
         batch_size = as_int("batch_size", batch_size, minimum=1)
+        references = checked_references(reference_texts, MatchCalibration.from_config(model.config))
         collection = materialize(images)
         if index_factory is not None:
             check_index_factory(index_factory, model.config.projection_dim)
@@ -163,6 +170,8 @@ class ImageIndex:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder):
             store = _open_or_create(folder, model, source)
+            if references is not None:
+                store.set_reference_texts(references, model)
             writer = IndexWriter(store, FeatureEncoder(model, processor), source)
             writer.discard_damaged()
             recorded = writer.fingerprints()
@@ -239,6 +248,11 @@ class ImageIndex:
     def calibration(self) -> MatchCalibration:
         """The calibration of the model, which makes probabilities of its scores."""
         return MatchCalibration.from_config(self.model.config)
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether scores are normalized by reference texts: the index has some, and the model a weight for them."""
+        return self.store.manifest.reference_texts is not None and self.calibration.reference_weight is not None
 
     def broken_counts(self) -> dict[str, int]:
         """Count the images that could not be read by reason."""
@@ -340,7 +354,8 @@ class ImageIndex:
             rerank_k: Candidates with the highest cosine (ITC) that are matched with the text (ITM) and ordered by
                 that. 0 orders by the cosines alone, and so does an image as query.
             itc_weight: Weight of the cosine beside the log-odds of a match. By default that of the model's
-                calibration, which orders by probability, or 0 as in the paper if it is not calibrated.
+                calibration, which orders by probability, or 0 as in the paper if it is not calibrated. If it is given,
+                reference texts have no effect.
 
         Returns:
             The best first. Images that are not among the `rerank_k` candidates follow by their cosines.
@@ -350,7 +365,7 @@ class ImageIndex:
         """
         top_k = as_int("top_k", top_k, minimum=1)
         rerank_k = as_int("rerank_k", rerank_k, minimum=0)
-        itc_weight = self.calibration.itc_weight if itc_weight is None else as_weight("itc_weight", itc_weight)
+        itc_weight = None if itc_weight is None else as_weight("itc_weight", itc_weight)
         features, text = self._encode_query(query)
         if text is None:
             rerank_k = 0
@@ -389,16 +404,21 @@ class ImageIndex:
             hits.append(Hit(mapped.keys[positions[row]], similarity=cosine, match=None, score=cosine))
         return hits
 
-    def _rerank(self, candidates: list[Hit], text: TextFeatures, itc_weight: float) -> list[Hit]:
+    def _rerank(self, candidates: list[Hit], text: TextFeatures, itc_weight: float | None) -> list[Hit]:
         """Return the candidates that can be read, ordered by how well they match the text."""
         by_key = {hit.key: hit for hit in candidates}
-        log_odds = self.reranker.match(list(by_key), text, self.source, self.mapped.fingerprints)
+        mapped = self.mapped
+        log_odds = self.reranker.match(list(by_key), text, self.source, mapped.fingerprints)
         reranked = [by_key[key] for key in log_odds]
-        cosines = torch.tensor([hit.similarity for hit in reranked])
-        probabilities = self.calibration.probability(torch.tensor([*log_odds.values()]), cosines).tolist()
-        for hit, probability in zip(reranked, probabilities, strict=True):
-            hit.match = probability
-            hit.score = log_odds[hit.key] + itc_weight * hit.similarity
+        features = torch.tensor([*log_odds.values()]), torch.tensor([hit.similarity for hit in reranked])
+        if itc_weight is None and self.is_normalized and reranked:
+            levels = self.calibration.level(*mapped.references([*log_odds]).unbind(-1))
+            scores = self.calibration.normalized_logit(*features, levels)
+        else:
+            scores = features[0] + (self.calibration.itc_weight if itc_weight is None else itc_weight) * features[1]
+        probabilities = self.calibration.probability(*features)
+        for hit, probability, score in zip(reranked, probabilities.tolist(), scores.tolist(), strict=True):
+            hit.match, hit.score = probability, score
         return sorted(reranked, key=lambda hit: hit.score, reverse=True)
 
     def _present(self, keys: list[Key]) -> set[Key]:
@@ -500,7 +520,8 @@ def _open_or_create(folder: Path, model: AlbefImageTextModel, source: ImageSourc
     """Open the index of these images, or create one in memory."""
     root = None if source.root is None else to_relative(source.root, folder)
     if not (folder / MANIFEST).exists():
-        identity: dict[str, str | None] = {"weights": weights_sha256(model), "dtype": dtype_name(model.dtype)}
+        weights = weights_sha256(contrast_parts(model))
+        identity: dict[str, str | None] = {"weights": weights, "dtype": dtype_name(model.dtype)}
         return FeatureStore(folder, Manifest(model_origin(model, folder) | identity, root))
     store = FeatureStore.open(folder)
     store.require_dtype(model)

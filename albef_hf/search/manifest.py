@@ -15,8 +15,10 @@ FORMAT = 1
 SIX_DIGITS = "[0-9]" * 6
 FEATURES_PATTERN = f"features_{SIX_DIGITS}.safetensors"
 VECTORS_PATTERN = f"vectors_{SIX_DIGITS}.faiss"
-UNFINISHED_PATTERNS = tuple(f".{name}.unfinished" for name in (FEATURES_PATTERN, VECTORS_PATTERN, MANIFEST))
-INDEX_PATTERNS = (FEATURES_PATTERN, VECTORS_PATTERN, *UNFINISHED_PATTERNS)  # files of an index beside the manifest
+REFERENCES_PATTERN = f"references_{SIX_DIGITS}.json"
+FILE_PATTERNS = (FEATURES_PATTERN, VECTORS_PATTERN, REFERENCES_PATTERN)
+UNFINISHED_PATTERNS = tuple(f".{name}.unfinished" for name in (*FILE_PATTERNS, MANIFEST))
+INDEX_PATTERNS = (*FILE_PATTERNS, *UNFINISHED_PATTERNS)  # files of an index beside the manifest
 MAX_ID = 2**62  # so that ids fit into int64
 JSON_NAMES = {"index_factory": "factory", "external_keys": "elsewhere"}  # fields with another name in the file
 
@@ -45,7 +47,7 @@ class Manifest:
 
     Args:
         model: `name`, `revision`, `dtype` and `weights`, a hash, of the model that computed the features. The name of
-            a folder is relative to the index.
+            a folder is relative to the index. With reference texts, `matching`, another hash.
         root: Folder of the images, relative to the index; None for a list or dataset.
         index_factory: The string that was requested for faiss; None to choose by the number of images.
         built: The string of the faiss index in `vectors`.
@@ -56,6 +58,7 @@ class Manifest:
         broken: Key, reason and fingerprint of each image that could not be read.
         removed: Keys that `remove` was called with; `build` skips them.
         external_keys: Keys of images outside of the folder, from `add`.
+        reference_texts: File of the texts that all images are matched with, for normalized scores.
         next_id: Id of the next image.
         next_file: Number in the name of the next file.
     """
@@ -71,6 +74,7 @@ class Manifest:
     broken: list[tuple[Key, str, Fingerprint | None]] = field(default_factory=list)
     removed: list[Key] = field(default_factory=list)
     external_keys: list[Key] = field(default_factory=list)
+    reference_texts: str | None = None
     next_id: int = 0
     next_file: int = 0
 
@@ -95,17 +99,20 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         """Return the content of the file."""
         content = {JSON_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        if self.reference_texts is None:
+            del content["reference_texts"]  # which earlier versions do not know
         return {"format": FORMAT, **content}
 
     @property
     def file_names(self) -> set[str]:
         """Names of the files that the manifest refers to."""
-        vectors = [] if self.vectors is None else [self.vectors]
-        return {*self.shards, *self.parts, *vectors}
+        single = [name for name in (self.vectors, self.reference_texts) if name is not None]
+        return {*self.shards, *self.parts, *single}
 
     def check(self) -> None:
         """Refuse values that this package does not write, above all paths outside of the index."""
         vectors = [] if self.vectors is None else [self.vectors]
+        references = [] if self.reference_texts is None else [self.reference_texts]
         texts = (self.root, self.index_factory, self.built)
         counters = (self.next_id, self.next_file)
         entries = self.files.values() if isinstance(self.files, dict) else [None]
@@ -114,6 +121,7 @@ class Manifest:
             "root, factory or built": all(text is None or isinstance(text, str) for text in texts),
             "shards or parts": _are_names(self.shards, FEATURES_PATTERN) and _are_names(self.parts, FEATURES_PATTERN),
             "vectors": _are_names(vectors, VECTORS_PATTERN),
+            "reference_texts": _are_names(references, REFERENCES_PATTERN),
             "files": all(_is_file_entry(entry) for entry in entries),
             "broken": _is_list(self.broken, _is_broken_entry) and are_keys([entry[0] for entry in self.broken]),
             "removed": _is_list(self.removed, _is_key) and len({type(key) for key in self.removed}) < 2,

@@ -1,7 +1,7 @@
 """Change an index: encode new images, write their features, and commit the result."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -71,7 +71,7 @@ class IndexWriter:
         done: list[EncodedBatch] = []
         written = time.monotonic()
         try:
-            for batch in self.encoder.encode_images(self.source, self.outdated(keys), batch_size):
+            for batch in self._encode(keys, batch_size):
                 done.append(batch)
                 if time.monotonic() - written > PART_SECONDS:
                     self._save_part(done)
@@ -82,7 +82,11 @@ class IndexWriter:
 
     def encode_at_once(self, keys: Sequence[Key], batch_size: int) -> None:
         """Encode new and changed images; only `commit` saves the result."""
-        self._add_part(list(self.encoder.encode_images(self.source, self.outdated(keys), batch_size)))
+        self._add_part(list(self._encode(keys, batch_size)))
+
+    def _encode(self, keys: Sequence[Key], batch_size: int) -> Iterator[EncodedBatch]:
+        references = self.store.reference_texts()
+        return self.encoder.encode_images(self.source, self.outdated(keys), batch_size, references)
 
     def _save_part(self, done: Sequence[EncodedBatch]) -> None:
         """Save what has been encoded, so that another process can resume from it."""
@@ -99,8 +103,9 @@ class IndexWriter:
         manifest.broken += [self._broken_entry(image) for image in unreadable]
         if keys:
             fingerprints = [fingerprint for batch in done for fingerprint in batch.fingerprints]
-            features = torch.cat([batch.features for batch in done if batch.features is not None])
-            self.store.add_part(keys, fingerprints, features)
+            features = torch.cat([batch.features for batch in done if batch.keys])
+            references = torch.cat([batch.references for batch in done if batch.keys])
+            self.store.add_part(keys, fingerprints, features, references)
 
     def _broken_entry(self, image: UnreadableImage) -> tuple[Key, str, Fingerprint | None]:
         return image.key, image.error.reason.name.lower(), self.source.fingerprint(image.key)

@@ -11,7 +11,7 @@ from search_fixtures import *  # noqa: F403
 from search_fixtures import keys, noise
 
 from albef_hf.search import index as index_module
-from albef_hf.search.feature_store import weights_sha256
+from albef_hf.search.feature_store import contrast_parts, weights_sha256
 from albef_hf.search.index import ImageIndex
 from albef_hf.search.manifest import Manifest
 from albef_hf.utils.files import sha256
@@ -45,7 +45,7 @@ def test_an_old_index_opens(index, model, processor, album, tmp_path):
     save_file(columns, folder / "features_000000.safetensors", {"keys": json.dumps(index.keys)})
     names = ("features_000000.safetensors", "vectors_000001.faiss")
     manifest = OLD_MANIFEST | {
-        "model": OLD_MANIFEST["model"] | {"weights": weights_sha256(model)},
+        "model": OLD_MANIFEST["model"] | {"weights": weights_sha256(contrast_parts(model))},
         "files": {name: {"bytes": os.path.getsize(folder / name), "sha256": sha256(folder / name)} for name in names},
         "elsewhere": [str(tmp_path / "outside.png")],
     }
