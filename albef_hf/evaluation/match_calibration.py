@@ -110,10 +110,10 @@ def calibrate(scores: RetrievalScores, image_of_text: Sequence[int], fitted_on: 
         metrics[f"calibration/error_{name}"] = pairs.calibration_error(values)
     if scores.references:
         metrics |= scores.recalls("cross_fitted_normalized", halves.judge(fits, scores.normalized))
-        contrast = without_matching(scores)
-        with contextlib.suppress(NothingToFitError):  # the summary says so
-            unseen = halves.judge(halves.fit(contrast), contrast.normalized)
-            metrics |= contrast.recalls("cross_fitted_normalized_itc", unseen)
+        for stage, alone in (("itc", without_matching(scores)), ("itm", without_contrast(scores))):
+            with contextlib.suppress(NothingToFitError):  # the summary says so
+                unseen = halves.judge(halves.fit(alone), alone.normalized)
+                metrics |= alone.recalls(f"cross_fitted_normalized_{stage}", unseen)
     return FittedCalibration(fitted, metrics, _summary(scores, pairs, fitted, metrics))
 
 
@@ -152,11 +152,17 @@ class Halves:
 
 def without_matching(scores: RetrievalScores) -> RetrievalScores:
     """Return the same candidates and references with their cosines only."""
+    return _changed(scores, lambda ranking: replace(ranking, logits=torch.zeros_like(ranking.logits)))
+
+
+def without_contrast(scores: RetrievalScores) -> RetrievalScores:
+    """Return the same candidates and references with their matching logits only."""
+    return _changed(scores, lambda ranking: replace(ranking, similarities=torch.zeros_like(ranking.similarities)))
+
+
+def _changed(scores: RetrievalScores, change: Callable[[Ranking], Ranking]) -> RetrievalScores:
     assert scores.references is not None
-    *ways, of_images, of_texts = (
-        replace(ranking, logits=torch.zeros_like(ranking.logits))
-        for ranking in (*_rankings(scores), *scores.references)
-    )
+    *ways, of_images, of_texts = map(change, (*_rankings(scores), *scores.references))
     return RetrievalScores(*ways, references=(of_images, of_texts))
 
 
@@ -316,8 +322,9 @@ def _summary(scores: RetrievalScores, pairs: Pairs, fitted: MatchCalibration, me
             f"order with references: {fitted.reference_scale:.3g} x the logit, less {fitted.reference_weight:.3g} x "
             "the level of references"
         )
-        if "cross_fitted_normalized_itc_text_r1" not in metrics:
-            lines.append("the cosine alone does not tell right from wrong, so it is not normalized by itself")
+        for stage, name in (("itc", "the cosine"), ("itm", "matching")):
+            if f"cross_fitted_normalized_{stage}_text_r1" not in metrics:
+                lines.append(f"{name} alone does not tell right from wrong, so it is not normalized by itself")
         if fitted.reference_weight == 0:
             lines.append("references add nothing on these data")
     if images or texts:

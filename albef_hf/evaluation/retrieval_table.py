@@ -9,6 +9,7 @@ STAGES = {
     "cross_fitted": "cross-fitted",
     "cross_fitted_normalized": "cross-fitted, normalized",
     "cross_fitted_normalized_itc": "ITC normalized",
+    "cross_fitted_normalized_itm": "ITM normalized",
 }
 
 

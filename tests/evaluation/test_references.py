@@ -16,7 +16,7 @@ from task_rows import small_evaluation, write
 from albef_hf import AlbefForRetrieval, retrieval_albef
 from albef_hf.calibration_albef import MatchCalibration
 from albef_hf.data import Scenes
-from albef_hf.evaluation.match_calibration import calibrate, without_matching
+from albef_hf.evaluation.match_calibration import calibrate, without_contrast, without_matching
 from albef_hf.retrieval_albef import Ranking, RetrievalScores, score_all
 
 CAPTIONS = [["red", "a red one"], ["green"], ["blue", "sky", "a blue one"]]
@@ -145,15 +145,19 @@ def test_references_find_out_what_many_queries_like():
     assert not any("normalized" in name for name in without.metrics)
 
 
-def test_contrast_is_normalized_without_matching():
+@pytest.mark.parametrize(
+    ("stage", "other", "without"), [("itc", "logits", without_matching), ("itm", "similarities", without_contrast)]
+)
+def test_each_step_is_normalized_without_the_other(stage, other, without):
     scores = hubs(2.0)
-    names = [f"cross_fitted_normalized_itc_{way}_r{k}" for way in ("text", "image") for k in (1, 5, 10)]
+    names = [f"cross_fitted_normalized_{stage}_{way}_r{k}" for way in ("text", "image") for k in (1, 5, 10)]
     before = calibrate(scores, range(400), "noise").metrics
     for way in (scores.image_to_text, scores.text_to_image, *scores.references):
-        way.logits = torch.randn(way.logits.shape, generator=torch.Generator().manual_seed(1))
+        noise = torch.randn(getattr(way, other).shape, generator=torch.Generator().manual_seed(1))
+        setattr(way, other, noise)
     after = calibrate(scores, range(400), "noise").metrics
     assert [before[name] for name in names] == [after[name] for name in names]
-    assert without_matching(scores).image_to_text.logits.abs().max() == 0
+    assert getattr(without(scores).image_to_text, other).abs().max() == 0
 
 
 def test_a_calibration_without_references_is_what_earlier_releases_read():
