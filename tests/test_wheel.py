@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -30,8 +29,7 @@ def source(tmp_path_factory) -> Path:
     command = [sys.executable, "-c", "from setuptools import build_meta; build_meta.build_sdist('..')"]
     subprocess.run(command, cwd=copy, check=True, capture_output=True)
     (archive,) = folder.glob("*.tar.gz")
-    with tarfile.open(archive) as files:
-        files.extractall(folder, filter="data")
+    shutil.unpack_archive(archive, folder)
     return folder / archive.name.removesuffix(".tar.gz")
 
 

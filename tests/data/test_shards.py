@@ -697,17 +697,22 @@ HEADERS = {
 }
 
 
-@pytest.mark.parametrize("hostile", HEADERS.values(), ids=HEADERS.keys())
-def test_invalid_headers_affect_at_most_their_tar_file(hostile, tmp_path):
+HARMLESS = set() if hasattr(tarfile, "data_filter") else {"length of pax", "many"}  # to Python before 3.11.4
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_invalid_headers_affect_at_most_their_tar_file(kind, tmp_path):
     image = encoded(Image.new("RGB", (9, 9), "red"))
     pair = [("1.jpg", image), ("1.txt", b"one")]
     foreign(tmp_path / "a.tar", pair)
     foreign(tmp_path / "c.tar", pair)
-    (tmp_path / "b.tar").write_bytes(hostile + (tmp_path / "a.tar").read_bytes())
+    (tmp_path / "b.tar").write_bytes(HEADERS[kind] + (tmp_path / "a.tar").read_bytes())
     index = index_folder(tmp_path)
-    assert [shard["rows"] for shard in index["shards"]][::2] == [1, 1]
+    rows = [shard["rows"] for shard in index["shards"]]
+    assert rows[::2] == [1, 1]
     assert all(name.startswith("b.tar: ") or name == "b.tar" for name in index["left_out_first"].values())
-    assert index["left_out"] and all(row["caption"] == "one" for row in Shards([tmp_path]))
+    assert rows[1] == 1 if kind in HARMLESS else index["left_out"]
+    assert all(row["caption"] == "one" for row in Shards([tmp_path]))
 
 
 @pytest.mark.parametrize("content", [b"\0", b"garbage"])
