@@ -58,7 +58,7 @@ def test_the_parts_of_a_step_are_measured(benchmark):
     assert Path("parts.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize("script", ["growth", "index", "reranking", "vqa_ranking"])
+@pytest.mark.parametrize("script", ["growth", "index", "reference_texts", "reranking", "vqa_ranking"])
 def test_a_long_benchmark_explains_itself(benchmark, script, capsys):
     with pytest.raises(SystemExit):
         benchmark(f"{script}.py", "--help")
