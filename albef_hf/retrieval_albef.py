@@ -570,7 +570,12 @@ def encode_collection(
             "image."
         )
     texts = [text for image_captions in captions for text in image_captions]
-    features = encode_texts(model, processor, texts, images.batch_size)
+    hide_progress = 0 not in images.indices or len(texts) <= images.batch_size
+
+    def track(batches: Sequence[torch.Tensor]) -> Iterable[torch.Tensor]:
+        return tqdm(batches, "encode texts", leave=False, disable=hide_progress)
+
+    features = encode_texts(model, processor, texts, images.batch_size, track)
     embeds = all_reduce(images.embeds())
     counts = torch.tensor([len(image_captions) for image_captions in captions], device=embeds.device)
     return EncodedCollection(

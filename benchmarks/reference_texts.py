@@ -4,7 +4,7 @@
     python benchmarks/reference_texts.py --size base --images 16 --repetitions 3
 
 The images are encoded by `albef_hf.search.encoder`, as `albef index build` does, without and with reference texts.
-Images and texts are random, so that nothing is read or decoded, and the texts, which an index encodes once, are encoded
+Images and texts are random, so that nothing is read or decoded. The texts, which an index encodes once, are encoded
 before the time starts.
 """
 

@@ -54,7 +54,7 @@ def main() -> None:
     reranked = index.search(options.text, top_k=min(5, options.rerank_k), rerank_k=options.rerank_k)
     print("contrast:", *(f"{hit.key} {hit.similarity:.3f}" for hit in found), sep="  ")
     print("matching:", *(f"{hit.key} {hit.match:.1%}" for hit in reranked), sep="  ")
-    page = results_page(index, options.text, reranked, index.calibration.itc_weight)
+    page = results_page(index, options.text, reranked)
     options.page.write_text(page, encoding="utf-8")
     print(f"{options.page} shows the images, and where the model looks for each word")
 

@@ -102,9 +102,9 @@ def test_the_page_of_a_search_says_whether_it_is_calibrated(calibrated, processo
         (None, None, "the probability, not calibrated"),
     ):
         calibrated.config.match_calibration = calibration
-        page = results_page(index, TEXTS[0], index.search(TEXTS[0], top_k=1), index.calibration.itc_weight)
+        page = results_page(index, TEXTS[0], index.search(TEXTS[0], top_k=1))
         assert told in page and (weight is None or f"log-odds of a match (ITM) + {weight} × cosine (ITC)" in page)
-        by_image = results_page(index, images[0], index.search(images[0], top_k=1), index.calibration.itc_weight)
+        by_image = results_page(index, images[0], index.search(images[0], top_k=1))
         assert "calibrated" not in by_image, "which has no such probability"
 
 

@@ -22,7 +22,6 @@ DATASET_FORMATS = (
     "vqa_rad",
     "vqav2",
 )
-REFERENCE_SIZE = 1000  # images whose captions are references
 
 
 @dataclass

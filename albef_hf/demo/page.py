@@ -56,9 +56,10 @@ DESCRIBE_NOTE = (
     "of the first caption; full red is the hottest place of any word."
 )
 SEARCH_NOTE = (
-    "Below each image are the probability of a match, which decides the order, and the cosine similarity (ITC). "
+    "Below each image are the probability of a match, which decides the order{}, and the cosine similarity (ITC). "
     "Click an image to make it the current image and to see the words in it."
 )
+NORMALIZED = " together with how well the image matches other texts"
 # Below captions and search results, by whether the model is calibrated.
 CALIBRATED_NOTE = "The probability is {}."
 UNCALIBRATED_NOTE = (
@@ -238,7 +239,9 @@ class Page:
             handler, field = (self.handlers.search, "text") if value else (self.handlers.search_similar, "path")
             items, keys = self._opening(handler, field) or (None, ("", []))
             gallery = _full_gallery("found", items, allow_preview=False)
-            gr.Markdown(f"{SEARCH_NOTE} {self._match_note()} {RERANK_NOTE}")
+            index = self.handlers.assistant.index
+            note = SEARCH_NOTE.format(NORMALIZED if index and index.is_normalized else "")
+            gr.Markdown(f"{note} {self._match_note()} {RERANK_NOTE}")
         results = gr.State(keys)
         _connect([by_text.click, query.submit], self.handlers.search, query, [gallery, results])
         _connect([by_image.click], self.handlers.search_similar, image, [gallery, results])

@@ -15,7 +15,7 @@ from ..training.model_setup import load_task_model
 from ..training.output_folder import LATER_RESULTS, write_metrics, write_results
 from ..utils.dtypes import AS_SAVED, dtype_name
 from ..utils.progress import log_library_progress
-from .match_calibration import require_saved_model, save_calibration
+from .match_calibration import require_saved_model, save_calibration, save_reference_texts
 
 if TYPE_CHECKING:
     from ..tasks.base import FineTuningTask
@@ -57,6 +57,9 @@ def evaluate(task_class: type["FineTuningTask"], args: FineTuningArguments) -> d
             print(task.calibration.summary)
             save_calibration(Path(args.model), task.calibration.calibration)
             print(_describe_saved(Path(args.model)))
+            if task.calibration.reference_texts:
+                path = save_reference_texts(folder, task.calibration.reference_texts)
+                print(f"the reference texts, for `albef index build --reference_texts`, are in {path}")
         print(f"{len(predictions)} predictions and metrics.json are in {folder}")
     return metrics
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ TINY = torch.finfo(torch.float64).tiny  # instead of its empty sum, which has no
 RIDGE = 1e-4  # of all weights: they stay finite if right and wrong candidates are separable
 BINS = 10  # of the reliability
 RIGHT_AND_WRONG = ("wrong", "right")
+REFERENCE_TEXTS = "reference_texts.json"
 
 
 @dataclass
@@ -79,11 +80,13 @@ class FittedCalibration:
         calibration: The calibration, fitted on all queries.
         metrics: Recalls, log loss and calibration error of queries that each half of the data has not seen.
         summary: Description for people to read.
+        reference_texts: The texts that scores were normalized by, for an index.
     """
 
     calibration: MatchCalibration
     metrics: dict[str, float]
     summary: str
+    reference_texts: list[str] = field(default_factory=list)
 
 
 def calibrate(scores: RetrievalScores, image_of_text: Sequence[int], fitted_on: str) -> FittedCalibration:
@@ -152,15 +155,15 @@ class Halves:
 
 def without_matching(scores: RetrievalScores) -> RetrievalScores:
     """Return the same candidates and references with their cosines only."""
-    return _changed(scores, lambda ranking: replace(ranking, logits=torch.zeros_like(ranking.logits)))
+    return _map_rankings(scores, lambda ranking: replace(ranking, logits=torch.zeros_like(ranking.logits)))
 
 
 def without_contrast(scores: RetrievalScores) -> RetrievalScores:
     """Return the same candidates and references with their matching logits only."""
-    return _changed(scores, lambda ranking: replace(ranking, similarities=torch.zeros_like(ranking.similarities)))
+    return _map_rankings(scores, lambda ranking: replace(ranking, similarities=torch.zeros_like(ranking.similarities)))
 
 
-def _changed(scores: RetrievalScores, change: Callable[[Ranking], Ranking]) -> RetrievalScores:
+def _map_rankings(scores: RetrievalScores, change: Callable[[Ranking], Ranking]) -> RetrievalScores:
     assert scores.references is not None
     *ways, of_images, of_texts = map(change, (*_rankings(scores), *scores.references))
     return RetrievalScores(*ways, references=(of_images, of_texts))
@@ -349,6 +352,14 @@ def require_saved_model(args: FineTuningArguments) -> None:
         )
     if args.image_size:
         raise ValueError("calibrate is for the model at the resolution that it is saved with: remove image_size.")
+
+
+def save_reference_texts(folder: Path, texts: list[str]) -> Path:
+    """Write reference texts for `albef index build --reference_texts`, and return the path."""
+    path = folder / REFERENCE_TEXTS
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(json.dumps(texts, indent=1) + "\n", encoding="utf-8")
+    return path
 
 
 def save_calibration(folder: Path, calibration: MatchCalibration) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..data.source_arguments import REFERENCE_SIZE
 from ..utils.dtypes import AS_SAVED, DTYPES
 
 INDEX = Path("images.index")
@@ -25,7 +24,8 @@ SEARCH_DESCRIPTION = """Find indexed images by a text or by an image.
 
 The cosines of image and text features (ITC) select the best candidates, and the matching head (ITM), which reads image
 and text together, orders them. The match in the table is its probability, or the calibrated one if the model is
-calibrated (`albef evaluate retrieval --calibrate`), which then decides the order."""
+calibrated (`albef evaluate retrieval --calibrate`), which then decides the order, unless the index has reference
+texts: these lower the score of images that match nearly every text."""
 
 
 class RenamedOption(argparse.Action):
@@ -59,21 +59,13 @@ def build_index_parser() -> argparse.ArgumentParser:
         "it, float32 otherwise, and that of the index if it is resumed or updated",
     )
     build.add_argument(
-        "--reference_files",
-        "--reference-files",
-        nargs="+",
-        default=[],
+        "--reference_texts",
+        "--reference-texts",
+        type=Path,
         metavar="FILE",
-        help="files of captions of other images, as for `albef evaluate retrieval`; they normalize scores, so that an "
-        "image that matches nearly every text does not rank above the right ones. The model must have been calibrated "
-        "with references",
-    )
-    build.add_argument(
-        "--reference_size",
-        "--reference-size",
-        type=int,
-        default=REFERENCE_SIZE,
-        help="images of reference_files whose captions are used, the first ones (%(default)s)",
+        help="captions of other images, by which scores are normalized: reference_texts.json of an `albef evaluate "
+        "retrieval --calibrate --reference_files`. An image that matches nearly every text does not rank above the "
+        "right ones then",
     )
     build.add_argument("--factory", action=RenamedOption, const="--index_factory")
 
@@ -112,7 +104,8 @@ def build_search_parser() -> argparse.ArgumentParser:
         "--itc_weight",
         "--itc-weight",
         type=float,
-        help="weight of the cosine beside the log-odds of a match; by default that of the model's calibration, or 0",
+        help="weight of the cosine beside the log-odds of a match; by default that of the model's calibration, or 0. "
+        "Reference texts have no effect then",
     )
     parser.add_argument(
         "--dtype",

@@ -13,7 +13,6 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from ..data.images import load_image
-from ..data.source_arguments import REFERENCE_SIZE
 from ..modeling_albef import AlbefImageTextModel
 from ..processing_albef import AlbefProcessor, replace_surrogates
 from ..retrieval_albef import as_int
@@ -37,7 +36,7 @@ def build(options: argparse.Namespace) -> None:
     as_int("batch_size", options.batch_size, minimum=1)
     if not options.folder.is_dir():
         raise ValueError(f"{options.folder} is not a folder.")
-    references = _read_references(options)
+    references = read_reference_texts(options.reference_texts) if options.reference_texts else None
     dtype = options.dtype or _dtype_of_index(options.index) or default_dtype(options.device)
     model, processor = load_model(options.model, options.revision, options.device, dtype)
     index = ImageIndex.build(
@@ -77,13 +76,14 @@ def info(options: argparse.Namespace) -> None:
     """Describe an index and check its files."""
     index = _load(options)
     manifest = index.store.manifest
+    used = "used" if index.is_normalized else "without effect, as the model has no weight for them"
     size = sum(entry["bytes"] for entry in manifest.files.values())
     problems = [problem for name in manifest.files if (problem := index.store.check_sha256(name))]
     _print(_summary(index))
     _print(f"source: {index.store.root or 'a list or dataset'}")
     _print(f"model: {index.store.model_name}, revision {manifest.model['revision'] or 'unknown'}")
     _print(f"dtype: {index.store.dtype or 'unknown'}")
-    _print(f"reference texts: {len(index.store.reference_texts()):,}")
+    _print(f"reference texts: {used if manifest.reference_texts else 'none'}")
     _print(f"faiss: {manifest.built}; {size / 1e6:.1f} MB on the disk")
     _print(f"changes: {index.changes()}")
     _print(f"damage: {'; '.join(problems) or 'none'}")
@@ -164,19 +164,6 @@ def _describe_score(index: ImageIndex, itc_weight: float | None) -> str:
         weight = calibration.itc_weight if itc_weight is None else itc_weight
         score = "log-odds of a match (ITM)" + (f" + {weight:g} × cosine (ITC)" if weight else "")
     return f"{score}. Match: the probability, {calibration.describe()}"
-
-
-def _read_references(options: argparse.Namespace) -> list[str] | None:
-    """Return the captions of the reference files, and print how many there are; None without such files."""
-    as_int("reference_size", options.reference_size, minimum=1)
-    if not options.reference_files:
-        if options.reference_size != REFERENCE_SIZE:
-            raise ValueError("reference_size has no effect without reference_files.")
-        return None
-    indexed = (path.name for path in options.folder.rglob("*"))
-    texts, summary = read_reference_texts(options.reference_files, options.reference_size, indexed)
-    _print(f"reference texts: {summary}")
-    return texts
 
 
 def _load(options: argparse.Namespace) -> ImageIndex:

@@ -71,6 +71,7 @@ class FeatureEncoder:
     def __init__(self, model: AlbefImageTextModel, processor: AlbefProcessor):
         self.model = model
         self.processor = processor
+        self.references: tuple[list[str], TextFeatures] | None = None  # encoded once for several additions
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """Return the pixels of an image, (1, 3, height, width)."""
@@ -106,13 +107,15 @@ class FeatureEncoder:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def encode_references(self, texts: Sequence[str]) -> TextFeatures:
-        """Encode reference texts with a progress bar."""
+    def encode_references(self, texts: list[str], batch_size: int) -> TextFeatures:
+        """Encode reference texts with a progress bar; the ones of before are kept."""
 
         def track(batches: Sequence[torch.Tensor]) -> Iterable[torch.Tensor]:
             return progress(batches, "encode reference texts", leave=False)
 
-        return encode_texts(self.model, self.processor, texts, track=track)
+        if self.references is None or self.references[0] != texts:
+            self.references = texts, encode_texts(self.model, self.processor, texts, batch_size, track)
+        return self.references[1]
 
     @torch.no_grad()
     def match_references(
@@ -127,17 +130,23 @@ class FeatureEncoder:
 
         Returns:
             Log-odds and cosines, (images, texts, 2), in float32.
+
+        Raises:
+            ValueError: If one is not finite.
         """
         embeds = features.to(references.embeds)
         with evaluation_mode(self.model):
             nearest = match_reference_texts(self.model, enumerate(hidden_states.split(1)), embeds, references)
-        return torch.stack(nearest.features(), dim=-1).float()
+        scores = torch.stack(nearest.features(), dim=-1).float()
+        if not scores.isfinite().all():
+            raise ValueError("Scores of reference texts are not finite: set dtype float32, or train the model again.")
+        return scores
 
     def encode_images(
-        self, source: ImageSource, keys: Sequence[Key], batch_size: int, reference_texts: Sequence[str] = ()
+        self, source: ImageSource, keys: Sequence[Key], batch_size: int, reference_texts: list[str]
     ) -> Iterator[EncodedBatch]:
         """Read and encode images, and match them with reference texts, with a progress bar."""
-        references = self.encode_references(reference_texts) if keys and reference_texts else None
+        references = self.encode_references(reference_texts, batch_size) if keys and reference_texts else None
         with progress(total=len(keys), desc="encode images", unit="image", disable=not keys) as bar:
             for batch in self.read(source, keys, batch_size):
                 readable = [image for image in batch if isinstance(image, ReadImage)]

@@ -56,7 +56,13 @@ class Shard:
     def select(self, mask: torch.Tensor) -> "Shard":
         """Return the images that a mask selects."""
         keys = [key for key, is_selected in zip(self.keys, mask.tolist(), strict=True) if is_selected]
-        return Shard(keys, self.ids[mask], self.fingerprints[mask], self.features[mask], self.references[mask])
+        return Shard(
+            keys,
+            ids=self.ids[mask],
+            fingerprints=self.fingerprints[mask],
+            features=self.features[mask],
+            references=self.references[mask],
+        )
 
     @classmethod
     def join(cls, shards: "list[Shard]") -> "Shard":
@@ -223,7 +229,7 @@ class FeatureStore:
         content = json.dumps(texts, indent=1).encode()
         known = self.manifest.files.get(self.manifest.reference_texts or "", UNKNOWN)
         is_same = known["sha256"] == hashlib.sha256(content).hexdigest()
-        if self.manifest.file_names and not is_same:
+        if (self.manifest.shards or self.manifest.parts) and not is_same:
             built_with = "other reference texts" if self.manifest.reference_texts else "no reference texts"
             raise ValueError(f"The index in {self.folder} was built with {built_with}: choose another folder.")
         if not is_same or self.check_sha256(self.manifest.reference_texts or ""):
@@ -246,7 +252,7 @@ class FeatureStore:
         ids = torch.arange(len(keys)) + self.manifest.next_id
         self.manifest.next_id += len(keys)
         pairs = torch.tensor(fingerprints, dtype=torch.int64).view(-1, 2)
-        shard = Shard(keys, ids, pairs, features, references)
+        shard = Shard(keys, ids=ids, fingerprints=pairs, features=features, references=references)
         self.manifest.parts.append(self.write_shard(shard))
 
     def compact(self, ids: Iterable[int]) -> list[Shard]:
@@ -342,6 +348,7 @@ class MappedIndex:
         ids: Ids of all images, ascending, (images,).
         keys: Keys of all images.
         fingerprints: Fingerprints by key.
+        has_references: Whether images were matched with reference texts.
 
     Raises:
         ValueError: If a build was interrupted before it was finished, or the index is damaged.
@@ -352,6 +359,7 @@ class MappedIndex:
         if manifest.vectors is None:
             raise ValueError(f"The index in {store.folder} is not finished: build it again to resume.")
         self.vectors_name = manifest.vectors
+        self.has_references = manifest.reference_texts is not None
         # All of the file is checked, because faiss may crash on invalid content. Invalid features cannot do harm.
         problem = store.check_sha256(self.vectors_name)
         if problem:
@@ -372,7 +380,8 @@ class MappedIndex:
             raise _damaged(f"{self.vectors_name} has {self.vectors.ntotal} vectors for {len(self.ids)} images")
         widths = {self.vectors.d, *(shard.features.shape[1] for shard in self.shards)}
         counts = {shard.references.shape[1] for shard in self.shards if shard.keys}
-        if widths != {width} or len(counts) > 1 or np.any(np.diff(self.ids) <= 0):
+        belong_together = all((count > 0) == self.has_references for count in counts) and len(counts) < 2
+        if widths != {width} or not belong_together or np.any(np.diff(self.ids) <= 0):
             raise _damaged("its files do not belong together")
 
     def positions(self, ids: np.ndarray) -> list[int]:
@@ -441,10 +450,14 @@ def model_origin(model: AlbefImageTextModel, folder: Path) -> dict[str, str | No
 def _read_shard(path: Path) -> Shard:
     with safe_open(path, "pt") as file:
         keys: Any = json.loads(file.metadata()["keys"])
-        ids, fingerprints, features = map(file.get_tensor, ("ids", "stamps", "features"))
         has_references = "references" in file.keys()  # noqa: SIM118, a method of safetensors
-        references = file.get_tensor("references") if has_references else torch.zeros(len(keys), 0, 2)
-        return Shard(keys, ids, fingerprints, features, references)
+        return Shard(
+            keys,
+            ids=file.get_tensor("ids"),
+            fingerprints=file.get_tensor("stamps"),
+            features=file.get_tensor("features"),
+            references=file.get_tensor("references") if has_references else torch.zeros(len(keys), 0, 2),
+        )
 
 
 def _damaged(problem: str) -> ValueError:

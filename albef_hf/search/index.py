@@ -224,6 +224,11 @@ class ImageIndex:
             )
         source = ImageFiles(store.root, root_is_named=False) if collection is None else make_source(collection)
         index = cls(model, processor, store, source)
+        if index.mapped.has_references and not index.is_normalized:
+            logger.warning(
+                "The index has reference texts, but the model has no weight for them: scores are not normalized. "
+                "Calibrate it with reference_files."
+            )
         if collection is None and index.keys and isinstance(index.keys[0], int):
             used = {*index.keys, *index.broken, *store.manifest.removed}
             index.source = ImageRows(start=max(int(row) for row in used) + 1)  # the rows are not there; ids are unique
@@ -251,8 +256,8 @@ class ImageIndex:
 
     @property
     def is_normalized(self) -> bool:
-        """Whether scores are normalized by reference texts: the index has some, and the model a weight for them."""
-        return self.store.manifest.reference_texts is not None and self.calibration.reference_weight is not None
+        """Return True if scores are normalized: the index has reference texts, and the model a weight for them."""
+        return self.mapped.has_references and bool(self.calibration.reference_weight)
 
     def broken_counts(self) -> dict[str, int]:
         """Count the images that could not be read by reason."""
@@ -369,10 +374,11 @@ class ImageIndex:
         features, text = self._encode_query(query)
         if text is None:
             rerank_k = 0
-        hits = self._nearest(features, max(top_k, rerank_k))
+        mapped = self.mapped  # which another thread may replace
+        hits = self._nearest(mapped, features, max(top_k, rerank_k))
         if text is None or rerank_k == 0:
             return hits[:top_k]
-        reranked = self._rerank(hits[:rerank_k], text, itc_weight)
+        reranked = self._rerank(mapped, hits[:rerank_k], text, itc_weight)
         return (reranked + hits[rerank_k:])[:top_k]
 
     def _encode_query(self, query: str | Image.Image) -> tuple[torch.Tensor, TextFeatures | None]:
@@ -388,9 +394,8 @@ class ImageIndex:
         text = encode_texts(self.model, self.processor, [query])
         return text.embeds[0].float().cpu(), text
 
-    def _nearest(self, features: torch.Tensor, count: int) -> list[Hit]:
+    def _nearest(self, mapped: MappedIndex, features: torch.Tensor, count: int) -> list[Hit]:
         """Return the images with the highest cosines, best first."""
-        mapped = self.mapped
         with self.lock:  # the search changes how many lists faiss searches
             ids = search(mapped.vectors, features.numpy(), count)
         positions = mapped.positions(ids)
@@ -404,10 +409,11 @@ class ImageIndex:
             hits.append(Hit(mapped.keys[positions[row]], similarity=cosine, match=None, score=cosine))
         return hits
 
-    def _rerank(self, candidates: list[Hit], text: TextFeatures, itc_weight: float | None) -> list[Hit]:
+    def _rerank(
+        self, mapped: MappedIndex, candidates: list[Hit], text: TextFeatures, itc_weight: float | None
+    ) -> list[Hit]:
         """Return the candidates that can be read, ordered by how well they match the text."""
         by_key = {hit.key: hit for hit in candidates}
-        mapped = self.mapped
         log_odds = self.reranker.match(list(by_key), text, self.source, mapped.fingerprints)
         reranked = [by_key[key] for key in log_odds]
         features = torch.tensor([*log_odds.values()]), torch.tensor([hit.similarity for hit in reranked])
@@ -418,7 +424,8 @@ class ImageIndex:
             scores = features[0] + (self.calibration.itc_weight if itc_weight is None else itc_weight) * features[1]
         probabilities = self.calibration.probability(*features)
         for hit, probability, score in zip(reranked, probabilities.tolist(), scores.tolist(), strict=True):
-            hit.match, hit.score = probability, score
+            hit.match = probability
+            hit.score = score
         return sorted(reranked, key=lambda hit: hit.score, reverse=True)
 
     def _present(self, keys: list[Key]) -> set[Key]:

@@ -103,8 +103,9 @@ class IndexWriter:
         manifest.broken += [self._broken_entry(image) for image in unreadable]
         if keys:
             fingerprints = [fingerprint for batch in done for fingerprint in batch.fingerprints]
-            features = torch.cat([batch.features for batch in done if batch.keys])
-            references = torch.cat([batch.references for batch in done if batch.keys])
+            readable = [batch for batch in done if batch.keys]  # others do not tell how many references there are
+            features = torch.cat([batch.features for batch in readable])
+            references = torch.cat([batch.references for batch in readable])
             self.store.add_part(keys, fingerprints, features, references)
 
     def _broken_entry(self, image: UnreadableImage) -> tuple[Key, str, Fingerprint | None]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from ..data.source_arguments import REFERENCE_SIZE
 from ..training.arguments import FineTuningArguments
 
 HEATMAPS = ("matching", "contrast")  # of grounding
@@ -16,6 +15,7 @@ EVALUATION_OPTIONS = ("calibrate", "dtype", "reference_files", "reference_size")
 # Older tasks without such a baseline accept the option, for the sake of existing commands.
 NO_TEXT_ONLY_BASELINE = frozenset({"text_only_baseline"})
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")  # transformers' names
+REFERENCE_SIZE = 1000
 MIN_IMAGES = 3  # in a batch of text assignment: a text's own image, and two others
 
 

@@ -143,6 +143,13 @@ def test_the_page_says_whether_probabilities_are_calibrated(searching_handlers):
     assert "not calibrated" not in explained
 
 
+def test_the_page_says_what_decides_the_order(searching_handlers, monkeypatch):
+    assert "match, which decides the order, and the" in markdown(Page(searching_handlers).build().get_config_file())
+    monkeypatch.setattr(type(searching_handlers.assistant.index), "is_normalized", True)
+    explained = markdown(Page(searching_handlers).build().get_config_file())
+    assert "decides the order together with how well the image matches other texts, and the cosine" in explained
+
+
 def test_a_page_without_models_and_index_has_no_tabs_for_them(assistant, handlers):
     config = Page(Handlers(Assistant(assistant.retrieval))).build().get_config_file()
     tabs = [part["props"]["label"] for part in config["components"] if part["type"] == "tabitem"]

@@ -6,6 +6,7 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -212,6 +213,11 @@ def test_the_command_fits_the_weight_and_uses_it(run, folder, files, tmp_path, m
     assert "\ncross-fitted, normalized " in printed
     saved = json.loads((folder / "config.json").read_text())["match_calibration"]
     assert saved["reference_weight"] > 0
+    path = tmp_path / "results" / "reference_texts.json"
+    rows = json.loads(Path(files["references"]).read_text())
+    texts = [text for row in rows for text in (*row["caption"][0], row["caption"][1])]
+    assert f"`albef index build --reference_texts`, are in {path}" in printed
+    assert json.loads(path.read_text()) == texts
     described = "6 images and 24 texts, 1 left out (image_missing), 2 left out (evaluated, too)"
     assert f"references: {described}\n" in printed
     assert saved["fitted_on"].endswith(f"; references: {described}, of references.json, copies.json, missing.json")

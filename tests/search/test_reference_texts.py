@@ -1,7 +1,10 @@
 """Tests of search whose scores are normalized by reference texts."""
 
+import copy
 import json
+import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from search_fixtures import TEXTS, assert_same, flip, keys, noise
 from albef_hf import AlbefForPreTraining
 from albef_hf.calibration_albef import MatchCalibration
 from albef_hf.retrieval_albef import score_all
+from albef_hf.search.encoder import FeatureEncoder
 from albef_hf.search.index import ImageIndex
 
 CALIBRATION = MatchCalibration(0.8, 2.0, -0.3, "noise", reference_weight=3.0, reference_scale=1.5)
@@ -28,7 +32,7 @@ def normalized(model, processor, album, tmp_path) -> ImageIndex:
     return ImageIndex.build(model, processor, album, tmp_path / "normalized", batch_size=4, reference_texts=REFERENCES)
 
 
-def test_search_finds_what_the_evaluation_finds(model, processor, images, tmp_path):
+def test_search_finds_what_the_evaluation_finds(model, processor, images, tmp_path, search_warnings):
     captions = [[text] for text in TEXTS] + [["x"]] * 8
     others = [noise(100 + number) for number in range(2)]
     scores = score_all(
@@ -52,6 +56,8 @@ def test_search_finds_what_the_evaluation_finds(model, processor, images, tmp_pa
     assert changed and index.is_normalized and not plain.is_normalized
     model.config.match_calibration = MatchCalibration(0.8, 2.0, -0.3, "noise").to_dict()  # fitted without references
     assert index.search(TEXTS[0]) == plain.search(TEXTS[0]) and not index.is_normalized
+    ImageIndex.load(tmp_path / "index", model, processor, images)
+    assert "the model has no weight for them: scores are not normalized" in search_warnings[-1]
 
 
 def test_an_index_keeps_its_references(normalized, model, processor, album, images, tmp_path):
@@ -71,7 +77,59 @@ def test_an_index_keeps_its_references(normalized, model, processor, album, imag
 
 def test_few_references_are_all_used(model, processor, album, tmp_path):
     index = ImageIndex.build(model, processor, album, tmp_path / "index", reference_texts=REFERENCES[:2])
-    assert index.mapped.references(["00.PNG"]).shape == (1, 2, 2) and index.search("red")[0].match is not None
+    assert index.mapped.references(["00.PNG", "2019/01.PNG"]).shape == (2, 2, 2)
+    hit = index.search("red", top_k=1)[0]
+    texts = ["red", *REFERENCES[:2]]
+    pairs = processor(images=[index.image(hit.key)] * 3, text=texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**pairs)
+    cosines = (outputs.image_embeds * outputs.text_embeds).sum(1)
+    logits = CALIBRATION.logit(outputs.itm_logits.diff(dim=1)[:, 0], cosines)
+    own, *others = (CALIBRATION.reference_scale * logits).exp().tolist()
+    assert hit.score == pytest.approx(math.log(own / sum(others) ** CALIBRATION.reference_weight), abs=1e-3)
+
+
+def test_an_interrupted_build_resumes_with_its_references(model, processor, album, tmp_path, monkeypatch):
+    complete = ImageIndex.build(
+        model, processor, album, tmp_path / "complete", batch_size=4, reference_texts=REFERENCES
+    )
+    match, left = FeatureEncoder.match_references, [2]
+
+    def match_two_batches(*args) -> torch.Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return match(*args)
+
+    monkeypatch.setattr(FeatureEncoder, "match_references", match_two_batches)
+    with pytest.raises(KeyboardInterrupt):
+        ImageIndex.build(model, processor, album, tmp_path / "index", batch_size=4, reference_texts=REFERENCES)
+    left[0] = 1  # there is one batch left
+    assert_same(ImageIndex.build(model, processor, album, tmp_path / "index", batch_size=4), complete)
+
+
+def test_images_of_a_dataset_are_normalized_in_any_precision(model, processor, images, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image())
+    half = copy.deepcopy(model).bfloat16()
+    index = ImageIndex.build(half, processor, rows, tmp_path / "index", reference_texts=REFERENCES)
+    precise = ImageIndex.build(model, processor, rows, tmp_path / "precise", reference_texts=REFERENCES)
+    expected = {hit.key: hit.score for hit in precise.search("red", top_k=12)}
+    for one in (index, ImageIndex.load(tmp_path / "index", copy.deepcopy(half), processor, rows, dtype="float32")):
+        found = one.search("red", top_k=12)
+        assert {hit.key: pytest.approx(hit.score, abs=0.3) for hit in found} == expected
+
+
+def test_a_removal_does_not_disturb_a_search(normalized, monkeypatch):
+    match = normalized.reranker.match
+
+    def match_while_another_thread_removes(*args) -> dict:
+        normalized.remove(["00.PNG"])
+        return match(*args)
+
+    expected = normalized.search("red", top_k=12)
+    monkeypatch.setattr(normalized.reranker, "match", match_while_another_thread_removes)
+    assert normalized.search("red", top_k=12) == expected and len(normalized) == 11
 
 
 def test_other_references_are_refused(normalized, index, model, processor, album, tmp_path):
@@ -79,12 +137,41 @@ def test_other_references_are_refused(normalized, index, model, processor, album
         with pytest.raises(ValueError, match=f"was built with {built_with} reference texts: choose another folder"):
             ImageIndex.build(model, processor, album, tmp_path / folder, reference_texts=REFERENCES[1:])
     for texts in ("one text", [], ["red", " "], [3]):
-        with pytest.raises(ValueError, match="reference_texts must be a list of texts"):
+        with pytest.raises(ValueError, match="reference_texts.* (must be a list of texts|are no texts with a word)"):
             ImageIndex.build(model, processor, album, tmp_path / "other", reference_texts=texts)
     model.config.match_calibration = None
-    with pytest.raises(ValueError, match="no weight for references: calibrate it .* --reference_files"):
-        ImageIndex.build(model, processor, album, tmp_path / "other", reference_texts=REFERENCES)
+    for weight, told in ((None, "no weight"), (0.0, "a weight of 0")):
+        model.config.match_calibration = replace(CALIBRATION, reference_weight=weight).to_dict()
+        with pytest.raises(ValueError, match=f"{told} for references: calibrate it .* --reference_files"):
+            ImageIndex.build(model, processor, album, tmp_path / "other", reference_texts=REFERENCES)
     assert not (tmp_path / "other").exists()
+
+
+def test_scores_that_are_not_finite_are_refused(model, processor, album, tmp_path):
+    bias = model.itm_head.bias.data.clone()
+    model.itm_head.bias.data[0] = math.inf
+    with pytest.raises(ValueError, match="reference texts are not finite: set dtype float32"):
+        ImageIndex.build(model, processor, album, tmp_path / "index", reference_texts=REFERENCES)
+    model.itm_head.bias.data = bias
+    for path in album.rglob("*.PNG"):
+        path.rename(path.with_suffix(".unread"))
+    with pytest.raises(ValueError, match="None of the .* images can be read"):  # nothing was matched with references
+        ImageIndex.build(model, processor, album, tmp_path / "later", reference_texts=REFERENCES)
+    for path in album.rglob("*.unread"):
+        path.rename(path.with_suffix(".PNG"))
+    index = ImageIndex.build(model, processor, album, tmp_path / "later", reference_texts=REFERENCES[2:])
+    assert index.store.reference_texts() == REFERENCES[2:] and len(index) == 12
+
+
+def test_scores_without_references_are_damage(normalized, index, model, processor, tmp_path):
+    manifests = [tmp_path / name / "manifest.json" for name in ("normalized", "index")]
+    contents = [json.loads(path.read_text()) for path in manifests]
+    for name in ("reference_texts", "files"):
+        contents[1][name] = contents[1].get(name, {}) | contents[0][name] if name == "files" else contents[0][name]
+    contents[1]["model"]["matching"] = contents[0]["model"]["matching"]
+    manifests[1].write_text(json.dumps(contents[1]))
+    with pytest.raises(ValueError, match="damaged: .* do"):
+        ImageIndex.load(tmp_path / "index", model, processor)
 
 
 def test_other_weights_of_matching_are_refused(normalized, index, model, processor, album, tmp_path):
@@ -112,28 +199,36 @@ def test_damaged_references_are_refused_and_repaired(normalized, model, processo
     assert not path.exists() and repaired.search("red")[0].match is not None
 
 
-def test_the_commands(model, command, album, tmp_path):
-    rows = [
-        {"image": f"other_{number}.jpg", "caption": REFERENCES[3 * number : 3 * number + 3]} for number in range(8)
-    ]
-    rows[1] = {"image": "elsewhere/03.PNG", "caption": "its own caption"}
-    rows[2]["caption"] = " "
-    (tmp_path / "train.json").write_text(json.dumps(rows))
-    build = ("index", "build", album, "--model", "../model", "--reference_files", "../train.json")
-    printed = command(*build, "--reference-size", 3)
-    assert "reference texts: 9 of 3 images, 1 rows left out (indexed, too), 1 rows left out (caption_empty)" in printed
-    assert "12 images in images.index" in printed
-    assert "reference texts: 9\n" in command("index", "info")
-    scores = [float(line.split()[0]) for line in command("search", "red", "--html", "page.html").splitlines()[1:-1]]
-    assert len(scores) == 10 and scores == sorted(scores, reverse=True)
+def test_the_commands(command, tmp_path, album):
+    command("index", "build", album, "--model", "../model", "--index", "plain")
+    (tmp_path / "texts.json").write_text(json.dumps(REFERENCES))
+    build = ("index", "build", album, "--model", "../model", "--reference_texts")
+    assert "12 images in images.index" in command(*build, "../texts.json")
+    assert "reference texts: used\n" in command("index", "info")
+    assert "reference texts: none\n" in command("index", "info", "--index", "plain")
+    table, plain = (command("search", "red", "--html", "page.html", *index) for index in ((), ("--index", "plain")))
+    assert table.split() != plain.split()
+    command("search", "red", "--html", "page.html")
     page = (tmp_path / "here" / "page.html").read_text()
     assert "Score: calibrated logit of a match, normalized by reference texts. Match: the probability" in page
+    weighted = ("search", "red", "--itc_weight", 2)
+    assert command(*weighted) == command(*weighted, "--index", "plain")
     command("search", "red", "--itc_weight", 0.5, "--html", "page.html")
     assert "+ 0.5 × cosine" in (tmp_path / "here" / "page.html").read_text()
-    for words, message in (
-        (("--reference_size", 7), "reference_size has no effect without reference_files"),
-        (("--reference_files", "../train.json"), "was built with other reference texts"),
-        (("--reference_files", "../none.json"), "none.json"),
+    for content, message in (
+        (["red"], "was built with other reference texts"),
+        ([], "must be a list of texts"),
+        ({"a": 1}, "must be a list of texts"),
+        (["red", 3], "1 of 2 are no texts with a word, such as 3"),
     ):
+        (tmp_path / "here" / "other.json").write_text(json.dumps(content))
         with pytest.raises(SystemExit, match=re.escape(message)):
-            command("index", "build", album, "--model", "../model", *words)
+            command(*build, "other.json")
+    with pytest.raises(SystemExit, match="none.json cannot be read .* Give the reference_texts.json that"):
+        command(*build, "none.json")
+    flip(next((tmp_path / "here" / "images.index").glob("references_*")))
+    assert "damage: images.index/references_" in command("index", "info").replace(str(tmp_path / "here") + "/", "")
+    settings = json.loads((tmp_path / "model" / "config.json").read_text())
+    settings["match_calibration"] = None
+    (tmp_path / "model" / "config.json").write_text(json.dumps(settings))
+    assert "the model has no weight for them" in command("index", "info")
