@@ -227,7 +227,7 @@ def test_the_commands(command, tmp_path, album):
     with pytest.raises(SystemExit, match="none.json cannot be read .* Give the reference_texts.json that"):
         command(*build, "none.json")
     flip(next((tmp_path / "here" / "images.index").glob("references_*")))
-    assert "damage: images.index/references_" in command("index", "info").replace(str(tmp_path / "here") + "/", "")
+    assert "damage: the content of images.index/references_" in command("index", "info")
     settings = json.loads((tmp_path / "model" / "config.json").read_text())
     settings["match_calibration"] = None
     (tmp_path / "model" / "config.json").write_text(json.dumps(settings))
