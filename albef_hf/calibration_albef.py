@@ -4,8 +4,10 @@ The matching head is trained against negatives of its batches, so its own probab
 whether a text describes an image. A calibrated model combines its log-odds with the cosine of the features.
 """
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any
@@ -33,6 +35,7 @@ class MatchCalibration:
             probability.
         reference_scale: What logits are multiplied by before, positive: the higher it is, the more the best reference
             decides the level.
+        reference_texts_sha256: Of the texts among the references, from `texts_sha256`; None if they are not known.
 
     Raises:
         ValueError: If a number is not finite, or the scale is not positive.
@@ -44,6 +47,7 @@ class MatchCalibration:
     fitted_on: str | None = None
     reference_weight: float | None = None
     reference_scale: float = 1.0
+    reference_texts_sha256: str | None = None
 
     def __post_init__(self) -> None:
         numbers = {"scale", "cosine_weight", "bias", "reference_scale"}
@@ -64,7 +68,7 @@ class MatchCalibration:
             ValueError: If an entry is missing, unknown or invalid.
         """
         names = [field.name for field in fields(cls)]
-        optional = {"reference_weight", "reference_scale"}  # added later than the others
+        optional = {"reference_weight", "reference_scale", "reference_texts_sha256"}  # added later than the others
         if not isinstance(values, Mapping) or not set(names) - optional <= set(values) <= set(names):
             raise ValueError(f"match_calibration is {values!r:.200}: it must have {', '.join(names)}, or be None.")
         if not isinstance(values["fitted_on"], str):
@@ -83,7 +87,7 @@ class MatchCalibration:
         """Return the entry of a configuration; older saved code does not know the numbers for references."""
         values = asdict(self)
         if self.reference_weight is None:
-            del values["reference_weight"], values["reference_scale"]
+            del values["reference_weight"], values["reference_scale"], values["reference_texts_sha256"]
         return values
 
     @property
@@ -126,6 +130,11 @@ class MatchCalibration:
     def describe(self) -> str:
         """Return whether the probability is calibrated, and on what."""
         return f"calibrated on {self.fitted_on}" if self.is_fitted else "not calibrated"
+
+
+def texts_sha256(texts: Sequence[str]) -> str:
+    """Return the SHA-256 of the file of reference texts in an index."""
+    return hashlib.sha256(json.dumps(list(texts), indent=1).encode()).hexdigest()
 
 
 def matching_log_odds(itm_logits: torch.Tensor) -> torch.Tensor:

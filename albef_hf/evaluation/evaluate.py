@@ -103,7 +103,7 @@ def _describe_saved(folder: Path) -> str:
     """Return where a calibration was saved, and what to do if the code there does not know it."""
     saved = f"saved in config.json and README.md of {folder}"
     code = folder / "calibration_albef.py"
-    if code.exists() and "reference_weight" not in code.read_text(encoding="utf-8"):
+    if code.exists() and "reference_texts_sha256" not in code.read_text(encoding="utf-8"):
         return (
             f"{saved}; the code there is older than references and may refuse their weight: run `albef renew {folder}`"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from ..calibration_albef import MatchCalibration
+from ..calibration_albef import MatchCalibration, texts_sha256
 from ..model_card import updated_card
 from ..retrieval_albef import Ranking, RetrievalScores
 from ..training.arguments import FineTuningArguments
@@ -89,19 +89,24 @@ class FittedCalibration:
     reference_texts: list[str] = field(default_factory=list)
 
 
-def calibrate(scores: RetrievalScores, image_of_text: Sequence[int], fitted_on: str) -> FittedCalibration:
+def calibrate(
+    scores: RetrievalScores, image_of_text: Sequence[int], fitted_on: str, reference_texts: Sequence[str] = ()
+) -> FittedCalibration:
     """Fit a calibration on all queries, and judge two that are fitted on half of the images each on the other half.
 
     Args:
         scores: From `score_all`.
         image_of_text: Index of the image that each text belongs to.
         fitted_on: Description of the data.
+        reference_texts: The texts among the references.
 
     Raises:
         ValueError: If the candidates do not allow a fit; see `fit_calibration`.
     """
     pairs = candidate_pairs(scores)
     fitted = fit_all(scores, fitted_on)
+    if reference_texts:
+        fitted = replace(fitted, reference_texts_sha256=texts_sha256(reference_texts))
     images = torch.arange(len(scores.image_to_text.logits))
     halves = Halves(images % 2 == 0, torch.as_tensor(image_of_text) % 2 == 0)
     fits = halves.fit(scores)
@@ -117,7 +122,7 @@ def calibrate(scores: RetrievalScores, image_of_text: Sequence[int], fitted_on: 
             with contextlib.suppress(NothingToFitError):  # the summary says so
                 unseen = halves.judge(halves.fit(alone), alone.normalized)
                 metrics |= alone.recalls(f"cross_fitted_normalized_{stage}", unseen)
-    return FittedCalibration(fitted, metrics, _summary(scores, pairs, fitted, metrics))
+    return FittedCalibration(fitted, metrics, _summary(scores, pairs, fitted, metrics), list(reference_texts))
 
 
 class NothingToFitError(ValueError):

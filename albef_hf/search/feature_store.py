@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..calibration_albef import texts_sha256
 from ..compatibility_albef import follow_umask
 from ..modeling_albef import AlbefImageTextModel
 from ..utils.dtypes import dtype_name
@@ -109,7 +110,7 @@ class FeatureStore:
         """
         try:
             content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            return cls(folder, Manifest.from_json(content))
+            manifest = Manifest.from_json(content)
         except FileNotFoundError as error:
             raise ValueError(
                 f"{folder} contains no index. Build one: albef index build FOLDER --model ID --index {folder}"
@@ -118,6 +119,9 @@ class FeatureStore:
             raise ValueError(
                 f"{folder / MANIFEST} cannot be read ({error}). Remove {folder} and build the index again."
             ) from error
+        if not manifest.shards and not manifest.parts:  # no image has been matched with them
+            manifest.reference_texts = None
+        return cls(folder, manifest)
 
     @property
     def root(self) -> Path | None:
@@ -220,6 +224,11 @@ class FeatureStore:
             raise ValueError(f"The index is damaged: {problem}. Build it again with the same reference texts.")
         return json.loads((self.folder / name).read_bytes())
 
+    @property
+    def reference_texts_sha256(self) -> str | None:
+        """SHA-256 of the reference texts, None if there are none."""
+        return self.manifest.files.get(self.manifest.reference_texts or "", UNKNOWN)["sha256"]
+
     def set_reference_texts(self, texts: list[str], model: AlbefImageTextModel) -> None:
         """Write the reference texts that images are matched with by a model; `save` makes them count.
 
@@ -227,8 +236,7 @@ class FeatureStore:
             ValueError: If images of the index have been matched with others, or with none.
         """
         content = json.dumps(texts, indent=1).encode()
-        known = self.manifest.files.get(self.manifest.reference_texts or "", UNKNOWN)
-        is_same = known["sha256"] == hashlib.sha256(content).hexdigest()
+        is_same = self.reference_texts_sha256 == texts_sha256(texts)
         if (self.manifest.shards or self.manifest.parts) and not is_same:
             built_with = "other reference texts" if self.manifest.reference_texts else "no reference texts"
             raise ValueError(f"The index in {self.folder} was built with {built_with}: choose another folder.")

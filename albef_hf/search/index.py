@@ -45,7 +45,7 @@ from .image_sources import (
     materialize,
 )
 from .manifest import INDEX_PATTERNS, MANIFEST, Manifest, to_relative
-from .reference_texts import checked_references
+from .reference_texts import checked_references, warn_of_other_references
 from .reranker import Reranker
 from .writer import IndexWriter
 
@@ -172,6 +172,7 @@ class ImageIndex:
             store = _open_or_create(folder, model, source)
             if references is not None:
                 store.set_reference_texts(references, model)
+            warn_of_other_references(store.reference_texts_sha256, MatchCalibration.from_config(model.config))
             writer = IndexWriter(store, FeatureEncoder(model, processor), source)
             writer.discard_damaged()
             recorded = writer.fingerprints()
@@ -229,6 +230,7 @@ class ImageIndex:
                 "The index has reference texts, but the model has no weight for them: scores are not normalized. "
                 "Calibrate it with reference_files."
             )
+        warn_of_other_references(store.reference_texts_sha256, index.calibration)
         if collection is None and index.keys and isinstance(index.keys[0], int):
             used = {*index.keys, *index.broken, *store.manifest.removed}
             index.source = ImageRows(start=max(int(row) for row in used) + 1)  # the rows are not there; ids are unique
@@ -399,7 +401,7 @@ class ImageIndex:
         with self.lock:  # the search changes how many lists faiss searches
             ids = search(mapped.vectors, features.numpy(), count)
         positions = mapped.positions(ids)
-        present = self._present([mapped.keys[position] for position in positions])
+        present = self._present(mapped, [mapped.keys[position] for position in positions])
         positions = [position for position in positions if mapped.keys[position] in present]
         cosines = mapped.features(positions) @ features
         order = cosines.argsort(descending=True, stable=True).tolist()  # faiss may have compared compressed vectors
@@ -428,11 +430,11 @@ class ImageIndex:
             hit.score = score
         return sorted(reranked, key=lambda hit: hit.score, reverse=True)
 
-    def _present(self, keys: list[Key]) -> set[Key]:
+    def _present(self, mapped: MappedIndex, keys: list[Key]) -> set[Key]:
         """Return the keys of files that still exist, and warn of missing and changed ones."""
         if isinstance(self.source, ImageRows):
             return set(keys)
-        recorded = self.mapped.fingerprints
+        recorded = mapped.fingerprints
         current: dict[Key, Fingerprint | None] = {key: self.source.fingerprint(key) for key in keys}
         missing = [key for key in keys if current[key] is None]
         changed = [key for key in keys if current[key] not in (None, recorded[key])]

@@ -5,8 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from ..calibration_albef import MatchCalibration
 from ..data.captions import is_blank
+
+logger = logging.get_logger(f"transformers.{__name__}")
 
 
 def read_reference_texts(path: Path) -> list[str]:
@@ -41,6 +45,15 @@ def checked_references(texts: Iterable[str] | None, calibration: MatchCalibratio
             "--calibrate --reference_files`, or index without reference texts."
         )
     return references
+
+
+def warn_of_other_references(sha256: str | None, calibration: MatchCalibration) -> None:
+    """Warn if the weight for references was fitted with other texts than those of an index, if both are known."""
+    if calibration.reference_weight and sha256 and calibration.reference_texts_sha256 not in (None, sha256):
+        logger.warning(
+            "The reference texts of the index are others than those that the model was calibrated with, for which its "
+            "weight holds: build an index with those in another folder, or calibrate the model with these."
+        )
 
 
 def _require_texts(texts: Any, name: str) -> list[str]:

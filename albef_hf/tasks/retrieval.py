@@ -166,9 +166,8 @@ class Retrieval(PairTask):
         if references:
             names = ", ".join(Path(file).name for file in self.args.reference_files)
             fitted_on += f"; references: {references.describe()}, of {names}"
-        fitted = calibrate(scores, image_of_text, fitted_on)
-        fitted.reference_texts = [text for captions in references.captions for text in captions] if references else []
-        return fitted
+        texts = [text for captions in references.captions for text in captions] if references else []
+        return calibrate(scores, image_of_text, fitted_on, texts)
 
     def _predictions(self, scores: RetrievalScores, images: EvaluationImages) -> list[dict[str, Any]]:
         """Return the best answers of each query, by the calibration of the model unless the options say otherwise."""

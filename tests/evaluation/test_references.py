@@ -15,7 +15,7 @@ from sharp_models import make
 from task_rows import small_evaluation, write
 
 from albef_hf import AlbefForRetrieval, retrieval_albef
-from albef_hf.calibration_albef import MatchCalibration
+from albef_hf.calibration_albef import MatchCalibration, texts_sha256
 from albef_hf.data import Scenes
 from albef_hf.evaluation.match_calibration import calibrate, without_contrast, without_matching
 from albef_hf.retrieval_albef import Ranking, RetrievalScores, score_all
@@ -217,7 +217,7 @@ def test_the_command_fits_the_weight_and_uses_it(run, folder, files, tmp_path, m
     rows = json.loads(Path(files["references"]).read_text())
     texts = [text for row in rows for text in (*row["caption"][0], row["caption"][1])]
     assert f"`albef index build --reference_texts`, are in {path}" in printed
-    assert json.loads(path.read_text()) == texts
+    assert json.loads(path.read_text()) == texts and saved["reference_texts_sha256"] == texts_sha256(texts)
     described = "6 images and 24 texts, 1 left out (image_missing), 2 left out (evaluated, too)"
     assert f"references: {described}\n" in printed
     assert saved["fitted_on"].endswith(f"; references: {described}, of references.json, copies.json, missing.json")

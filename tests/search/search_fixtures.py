@@ -12,7 +12,7 @@ from albef_hf import AlbefForPreTraining
 pytest.importorskip("faiss", reason='image search needs pip install "albef_hf[search]"')
 
 from albef_hf.search import index as index_module
-from albef_hf.search import reranker, writer
+from albef_hf.search import reference_texts, reranker, writer
 from albef_hf.search.encoder import FeatureEncoder
 from albef_hf.search.index import ImageIndex
 
@@ -71,7 +71,7 @@ def encoded_sizes(monkeypatch) -> list[int]:
 def search_warnings(monkeypatch) -> list[str]:
     """Record the warnings of search."""
     lines: list[str] = []
-    for module in (index_module, reranker, writer):
+    for module in (index_module, reference_texts, reranker, writer):
         monkeypatch.setattr(module.logger, "warning", lines.append)
     type(index_module.logger).warning_once.cache_clear()
     return lines

@@ -12,8 +12,10 @@ from search_fixtures import *  # noqa: F403
 from search_fixtures import TEXTS, assert_same, flip, keys, noise
 
 from albef_hf import AlbefForPreTraining
-from albef_hf.calibration_albef import MatchCalibration
-from albef_hf.retrieval_albef import score_all
+from albef_hf.calibration_albef import MatchCalibration, texts_sha256
+from albef_hf.retrieval_albef import encode_texts, score_all
+from albef_hf.search import encoder
+from albef_hf.search import index as index_module
 from albef_hf.search.encoder import FeatureEncoder
 from albef_hf.search.index import ImageIndex
 
@@ -120,16 +122,56 @@ def test_images_of_a_dataset_are_normalized_in_any_precision(model, processor, i
         assert {hit.key: pytest.approx(hit.score, abs=0.3) for hit in found} == expected
 
 
-def test_a_removal_does_not_disturb_a_search(normalized, monkeypatch):
-    match = normalized.reranker.match
+@pytest.mark.parametrize("moment", ["search", "match"])
+def test_a_removal_does_not_disturb_a_search(normalized, monkeypatch, moment):
+    owner = index_module if moment == "search" else normalized.reranker
+    work = getattr(owner, moment)
 
-    def match_while_another_thread_removes(*args) -> dict:
-        normalized.remove(["00.PNG"])
-        return match(*args)
+    def work_while_another_thread_removes(*args) -> object:
+        normalized.remove({"00.PNG"} & {*normalized.keys})
+        return work(*args)
 
     expected = normalized.search("red", top_k=12)
-    monkeypatch.setattr(normalized.reranker, "match", match_while_another_thread_removes)
-    assert normalized.search("red", top_k=12) == expected and len(normalized) == 11
+    monkeypatch.setattr(owner, moment, work_while_another_thread_removes)
+    assert normalized.search("red", top_k=12) == expected
+
+
+def test_references_are_encoded_once_for_several_additions(normalized, album, monkeypatch):
+    calls = []
+    monkeypatch.setattr(encoder, "encode_texts", lambda *args: calls.append(args[3]) or encode_texts(*args))
+    for number in (50, 51):
+        noise(number).save(album / f"{number}.png")
+        normalized.add([album / f"{number}.png"], batch_size=3)
+    assert calls == [3] and len(normalized) == 14
+
+
+def test_other_references_than_those_of_the_calibration_are_told(model, processor, album, tmp_path, search_warnings):
+    known = replace(CALIBRATION, reference_texts_sha256=texts_sha256(REFERENCES))
+    model.config.match_calibration = known.to_dict()
+    index = ImageIndex.build(model, processor, album, tmp_path / "index", reference_texts=REFERENCES)
+    ImageIndex.load(tmp_path / "index", model, processor)
+    assert not search_warnings and index.is_normalized
+    for use in (
+        lambda: ImageIndex.build(model, processor, album, tmp_path / "other", reference_texts=REFERENCES[1:]),
+        lambda: ImageIndex.load(tmp_path / "other", model, processor),
+    ):
+        use()
+        assert "others than those that the model was calibrated with" in search_warnings.pop()
+    model.config.match_calibration = replace(known, reference_weight=0.0).to_dict()
+    assert not index.is_normalized and index.search("red")[0].match is not None
+
+
+def test_a_build_that_failed_leaves_no_references(model, processor, album, tmp_path):
+    for path in album.rglob("*.PNG"):
+        path.rename(path.with_suffix(".unread"))
+    with pytest.raises(ValueError, match="None of the .* images can be read"):
+        ImageIndex.build(model, processor, album, tmp_path / "index", reference_texts=REFERENCES)
+    for path in album.rglob("*.unread"):
+        path.rename(path.with_suffix(".PNG"))
+    with torch.no_grad():
+        model.itm_head.bias[0] += 1  # trained meanwhile
+    index = ImageIndex.build(model, processor, album, tmp_path / "index")
+    assert not index.is_normalized and index.store.reference_texts() == [] and index.search("red")
 
 
 def test_other_references_are_refused(normalized, index, model, processor, album, tmp_path):
