@@ -132,9 +132,14 @@ class MatchCalibration:
         return f"calibrated on {self.fitted_on}" if self.is_fitted else "not calibrated"
 
 
+def reference_file_content(texts: Sequence[str]) -> bytes:
+    """Return the content of a file of reference texts, which is compared by its hash."""
+    return json.dumps(list(texts), indent=1).encode()
+
+
 def texts_sha256(texts: Sequence[str]) -> str:
-    """Return the SHA-256 of the file of reference texts in an index."""
-    return hashlib.sha256(json.dumps(list(texts), indent=1).encode()).hexdigest()
+    """Return the SHA-256 of a file of reference texts."""
+    return hashlib.sha256(reference_file_content(texts)).hexdigest()
 
 
 def matching_log_odds(itm_logits: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from ..calibration_albef import MatchCalibration, texts_sha256
+from ..calibration_albef import MatchCalibration, reference_file_content, texts_sha256
 from ..model_card import updated_card
 from ..retrieval_albef import Ranking, RetrievalScores
 from ..training.arguments import FineTuningArguments
@@ -363,7 +363,7 @@ def save_reference_texts(folder: Path, texts: list[str]) -> Path:
     """Write reference texts for `albef index build --reference_texts`, and return the path."""
     path = folder / REFERENCE_TEXTS
     with atomic_write(path) as unfinished:
-        unfinished.write_text(json.dumps(texts, indent=1) + "\n", encoding="utf-8")
+        unfinished.write_bytes(reference_file_content(texts))
     return path
 
 

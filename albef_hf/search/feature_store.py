@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..calibration_albef import texts_sha256
+from ..calibration_albef import reference_file_content, texts_sha256
 from ..compatibility_albef import follow_umask
 from ..modeling_albef import AlbefImageTextModel
 from ..utils.dtypes import dtype_name
@@ -235,7 +235,7 @@ class FeatureStore:
         Raises:
             ValueError: If images of the index have been matched with others, or with none.
         """
-        content = json.dumps(texts, indent=1).encode()
+        content = reference_file_content(texts)
         is_same = self.reference_texts_sha256 == texts_sha256(texts)
         if (self.manifest.shards or self.manifest.parts) and not is_same:
             built_with = "other reference texts" if self.manifest.reference_texts else "no reference texts"
