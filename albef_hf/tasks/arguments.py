@@ -50,6 +50,13 @@ class RetrievalArguments(PairArguments):
             "alone, as in the original's code"
         },
     )
+    start_matching_from_contrast: bool = field(
+        default=False,
+        metadata={
+            "help": "replace the multimodal layer, of which there must be one, and the matching head by ones whose "
+            "first scores follow the contrast of the model; for few images, from a model whose contrast is trained"
+        },
+    )
     calibrate: bool = field(
         default=False,
         metadata={
@@ -72,6 +79,10 @@ class RetrievalArguments(PairArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_at_least(1, "rerank_k", "reference_size")
+        if self.start_matching_from_contrast and not self.model:
+            raise ValueError("start_matching_from_contrast needs a model whose contrast is trained: pass model.")
+        if self.start_matching_from_contrast and self.lora_rank:
+            raise ValueError("start_matching_from_contrast replaces weights that lora_rank keeps: pass one of them.")
         if self.reference_size != REFERENCE_SIZE and not self.reference_files:
             raise ValueError("reference_size has no effect without reference_files.")
 

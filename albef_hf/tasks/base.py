@@ -100,6 +100,9 @@ class Task(ABC):
     def make_reader(self) -> Callable[[Mapping[str, Any], np.random.Generator], dict[str, Any]]:
         """Return the function that turns a row into a training sample."""
 
+    def prepare_model(self, model: PreTrainedModel, rows: Any, accelerator: Accelerator) -> None:  # noqa: B027
+        """Change the model before it is trained on rows, the same on all processes."""
+
     @abstractmethod
     def train_dataloader(self, rows: Any, accelerator: Accelerator) -> DataLoader:
         """Return the batches of this process."""

@@ -19,6 +19,7 @@ from ..evaluation.references import References
 from ..evaluation.retrieval_table import STAGES, retrieval_table
 from ..modeling_albef import AlbefForRetrieval
 from ..retrieval_albef import MAX_TOKENS, RANKS, RetrievalScores, score_all
+from ..training.contrast_start import start_from_rows
 from .arguments import RetrievalArguments
 from .base import FineTuningTask, Rows, TextLimit, count_issues
 
@@ -95,6 +96,11 @@ class Retrieval(PairTask):
     optional_columns = ("image_id",)
     synthetic_data = SceneCaptions
     num_images = 0  # of the last evaluation
+
+    def prepare_model(self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator) -> None:
+        """Start matching from contrast if the options say so; a run that is resumed loads its weights afterwards."""
+        if self.args.start_matching_from_contrast:
+            start_from_rows(model, self, rows, self.args.seed, accelerator)
 
     @torch.no_grad()
     def evaluate(

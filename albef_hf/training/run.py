@@ -54,6 +54,7 @@ def train(task_class: type["Task"], args: Any, accelerator: Accelerator) -> dict
     rows, validation = task.load_rows(accelerator)
     if args.cache_image_states:
         task.image_states = load_image_states(task, student, rows, accelerator)
+    task.prepare_model(student, rows, accelerator)
     loader = task.train_dataloader(rows, accelerator)
     task.check_validation(validation)
     start_trackers(args, accelerator)
