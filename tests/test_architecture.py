@@ -187,6 +187,7 @@ ALLOWED = {
         "data",
         "encoders_albef",
         "losses_albef",
+        "matching_albef",
         "model_card",
         "modeling_albef",
         "momentum",

@@ -16,7 +16,7 @@ Arguments = TypeVar("Arguments", bound=FineTuningArguments)
 SHARED_OPTIONS = {"attn_implementation", "ddp_timeout", "mixed_precision", "output_dir", "seed", "tf32"}
 UNUSED_OPTIONS = {field.name for field in fields(TrainingArguments)} - SHARED_OPTIONS
 UNUSED_OPTIONS |= {"fast_resize", "flip_probability", "min_crop_scale", "pad_to_multiple_of", "randaugment_operations"}
-UNUSED_OPTIONS |= {"balance_classes", "label_smoothing"}
+UNUSED_OPTIONS |= {"balance_classes", "label_smoothing", "start_matching_from_contrast"}
 UNUSED_OPTIONS |= {"labels", "problem_type"}  # an evaluation has those of the model
 
 

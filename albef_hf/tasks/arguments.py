@@ -54,7 +54,8 @@ class RetrievalArguments(PairArguments):
         default=False,
         metadata={
             "help": "replace the multimodal layer, of which there must be one, and the matching head by ones whose "
-            "first scores follow the contrast of the model; for few images, from a model whose contrast is trained"
+            "first scores follow the contrast of the model; for few images, with hardness_strength 0 and "
+            "itm_contrast_weight, since hard negatives teach that this knowledge is of no use"
         },
     )
     calibrate: bool = field(

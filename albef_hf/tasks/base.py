@@ -6,7 +6,7 @@ A task is one file in this folder, found by its name: the head, the paper's defa
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from ..training.model_setup import load_task_model
 from ..training.saved_model import BestModel, SavedModel
 from ..utils.progress import progress
 from . import EVALUATION_ONLY
+
+if TYPE_CHECKING:
+    from ..momentum import MomentumTeacher
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -100,8 +103,10 @@ class Task(ABC):
     def make_reader(self) -> Callable[[Mapping[str, Any], np.random.Generator], dict[str, Any]]:
         """Return the function that turns a row into a training sample."""
 
-    def prepare_model(self, model: PreTrainedModel, rows: Any, accelerator: Accelerator) -> None:  # noqa: B027
-        """Change the model before it is trained on rows, the same on all processes."""
+    def prepare_model(  # noqa: B027  # most tasks train the model as it is
+        self, model: PreTrainedModel, teacher: "MomentumTeacher | None", rows: Any, accelerator: Accelerator
+    ) -> None:
+        """Change model and teacher before a training that is not resumed, in the same way on all processes."""
 
     @abstractmethod
     def train_dataloader(self, rows: Any, accelerator: Accelerator) -> DataLoader:

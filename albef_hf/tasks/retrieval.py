@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,10 +18,14 @@ from ..evaluation.match_calibration import FittedCalibration, calibrate
 from ..evaluation.references import References
 from ..evaluation.retrieval_table import STAGES, retrieval_table
 from ..modeling_albef import AlbefForRetrieval
+from ..processing_albef import AlbefProcessor
 from ..retrieval_albef import MAX_TOKENS, RANKS, RetrievalScores, score_all
-from ..training.contrast_start import start_from_rows
+from ..training.contrast_start import check_form, start_from_rows
 from .arguments import RetrievalArguments
 from .base import FineTuningTask, Rows, TextLimit, count_issues
+
+if TYPE_CHECKING:
+    from ..momentum import MomentumTeacher
 
 SAVED_RANKS = 10  # best answers of each query that are written down
 
@@ -97,10 +101,20 @@ class Retrieval(PairTask):
     synthetic_data = SceneCaptions
     num_images = 0  # of the last evaluation
 
-    def prepare_model(self, model: PreTrainedModel, rows: Rows, accelerator: Accelerator) -> None:
-        """Start matching from contrast if the options say so; a run that is resumed loads its weights afterwards."""
+    @classmethod
+    def load_model(cls, args: RetrievalArguments) -> tuple[PreTrainedModel, AlbefProcessor]:
+        """Return the model and its processor, as other tasks do; refuse a form that cannot start from contrast."""
+        model, processor = super().load_model(args)
+        if args.start_matching_from_contrast:
+            check_form(model.config)
+        return model, processor
+
+    def prepare_model(
+        self, model: PreTrainedModel, teacher: "MomentumTeacher | None", rows: Rows, accelerator: Accelerator
+    ) -> None:
+        """Start matching from contrast if the options say so."""
         if self.args.start_matching_from_contrast:
-            start_from_rows(model, self, rows, self.args.seed, accelerator)
+            start_from_rows(model, teacher, self, rows, accelerator)
 
     @torch.no_grad()
     def evaluate(

@@ -11,7 +11,7 @@ feed-forward part multiplies them: gelu(x) + gelu(-x) is about 0.8 x ** 2 for sm
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,15 +19,18 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
 
-from ..calibration_albef import matching_log_odds
 from ..configuration_albef import AlbefConfig
 from ..data import InvalidSampleError
 from ..encoders_albef import AlbefAttention, AlbefMLP
 from ..matching_albef import EncodedPairs
 from ..modeling_albef import AlbefForRetrieval
+from ..momentum import MomentumTeacher
+
+if TYPE_CHECKING:
+    from ..tasks.retrieval import PairTask
 
 SAMPLE = 256  # pairs on which projections are measured
-LEAST_CORRELATION = 0.7  # of the log-odds with the cosines of a sample
+LEAST_CORRELATION = 0.8  # of the log-odds with the cosines of a sample
 INITIAL_STD = 0.02  # of what is random, as in BERT
 OVER_RESIDUAL = 20  # the projection of the text hides the state that it is added to
 INPUT_SCALE = 0.3  # of what is squared, so that gelu is a parabola
@@ -35,15 +38,24 @@ SPREAD = 8  # of the product that the head reads, for cosines between 0 and 1
 
 
 def start_from_rows(
-    model: AlbefForRetrieval, task: Any, rows: Sequence[Any], seed: int, accelerator: Accelerator
+    model: AlbefForRetrieval,
+    teacher: MomentumTeacher | None,
+    task: "PairTask",
+    rows: Sequence[Any],
+    accelerator: Accelerator,
 ) -> None:
     """Start the matching of a model from its contrast, measured on rows to train on; print how well it follows.
+
+    The teacher's matching is replaced, too: no loss of retrieval uses it, but it is saved as the model's average.
 
     Raises:
         ValueError: If it cannot, see `start_matching_from_contrast`, or fewer than two rows can be read.
     """
-    pairs = read_pairs(model.to(accelerator.device).eval(), task, rows, seed)
+    pairs = read_pairs(model.to(accelerator.device).eval(), task, rows, task.args.seed)
     correlation = start_matching_from_contrast(model, pairs)
+    if teacher is not None:
+        for part in ("albef.multimodal_model", "itm_head"):
+            teacher.model.get_submodule(part).load_state_dict(model.get_submodule(part).state_dict())
     accelerator.print(
         f"matching starts from contrast: among {len(pairs.images)} training pairs, the log-odds of a match correlate "
         f"with the cosine by {correlation:.2f}"
@@ -51,21 +63,25 @@ def start_from_rows(
 
 
 @torch.no_grad()
-def read_pairs(model: AlbefForRetrieval, task: Any, rows: Sequence[Any], seed: int) -> EncodedPairs:
+def read_pairs(model: AlbefForRetrieval, task: "PairTask", rows: Sequence[Any], seed: int) -> EncodedPairs:
     """Encode pairs of some rows, drawn at random; those that cannot be read are left out.
 
     Raises:
         ValueError: If fewer than two can be read.
     """
     rng = np.random.default_rng(seed)
-    samples = []
+    samples: list[dict[str, Any]] = []
+    problem: InvalidSampleError | None = None
     for index in rng.permutation(len(rows))[:SAMPLE].tolist():
         try:
             samples.append(task.preprocess_train(rows[index], rng))
-        except InvalidSampleError:
-            continue
+        except InvalidSampleError as error:
+            problem = error
     if len(samples) < 2:
-        raise ValueError("start_matching_from_contrast needs two rows that can be read: check train_files.")
+        raise ValueError(
+            f"start_matching_from_contrast needs two rows that can be used ({problem or 'there are not as many'}). "
+            "Check image_root, and the columns or keys of the rows."
+        )
     batch = task.collate(samples)
     images = [
         model.albef.vision_model(task.normalize(pixels[None]).to(model.device)).last_hidden_state
@@ -88,53 +104,61 @@ def start_matching_from_contrast(model: AlbefForRetrieval, pairs: EncodedPairs) 
         The correlation of log-odds and cosines among all images and texts of the pairs.
 
     Raises:
-        ValueError: If the layer has another form, or its log-odds do not follow: contrast has to pool images and texts
-            by the mean, as attention does.
+        ValueError: If the model has another form, or the log-odds do not follow the cosine: contrast has to pool
+            images by the mean, as attention does.
     """
     check_form(model.config)
-    layer, head = model.albef.multimodal_model.layers[0], model.contrastive_head
-    width = model.config.text.hidden_size
-    rank = min((width - 2) // 2, model.config.text.intermediate_size // 4, model.config.projection_dim)
-    for weights in (*layer.modules(), model.itm_head):
-        _initialize(weights)
-    mask = pairs.attention_mask[:, :, None].to(pairs.texts.dtype)
-    images = head.image_projection(pairs.images.mean(1))
-    texts = head.text_projection((pairs.texts * mask).sum(1) / mask.sum(1))
-    directions = main_directions(torch.cat([F.normalize(images, dim=-1), F.normalize(texts, dim=-1)]), rank)
-    _write_projection(layer.self_attn, head.text_projection, directions, texts, 0, OVER_RESIDUAL * width**0.5)
-    _write_projection(layer.cross_attn, head.image_projection, directions, images, rank, width**0.5)
-    _write_products(layer.mlp, rank)
-    model.itm_head.weight.zero_()
-    model.itm_head.weight[:, -2:] = torch.tensor([[0.5, -0.5], [-0.5, 0.5]])
-
+    model.albef.multimodal_model.layers[0].apply(_initialize)
+    _write_layer(model, pairs)
     key_values = model.albef.multimodal_model.project_images(pairs.images)
     cls = model.albef.multimodal_model.encode_cls_of_all_pairs(pairs.texts, pairs.attention_mask, key_values)
-    products = matching_log_odds(model.itm_head(cls))
-    cosines = head.project_image(pairs.images) @ head.project_text(pairs.texts, pairs.attention_mask).T
+    products = cls[..., -1] - cls[..., -2]
+    image_embeds = model.contrastive_head.project_image(pairs.images)
+    cosines = image_embeds @ model.contrastive_head.project_text(pairs.texts, pairs.attention_mask).T
     covariance = torch.cov(torch.stack([products.flatten(), cosines.flatten()]))
     correlation = float(covariance[0, 1] / (covariance[0, 0] * covariance[1, 1]).sqrt())
     if not correlation >= LEAST_CORRELATION:
         raise ValueError(
             f"The new matching does not follow contrast, their correlation is {correlation:.2f}: "
-            "start_matching_from_contrast needs a trained contrast that pools images and texts by the mean "
-            "(image_pooling, text_pooling)."
+            "start_matching_from_contrast needs a contrast that pools images by the mean of their patches "
+            "(image_pooling), at the size that it was trained with."
         )
-    scale = covariance[1, 1] / covariance[0, 1] / head.temperature
-    model.itm_head.weight *= scale
-    model.itm_head.bias[1] = (
-        -scale * (products.mean() + products.diagonal().mean()) / 2
-    )  # even between wrong and right
+    scale = float(covariance[1, 1] / covariance[0, 1] / model.contrastive_head.temperature)
+    model.itm_head.weight.zero_()
+    model.itm_head.weight[:, -2:] = scale / 2 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]])  # (no match, match)
+    middle = (products.mean() + products.diagonal().mean()) / 2  # of wrong and right pairs, where odds are even
+    model.itm_head.bias[1] = -scale * middle
     return correlation
 
 
 def check_form(config: AlbefConfig) -> None:
-    """Raise a `ValueError` for a multimodal encoder that cannot start from contrast."""
+    """Raise a `ValueError` for a model whose matching cannot start from contrast."""
     text = config.text
+    if config.text_pooling != "mean":
+        raise ValueError(
+            "start_matching_from_contrast needs a contrast that was trained with a text_pooling of mean, this one has "
+            f"{config.text_pooling}: train matching without the option."
+        )
     if text.num_multimodal_layers != 1 or not text.hidden_act.startswith("gelu"):
         raise ValueError(
             "start_matching_from_contrast needs a multimodal encoder of one layer with gelu, this one has "
             f"{text.num_multimodal_layers} with {text.hidden_act}: train matching without the option."
         )
+
+
+def _write_layer(model: AlbefForRetrieval, pairs: EncodedPairs) -> None:
+    """Let the last two places of the layer's output be the product of text and image, and its negative."""
+    layer, head = model.albef.multimodal_model.layers[0], model.contrastive_head
+    text = model.config.text
+    rank = min((text.hidden_size - 2) // 2, text.intermediate_size // 4, model.config.projection_dim)
+    length = text.hidden_size**0.5  # of a normalized state
+    mask = pairs.attention_mask[:, :, None].to(pairs.texts.dtype)
+    texts = head.text_projection((pairs.texts * mask).sum(1) / mask.sum(1))
+    images = head.image_projection(pairs.images.mean(1))
+    directions = main_directions(torch.cat([F.normalize(images, dim=-1), F.normalize(texts, dim=-1)]), rank)
+    _write_projection(layer.self_attn, head.text_projection, directions, texts, 0, OVER_RESIDUAL * length)
+    _write_projection(layer.cross_attn, head.image_projection, directions, images, rank, length)
+    _write_products(layer.mlp, rank)
 
 
 def main_directions(features: torch.Tensor, rank: int) -> torch.Tensor:

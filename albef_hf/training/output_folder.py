@@ -55,15 +55,19 @@ def lock_output_dir(args: TrainingArguments, accelerator: Accelerator) -> Iterat
         yield
 
 
+def is_resumed(args: TrainingArguments) -> bool:
+    """Return whether a training continues from a checkpoint in its output directory."""
+    return args.resume_from_checkpoint and bool(list_steps(Path(args.output_dir) / CHECKPOINTS))
+
+
 def prepare_output_dir(args: TrainingArguments, accelerator: Accelerator) -> Path:
     """Create the output directory; refuse to overwrite a model unless asked to, or resuming."""
     check_processes(accelerator)
     folder = Path(args.output_dir)
-    has_checkpoints = bool(list_steps(folder / CHECKPOINTS))
-    resumed = args.resume_from_checkpoint and has_checkpoints
-    if (folder / "model.safetensors").exists() and not (args.overwrite_output_dir or resumed):
+    may_change = args.overwrite_output_dir or is_resumed(args)
+    if (folder / "model.safetensors").exists() and not may_change:
         raise ValueError(f"{folder} already holds a model; set another output_dir, or overwrite_output_dir.")
-    if has_checkpoints and not (args.overwrite_output_dir or resumed):
+    if list_steps(folder / CHECKPOINTS) and not may_change:
         raise ValueError(
             f"{folder} holds checkpoints of a run; resume_from_checkpoint continues it, overwrite_output_dir replaces "
             "it."

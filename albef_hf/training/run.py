@@ -23,7 +23,7 @@ from .logging import RunLog, start_trackers
 from .lora import add_lora
 from .model_setup import freeze_encoders, make_teacher
 from .optimization import count_steps
-from .output_folder import LATER_RESULTS, end_training, lock_output_dir, prepare_output_dir, start_upload
+from .output_folder import LATER_RESULTS, end_training, is_resumed, lock_output_dir, prepare_output_dir, start_upload
 from .precision import describe_precision
 from .saved_model import LAST
 from .trainer import Trainer
@@ -52,9 +52,7 @@ def train(task_class: type["Task"], args: Any, accelerator: Accelerator) -> dict
     student, teacher, processor = load_models(task_class, args)
     task = task_class(args, processor)
     rows, validation = task.load_rows(accelerator)
-    if args.cache_image_states:
-        task.image_states = load_image_states(task, student, rows, accelerator)
-    task.prepare_model(student, rows, accelerator)
+    prepare(task, student, teacher, rows, accelerator)
     loader = task.train_dataloader(rows, accelerator)
     task.check_validation(validation)
     start_trackers(args, accelerator)
@@ -101,6 +99,16 @@ def load_models(task_class: type["Task"], args: Any) -> tuple[PreTrainedModel, M
         add_lora(student, teacher, args)
     check_contrastive_options(args, student, has_teacher=teacher is not None)
     return student, teacher, processor
+
+
+def prepare(
+    task: "Task", student: PreTrainedModel, teacher: MomentumTeacher | None, rows: Any, accelerator: Accelerator
+) -> None:
+    """Compute the states of images if they are cached, and let the task change the models of a new training."""
+    if task.args.cache_image_states:
+        task.image_states = load_image_states(task, student, rows, accelerator)
+    if not is_resumed(task.args):
+        task.prepare_model(student, teacher, rows, accelerator)
 
 
 def drop_calibration(student: PreTrainedModel, log: RunLog) -> None:

@@ -1,17 +1,20 @@
 """Matching that starts from contrast: its log-odds follow the cosine, before any step."""
 
+import json
+
 import pytest
 import torch
 from accelerate import Accelerator
 from small_pretraining import weights_of
-from task_rows import make_task, small
+from task_rows import make_task, small, small_evaluation
 from transformers import ConvNextConfig
 
-from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForRetrieval, AlbefProcessor
+from albef_hf import AlbefConfig, AlbefForPreTraining, AlbefForRetrieval, AlbefProcessor, MomentumTeacher
 from albef_hf.calibration_albef import matching_log_odds
 from albef_hf.data import embedded_tokenizer, make_processor
 from albef_hf.matching_albef import EncodedPairs
 from albef_hf.tasks.arguments import RetrievalArguments
+from albef_hf.tasks.retrieval import RowsWithImageIndex
 from albef_hf.training.contrast_start import SAMPLE, main_directions, read_pairs, start_matching_from_contrast
 
 CNN = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "image_size": 64}
@@ -105,6 +108,7 @@ def test_every_weight_learns():
     [
         ({"layers": 2}, "one layer with gelu, this one has 2 with gelu"),
         ({"text_config": {"hidden_act": "relu"}}, "this one has 1 with relu"),
+        ({"text_pooling": "cls"}, "a text_pooling of mean, this one has cls"),
     ],
 )
 def test_another_form_of_the_multimodal_encoder_is_refused(settings, message):
@@ -113,12 +117,11 @@ def test_another_form_of_the_multimodal_encoder_is_refused(settings, message):
         start_matching_from_contrast(model, make_pairs(30, 1))
 
 
-def test_a_contrast_of_first_tokens_is_refused():
+def test_a_contrast_of_another_state_than_the_mean_is_refused():
     """Attention is a mean; what it reads has to be what contrast reads."""
-    model = make_model(make_config(text_pooling="cls"))
-    pairs = make_pairs(SAMPLE, 1)
-    pairs.texts[:, 0] = torch.randn(SAMPLE, 66)
-    with pytest.raises(ValueError, match=r"does not follow contrast.*image_pooling, text_pooling"):
+    model, pairs = make_model(make_config()), make_pairs(SAMPLE, 1)
+    pairs.images[:, 0] = torch.randn(SAMPLE, 32)
+    with pytest.raises(ValueError, match=r"does not follow contrast, their correlation is 0\..*image_pooling"):
         start_matching_from_contrast(model, pairs)
 
 
@@ -142,22 +145,57 @@ def pretrained(tmp_path):
 
 def test_a_training_starts_from_it_and_resumes_from_its_own_weights(run, pretrained, tmp_path, capsys):
     options = [*small(pretrained, tmp_path / "out"), "--start_matching_from_contrast"]
+    said = "training pairs, the log-odds of a match correlate with the cosine by"
     run("finetune", "retrieval", *options)
-    assert "24 training pairs, the log-odds of a match correlate with the cosine by" in capsys.readouterr().out
+    assert said in capsys.readouterr().out
     trained = weights_of(tmp_path / "out" / "last", "albef.multimodal_model")
     run("finetune", "retrieval", *options, "--resume_from_checkpoint")
     resumed = weights_of(tmp_path / "out" / "last", "albef.multimodal_model")
     assert trained and all(torch.equal(weight, resumed[name]) for name, weight in trained.items())
+    assert said not in capsys.readouterr().out
 
 
-def test_rows_that_cannot_be_read_are_left_out(pretrained, tmp_path):
-    processor = AlbefProcessor.from_pretrained(pretrained)
-    task = make_task("retrieval", processor, image_root=str(tmp_path))
-    rows = [{"image": "missing.png", "caption": "a dog", "image_index": 0}] * 3
+def test_what_cannot_start_from_contrast_is_refused_before_anything_is_read(run, model, processor, tmp_path):
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "vit")
+    options = small(tmp_path / "vit", tmp_path / "out", freeze="image_encoder", cache_image_states=tmp_path / "states")
+    with pytest.raises(ValueError, match="a text_pooling of mean, this one has cls"):
+        run("finetune", "retrieval", *options, "--start_matching_from_contrast")
+    assert not (tmp_path / "states").exists()
+
+
+def test_an_evaluation_refuses_the_option(run, pretrained, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("evaluate", "retrieval", *small_evaluation(pretrained, tmp_path), "--start_matching_from_contrast")
+    assert "--start_matching_from_contrast has no effect in this command; remove it" in capsys.readouterr().err
+
+
+def test_the_teacher_starts_alike(pretrained, processor, scene_images):
+    model = AlbefForRetrieval.from_pretrained(pretrained)
+    teacher = MomentumTeacher(model, queue_size=4)
+    task = make_task(
+        "retrieval",
+        AlbefProcessor.from_pretrained(pretrained),
+        image_root=str(scene_images),
+        start_matching_from_contrast=True,
+    )
+    rows = RowsWithImageIndex(json.loads((scene_images / "train.json").read_text()))
+    task.prepare_model(model, teacher, rows, Accelerator(cpu=True))
+    kept = teacher.model.state_dict()
+    assert all(torch.equal(weight, kept[name]) for name, weight in model.state_dict().items())
+
+
+def test_rows_that_cannot_be_read_are_left_out(pretrained, scene_images):
+    task = make_task("retrieval", AlbefProcessor.from_pretrained(pretrained), image_root=str(scene_images))
     model = AlbefForRetrieval.from_pretrained(pretrained).eval()
-    with pytest.raises(ValueError, match="two rows that can be read: check train_files"):
-        read_pairs(model, task, rows, seed=0)
-    task.prepare_model(model, rows, Accelerator(cpu=True))  # without the option, nothing is read
+    good = RowsWithImageIndex(json.loads((scene_images / "train.json").read_text()))[0]
+    bad = {"image": "missing.png", "caption": "a dog", "image_index": 9}
+    assert len(read_pairs(model, task, [bad, good, bad, good, good, bad], seed=0).images) == 3
+    with pytest.raises(ValueError, match=r"two rows that can be used \(image_missing: .*Check image_root"):
+        read_pairs(model, task, [bad, good, bad], seed=0)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    task.prepare_model(model, None, [bad], Accelerator(cpu=True))  # without the option, nothing is read
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
