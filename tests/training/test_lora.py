@@ -239,8 +239,12 @@ def test_adapters_in_an_image_model_of_transformers(kind, tmp_path):
     teacher.update(model)
     model.eval().save_pretrained(tmp_path)
     unmerged = aligned(AlbefForRetrieval.from_pretrained(tmp_path))
-    with torch.no_grad():  # with gradients, another attention kernel is chosen where a bias is trained
-        assert torch.equal(unmerged(**batch).itm_logits, model(**batch).itm_logits)
+    loaded, expected = unmerged.state_dict(), model.state_dict()
+    assert loaded.keys() == expected.keys() and all(torch.equal(loaded[name], expected[name]) for name in expected)
+    with (
+        torch.no_grad()
+    ):  # kernels may differ: with memory's alignment on some processors, and where a bias is trained
+        torch.testing.assert_close(unmerged(**batch).itm_logits, model(**batch).itm_logits, rtol=0, atol=1e-6)
     merge_lora(model).save_pretrained(tmp_path)
     merged = AlbefForRetrieval.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(merged(**batch).itm_logits, model.eval()(**batch).itm_logits, rtol=0, atol=1e-4)
