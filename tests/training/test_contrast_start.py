@@ -148,9 +148,9 @@ def test_a_training_starts_from_it_and_resumes_from_its_own_weights(run, pretrai
     said = "training pairs, the log-odds of a match correlate with the cosine by"
     run("finetune", "retrieval", *options)
     assert said in capsys.readouterr().out
-    trained = weights_of(tmp_path / "out" / "last", "albef.multimodal_model")
+    trained = weights_of(tmp_path / "out", "albef.multimodal_model")
     run("finetune", "retrieval", *options, "--resume_from_checkpoint")
-    resumed = weights_of(tmp_path / "out" / "last", "albef.multimodal_model")
+    resumed = weights_of(tmp_path / "out", "albef.multimodal_model")
     assert trained and all(torch.equal(weight, resumed[name]) for name, weight in trained.items())
     assert said not in capsys.readouterr().out
 
