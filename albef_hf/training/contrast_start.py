@@ -205,9 +205,8 @@ def _write_products(mlp: AlbefMLP, rank: int) -> None:
     """Let the feed-forward part write the product of the first `rank` places and the next to the last two places."""
     identity = INPUT_SCALE * torch.eye(rank, device=mlp.fc1.weight.device)
     width = mlp.fc1.in_features
-    gain = SPREAD / (
-        0.8 * INPUT_SCALE**2 * 2 * width
-    )  # each half of a normalized state has a squared norm of width / 2
+    # Each half of a normalized state has a squared norm of width / 2.
+    gain = SPREAD / (0.8 * INPUT_SCALE**2 * 4 * width / 2)
     for block, (text_sign, image_sign) in enumerate([(1, 1), (-1, -1), (1, -1), (-1, 1)]):
         units = slice(block * rank, (block + 1) * rank)
         mlp.fc1.weight[units] = 0

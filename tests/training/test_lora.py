@@ -241,9 +241,8 @@ def test_adapters_in_an_image_model_of_transformers(kind, tmp_path):
     unmerged = aligned(AlbefForRetrieval.from_pretrained(tmp_path))
     loaded, expected = unmerged.state_dict(), model.state_dict()
     assert loaded.keys() == expected.keys() and all(torch.equal(loaded[name], expected[name]) for name in expected)
-    with (
-        torch.no_grad()
-    ):  # kernels may differ: with memory's alignment on some processors, and where a bias is trained
+    # Kernels may differ: with memory's alignment on some processors, and with gradients where a bias is trained.
+    with torch.no_grad():
         torch.testing.assert_close(unmerged(**batch).itm_logits, model(**batch).itm_logits, rtol=0, atol=1e-6)
     merge_lora(model).save_pretrained(tmp_path)
     merged = AlbefForRetrieval.from_pretrained(tmp_path).eval()
