@@ -1,6 +1,6 @@
 """Options that say where rows come from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from ..utils.spelling import closest
 
@@ -22,6 +22,9 @@ DATASET_FORMATS = (
     "vqa_rad",
     "vqav2",
 )
+
+# Without effect on rows from files, shards or scenes, whose keys are fixed.
+DATASET_OPTIONS = frozenset({"caption_column", "columns", "data_files", "dataset_config", "image_column", "streaming"})
 
 
 @dataclass
@@ -73,9 +76,12 @@ class SourceArguments:
         return self.train_files
 
     def check_source(self) -> None:
-        """Raise a `ValueError` if two sources are given, or a format that is unknown or without files."""
+        """Raise a `ValueError` for two sources, options of a dataset without one, or a format without files."""
         if self.train_files and self.dataset:
             raise ValueError("train_files and dataset are both sources of rows; choose one.")
+        for option in () if self.dataset else fields(self):
+            if option.name in DATASET_OPTIONS and getattr(self, option.name) not in (option.default, []):
+                raise ValueError(f"{option.name} has no effect without dataset; set it, too, or remove {option.name}.")
         if self.dataset_format is None:
             return
         if self.dataset_format not in DATASET_FORMATS:
