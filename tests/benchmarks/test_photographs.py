@@ -16,17 +16,19 @@ from albef_hf.search.html_report import word_maps
 FOLDER = REPOSITORY / "benchmarks" / "photographs"
 
 
-def test_own_class_is_an_image_encoder(monkeypatch, tmp_path):
+@pytest.mark.parametrize("networks", [[0], [0, 2]])
+def test_own_class_is_an_image_encoder(monkeypatch, tmp_path, networks):
     pytest.importorskip("efficientnet_lite_pytorch", reason="efficientnet-lite-pytorch is not installed")
     monkeypatch.syspath_prepend(FOLDER)
     efficientnet_lite = importlib.import_module("efficientnet_lite")
     text = {"hidden_size": 32, "num_hidden_layers": 1, "num_multimodal_layers": 1, "num_attention_heads": 2}
-    vision = efficientnet_lite.EfficientNetLiteConfig(image_size=64)
+    width = 1280 * len(networks)
+    vision = efficientnet_lite.EfficientNetLiteConfig(networks=networks, hidden_size=width, image_size=64)
     config = AlbefConfig(vision_config=vision, text_config=text | {"intermediate_size": 64}, projection_dim=16)
     model = AlbefForRetrieval(config).eval()
     pixels = torch.randn(2, 3, 64, 64)
     states = model.albef.vision_model(pixels).last_hidden_state
-    assert states.shape == (2, 1 + 2 * 2, 1280)
+    assert states.shape == (2, 1 + 2 * 2, width)
     torch.testing.assert_close(states[:, 0], states[:, 1:].mean(1))  # what is contrasted
     model.save_pretrained(tmp_path)
     loaded = AlbefForRetrieval.from_pretrained(tmp_path)
