@@ -925,7 +925,7 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         super().__init__(config)
         self.layers = nn.ModuleList([AlbefMultimodalLayer(config) for _ in range(config.num_multimodal_layers)])
         self.input_dropout = nn.Dropout(config.input_dropout_prob)
-        # An image's first token stands for the whole: if it were kept, the image would always look the same.
+        # An image's first token stands for the whole: if it were kept, every step would show the whole image.
         self.image_token_dropout = AlbefTokenDropout(config.image_token_dropout_prob, num_kept=0)
         self.text_token_dropout = AlbefTokenDropout(config.text_token_dropout_prob, num_kept=1)  # [CLS], the query
         self.post_init()

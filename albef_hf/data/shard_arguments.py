@@ -11,9 +11,9 @@ class ShardArguments(SourceArguments):
     """Which rows to convert to shards, and how."""
 
     output_dir: str = field(default="", metadata={"help": "folder of the shards"})
-    image_column: str = field(default="image", metadata={"help": "column of the image"})
+    image_column: str = field(default="image", metadata={"help": "column of the dataset that has the image"})
     caption_column: str = field(
-        default="caption", metadata={"help": "column of the caption, a text or a list of texts"}
+        default="caption", metadata={"help": "column of the dataset that has the caption, a text or a list of texts"}
     )
     short_side: int = field(
         default=384, metadata={"help": "downscale images to this shorter side in pixels; none is enlarged"}

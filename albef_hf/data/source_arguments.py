@@ -23,8 +23,8 @@ DATASET_FORMATS = (
     "vqav2",
 )
 
-# Without effect on rows from files, shards or scenes, whose keys are fixed.
-DATASET_OPTIONS = frozenset({"caption_column", "columns", "data_files", "dataset_config", "image_column", "streaming"})
+# Options of `dataset` alone: the keys of other rows are fixed.
+DATASET_OPTIONS = ("caption_column", "data_files", "dataset_config", "image_column", "streaming")
 
 
 @dataclass
@@ -76,12 +76,11 @@ class SourceArguments:
         return self.train_files
 
     def check_source(self) -> None:
-        """Raise a `ValueError` for two sources, options of a dataset without one, or a format without files."""
+        """Raise a `ValueError` for two sources, options of no source, or a format that is unknown or without files."""
         if self.train_files and self.dataset:
             raise ValueError("train_files and dataset are both sources of rows; choose one.")
-        for option in () if self.dataset else fields(self):
-            if option.name in DATASET_OPTIONS and getattr(self, option.name) not in (option.default, []):
-                raise ValueError(f"{option.name} has no effect without dataset; set it, too, or remove {option.name}.")
+        if not self.dataset:
+            self._check_dataset_options()
         if self.dataset_format is None:
             return
         if self.dataset_format not in DATASET_FORMATS:
@@ -91,3 +90,9 @@ class SourceArguments:
             )
         if not self.row_files:
             raise ValueError(f"dataset_format {self.dataset_format} is that of files; set train_files.")
+
+    def _check_dataset_options(self) -> None:
+        """Refuse options that have no effect without a dataset."""
+        for option in fields(self):
+            if option.name in DATASET_OPTIONS and getattr(self, option.name) not in (option.default, [], None):
+                raise ValueError(f"{option.name} has no effect, since dataset is not set: remove it, or set dataset.")

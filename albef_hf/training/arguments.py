@@ -444,8 +444,10 @@ class PretrainingArguments(DataArguments):
     streaming: bool = field(
         default=False, metadata={"help": "read the dataset on the fly instead of downloading it first"}
     )
-    image_column: str = field(default="image", metadata={"help": "column of the image"})
-    caption_column: str = field(default="caption", metadata={"help": "column of the caption, a text or list of texts"})
+    image_column: str = field(default="image", metadata={"help": "column of the dataset that has the image"})
+    caption_column: str = field(
+        default="caption", metadata={"help": "column of the dataset that has the caption, a text or a list of texts"}
+    )
     scenes_max_objects: int = field(default=4, metadata={"help": "a scene has 2 to this many objects, at most 4"})
     scenes_wrong_share: float = field(
         default=0.0, metadata={"help": "fraction of the scenes' captions that belong to another scene"}
@@ -513,7 +515,9 @@ class FineTuningArguments(DataArguments):
     )
     columns: list[str] = field(
         default_factory=list,
-        metadata={"help": "names of columns, such as image=photo; for NLVR2 maybe left_image=a right_image=b"},
+        metadata={
+            "help": "names of columns of the dataset, such as image=photo; for NLVR2 maybe left_image=a right_image=b"
+        },
     )
     flip_probability: float = field(
         default=0.5, metadata={"help": "probability of mirroring an image; built-in rows are never mirrored"}

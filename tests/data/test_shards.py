@@ -304,6 +304,7 @@ def test_other_libraries_read_the_shards(prepare, tmp_path):
     [
         ([], "output_dir is missing"),
         (["--output_dir", "a", "--train_files", "a", "--dataset", "b"], "choose one"),
+        (["--output_dir", "a", "--train_files", "a", "--data_files", "b"], "data_files has no effect"),
         (["--output_dir", "a", "--quality", "101"], "between 1 and 100"),
         (["--output_dir", "a", "--short_side", "0"], "at least 1"),
         (["--output_dir", "a", "--short_size", "9"], "did you mean --short_side?"),
