@@ -197,9 +197,9 @@ class AlbefTextConfig(PreTrainedConfig):
         hidden_dropout_prob: Dropout of embeddings and layer outputs.
         attention_probs_dropout_prob: Dropout of the attention probabilities.
         input_dropout_prob: Dropout of the text and image states that the multimodal encoder reads; 0 as in the paper.
-        image_token_dropout_prob: Fraction of the image tokens that are dropped before the multimodal encoder in
-            training; one remains in any case; 0 as in the paper.
-        text_token_dropout_prob: Likewise of the text tokens but `[CLS]`, where images and texts are matched.
+        image_token_dropout_prob: Fraction of the image tokens, except for the first, that are dropped before the
+            multimodal encoder in training; 0 as in the paper.
+        text_token_dropout_prob: Likewise of the text tokens, where images and texts are matched.
         max_position_embeddings: Rows of the position table: longest text in tokens, and the offset.
         position_offset: Position of the first token. The RoBERTa family counts from `pad_token_id + 1`, BERT from 0.
         type_vocab_size: Rows of the token-type table; ALBEF always adds row 0.

@@ -880,15 +880,14 @@ class AlbefTextModel(AlbefPreTrainedModel):
 
 
 class AlbefTokenDropout(nn.Module):
-    """Drop tokens at random in training, but not the first `num_kept` ones, and never all.
+    """Drop tokens at random in training, but never the first one, which stands for the whole.
 
     FLIP (arXiv 2212.00794) drops image patches to save time. Few images are also harder to learn by heart then.
     """
 
-    def __init__(self, probability: float, num_kept: int):
+    def __init__(self, probability: float):
         super().__init__()
         self.probability = probability
-        self.num_kept = num_kept
 
     def forward(
         self, states: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -898,9 +897,9 @@ class AlbefTokenDropout(nn.Module):
             return states, attention_mask
         batch, tokens, width = states.shape
         order = torch.rand(batch, tokens, device=states.device)
-        order[:, : self.num_kept] = -1
-        remaining = self.num_kept + round((1 - self.probability) * (tokens - self.num_kept))
-        index = order.argsort(dim=1)[:, : max(remaining, 1)]
+        order[:, 0] = -1
+        kept = 1 + round((1 - self.probability) * (tokens - 1))
+        index = order.argsort(dim=1)[:, :kept]
         states = states.gather(1, index[:, :, None].expand(-1, -1, width))
         return states, None if attention_mask is None else attention_mask.gather(1, index)
 
@@ -925,9 +924,8 @@ class AlbefMultimodalModel(AlbefPreTrainedModel):
         super().__init__(config)
         self.layers = nn.ModuleList([AlbefMultimodalLayer(config) for _ in range(config.num_multimodal_layers)])
         self.input_dropout = nn.Dropout(config.input_dropout_prob)
-        # An image's first token stands for the whole: if it were kept, every step would show the whole image.
-        self.image_token_dropout = AlbefTokenDropout(config.image_token_dropout_prob, num_kept=0)
-        self.text_token_dropout = AlbefTokenDropout(config.text_token_dropout_prob, num_kept=1)  # [CLS], the query
+        self.image_token_dropout = AlbefTokenDropout(config.image_token_dropout_prob)
+        self.text_token_dropout = AlbefTokenDropout(config.text_token_dropout_prob)
         self.post_init()
 
     def project_images(self, image_hidden_states: torch.Tensor) -> list[KeyValues]:
