@@ -57,7 +57,7 @@ TWO_CLASSES = {"alpha": 0, "itm_contrast_weight": 0}
 WAYS = {
     "recipe": Way("the recipe", "", {}),
     "not_distilled": Way("without distillation", "recipe", {"alpha": 0}),
-    "new_layer": Way("a new layer, not started from contrast", "recipe", {"start_matching_from_contrast": False}),
+    "contrast_start": Way("started from contrast", "recipe", {"start_matching_from_contrast": True}),
     "all_tokens": Way("no patches and words hidden", "recipe", {}, ALL_TOKENS),
     "text_encoder": Way(
         "text encoder trained, too",

@@ -77,7 +77,7 @@ def test_a_way_changes_one_thing_of_another(ablate):
     assert changed == {
         "recipe": set(),
         "not_distilled": {"alpha"},
-        "new_layer": {"start_matching_from_contrast"},
+        "contrast_start": {"start_matching_from_contrast"},
         "all_tokens": {"model_config"},
         "text_encoder": {"freeze", "text_encoder_learning_rate"},
         "easy_negative": {"itm_contrast_weight"},
