@@ -25,6 +25,8 @@ def test_own_class_is_an_image_encoder(monkeypatch, tmp_path, networks):
     vision = efficientnet_lite.EfficientNetLiteConfig(networks=networks, image_size=64)
     config = AlbefConfig(vision_config=vision, text_config=text | {"intermediate_size": 64}, projection_dim=16)
     model = AlbefForRetrieval(config).eval()
+    weights = model.albef.vision_model.encoder.state_dict()
+    assert networks != [0] or all(name.startswith("network.") for name in weights)  # as in folders saved before
     pixels = torch.randn(2, 3, 64, 64)
     states = model.albef.vision_model(pixels).last_hidden_state
     assert states.shape == (2, 1 + 2 * 2, 1280 * len(networks))
